@@ -1,0 +1,1 @@
+"""Splat file formats, one file a format."""

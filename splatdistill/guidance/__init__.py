@@ -1,0 +1,1 @@
+"""Score distillation: one skeleton, many methods."""

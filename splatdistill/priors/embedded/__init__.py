@@ -1,0 +1,1 @@
+"""The shipped teacher: its scene grammar, renderer and training."""

@@ -1,0 +1,70 @@
+# Every target sets up what it needs: a fresh machine has Python, a C++ compiler and a package index.
+PYTHON ?= python3
+VENV ?= .venv
+PROMPT ?= a red mushroom
+WHEELS ?= wheels
+CUDA_ARCH ?= sm_80
+
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+GPU_SITE := build/gpu-site
+CPP := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' 2>/dev/null)
+CUDA_OBJECTS := $(patsubst csrc/%.cu,build/cuda-objects/%.o,$(filter %.cu,$(CPP)))
+NVCC := $(shell command -v nvcc 2>/dev/null)
+
+.PHONY: help install demo test lint format cuda-objects quality gpu-check clean
+help:  ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
+
+$(STAMP): pyproject.toml setup.py requirements/constraints.txt $(CPP)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -c requirements/constraints.txt torch
+	$(BIN)/python -m pip install --quiet -c requirements/constraints.txt -e ".[dev]"
+	touch $@
+
+install: $(STAMP)  ## make the virtual environment, install the pinned packages, build the extension
+
+# The shell reads the prompt from the environment, so no character of it is ever shell syntax.
+demo: export PROMPT := $(value PROMPT)
+demo: $(STAMP)  ## text to splat: make demo PROMPT="a yellow duck"
+	$(BIN)/python -m splatdistill.train --prompt "$$PROMPT" --overwrite
+
+test: $(STAMP)  ## the whole test suite, without the slow runs of `make quality`
+	$(BIN)/python -m pytest -q -m "not slow"
+
+quality: $(STAMP)  ## the slow tests: whole distillation runs, judged
+	$(BIN)/python -m pytest -q -m slow
+
+lint: $(STAMP)  ## ruff, pyright and clang-format, changing nothing
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(if $(CPP),$(BIN)/clang-format --dry-run --Werror $(CPP))
+
+format: $(STAMP)  ## rewrite the sources in the house style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(if $(CPP),$(BIN)/clang-format -i $(CPP))
+
+cuda-objects: $(if $(NVCC),$(CUDA_OBJECTS))  ## compile the CUDA sources for one architecture, running nothing
+	@$(if $(NVCC),echo "CUDA objects: $(CUDA_OBJECTS)",echo "no nvcc: the CUDA sources were not compiled")
+
+build/cuda-objects/%.o: csrc/%.cu $(filter %.h,$(CPP))
+	mkdir -p $(@D)
+	$(NVCC) -std=c++17 -O3 -arch=$(CUDA_ARCH) -Xcompiler -fPIC -Icsrc -c $< -o $@
+
+# PYTHON must already hold a CUDA build of torch; WHEELS is a folder with whatever else it lacks. No index is asked.
+gpu-check: export PYTHONPATH := $(GPU_SITE):$(CURDIR)
+gpu-check: export SPLATDISTILL_CUDA := 1
+gpu-check:  ## on a GPU machine: build, run the GPU tests and benchmarks (WHEELS=folder)
+	$(PYTHON) -c 'import torch; assert torch.cuda.is_available(), "no CUDA device"; print(torch.cuda.get_device_name())'
+	if ls $(WHEELS)/*.whl >/dev/null 2>&1; then $(PYTHON) -m pip install --quiet --no-index --find-links $(WHEELS) \
+	  --no-deps --no-compile --upgrade --target $(GPU_SITE) $(WHEELS)/*.whl; fi
+	$(PYTHON) setup.py -q build_ext --inplace
+	$(PYTHON) -m pytest -q -m gpu
+	mkdir -p benchmarks/results
+	for script in $$(grep -l -e --device benchmarks/*.py); do \
+	  $(PYTHON) $$script --device cuda --json benchmarks/results/gpu-$$(basename $$script .py).json || exit 1; done
+
+clean:  ## remove what was built; the virtual environment and outputs/ stay
+	rm -rf build dist *.egg-info splatdistill/*.so $(STAMP)

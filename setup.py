@@ -1,0 +1,153 @@
+"""Builds the optional native extension splatdistill._C; everything else is in pyproject.toml.
+
+Environment:
+  SPLATDISTILL_ARCH        value of -march (default: native); "x86-64-v3" makes a portable wheel
+  SPLATDISTILL_CUDA        0: no CUDA; 1: CUDA or an error; unset: CUDA when nvcc is found and works
+  SPLATDISTILL_CUDA_ARCHS  e.g. "90" or "80 90": only these (default: sm_75 to sm_90, and PTX)
+  MAX_JOBS                 compiler processes at a time
+"""
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from setuptools import Extension, find_packages, setup
+from setuptools.command.build_ext import build_ext
+
+CUDA_ARCHS = (75, 80, 86, 89, 90)
+CXX_FLAGS = "-O3 -std=c++17 -fopenmp -fPIC -fvisibility=hidden -fno-math-errno -fno-trapping-math -ffp-contract=fast"
+
+
+class BuildFailed(RuntimeError):
+    """The compiler was missing or refused; the message is one line."""
+
+
+def find_cxx() -> str:
+    """Return the command of the C++ compiler, or raise BuildFailed."""
+    candidates = [os.environ["CXX"]] if os.environ.get("CXX") else ["g++", "c++", "clang++"]
+    for candidate in candidates:
+        if shutil.which(shlex.split(candidate)[0]):
+            return candidate
+    raise BuildFailed(f"no C++ compiler found (tried {', '.join(candidates)})")
+
+
+def find_nvcc() -> str | None:
+    """Return the path of nvcc, or None when there is none or SPLATDISTILL_CUDA=0."""
+    if os.environ.get("SPLATDISTILL_CUDA") == "0":
+        return None
+    home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH") or "/usr/local/cuda"
+    return shutil.which("nvcc") or shutil.which("nvcc", path=str(Path(home) / "bin"))
+
+
+def cuda_arch_flags(nvcc: str) -> str:
+    """Return the -gencode flags: the architectures this nvcc knows, and PTX of the newest for later GPUs."""
+    asked = re.findall(r"\d+", os.environ.get("SPLATDISTILL_CUDA_ARCHS", ""))
+    known = subprocess.run([nvcc, "--list-gpu-arch"], capture_output=True, text=True, check=True).stdout
+    archs = [arch for arch in (map(int, asked) if asked else CUDA_ARCHS) if f"compute_{arch}" in known.split()]
+    if not archs:
+        raise BuildFailed(f"nvcc knows none of the architectures {asked or list(CUDA_ARCHS)}")
+    flags = [f"-gencode arch=compute_{arch},code=sm_{arch}" for arch in archs]
+    return " ".join(flags + [f"-gencode arch=compute_{max(archs)},code=compute_{max(archs)}"])
+
+
+def ninja_text(sources: list[Path], module: Path, cxx: str, nvcc: str | None, includes: list[str]) -> str:
+    """Return build.ninja: one object per source (headers tracked), one shared library."""
+    march = f"-march={os.environ.get('SPLATDISTILL_ARCH', 'native')}"
+    include = " ".join(f"-I{shlex.quote(path)}" for path in includes)
+    cxxflags = f"{CXX_FLAGS} {march} {'-DSPLATDISTILL_CUDA' if nvcc else ''} {include}"
+    lines = [
+        "rule cxx",
+        f"  command = {cxx} -MMD -MF $out.d {cxxflags} -c $in -o $out",
+        "  depfile = $out.d",
+        "  deps = gcc",
+        "rule link",
+        # The static CUDA runtime loads the driver on first use, so the module imports on any machine.
+        f"  command = {f'{nvcc} -ccbin {cxx} -cudart static -shared -Xcompiler -fopenmp' if nvcc else f'{cxx} -shared -fopenmp'}"
+        " $in -o $out",
+    ]
+    if nvcc:
+        lines += [
+            "rule cuda",
+            f"  command = {nvcc} -ccbin {cxx} -MD -MF $out.d -O3 -std=c++17 {cuda_arch_flags(nvcc)}"
+            f" -Xcompiler -fPIC,-fvisibility=hidden {include} -c $in -o $out",
+            "  depfile = $out.d",
+            "  deps = gcc",
+        ]
+    objects = []
+    for source in sources:
+        objects.append("_".join(source.with_suffix(source.suffix + ".o").parts[-3:]))
+        lines.append(f"build {objects[-1]}: {'cuda' if source.suffix == '.cu' else 'cxx'} {source}")
+    lines.append(f"build {module.name}: link {' '.join(objects)}")
+    return "\n".join(lines) + "\n"
+
+
+def replace(source: Path, target: Path) -> None:
+    """Copy `source` over `target` in one step, so that no process ever maps half a file."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy(source, f"{target}.new")
+    os.replace(f"{target}.new", target)
+
+
+def compile_module(target: Path, folder: Path, includes: list[str], nvcc: str | None) -> None:
+    """Compile csrc/ in `folder` and put the module at `target`; raise BuildFailed with one line."""
+    import fcntl  # not on Windows, where the package installs without the extension
+
+    cxx = find_cxx()
+    root = Path(__file__).resolve().parent / "csrc"
+    sources = sorted(root.rglob("*.cpp")) + (sorted(root.rglob("*.cu")) if nvcc else [])
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # two builds in one tree take turns
+        (folder / "build.ninja").write_text(ninja_text(sources, target, cxx, nvcc, includes))
+        jobs = ["-j", os.environ["MAX_JOBS"]] if os.environ.get("MAX_JOBS") else []
+        if subprocess.run([sys.executable, "-m", "ninja", "-C", str(folder), *jobs]).returncode:
+            raise BuildFailed(f"compiling csrc/ failed with {'nvcc and ' if nvcc else ''}{cxx}")
+        replace(folder / target.name, target)
+
+
+class OptionalBuildExt(build_ext):
+    """Compiles with CUDA, else without, else leaves the extension out: the reference takes over."""
+
+    def build_extension(self, ext: Extension) -> None:
+        """Build splatdistill._C, or say in one line why it was left out."""
+        nvcc = find_nvcc()
+        forced = os.environ.get("SPLATDISTILL_CUDA") == "1"
+        if forced and nvcc is None:
+            raise SystemExit("splatdistill: SPLATDISTILL_CUDA=1 but nvcc was not found; install CUDA or unset it")
+        target = Path(self.get_ext_fullpath(ext.name)).resolve()
+        folder = Path(self.build_temp).resolve()
+        for compiler in [nvcc, None] if nvcc and not forced else [nvcc]:
+            try:
+                import pybind11
+                import sysconfig
+
+                includes = [pybind11.get_include(), sysconfig.get_path("include"), str(Path("csrc").resolve())]
+                compile_module(target, folder / ("cuda" if compiler else "cpu"), includes, compiler)
+                return
+            except (BuildFailed, ImportError, OSError, subprocess.CalledProcessError) as error:
+                if forced:
+                    raise SystemExit(f"splatdistill: SPLATDISTILL_CUDA=1: {error}") from error
+                then = "trying without CUDA" if compiler else "the slow pure-torch reference will be used"
+                print(f"splatdistill: native kernels: {error}; {then}", file=sys.stderr, flush=True)
+
+    def copy_extensions_to_source(self) -> None:
+        """Put what was built beside the sources; a running process keeps the file it has mapped."""
+        built = Path(self.get_ext_fullpath("splatdistill._C")).resolve()
+        if built.exists():
+            replace(built, Path(__file__).resolve().parent / "splatdistill" / built.name)
+
+    def get_outputs(self) -> list[str]:
+        """List only what was built."""
+        return [path for path in super().get_outputs() if os.path.exists(path)]
+
+
+setup(
+    packages=[*find_packages(include=["splatdistill*"]), "splatdistill.configs"],
+    package_dir={"splatdistill.configs": "configs"},
+    ext_modules=[Extension("splatdistill._C", sources=[])],
+    cmdclass={"build_ext": OptionalBuildExt},
+)

@@ -1,0 +1,33 @@
+"""Loads the native extension splatdistill._C and keeps its thread count equal to torch's."""
+
+import warnings
+from types import ModuleType
+
+import torch  # before _C: both then share the OpenMP runtime that torch brings
+
+try:
+    from splatdistill import _C
+except ImportError as error:
+    _C: ModuleType | None = None
+    warnings.warn(
+        f"splatdistill: native kernels not available ({error}); using the slower pure-torch reference. "
+        "Install a C++ compiler and reinstall to get them.",
+        stacklevel=2,
+    )
+
+
+def available() -> bool:
+    """Tell whether the native extension was built and loads here."""
+    return _C is not None
+
+
+def cuda_available() -> bool:
+    """Tell whether the native extension holds CUDA kernels and torch sees a CUDA device."""
+    return _C is not None and _C.has_cuda and torch.cuda.is_available()
+
+
+def kernels() -> ModuleType | None:
+    """Return the extension with its thread count set to torch.get_num_threads(), or None when not built."""
+    if _C is not None:
+        _C.set_num_threads(torch.get_num_threads())
+    return _C

@@ -18,22 +18,21 @@ help:  ## list the targets
 
 $(STAMP): pyproject.toml setup.py requirements/constraints.txt $(CPP)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet -c requirements/constraints.txt torch
 	$(BIN)/python -m pip install --quiet -c requirements/constraints.txt -e ".[dev]"
 	touch $@
 
 install: $(STAMP)  ## make the virtual environment, install the pinned packages, build the extension
 
-# The shell reads the prompt from the environment, so no character of it is ever shell syntax.
-demo: export PROMPT := $(value PROMPT)
+# The shell reads the prompt from the environment, so no character of it is ever make or shell syntax.
+demo: export DEMO_PROMPT = $(value PROMPT)
 demo: $(STAMP)  ## text to splat: make demo PROMPT="a yellow duck"
-	$(BIN)/python -m splatdistill.train --prompt "$$PROMPT" --overwrite
+	$(BIN)/python -m splatdistill.train --prompt "$$DEMO_PROMPT" --overwrite
 
-test: $(STAMP)  ## the whole test suite, without the slow runs of `make quality`
-	$(BIN)/python -m pytest -q -m "not slow"
+test: $(STAMP)  ## the whole test suite, but for the long runs of `make quality`
+	$(BIN)/python -m pytest -q -m "not slow and not quality"
 
-quality: $(STAMP)  ## the slow tests: whole distillation runs, judged
-	$(BIN)/python -m pytest -q -m slow
+quality: $(STAMP)  ## the long tests: whole distillation runs, judged
+	$(BIN)/python -m pytest -q -m "slow or quality"
 
 lint: $(STAMP)  ## ruff, pyright and clang-format, changing nothing
 	$(BIN)/ruff check .

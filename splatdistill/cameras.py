@@ -1,0 +1,151 @@
+"""Cameras on an orbit around the origin: the only file that defines axes.
+
+World: right-handed, +Z up, the object's front toward +X. Azimuth runs counter-clockwise from +X seen from
+above (azimuth 90 sees the +Y side), elevation goes up from the XY plane; both in degrees.
+Cameras are OpenCV: x right, y down, z forward. At azimuth 0 the right of the image is +Y.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor
+
+from splatdistill.errors import UserError
+
+Angles = float | Sequence[float] | Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Cameras:
+    """A batch of V pinhole cameras that look at the origin.
+
+    viewmats [V, 4, 4] world-to-camera; Ks [V, 3, 3] in pixels; the orbit parameters [V] they were made from.
+    """
+
+    viewmats: Tensor  # [V, 4, 4]
+    Ks: Tensor  # [V, 3, 3]
+    width: int
+    height: int
+    azimuth_deg: Tensor  # [V]
+    elevation_deg: Tensor  # [V]
+    distance: Tensor  # [V]
+    fov_deg: Tensor  # [V]
+
+    def __len__(self) -> int:
+        return self.viewmats.shape[0]
+
+    def __getitem__(self, index: int | slice | Tensor) -> "Cameras":
+        """The chosen views as Cameras; an int gives a batch of one. Raises IndexError when out of range."""
+        if isinstance(index, int):
+            if not -len(self) <= index < len(self):
+                raise IndexError(f"view {index} of {len(self)}")
+            index = slice(index % len(self), index % len(self) + 1)
+        return self._map(lambda tensor: tensor[index])
+
+    def to(self, device: torch.device | str) -> "Cameras":
+        """The same cameras on another device."""
+        return self._map(lambda tensor: tensor.to(device))
+
+    def _map(self, function) -> "Cameras":
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return replace(self, **{k: function(v) for k, v in values.items() if isinstance(v, Tensor)})
+
+    def resized(self, width: int, height: int) -> "Cameras":
+        """The same views on an image of another size in pixels (Ks are scaled)."""
+        scale = self.Ks.new_tensor([width / self.width, height / self.height, 1.0])
+        return replace(self, Ks=self.Ks * scale[:, None], width=width, height=height)
+
+    @property
+    def camtoworlds(self) -> Tensor:
+        """Camera-to-world matrices [V, 4, 4]: the inverse of the rigid viewmats."""
+        rotation = self.viewmats[:, :3, :3].transpose(1, 2)  # [V, 3, 3]
+        poses = self.viewmats.clone()
+        poses[:, :3, :3] = rotation
+        poses[:, :3, 3:] = -rotation @ self.viewmats[:, :3, 3:]
+        return poses
+
+    @property
+    def positions(self) -> Tensor:
+        """Camera centres in the world [V, 3]."""
+        return self.camtoworlds[:, :3, 3]
+
+
+@dataclass(frozen=True)
+class OrbitRanges:
+    """Ranges (low, high) that `sample_orbit` draws from; degrees, and world units for the distance.
+
+    Raises UserError for a range that is reversed or out of bounds.
+    """
+
+    azimuth_deg: tuple[float, float] = (0.0, 360.0)
+    elevation_deg: tuple[float, float] = (-10.0, 45.0)
+    distance: tuple[float, float] = (2.8, 3.2)
+    fov_deg: tuple[float, float] = (40.0, 45.0)
+    stratified: bool = True
+
+    def __post_init__(self) -> None:
+        bounds = {
+            "azimuth_deg": (-360.0, 360.0),
+            "elevation_deg": (-90.0, 90.0),
+            "distance": (1e-3, 1e6),
+            "fov_deg": (1.0, 179.0),
+        }
+        for name, (lowest, highest) in bounds.items():
+            low, high = getattr(self, name)
+            if not lowest <= low <= high <= highest:
+                raise UserError(
+                    f"camera range {name} is ({low}, {high}); expected {lowest} <= low <= high <= {highest}"
+                )
+
+
+def orbit(
+    azimuth_deg: Angles, elevation_deg: Angles, distance: Angles, fov_deg: Angles, width: int, height: int
+) -> Cameras:
+    """Cameras on a sphere around the origin that look at it, +Z up in the image.
+
+    Numbers, sequences or tensors [V], broadcast against each other. fov_deg is across the full image height;
+    pixels are square, so on a square image it is also across the width.
+    """
+    given = (azimuth_deg, elevation_deg, distance, fov_deg)
+    values = torch.broadcast_tensors(*(torch.as_tensor(v, dtype=torch.float64) for v in given))
+    azimuth, elevation, radius, fov = values = [v.reshape(-1) for v in values]
+    a, e = azimuth.deg2rad(), elevation.deg2rad()
+    # Written out from the angles rather than with a cross product, so that the poles are no special case.
+    right = torch.stack([-a.sin(), a.cos(), torch.zeros_like(a)], -1)  # [V, 3]
+    down = torch.stack([e.sin() * a.cos(), e.sin() * a.sin(), -e.cos()], -1)
+    forward = -torch.stack([e.cos() * a.cos(), e.cos() * a.sin(), e.sin()], -1)
+    viewmats = torch.eye(4, dtype=torch.float64).repeat(len(azimuth), 1, 1)
+    viewmats[:, :3, :3] = torch.stack([right, down, forward], 1)
+    viewmats[:, 2, 3] = radius  # the origin lies straight ahead
+    Ks = torch.eye(3, dtype=torch.float64).repeat(len(azimuth), 1, 1)
+    Ks[:, 0, 0] = Ks[:, 1, 1] = 0.5 * height / (0.5 * fov.deg2rad()).tan()
+    Ks[:, 0, 2], Ks[:, 1, 2] = 0.5 * width, 0.5 * height
+    return Cameras(viewmats.float(), Ks.float(), width, height, *(v.float() for v in values))
+
+
+def sample_orbit(ranges: OrbitRanges, count: int, size: int, generator: torch.Generator) -> Cameras:
+    """`count` random cameras for a square image of `size` pixels; every quantity is uniform in its range.
+
+    Stratified azimuths: the range is cut into `count` equal sectors turned by one random offset, with one
+    camera anywhere inside each, so a batch sees the object from all around.
+    """
+
+    def uniform(limits: tuple[float, float]) -> Tensor:
+        draw = torch.rand(count, generator=generator, dtype=torch.float64)
+        return limits[0] + (limits[1] - limits[0]) * draw
+
+    azimuth = uniform(ranges.azimuth_deg)
+    if ranges.stratified:
+        low, span = ranges.azimuth_deg[0], ranges.azimuth_deg[1] - ranges.azimuth_deg[0]
+        offset = torch.rand(1, generator=generator, dtype=torch.float64)
+        jitter = torch.rand(count, generator=generator, dtype=torch.float64)
+        azimuth = low + span * (((torch.arange(count) + jitter) / count + offset) % 1.0)
+    elevation = uniform(ranges.elevation_deg)
+    return orbit(azimuth, elevation, uniform(ranges.distance), uniform(ranges.fov_deg), size, size)
+
+
+def turntable(count: int, elevation_deg: float, distance: float, fov_deg: float, size: int) -> Cameras:
+    """`count` cameras at equal azimuth steps around the object, azimuth 0 (the front) first."""
+    azimuth = torch.arange(count, dtype=torch.float64) * (360.0 / count)
+    return orbit(azimuth, elevation_deg, distance, fov_deg, size, size)

@@ -1,0 +1,105 @@
+"""The scene: 3D Gaussians as a ParameterDict with gsplat's names, and how to start one.
+
+means [N, 3]; scales [N, 3] log; quats [N, 4] wxyz, any length; opacities [N] logit; sh0 [N, 1, 3] and
+shN [N, K - 1, 3] spherical-harmonic coefficients of the colour, K = (degree + 1)^2.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter, ParameterDict
+
+NAMES = ("means", "scales", "quats", "opacities", "sh0", "shN")
+SH_C0 = 0.28209479177387814  # Y_00 = 1 / (2 sqrt(pi))
+
+
+class Activated(NamedTuple):
+    """Gaussians as a renderer takes them: scales and opacities activated, all SH coefficients together."""
+
+    means: Tensor  # [N, 3]
+    quats: Tensor  # [N, 4] wxyz, not normalised
+    scales: Tensor  # [N, 3] standard deviations, world units
+    opacities: Tensor  # [N] in (0, 1)
+    sh: Tensor  # [N, K, 3]
+
+
+def activated(gaussians: ParameterDict) -> Activated:
+    """The values that the parameters stand for, differentiable."""
+    return Activated(
+        gaussians["means"],
+        gaussians["quats"],
+        gaussians["scales"].exp(),
+        gaussians["opacities"].sigmoid(),
+        torch.cat([gaussians["sh0"], gaussians["shN"]], 1),
+    )
+
+
+def rgb_to_sh0(rgb: Tensor) -> Tensor:
+    """The degree-0 SH coefficient of a colour in [0, 1], any shape."""
+    return (rgb - 0.5) / SH_C0
+
+
+def sh0_to_rgb(sh0: Tensor) -> Tensor:
+    """The colour of a degree-0 SH coefficient, any shape; the inverse of `rgb_to_sh0`."""
+    return sh0 * SH_C0 + 0.5
+
+
+def from_tensors(**tensors: Tensor) -> ParameterDict:
+    """A scene from one tensor for each of NAMES: copied, float32, trainable, in gsplat's order."""
+    copies = {name: tensors[name].detach().to(torch.float32).contiguous().clone() for name in NAMES}
+    return ParameterDict([(name, Parameter(copy)) for name, copy in copies.items()])  # a dict would be sorted
+
+
+def init_blob(
+    count: int,
+    radius: float = 0.6,
+    scale: float | None = None,
+    opacity: float = 0.1,
+    sh_degree: int = 0,
+    colour_noise: float = 0.1,
+    generator: torch.Generator | None = None,
+) -> ParameterDict:
+    """`count` round grey Gaussians, uniform in a ball around the origin.
+
+    radius in world units; scale is the standard deviation (default: half the mean spacing in the ball);
+    opacity in (0, 1); colours are 0.5 plus normal noise of standard deviation colour_noise.
+    """
+    direction = torch.nn.functional.normalize(torch.randn(count, 3, generator=generator), dim=-1)
+    distance = radius * torch.rand(count, 1, generator=generator) ** (1 / 3)  # uniform in volume
+    if scale is None:
+        scale = 0.5 * radius * (4 / 3 * math.pi / max(count, 1)) ** (1 / 3)
+    quats = torch.nn.functional.normalize(torch.randn(count, 4, generator=generator), dim=-1)
+    rgb = 0.5 + colour_noise * torch.randn(count, 1, 3, generator=generator)
+    return from_tensors(
+        means=direction * distance,
+        scales=torch.full((count, 3), math.log(scale)),
+        quats=quats,
+        opacities=torch.full((count,), math.log(opacity / (1 - opacity))),
+        sh0=rgb_to_sh0(rgb),
+        shN=torch.zeros(count, (sh_degree + 1) ** 2 - 1, 3),
+    )
+
+
+def sh_degree_of(gaussians: ParameterDict) -> int:
+    """The SH degree that the coefficients of a scene allow."""
+    return math.isqrt(gaussians["shN"].shape[1] + 1) - 1
+
+
+def select(gaussians: ParameterDict, mask: Tensor) -> ParameterDict:
+    """A copy of the chosen Gaussians; mask [N] bool, or indices."""
+    return from_tensors(**{name: gaussians[name][mask] for name in NAMES})
+
+
+def finite_mask(gaussians: ParameterDict) -> Tensor:
+    """Which Gaussians have only finite parameters: [N] bool."""
+    rows = [gaussians[name].detach().isfinite().flatten(1).all(1) for name in NAMES if name != "opacities"]
+    return torch.stack([gaussians["opacities"].detach().isfinite(), *rows]).all(0)
+
+
+@torch.no_grad()
+def clamp_to_sphere_(gaussians: ParameterDict, radius: float) -> None:
+    """Move, in place, every centre outside a sphere around the origin back to its surface."""
+    means = gaussians["means"]
+    means.mul_((radius / means.norm(dim=-1, keepdim=True)).clamp(max=1.0))

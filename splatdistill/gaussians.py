@@ -68,13 +68,13 @@ def init_blob(
     """
     direction = torch.nn.functional.normalize(torch.randn(count, 3, generator=generator), dim=-1)
     distance = radius * torch.rand(count, 1, generator=generator) ** (1 / 3)  # uniform in volume
-    if scale is None:
-        scale = 0.5 * radius * (4 / 3 * math.pi / max(count, 1)) ** (1 / 3)
+    spacing = radius * math.cbrt(4 / 3 * math.pi / max(count, 1))
+    sigma = 0.5 * spacing if scale is None else scale
     quats = torch.nn.functional.normalize(torch.randn(count, 4, generator=generator), dim=-1)
     rgb = 0.5 + colour_noise * torch.randn(count, 1, 3, generator=generator)
     return from_tensors(
         means=direction * distance,
-        scales=torch.full((count, 3), math.log(scale)),
+        scales=torch.full((count, 3), math.log(sigma)),
         quats=quats,
         opacities=torch.full((count,), math.log(opacity / (1 - opacity))),
         sh0=rgb_to_sh0(rgb),

@@ -1,0 +1,180 @@
+"""What every prior offers: the protocol, branches and their weights, and a toy with a closed-form score."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """The guidance branches of a batch and how their outputs combine.
+
+    embeddings [R,B,L,D]; branch 0 is the null (or negative-prompt) branch, branch 1 the text.
+    weights [R,B] float32: as in `ops.ddim_step`. With `perp_neg`, branches from 2 on are negatives and
+    weights[0] is unused.
+    """
+
+    embeddings: Tensor
+    weights: Tensor
+    perp_neg: bool = False
+
+    def select(self, index: Tensor) -> "Conditioning":
+        """The conditioning of the samples in `index` [n]."""
+        index = index.to(self.weights.device)
+        return replace(self, embeddings=self.embeddings[:, index], weights=self.weights[:, index])
+
+    def with_guidance(self, g: float) -> "Conditioning":
+        """The same branches at scale `g`: eps = eps_null + g (eps_text - eps_null [+ sum_i w_i perp_i]).
+
+        Raises ValueError for perp-neg branches built at guidance 0, whose relative weights are lost.
+        """
+        if not self.perp_neg:
+            return cfg(self.embeddings[0], self.embeddings[1], g)
+        if not self.weights[1].all():
+            raise ValueError("with_guidance: perp-neg branches of guidance 0 have no relative weights")
+        weights = self.weights * (g / self.weights[1])  # [R, B]
+        weights[0] = 1.0
+        return replace(self, weights=weights)
+
+
+def cfg(null: Tensor, text: Tensor, g: float) -> Conditioning:
+    """Classifier-free guidance (2207.12598) at scale `g` between `null` and `text`, both [B,L,D]."""
+    weights = torch.tensor([[1.0 - g], [g]], dtype=torch.float32, device=text.device)
+    return Conditioning(torch.stack([null, text]), weights.repeat(1, len(text)))
+
+
+class Prior(Protocol):
+    """A frozen diffusion model: only `encode` carries gradients.
+
+    alphas_cumprod [T] is float64 on the CPU, latent_shape is (C, h, w), image_size the side in pixels.
+    """
+
+    name: str
+    device: torch.device
+    dtype: torch.dtype
+    prediction_type: str
+    alphas_cumprod: Tensor
+    latent_shape: tuple[int, int, int]
+    image_size: int
+
+    def encode(self, rgb: Tensor) -> Tensor:
+        """Scaled latents [V,C,h,w] of images [V,3,H,W] in [0,1]; differentiable."""
+        ...
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Images [V,3,H,W] in [0,1] of scaled latents [V,C,h,w]."""
+        ...
+
+    def embed(self, texts: list[str]) -> Tensor:
+        """Text embeddings [n,L,D]."""
+        ...
+
+    def predict(self, z_t: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
+        """Raw outputs [R,B,C,h,w] of the branches at z_t [B,C,h,w], t [B]; zeros for one without weight."""
+        ...
+
+
+def alpha_bar_at(prior: Prior, t: Tensor) -> Tensor:
+    """alpha_bar [B] (float64, CPU) at timesteps t [B]; a negative timestep is the clean end, where it is 1.
+
+    Raises IndexError for a timestep beyond the table.
+    """
+    t = t.cpu()
+    return torch.where(t < 0, torch.ones((), dtype=torch.float64), prior.alphas_cumprod[t.clamp(min=0)])
+
+
+def run_branches(network: Callable[..., Tensor], z_t: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
+    """Run `network(z [n,C,h,w], t [n], embeddings [n,L,D]) -> [n,C,h,w]` once, on all branches with weight.
+
+    z_t [B,C,h,w], t [B] -> [R,B,C,h,w]; a branch whose weight is zero for all samples is not evaluated and
+    stays zero.
+    """
+    active = (cond.weights != 0).any(dim=1)  # [R]
+    if cond.perp_neg:
+        active[0] = True  # every other branch is measured from the null branch
+    rows = active.nonzero().flatten()
+    embeddings = cond.embeddings[rows].flatten(0, 1)
+    result = network(z_t.repeat(len(rows), 1, 1, 1), t.repeat(len(rows)), embeddings).view(
+        len(rows), *z_t.shape
+    )
+    if len(rows) == len(active):
+        return result
+    outputs = result.new_zeros(len(active), *z_t.shape)
+    outputs[rows] = result
+    return outputs
+
+
+def scaled_linear_alphas_cumprod(count: int = 1000, start: float = 0.00085, end: float = 0.012) -> Tensor:
+    """Stable Diffusion's alpha_bar [count], float64: betas linear in their square root."""
+    betas = torch.linspace(start**0.5, end**0.5, count, dtype=torch.float64) ** 2
+    return torch.cumprod(1.0 - betas, dim=0)
+
+
+class ToyPrior:
+    """Gaussian data N(mean, variance) per prompt, whose optimal prediction is known in closed form.
+
+    `mean` is [C,h,w] for every text, or a mapping from text to [C,h,w]; `variance` a number or [C,h,w].
+    A text's embedding is its mean, so interpolated embeddings are interpolated means. `encode` averages
+    pixels into h x w cells of the first three channels (the others hold their mean), in [-1,1].
+    """
+
+    def __init__(
+        self,
+        mean: Tensor | Mapping[str, Tensor],
+        variance: float | Tensor = 1.0,
+        prediction_type: str = "epsilon",
+        image_size: int | None = None,
+        alphas_cumprod: Tensor | None = None,
+    ) -> None:
+        self.mean = mean
+        first = mean if isinstance(mean, Tensor) else next(iter(mean.values()))
+        self.name = "toy"
+        self.device, self.dtype = first.device, first.dtype
+        self.prediction_type = prediction_type
+        self.alphas_cumprod = scaled_linear_alphas_cumprod() if alphas_cumprod is None else alphas_cumprod
+        self.latent_shape: tuple[int, int, int] = (first.shape[0], first.shape[1], first.shape[2])
+        self.image_size = first.shape[2] if image_size is None else image_size
+        self.variance = torch.as_tensor(variance, dtype=self.dtype, device=self.device)
+
+    def encode(self, rgb: Tensor) -> Tensor:
+        """Latents [V,C,h,w] of images [V,3,H,W] in [0,1]; differentiable (linear)."""
+        channels, height, width = self.latent_shape
+        cells = F.adaptive_avg_pool2d(2.0 * rgb - 1.0, (height, width))  # [V, 3, h, w]
+        grey = cells.mean(dim=1, keepdim=True).expand(-1, max(channels - 3, 0), -1, -1)
+        return torch.cat([cells[:, :channels], grey], dim=1)
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Images [V,3,H,W] in [0,1] whose cells are the first three channels of z [V,C,h,w]."""
+        rgb = (z[:, [min(c, z.shape[1] - 1) for c in range(3)]] * 0.5 + 0.5).clamp(0.0, 1.0)
+        return F.interpolate(rgb, size=(self.image_size, self.image_size))
+
+    def embed(self, texts: list[str]) -> Tensor:
+        """Embeddings [n,1,C*h*w]: the means of `texts`."""
+        means = [self.mean if isinstance(self.mean, Tensor) else self.mean[text] for text in texts]
+        return torch.stack(means).flatten(1).unsqueeze(1)
+
+    def predict(self, z_t: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
+        """The posterior-mean prediction [R,B,C,h,w] at z_t [B,C,h,w] and t [B], in `prediction_type`.
+
+        E[x0 | z_t] = mean + sqrt(ab) var (z_t - sqrt(ab) mean) / (ab var + 1 - ab), and eps from z_t and it.
+        """
+        return run_branches(self._network, z_t, t, cond)
+
+    def _network(self, z_t: Tensor, t: Tensor, embeddings: Tensor) -> Tensor:
+        alpha_bar = alpha_bar_at(self, t).to(z_t).view(-1, 1, 1, 1)
+        signal, sigma = alpha_bar.sqrt(), (1.0 - alpha_bar).sqrt()
+        mean = embeddings.view_as(z_t).to(z_t.dtype)
+        surprise = (z_t - signal * mean) / (alpha_bar * self.variance + 1.0 - alpha_bar)
+        x_0 = mean + signal * self.variance * surprise
+        eps = sigma * surprise
+        predictions = {
+            "epsilon": eps,
+            "sample": x_0,
+            "v_prediction": signal * eps - sigma * x_0,
+            "flow": eps - x_0,
+        }
+        return predictions[self.prediction_type]

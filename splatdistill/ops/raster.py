@@ -1,0 +1,302 @@
+"""The CPU rasterizer of 3D Gaussians as torch custom ops: `project` and `rasterize_tiles`, composed by `rasterize`.
+
+Same results as `gsplat.rasterization(render_mode="RGB+ED", rasterize_mode="classic", packed=False)`.
+Two ops, so that the image-plane means `means2d` are a node of the graph between them: densification reads their
+gradient. The kernels take float32 on the CPU; anything else goes to the reference.
+"""
+
+import torch
+from torch import Tensor
+
+from splatdistill.ops import native
+from splatdistill.reference import raster as reference
+
+FLOAT = torch.float32
+
+
+def rasterize(
+    means: Tensor,
+    quats: Tensor,
+    scales: Tensor,
+    opacities: Tensor,
+    sh: Tensor,
+    viewmats: Tensor,
+    Ks: Tensor,
+    width: int,
+    height: int,
+    backgrounds: Tensor | None,
+    sh_degree: int,
+    near: float = 0.01,
+    far: float = 1e10,
+    radius_clip: float = 0.0,
+    eps2d: float = 0.3,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Draw Gaussians: (rgb [V,H,W,3], alpha [V,H,W,1], expected depth [V,H,W,1], means2d [V,N,2], radii [V,N,2]).
+
+    means [N,3], quats [N,4] wxyz of any length, scales [N,3] and opacities [N] activated, sh [N,K,3] of which
+    (sh_degree+1)^2 coefficients are used, viewmats [V,4,4] world to camera, Ks [V,3,3], backgrounds [V,3] or None
+    for black. Depth in world units, means2d and radii (int32) in pixels; both are zero where a Gaussian is culled,
+    as is one that is not finite. Differentiable in means, quats, scales, opacities, sh and backgrounds, and in
+    means2d as an intermediate (`retain_grad`). Source: 2308.04079, with gsplat's thresholds.
+    """
+    floats = [means, quats, scales, opacities, sh, viewmats, Ks]
+    if backgrounds is not None:
+        floats.append(backgrounds)
+    if not native.available() or any(x.dtype != FLOAT or x.device.type != "cpu" for x in floats):
+        return reference.rasterize(
+            means, quats, scales, opacities, sh, viewmats, Ks, width, height, backgrounds, sh_degree,
+            near, far, radius_clip, eps2d,
+        )  # fmt: skip
+    means2d, conics, depths, colours, radii = project(
+        means, quats, scales, opacities, sh, viewmats, Ks, width, height, sh_degree, near, far, radius_clip, eps2d
+    )
+    rgb, alpha, depth, _ = rasterize_tiles(
+        means2d, conics, colours, opacities, depths, radii, backgrounds, width, height
+    )
+    return rgb, alpha, depth, means2d, radii
+
+
+def _address(tensor: Tensor | None, *shape: int, dtype: torch.dtype = FLOAT) -> int:
+    """The address of a contiguous CPU tensor of this shape; 0 for None."""
+    if tensor is None:
+        return 0
+    if tensor.shape != shape or tensor.dtype != dtype or tensor.device.type != "cpu" or not tensor.is_contiguous():
+        raise ValueError(
+            f"the rasterizer wants a contiguous CPU tensor of shape {list(shape)} and {dtype}, "
+            f"got {list(tensor.shape)}, {tensor.dtype}, {tensor.device}"
+        )
+    return tensor.data_ptr()
+
+
+def _kernels():
+    """The extension, or a plain error: the ops below are not meant to be called without it."""
+    kernels = native.kernels()
+    if kernels is None:
+        raise RuntimeError("splatdistill._C was not built: call splatdistill.ops.rasterize, which falls back")
+    return kernels
+
+
+# --- project ---------------------------------------------------------------------------------------------------
+
+
+def _scene(means, quats, scales, opacities, sh, viewmats, Ks, *settings):
+    """The kernels' view of a scene; `settings` are width, height, sh_degree, near, far, radius_clip, eps2d."""
+    N, K, V = means.shape[0], sh.shape[1], viewmats.shape[0]
+    sh_degree = settings[2]
+    if not 0 <= sh_degree <= 3 or (sh_degree + 1) ** 2 > K:
+        raise ValueError(f"sh_degree must be 0..3 and have its coefficients in sh, got {sh_degree} with K={K}")
+    if settings[0] < 1 or settings[1] < 1:
+        raise ValueError(f"an image has at least one pixel, got {settings[0]} x {settings[1]}")
+    return _kernels().RasterScene(
+        _address(means, N, 3), _address(quats, N, 4), _address(scales, N, 3), _address(opacities, N),
+        _address(sh, N, K, 3), _address(viewmats, V, 4, 4), _address(Ks, V, 3, 3), N, K, V, *settings,
+    )  # fmt: skip
+
+
+@torch.library.custom_op("splatdistill::project", mutates_args=())
+def project(
+    means: Tensor,
+    quats: Tensor,
+    scales: Tensor,
+    opacities: Tensor,
+    sh: Tensor,
+    viewmats: Tensor,
+    Ks: Tensor,
+    width: int,
+    height: int,
+    sh_degree: int,
+    near: float,
+    far: float,
+    radius_clip: float,
+    eps2d: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Project and shade: (means2d [V,N,2], conics [V,N,3], depths [V,N], colours [V,N,3], radii [V,N,2] int32).
+
+    Conics are inverse 2D covariances (xx, xy, yy) in pixels; colours are max(SH + 0.5, 0).
+    """
+    inputs = [x.contiguous() for x in (means, quats, scales, opacities, sh, viewmats, Ks)]
+    scene = _scene(*inputs, width, height, sh_degree, near, far, radius_clip, eps2d)
+    outputs = _project_fake(*inputs)
+    _kernels().raster_project(scene, *(x.data_ptr() for x in outputs))
+    return outputs
+
+
+@project.register_fake
+def _project_fake(means, quats, scales, opacities, sh, viewmats, Ks, *settings):
+    views, count = viewmats.shape[0], means.shape[0]
+    return (
+        means.new_empty(views, count, 2),
+        means.new_empty(views, count, 3),
+        means.new_empty(views, count),
+        means.new_empty(views, count, 3),
+        means.new_empty(views, count, 2, dtype=torch.int32),
+    )
+
+
+@torch.library.custom_op("splatdistill::project_backward", mutates_args=())
+def project_backward(
+    means: Tensor,
+    quats: Tensor,
+    scales: Tensor,
+    opacities: Tensor,
+    sh: Tensor,
+    viewmats: Tensor,
+    Ks: Tensor,
+    width: int,
+    height: int,
+    sh_degree: int,
+    eps2d: float,
+    radii: Tensor,
+    v_means2d: Tensor,
+    v_conics: Tensor,
+    v_depths: Tensor,
+    v_colours: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients (means [N,3], quats [N,4], scales [N,3], sh [N,K,3]) from those of `project`'s outputs."""
+    inputs = [x.contiguous() for x in (means, quats, scales, opacities, sh, viewmats, Ks)]
+    scene = _scene(*inputs, width, height, sh_degree, 0.0, 0.0, 0.0, eps2d)
+    V, N = viewmats.shape[0], means.shape[0]
+    cotangents = [x.contiguous() for x in (v_means2d, v_conics, v_depths, v_colours)]
+    shapes = ((V, N, 2), (V, N, 3), (V, N), (V, N, 3))
+    outputs = tuple(torch.empty_like(inputs[k]) for k in (0, 1, 2, 4))
+    _kernels().raster_project_backward(
+        scene,
+        _address(radii, V, N, 2, dtype=torch.int32),
+        *(_address(x, *shape) for x, shape in zip(cotangents, shapes)),
+        *(x.data_ptr() for x in outputs),
+    )
+    return outputs
+
+
+@project_backward.register_fake
+def _project_backward_fake(means, quats, scales, opacities, sh, *rest):
+    return tuple(x.new_empty(x.shape) for x in (means, quats, scales, sh))
+
+
+def _project_save(ctx, inputs, output):
+    *tensors, ctx.width, ctx.height, ctx.sh_degree, _near, _far, _clip, ctx.eps2d = inputs
+    ctx.save_for_backward(*tensors, output[4])
+    ctx.mark_non_differentiable(output[4])
+
+
+def _project_gradient(ctx, v_means2d, v_conics, v_depths, v_colours, _v_radii):
+    *tensors, radii = ctx.saved_tensors
+    v_means, v_quats, v_scales, v_sh = project_backward(
+        *tensors, ctx.width, ctx.height, ctx.sh_degree, ctx.eps2d, radii, v_means2d, v_conics, v_depths, v_colours
+    )
+    return v_means, v_quats, v_scales, None, v_sh, *[None] * 9
+
+
+project.register_autograd(_project_gradient, setup_context=_project_save)
+
+
+# --- rasterize_tiles -------------------------------------------------------------------------------------------
+
+
+def _raster_inputs(means2d, conics, colours, opacities, depths, radii, backgrounds, width: int, height: int):
+    """The kernels' view of projected Gaussians and of the image."""
+    V, N = depths.shape
+    kernels = _kernels()
+    return kernels.RasterImage(N, V, width, height), kernels.RasterInputs(
+        _address(means2d, V, N, 2), _address(conics, V, N, 3), _address(colours, V, N, 3),
+        _address(opacities, N), _address(depths, V, N), _address(radii, V, N, 2, dtype=torch.int32),
+        _address(backgrounds, V, 3),
+    )  # fmt: skip
+
+
+@torch.library.custom_op("splatdistill::rasterize_tiles", mutates_args=())
+def rasterize_tiles(
+    means2d: Tensor,
+    conics: Tensor,
+    colours: Tensor,
+    opacities: Tensor,
+    depths: Tensor,
+    radii: Tensor,
+    backgrounds: Tensor | None,
+    width: int,
+    height: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Blend what `project` returned: (rgb [V,H,W,3], alpha [V,H,W,1], expected depth [V,H,W,1], state uint8).
+
+    The state is what the backward pass needs: sorted Gaussians, tile lists, transmittances.
+    """
+    inputs = [x if x is None else x.contiguous() for x in (means2d, conics, colours, opacities, depths, radii)]
+    backgrounds = None if backgrounds is None else backgrounds.contiguous()
+    image, arrays = _raster_inputs(*inputs, backgrounds, width, height)
+    outputs = _images(depths, width, height)
+    memory = _kernels().raster_draw(image, arrays, *(x.data_ptr() for x in outputs))
+    return *outputs, torch.frombuffer(memory, dtype=torch.uint8)
+
+
+def _images(depths, width, height):
+    views = depths.shape[0]
+    return tuple(depths.new_empty(views, height, width, channels) for channels in (3, 1, 1))
+
+
+@rasterize_tiles.register_fake
+def _rasterize_tiles_fake(means2d, conics, colours, opacities, depths, radii, backgrounds, width, height):
+    size = torch.library.get_ctx().new_dynamic_size()
+    return *_images(depths, width, height), depths.new_empty(size, dtype=torch.uint8)
+
+
+@torch.library.custom_op("splatdistill::rasterize_tiles_backward", mutates_args=())
+def rasterize_tiles_backward(
+    means2d: Tensor,
+    conics: Tensor,
+    colours: Tensor,
+    opacities: Tensor,
+    depths: Tensor,
+    radii: Tensor,
+    backgrounds: Tensor | None,
+    depth: Tensor,
+    state: Tensor,
+    v_rgb: Tensor | None,
+    v_alpha: Tensor | None,
+    v_depth: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients (means2d, conics, colours, opacities, depths, backgrounds) from those of the images.
+
+    `depth` [V,H,W,1] and `state` are outputs of `rasterize_tiles`.
+    """
+    V, H, W, _ = depth.shape
+    inputs = [x.contiguous() for x in (means2d, conics, colours, opacities, depths, radii)]
+    backgrounds = None if backgrounds is None else backgrounds.contiguous()
+    image, arrays = _raster_inputs(*inputs, backgrounds, W, H)
+    cotangents = [None if x is None else x.contiguous() for x in (v_rgb, v_alpha, v_depth)]
+    outputs = _rasterize_tiles_backward_fake(*inputs)
+    _kernels().raster_draw_backward(
+        image,
+        arrays,
+        _address(state, state.numel(), dtype=torch.uint8),
+        state.numel(),
+        *(_address(x, V, H, W, channels) for x, channels in zip(cotangents, (3, 1, 1))),
+        _address(depth, V, H, W, 1),
+        *(x.data_ptr() for x in outputs),
+    )
+    return outputs
+
+
+@rasterize_tiles_backward.register_fake
+def _rasterize_tiles_backward_fake(means2d, conics, colours, opacities, depths, *rest):
+    inputs = (means2d, conics, colours, opacities, depths)
+    return *(x.new_empty(x.shape) for x in inputs), depths.new_empty(depths.shape[0], 3)
+
+
+def _rasterize_tiles_save(ctx, inputs, output):
+    *tensors, _width, _height = inputs
+    _rgb, _alpha, depth, state = output
+    ctx.save_for_backward(*tensors, depth, state)
+    ctx.mark_non_differentiable(state)
+    ctx.set_materialize_grads(False)  # an image that the loss leaves out costs nothing
+
+
+def _rasterize_tiles_gradient(ctx, v_rgb, v_alpha, v_depth, _v_state):
+    saved = ctx.saved_tensors
+    v_means2d, v_conics, v_colours, v_opacities, v_depths, v_backgrounds = rasterize_tiles_backward(
+        *saved, v_rgb, v_alpha, v_depth
+    )
+    v_backgrounds = None if saved[6] is None else v_backgrounds
+    return v_means2d, v_conics, v_colours, v_opacities, v_depths, None, v_backgrounds, None, None
+
+
+rasterize_tiles.register_autograd(_rasterize_tiles_gradient, setup_context=_rasterize_tiles_save)

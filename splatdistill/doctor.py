@@ -1,0 +1,122 @@
+"""`python -m splatdistill.doctor`: what was found on this machine, and what to do about what was not."""
+
+import importlib.metadata
+import os
+import shutil
+import subprocess
+import sys
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+TEACHER = Path(__file__).resolve().parent / "assets" / "teacher"
+TEACHER_PARTS = ("model_index.json", "unet", "vae", "text_encoder", "tokenizer", "scheduler")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the report; a run needs those that are `required`."""
+
+    name: str
+    ok: bool
+    found: str
+    advice: str = ""
+    required: bool = False
+
+
+def examine() -> Iterator[Finding]:
+    """Yield what matters to a run on this machine, most important first."""
+    yield Finding(
+        "python", sys.version_info >= (3, 11), sys.version.split()[0], "install 3.11 or newer", True
+    )
+    for package in ("torch", "gsplat", "diffusers", "transformers"):
+        yield _package(package)
+    yield _teacher(TEACHER)
+    yield from _native()
+    compilers = [os.environ.get("CXX", "g++"), "c++", "clang++"]
+    yield _tool("C++ compiler", compilers, "builds the native extension: install one, then reinstall")
+    yield _tool("nvcc", ["nvcc", "/usr/local/cuda/bin/nvcc"], "needed only to build CUDA kernels")
+    yield _cuda()
+
+
+def _package(name: str) -> Finding:
+    try:
+        return Finding(name, True, importlib.metadata.version(name), required=True)
+    except importlib.metadata.PackageNotFoundError:
+        return Finding(name, False, "not installed", "run `make install` or `pip install .`", True)
+
+
+def _teacher(folder: Path) -> Finding:
+    """The shipped weights: every part of the diffusers folder, and no empty weight file."""
+    missing = [part for part in TEACHER_PARTS if not (folder / part).exists()]
+    weights = list(folder.rglob("*.safetensors"))
+    size = sum(path.stat().st_size for path in weights) / 2**20
+    ok = not missing and len(weights) >= 3 and all(path.stat().st_size for path in weights)
+    found = f"{size:.1f} MiB" if ok else f"no {missing[0] if missing else 'whole set of weights'}"
+    return Finding("teacher weights", ok, found, "reinstall, or name another teacher with --prior", True)
+
+
+def _native() -> Iterator[Finding]:
+    try:
+        import torch
+    except ImportError:
+        return  # the missing package is a finding of its own
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what the warning says is what this report says
+        from splatdistill.ops import native
+    simd = torch.backends.cpu.get_cpu_capability()
+    advice = "runs use the slow torch reference: install a C++ compiler, then reinstall"
+    built = "built" if native.available() else "not built"
+    yield Finding("native extension", native.available(), f"{built}; this processor: {simd}", advice)
+    yield Finding("threads", True, f"{torch.get_num_threads()} of {os.cpu_count()} (OMP_NUM_THREADS)")
+
+
+def _tool(name: str, candidates: list[str], use: str) -> Finding:
+    path = next(filter(None, map(shutil.which, candidates)), None)
+    if path is None:
+        return Finding(name, False, "not found", use)
+    try:
+        lines = subprocess.run(
+            [path, "--version"], capture_output=True, text=True, timeout=20
+        ).stdout.splitlines()
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return Finding(name, False, f"{path} does not run: {error}", use)
+    version = next((line for line in lines if "release" in line), lines[0] if lines else path)
+    return Finding(name, True, version)
+
+
+def _cuda() -> Finding:
+    try:
+        import torch
+
+        from splatdistill.ops import native
+    except ImportError:
+        return Finding("CUDA", False, "torch is missing")
+    if not torch.cuda.is_available():
+        return Finding("CUDA", False, "no device", "needed only for Stable Diffusion")
+    kernels = "kernels built" if native.cuda_available() else "kernels not built: torch does their work"
+    advice = "install nvcc, then reinstall with SPLATDISTILL_CUDA=1"
+    return Finding("CUDA", native.cuda_available(), f"{torch.cuda.get_device_name()}; {kernels}", advice)
+
+
+def main() -> int:
+    """Print the report; return 0 when the default run can work here, else 1."""
+    from rich.console import Console
+    from rich.table import Table
+
+    findings = list(examine())
+    table = Table("", "what", "found", "what to do", box=None)
+    for finding in findings:
+        mark = "[green]ok[/]" if finding.ok else "[red]MISSING[/]" if finding.required else "[yellow]-[/]"
+        table.add_row(mark, finding.name, finding.found, "" if finding.ok else finding.advice)
+    console = Console()
+    console.print(table)
+    able = all(finding.ok for finding in findings if finding.required)
+    verdict = "The default run works here." if able else "The default run needs what is MISSING above."
+    console.print(f"\n{verdict}", highlight=False)
+    return 0 if able else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,148 @@
+import dataclasses
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from splatdistill.config import (
+    Config,
+    check,
+    dotted_keys,
+    dump,
+    load,
+    preset_folder,
+    read_yaml,
+    resolve,
+    update,
+)
+from splatdistill.errors import UserError
+
+
+def message(*arguments, **keywords) -> str:
+    with pytest.raises(UserError) as caught:
+        resolve(*arguments, **keywords)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def round_trip(config: Config, path) -> Config:
+    path.write_bytes(dump(config).encode())
+    return load(path)
+
+
+@given(st.text())
+@settings(max_examples=60, deadline=None)
+def test_any_prompt_survives_config_yaml(tmp_path_factory, prompt):
+    config = dataclasses.replace(Config(), prompt=prompt)
+    assert round_trip(config, tmp_path_factory.getbasetemp() / "config.yaml") == config
+
+
+@pytest.mark.parametrize(
+    "prompt", ["a # b: c", "${HOME} ${a.b}", "'\"\\", "null", "1e3", "- x", "a\nb", "🍄", "\udce9", "\0"]
+)
+def test_prompts_that_look_like_yaml_survive(tmp_path, prompt):
+    config = resolve({"prompt": prompt})
+    assert config.prompt == prompt
+    assert round_trip(config, tmp_path / "config.yaml").prompt == prompt
+
+
+def test_a_written_configuration_repeats_the_run(tmp_path):
+    config = resolve({"prompt": "a duck", "method": "sds"}, words=["views.ranges.fov_deg=[30, 50]"])
+    path = tmp_path / "config.yaml"
+    path.write_text(dump(config))
+    assert resolve({}, str(path)) == config
+
+
+@pytest.mark.parametrize("preset", sorted(preset_folder().glob("*.yaml")), ids=lambda path: path.name)
+def test_every_preset_is_valid(preset):
+    assert check(update(Config(), read_yaml(preset), preset.name)) != Config()
+
+
+def test_presets_follow_the_prior():
+    assert resolve({}).views.size == 64
+    assert resolve({"prior": {"name": "sd21"}}).views.size == 512
+    assert resolve({"prior": {"name": "/some/folder"}}).views.size == 512
+
+
+def test_method_brings_its_own_settings():
+    sds = resolve({"method": "sds", "prior": {"name": "sd21"}})
+    assert (sds.guidance.scale, sds.timestep.low, sds.timestep.high) == (100.0, (0.02, 0.02), (0.98, 0.5))
+    assert resolve({"method": "sdi_published", "prior": {"name": "sd21"}}).inversion.published
+
+
+def test_later_layers_win(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("steps: 7\nguidance:\n  scale: 3\nviews:\n  count: 2\n")
+    config = resolve({"steps": 9}, str(path), ["guidance.scale=4"])
+    assert (config.steps, config.guidance.scale, config.views.count) == (9, 4.0, 2)
+
+
+def test_numbers_of_every_spelling_are_read():
+    config = resolve(
+        {}, words=["optimizer.means=1e-3", "guidance.scale=10", "views.ranges.distance=[3, 3.5]"]
+    )
+    assert (config.optimizer.means, config.guidance.scale, config.views.ranges.distance) == (
+        1e-3,
+        10.0,
+        (3.0, 3.5),
+    )
+
+
+def test_a_text_override_is_taken_literally():
+    assert resolve({}, words=["prompt=a=b # ${c}: 1"]).prompt == "a=b # ${c}: 1"
+
+
+def test_unknown_key_names_the_nearest():
+    assert "'guidance.scale'" in message({}, words=["guidance.scael=3"])
+    assert "'steps'" in message({}, words=["stesp=3"])
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        "steps=many",
+        "steps=1.5",
+        "steps=true",
+        "steps=0",
+        "guidance=3",
+        "guidance.scale=[1]",
+        "guidance.mode=front",
+        "inversion.published=1",
+        "views.ranges.distance=3",
+        "views.ranges.distance=[3]",
+        "views.ranges.distance=[4, 3]",
+        "views.ranges.elevation_deg={a: 1}",
+        "timestep.low=[0.5, 0.9]",
+        "backgrounds.colours=red",
+        "gaussians.sh_degree=4",
+        "inversion.steps=0",
+        "noequals",
+        "=3",
+        "steps=[",
+        "method=foo",
+    ],
+)
+def test_a_wrong_value_is_one_clear_line(word):
+    text = message({}, words=[word])
+    assert word.split("=")[0].split(".")[0].rstrip("s") in text
+
+
+@pytest.mark.parametrize("text", ["[1, 2]", "a: b: c", "\t- x: [", "\x00"])
+def test_a_broken_file_is_one_clear_line(tmp_path, text):
+    path = tmp_path / "broken.yaml"
+    path.write_text(text)
+    assert "broken.yaml" in message({}, str(path))
+
+
+def test_a_missing_file_is_named(tmp_path):
+    assert "absent.yaml" in message({}, str(tmp_path / "absent.yaml"))
+
+
+def test_dumped_keys_are_the_dotted_keys():
+    def flatten(values, prefix=""):
+        for key, value in values.items():
+            nested = isinstance(value, dict) and prefix + key != "backgrounds.colours"
+            yield from flatten(value, f"{prefix}{key}.") if nested else [prefix + key]
+
+    assert list(flatten(yaml.safe_load(dump(Config())))) == list(dotted_keys(Config()))

@@ -218,7 +218,7 @@ def _add_samples(
 
 
 def _explore(gaussians: ParameterDict, scale: float) -> None:
-    """Move centres at random within their shape, transparent Gaussians the most (2404.09591, eq. 8)."""
+    """Move centres at random within their shape, transparent Gaussians the most (2404.09591)."""
     gate = torch.sigmoid(100 * (0.005 - gaussians["opacities"].sigmoid()))  # 1 - o against 0.995
     rotations = normalized_quat_to_rotmat(F.normalize(gaussians["quats"], dim=-1))  # [N, 3, 3]
     noise = torch.randn_like(gaussians["means"]) * gate[:, None] * scale

@@ -1,4 +1,4 @@
-"""Regularisers that text-to-3D adds to score distillation: pure functions to scalars that are small when good.
+"""Regularisers that text-to-3D adds to score distillation: pure functions to scalars, small when good.
 
 There is no photometric loss to hold a scene together, so these keep it opaque or empty, compact and round.
 """

@@ -165,10 +165,13 @@ class ToyPrior:
         return run_branches(self._network, z_t, t, cond)
 
     def _network(self, z_t: Tensor, t: Tensor, embeddings: Tensor) -> Tensor:
-        alpha_bar = alpha_bar_at(self, t).to(z_t).view(-1, 1, 1, 1)
-        signal, sigma = alpha_bar.sqrt(), (1.0 - alpha_bar).sqrt()
+        alpha_bar = alpha_bar_at(self, t).view(-1, 1, 1, 1)
+        signal, sigma = (
+            alpha_bar.sqrt().to(z_t),
+            (1.0 - alpha_bar).sqrt().to(z_t),
+        )  # rounded last: 1 - ab cancels
         mean = embeddings.view_as(z_t).to(z_t.dtype)
-        surprise = (z_t - signal * mean) / (alpha_bar * self.variance + 1.0 - alpha_bar)
+        surprise = (z_t - signal * mean) / (signal**2 * self.variance + sigma**2)
         x_0 = mean + signal * self.variance * surprise
         eps = sigma * surprise
         predictions = {

@@ -1,0 +1,108 @@
+"""The one skeleton of score distillation, and the one loss scale.
+
+eps, z_t = noise source(z, t)
+gradient = w(t) (e_g(z_t) - eps)
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from splatdistill import ops
+from splatdistill.guidance.noise import NoiseSource, gaussian_like
+from splatdistill.priors.base import Conditioning, Prior, alpha_bar_at
+from splatdistill.schedules import TimestepSchedule
+
+
+@dataclass(frozen=True)
+class Method:
+    """A distillation method: where the noise comes from, how the residual is weighted, its paper's settings.
+
+    weight maps alpha_bar [B] to w [B]; guidance is the scale g of e_g; timesteps is the schedule of t.
+    """
+
+    name: str
+    noise: NoiseSource
+    weight: Callable[[Tensor], Tensor]
+    guidance: float
+    timesteps: TimestepSchedule
+
+
+@dataclass(frozen=True, eq=False)
+class Distillation:
+    """What one evaluation of the skeleton gives; everything but `loss` is without gradient.
+
+    loss: scalar whose gradient at z is gradient / B. gradient, noise, z_t, x0_hat: [B,C,h,w], x0_hat being
+    the guided estimate of the clean latents. target = z - gradient (x0_hat, for SDI). norms [B]: |gradient|.
+    """
+
+    loss: Tensor
+    gradient: Tensor
+    target: Tensor
+    x0_hat: Tensor
+    noise: Tensor
+    z_t: Tensor
+    norms: Tensor
+
+
+def distill(
+    prior: Prior,
+    z: Tensor,
+    t: Tensor,
+    cond: Conditioning,
+    method: Method,
+    generator: torch.Generator | None = None,
+) -> Distillation:
+    """Score distillation of latents z [B,C,h,w] at timesteps t [B].
+
+    loss = sum |z - stopgrad(z - gradient)|^2 / (2 B), so that backward injects the gradient summed over a
+    sample and averaged over the batch. `cond` holds the guidance scale of e_g.
+    """
+    t = t.cpu()
+    with torch.no_grad():
+        clean = z.detach()
+        eps, z_t = method.noise(prior, clean, t, cond, generator)
+        outputs = prior.predict(z_t, t, cond)
+        alpha_bar = alpha_bar_at(prior, t)
+        weight = method.weight(alpha_bar).float().unsqueeze(1)
+        coefficients = torch.cat(
+            [ops.prediction_coefficients(alpha_bar, prior.prediction_type), weight], dim=1
+        )
+        gradient, x0_hat, norms = ops.noise_residual(
+            z_t, outputs, cond.weights, coefficients.to(z.device), eps, cond.perp_neg
+        )
+        target = clean - gradient
+    loss = 0.5 * (z - target).square().sum() / len(z)
+    return Distillation(loss, gradient, target, x0_hat, eps, z_t, norms)
+
+
+def sampling_timesteps(num_timesteps: int, steps: int) -> Tensor:
+    """`steps` evenly spaced timesteps [steps], from T - 1 down ("trailing": 2305.08891, section 3.3)."""
+    return (num_timesteps * torch.arange(steps, 0, -1, dtype=torch.float64) / steps).round().long() - 1
+
+
+@torch.no_grad()
+def sample(
+    prior: Prior,
+    cond: Conditioning,
+    z_T: Tensor,
+    steps: int = 50,
+    eta: float = 0.0,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """DDIM sampling (2010.02502, eq. 12): clean latents from noise z_T, both [B,C,h,w].
+
+    The grid is `sampling_timesteps`; the last move ends at alpha_bar = 1.
+    """
+    x = z_T.contiguous()
+    timesteps = sampling_timesteps(len(prior.alphas_cumprod), steps)
+    following = [*timesteps[1:], torch.tensor(-1)]
+    for t, t_next in zip(timesteps, following, strict=True):
+        now = t.expand(len(x))
+        ab_now, ab_next = alpha_bar_at(prior, now), alpha_bar_at(prior, t_next.expand(len(x)))
+        coefficients = ops.ddim_coefficients(ab_now, ab_next, prior.prediction_type, eta).to(x.device)
+        noise = gaussian_like(x, generator) if eta > 0.0 else None
+        x = ops.ddim_step(x, prior.predict(x, now, cond), cond.weights, coefficients, noise, cond.perp_neg)
+    return x

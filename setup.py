@@ -13,13 +13,16 @@ import shlex
 import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
 
 CUDA_ARCHS = (75, 80, 86, 89, 90)
-CXX_FLAGS = "-O3 -std=c++17 -fopenmp -fPIC -fvisibility=hidden -fno-math-errno -fno-trapping-math -ffp-contract=fast"
+CXX_FLAGS = (
+    "-O3 -std=c++17 -fopenmp -fPIC -fvisibility=hidden -fno-math-errno -fno-trapping-math -ffp-contract=fast"
+)
 
 
 class BuildFailed(RuntimeError):
@@ -47,9 +50,10 @@ def cuda_arch_flags(nvcc: str) -> str:
     """Return the -gencode flags: the architectures this nvcc knows, and PTX of the newest for later GPUs."""
     asked = re.findall(r"\d+", os.environ.get("SPLATDISTILL_CUDA_ARCHS", ""))
     known = subprocess.run([nvcc, "--list-gpu-arch"], capture_output=True, text=True, check=True).stdout
-    archs = [arch for arch in (map(int, asked) if asked else CUDA_ARCHS) if f"compute_{arch}" in known.split()]
+    wanted = [int(arch) for arch in asked] or CUDA_ARCHS
+    archs = [arch for arch in wanted if f"compute_{arch}" in known.split()]
     if not archs:
-        raise BuildFailed(f"nvcc knows none of the architectures {asked or list(CUDA_ARCHS)}")
+        raise BuildFailed(f"nvcc knows none of the architectures {wanted}")
     flags = [f"-gencode arch=compute_{arch},code=sm_{arch}" for arch in archs]
     return " ".join(flags + [f"-gencode arch=compute_{max(archs)},code=compute_{max(archs)}"])
 
@@ -59,15 +63,15 @@ def ninja_text(sources: list[Path], module: Path, cxx: str, nvcc: str | None, in
     march = f"-march={os.environ.get('SPLATDISTILL_ARCH', 'native')}"
     include = " ".join(f"-I{shlex.quote(path)}" for path in includes)
     cxxflags = f"{CXX_FLAGS} {march} {'-DSPLATDISTILL_CUDA' if nvcc else ''} {include}"
+    # The static CUDA runtime loads the driver on first use, so the module imports on any machine.
+    link = f"{nvcc} -ccbin {cxx} -cudart static -Xcompiler -fopenmp" if nvcc else f"{cxx} -fopenmp"
     lines = [
         "rule cxx",
         f"  command = {cxx} -MMD -MF $out.d {cxxflags} -c $in -o $out",
         "  depfile = $out.d",
         "  deps = gcc",
         "rule link",
-        # The static CUDA runtime loads the driver on first use, so the module imports on any machine.
-        f"  command = {f'{nvcc} -ccbin {cxx} -cudart static -shared -Xcompiler -fopenmp' if nvcc else f'{cxx} -shared -fopenmp'}"
-        " $in -o $out",
+        f"  command = {link} -shared $in -o $out",
     ]
     if nvcc:
         lines += [
@@ -92,12 +96,15 @@ def replace(source: Path, target: Path) -> None:
     os.replace(f"{target}.new", target)
 
 
-def compile_module(target: Path, folder: Path, includes: list[str], nvcc: str | None) -> None:
+def compile_module(target: Path, folder: Path, nvcc: str | None) -> None:
     """Compile csrc/ in `folder` and put the module at `target`; raise BuildFailed with one line."""
     import fcntl  # not on Windows, where the package installs without the extension
 
+    import pybind11  # absent where setup.py only answers questions
+
     cxx = find_cxx()
     root = Path(__file__).resolve().parent / "csrc"
+    includes = [pybind11.get_include(), sysconfig.get_path("include"), str(root)]
     sources = sorted(root.rglob("*.cpp")) + (sorted(root.rglob("*.cu")) if nvcc else [])
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "lock", "w") as lock:
@@ -117,16 +124,14 @@ class OptionalBuildExt(build_ext):
         nvcc = find_nvcc()
         forced = os.environ.get("SPLATDISTILL_CUDA") == "1"
         if forced and nvcc is None:
-            raise SystemExit("splatdistill: SPLATDISTILL_CUDA=1 but nvcc was not found; install CUDA or unset it")
+            raise SystemExit(
+                "splatdistill: SPLATDISTILL_CUDA=1 but nvcc was not found; set CUDA_HOME or unset it"
+            )
         target = Path(self.get_ext_fullpath(ext.name)).resolve()
         folder = Path(self.build_temp).resolve()
         for compiler in [nvcc, None] if nvcc and not forced else [nvcc]:
             try:
-                import pybind11
-                import sysconfig
-
-                includes = [pybind11.get_include(), sysconfig.get_path("include"), str(Path("csrc").resolve())]
-                compile_module(target, folder / ("cuda" if compiler else "cpu"), includes, compiler)
+                compile_module(target, folder / ("cuda" if compiler else "cpu"), compiler)
                 return
             except (BuildFailed, ImportError, OSError, subprocess.CalledProcessError) as error:
                 if forced:
@@ -136,9 +141,10 @@ class OptionalBuildExt(build_ext):
 
     def copy_extensions_to_source(self) -> None:
         """Put what was built beside the sources; a running process keeps the file it has mapped."""
-        built = Path(self.get_ext_fullpath("splatdistill._C")).resolve()
-        if built.exists():
-            replace(built, Path(__file__).resolve().parent / "splatdistill" / built.name)
+        for ext in self.extensions:
+            built = Path(self.build_lib, self.get_ext_filename(ext.name))
+            if built.exists():
+                replace(built, Path(self.get_ext_fullpath(ext.name)))
 
     def get_outputs(self) -> list[str]:
         """List only what was built."""

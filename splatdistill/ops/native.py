@@ -7,6 +7,9 @@ import torch  # before _C: both then share the OpenMP runtime that torch brings
 
 try:
     from splatdistill import _C
+
+    # Reads a tensor's pointer and shape in tens of nanoseconds (torch >= 2.10); by attributes without it.
+    _C.set_exchange(getattr(torch.Tensor, "__dlpack_c_exchange_api__", None))
 except ImportError as error:
     _C: ModuleType | None = None
     warnings.warn(

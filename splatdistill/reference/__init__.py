@@ -1,1 +1,21 @@
 """Slow pure-torch twins of every operation in splatdistill.ops: same names, same signatures."""
+
+from .ddim import (
+    ddim_coefficients,
+    ddim_step,
+    guided_output,
+    noise_residual,
+    prediction_coefficients,
+    recover_coefficients,
+    recover_noise,
+)
+
+__all__ = [
+    "ddim_coefficients",
+    "ddim_step",
+    "guided_output",
+    "noise_residual",
+    "prediction_coefficients",
+    "recover_coefficients",
+    "recover_noise",
+]

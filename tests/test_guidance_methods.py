@@ -1,5 +1,8 @@
 """The methods' published settings, and how they are chosen."""
 
+# the noise sources here are InversionSettings
+# pyright: reportAttributeAccessIssue=false
+
 import pytest
 import torch
 

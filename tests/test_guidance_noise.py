@@ -1,5 +1,8 @@
 """Noise sources: SDI's inversion against the published formulas in plain float64, and its properties."""
 
+# a ToyPrior's mean is a mapping here
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false
+
 import itertools
 import math
 

@@ -1,5 +1,8 @@
 """LatentPrior on tiny random pipelines in diffusers layout, with either autoencoder."""
 
+# diffusers' and transformers' annotations are narrower than what they take
+# pyright: reportArgumentType=false, reportOptionalSubscript=false, reportAttributeAccessIssue=false, reportCallIssue=false
+
 import json
 import os
 

@@ -1,5 +1,8 @@
 """Prompts: view words, perp-neg weights against the published formulas, the cache and the branches."""
 
+# wrong arguments on purpose
+# pyright: reportArgumentType=false
+
 import math
 
 import pytest

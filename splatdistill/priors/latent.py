@@ -49,22 +49,22 @@ class LatentPrior:
     def __init__(
         self,
         name: str,
-        unet: nn.Module,
-        vae: nn.Module,
-        text_encoder: nn.Module,
+        unet: Any,
+        vae: Any,
+        text_encoder: Any,
         tokenizer: Any,
         scheduler: Any,
         vocabulary: frozenset[str] | None = None,
     ) -> None:
         self.name = name
-        self.unet, self.vae, self.text_encoder = (
-            m.eval().requires_grad_(False) for m in (unet, vae, text_encoder)
-        )
+        self.unet, self.vae, self.text_encoder = unet, vae, text_encoder
+        for network in (unet, vae, text_encoder):
+            network.eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self.vocabulary = vocabulary
         self.device, self.dtype = self.unet.device, self.unet.dtype
         self.prediction_type: str = scheduler.config.prediction_type
-        self.alphas_cumprod: Tensor = torch.cumprod(1.0 - scheduler.betas.double(), dim=0).cpu()  # [T]
+        self.alphas_cumprod: Tensor = scheduler.alphas_cumprod.double().cpu()  # [T]
         size, factor = self.unet.config.sample_size, 2 ** (len(self.vae.config.block_out_channels) - 1)
         self.latent_shape: tuple[int, int, int] = (self.unet.config.in_channels, size, size)
         self.image_size: int = size * factor

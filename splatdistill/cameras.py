@@ -5,7 +5,7 @@ above (azimuth 90 sees the +Y side), elevation goes up from the XY plane; both i
 Cameras are OpenCV: x right, y down, z forward. At azimuth 0 the right of the image is +Y.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 
 import torch
@@ -43,11 +43,14 @@ class Cameras:
             index = slice(index % len(self), index % len(self) + 1)
         return self._map(lambda tensor: tensor[index])
 
+    def __iter__(self) -> Iterator["Cameras"]:
+        return (self[i] for i in range(len(self)))
+
     def to(self, device: torch.device | str) -> "Cameras":
         """The same cameras on another device."""
         return self._map(lambda tensor: tensor.to(device))
 
-    def _map(self, function) -> "Cameras":
+    def _map(self, function: Callable[[Tensor], Tensor]) -> "Cameras":
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return replace(self, **{k: function(v) for k, v in values.items() if isinstance(v, Tensor)})
 

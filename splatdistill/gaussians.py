@@ -87,8 +87,8 @@ def sh_degree_of(gaussians: ParameterDict) -> int:
     return math.isqrt(gaussians["shN"].shape[1] + 1) - 1
 
 
-def select(gaussians: ParameterDict, mask: Tensor) -> ParameterDict:
-    """A copy of the chosen Gaussians; mask [N] bool, or indices."""
+def select(gaussians: ParameterDict, mask: Tensor | slice) -> ParameterDict:
+    """A copy of the chosen Gaussians; mask [N] bool, indices, or a slice."""
     return from_tensors(**{name: gaussians[name][mask] for name in NAMES})
 
 

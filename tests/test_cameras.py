@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -96,6 +98,6 @@ def test_indexing_keeps_views_and_iteration_ends():
 
 
 def test_bad_ranges_are_user_errors():
-    for bad in ({"fov_deg": (50, 40)}, {"elevation_deg": (0, 95)}, {"distance": (0, 1)}):
+    for name, limits in (("fov_deg", (50, 40)), ("elevation_deg", (0, 95)), ("distance", (0, 1))):
         with pytest.raises(UserError, match="expected"):
-            OrbitRanges(**bad)
+            replace(OrbitRanges(), **{name: limits})

@@ -46,7 +46,7 @@ def test_blob_is_reproducible_from_the_generator():
 
 def test_activated_is_differentiable_in_every_parameter():
     scene = blob()
-    sum(value.sum() for value in G.activated(scene)).backward()
+    torch.cat([value.flatten() for value in G.activated(scene)]).sum().backward()
     assert all(value.grad is not None for value in scene.values())
 
 

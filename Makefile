@@ -29,7 +29,7 @@ demo: $(STAMP)  ## text to splat: make demo PROMPT="a yellow duck"
 	$(BIN)/python -m splatdistill.train --prompt "$$DEMO_PROMPT" --overwrite
 
 test: $(STAMP)  ## the whole test suite, but for the long runs of `make quality`
-	$(BIN)/python -m pytest -q -m "not slow and not quality"
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -q -m "not slow and not quality"
 
 quality: $(STAMP)  ## the long tests: whole distillation runs, judged
 	$(BIN)/python -m pytest -q -m "slow or quality"

@@ -148,9 +148,14 @@ def preset_folder() -> Path:
     return inside if inside.is_dir() else package.parent / "configs"
 
 
+def is_embedded(prior: str) -> bool:
+    """Tell whether a prior is the shipped teacher, or a folder with one trained like it (it lists its words)."""
+    return prior == "embedded" or (Path(prior) / "vocabulary.json").is_file()
+
+
 def presets_for(prior: str, method: str) -> list[Path]:
     """Return the presets: that of the prior, or of the Stable Diffusion family; then its and the method's."""
-    family = "embedded" if prior == "embedded" else "sd"
+    family = "embedded" if is_embedded(prior) else "sd"
     paths = [preset_folder() / f"{name}.yaml" for name in (family, f"{family}_{method}")]
     return [path for path in paths if path.is_file()]
 
@@ -173,14 +178,18 @@ def resolve(flags: Mapping[str, Any], config_file: str | None = None, words: Ite
     flags: nested plain values, as in a YAML file; words: `key.sub=value`. Raises UserError for an unknown key
     or method, and for a value of the wrong type.
     """
-    layers = [(config_file, read_yaml(Path(config_file)))] if config_file else []
+    layers: list[tuple[str, Mapping[str, Any]]] = []
+    if config_file:
+        layers.append((config_file, read_yaml(Path(config_file))))
     layers += [(f"override '{word}'", parse_word(word)) for word in words]
     layers.append(("command line", flags))
     asked = Config()  # which prior and method, before what they imply is known
     for source, values in layers:
         asked = update(asked, values, source)
     config = method_defaults(asked.method)
-    presets = [(path.name, read_yaml(path)) for path in presets_for(asked.prior.name, asked.method)]
+    presets: list[tuple[str, Mapping[str, Any]]] = [
+        (path.name, read_yaml(path)) for path in presets_for(asked.prior.name, asked.method)
+    ]
     for source, values in presets + layers:
         config = update(config, values, source)
     return check(config)

@@ -14,7 +14,7 @@ LINE = "t {t:.0f}  loss {loss:.4g}  |g| {gradient_norm:.3g}  {gaussians:.0f} Gau
 
 
 @contextmanager
-def progress_for(config: Config, step: int) -> Iterator[Callable[[dict[str, float]], None]]:
+def progress_for(config: Config, step: int) -> Iterator[Callable[[int, dict[str, float]], None]]:
     """Yield the function that shows the metrics of a step, for a run that continues after `step`."""
     console = Console(stderr=True)
     if not console.is_terminal:
@@ -30,19 +30,17 @@ def progress_for(config: Config, step: int) -> Iterator[Callable[[dict[str, floa
     with Progress(*columns, console=console, refresh_per_second=5) as progress:
         task = progress.add_task("loading", total=config.steps, completed=step, speed=0.0)
 
-        def show(metrics: dict[str, float]) -> None:
-            done = int(metrics["step"])
+        def show(done: int, metrics: dict[str, float]) -> None:
             speed = (done - first) / (time.perf_counter() - begin)
             progress.update(task, completed=done, description=_describe(metrics), speed=speed)
 
         yield show
 
 
-def _plain(steps: int, first: int) -> Callable[[dict[str, float]], None]:
+def _plain(steps: int, first: int) -> Callable[[int, dict[str, float]], None]:
     begin, every = time.perf_counter(), max(steps // 10, 1)
 
-    def show(metrics: dict[str, float]) -> None:
-        done = int(metrics["step"])
+    def show(done: int, metrics: dict[str, float]) -> None:
         if done % every and done != steps:
             return
         speed = (done - first) / (time.perf_counter() - begin)

@@ -65,6 +65,11 @@ def test_presets_follow_the_prior():
     assert resolve({"prior": {"name": "/some/folder"}}).views.size == 512
 
 
+def test_a_folder_that_lists_its_words_gets_the_embedded_preset(tmp_path):
+    (tmp_path / "vocabulary.json").write_text("[]")
+    assert resolve({"prior": {"name": str(tmp_path)}}).views.size == 64
+
+
 def test_method_brings_its_own_settings():
     sds = resolve({"method": "sds", "prior": {"name": "sd21"}})
     assert (sds.guidance.scale, sds.timestep.low, sds.timestep.high) == (100.0, (0.02, 0.02), (0.98, 0.5))

@@ -1,0 +1,259 @@
+"""`python -m splatdistill.train --prompt TEXT`: text to a 3D Gaussian splat. Parses, builds, runs; no maths.
+
+Everything heavy is imported after the arguments were read, so help and mistakes answer at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from splatdistill import __version__
+from splatdistill.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+    from splatdistill.config import Config
+
+RESULT = "splat.ply"  # written last: a folder that holds it is a finished run
+OUTPUTS = (RESULT, "preview.png", "turntable.webp", "metrics.jsonl", "config.yaml", "checkpoints")
+CHOICES = ("prompt", "negative_prompt", "method", "prior", "steps", "seed", "out", "config")  # what a run is
+
+
+class Parser(argparse.ArgumentParser):
+    """Mistakes end in one line and status 2."""
+
+    def error(self, message: str) -> NoReturn:
+        """Exit with one line instead of the whole usage."""
+        self.exit(2, f"error: {message}; --help lists the options\n")
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Return the command line as a namespace; flags that were not given are None or False."""
+    parser = Parser(
+        prog="python -m splatdistill.train", description="Text to a 3D Gaussian splat.", allow_abbrev=False
+    )
+    add = parser.add_argument
+    add("--prompt", help="what to make: 'a red mushroom'")
+    add("--negative-prompt", help="what to steer away from")
+    add("--method", help="sdi (default), sds or sdi_published")
+    add("--prior", help="embedded (default), sd21, sd15, or the folder of a diffusers model")
+    add("--steps", type=int, help="optimisation steps")
+    add("--seed", type=int, help="default 0")
+    add("--out", type=Path, metavar="DIR", help="default outputs/<prompt>-<seed>")
+    add(
+        "--config", metavar="YAML", help="settings on top of the presets; a run's config.yaml repeats the run"
+    )
+    add("--device", help="cpu, cuda or cuda:N; default cuda where there is one")
+    add("--resume", type=Path, metavar="DIR", help="continue a run that was stopped, exactly")
+    add("--overwrite", action="store_true", help="replace the run in the output folder")
+    add("--list-words", action="store_true", help="print the words that the embedded teacher knows, and exit")
+    add(
+        "--allow-unknown",
+        action="store_true",
+        help="only warn of words that the embedded teacher does not know",
+    )
+    add("--version", action="version", version=f"splatdistill {__version__}")
+    add(
+        "overrides",
+        nargs="*",
+        metavar="key=value",
+        help="any setting by its name in config.yaml: guidance.scale=10",
+    )
+    return parser.parse_intermixed_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; return its exit status: 0, 1 diverged, 2 a user's mistake, 130 interrupted."""
+    args = parse(arguments)
+    try:
+        if args.list_words:
+            from splatdistill.priors.embedded import grammar
+
+            print(grammar.word_list())
+            return 0
+        return resume(args) if args.resume else start(args)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        note("interrupted; a run that had begun continues with --resume DIR")
+        return 130
+
+
+def start(args: argparse.Namespace) -> int:
+    """Run from the first step in a new folder; return the exit status."""
+    if args.prompt is not None and not args.prompt.strip():
+        raise UserError("the prompt is empty; say what to make, such as --prompt 'a red mushroom'")
+    config = configure(args)
+    check_words(config, args.allow_unknown)
+    out = args.out or Path("outputs") / f"{slug(config.prompt)}-{config.seed}"
+    check_folder(out, args.overwrite)
+    device = pick_device(args.device)
+    if device.type == "cuda" and config.prior.name == "embedded":
+        note("the embedded teacher draws 64x64 pictures; --prior sd21 uses Stable Diffusion on this GPU")
+    return run(config, out, device, saved=None)
+
+
+def resume(args: argparse.Namespace) -> int:
+    """Continue the run in a folder under its own configuration; return the exit status."""
+    from splatdistill import checkpoint
+    from splatdistill.config import load
+
+    given = [f"--{name.replace('_', '-')}" for name in CHOICES if getattr(args, name) is not None]
+    given += args.overrides + ["--overwrite"] * args.overwrite
+    if given:
+        raise UserError(f"--resume continues a run as it was configured; drop {' '.join(given)}")
+    if not (args.resume / "config.yaml").is_file():
+        raise UserError(f"--resume {args.resume}: there is no run (no config.yaml); give the folder of a run")
+    config = load(args.resume / "config.yaml")
+    check_folder(args.resume, overwrite=True)
+    begun = any((args.resume / "checkpoints").glob("*.pt"))  # else it was killed before its first checkpoint
+    saved = checkpoint.latest(args.resume / "checkpoints") if begun else None
+    return run(config, args.resume, pick_device(args.device), saved)
+
+
+def configure(args: argparse.Namespace) -> Config:
+    """Return the configuration that the command line asks for."""
+    from splatdistill.config import resolve
+
+    names = ("prompt", "negative_prompt", "method", "steps", "seed")
+    flags: dict[str, Any] = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    if args.prior is not None:
+        flags["prior"] = {"name": args.prior}
+    config = resolve(flags, args.config, args.overrides)
+    if not config.prompt.strip():
+        raise UserError("there is no prompt; say what to make, such as --prompt 'a red mushroom'")
+    return config
+
+
+def check_words(config: Config, allow_unknown: bool) -> None:
+    """Raise UserError for a word that the embedded teacher never saw; other teachers read open text."""
+    from splatdistill.config import is_embedded
+
+    if not is_embedded(config.prior.name):
+        return
+    from splatdistill.priors.embedded import grammar
+
+    for text in filter(None, (config.prompt, config.negative_prompt)):
+        for warning in grammar.check_prompt(text, allow_unknown):
+            note(warning)
+
+
+def check_folder(out: Path, overwrite: bool) -> None:
+    """Make the folder; raise UserError when it cannot be written or holds a run that would be lost."""
+    if not overwrite and (out / RESULT).exists():
+        raise UserError(f"{out} holds a finished run; give --overwrite, another --seed or another --out")
+    if not overwrite and (out / "config.yaml").exists():
+        raise UserError(
+            f"{out} holds an unfinished run; continue it with --resume {out}, or give --overwrite"
+        )
+    try:
+        (out / "checkpoints").mkdir(parents=True, exist_ok=True)
+        probe = out / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(f"cannot write to {out}: {error.strerror}; give another folder with --out") from error
+
+
+def pick_device(name: str | None) -> torch.device:
+    """Return the device asked for, else CUDA where there is one; raises UserError when it is not there."""
+    import torch
+
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except RuntimeError:
+        raise UserError(f"unknown device '{name}'; expected cpu, cuda or cuda:N") from None
+    if device.type not in ("cpu", "cuda"):
+        raise UserError(f"device '{name}' is not supported; expected cpu, cuda or cuda:N")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(
+            f"there is no device '{name}' here; `python -m splatdistill.doctor` says what there is"
+        )
+    return device
+
+
+def run(config: Config, out: Path, device: torch.device, saved: dict[str, Any] | None) -> int:
+    """Load the teacher, run or continue the loop, write the results; return the exit status."""
+    import torch
+
+    from splatdistill import trainer
+    from splatdistill.config import dump
+    from splatdistill.files import atomic_write
+    from splatdistill.priors.latent import LatentPrior
+    from splatdistill.progress import progress_for
+
+    dtype = None if config.prior.dtype == "auto" else getattr(torch, config.prior.dtype)
+    prior = LatentPrior.load(config.prior.name, device, dtype)
+    if saved is None:
+        for name in OUTPUTS:  # an older run in this folder goes only now that the new one can begin
+            remove(out / name)
+        (out / "checkpoints").mkdir()
+        with atomic_write(out / "config.yaml") as file:
+            file.write(dump(config).encode())
+    state = trainer.unpack(saved, config, device) if saved else trainer.new_state(config, device)
+    if state.step:
+        note(f"continuing after step {state.step} of {config.steps}")
+    begin = time.perf_counter()
+    try:
+        with interruptible() as should_stop, progress_for(config, state.step) as on_step:
+            finished = trainer.train(config, prior, state, out, on_step, should_stop)
+    except trainer.Diverged as error:
+        print(f"error: {error}; try other settings or another --seed", file=sys.stderr)
+        return 1
+    if not finished:
+        note(f"stopped after step {state.step} of {config.steps}; continue with --resume {out}")
+        return 130
+    count = trainer.export(state, config, out)
+    seconds = time.perf_counter() - begin
+    note(f"{out / RESULT}: {count} Gaussians in {seconds:.0f} s; {out / 'turntable.webp'} shows them")
+    return 0
+
+
+@contextmanager
+def interruptible() -> Iterator[Callable[[], bool]]:
+    """Yield a function that tells whether Ctrl-C or SIGTERM came; a second Ctrl-C interrupts at once."""
+    came: list[int] = []
+
+    def remember(number: int, frame: object) -> None:
+        came.append(number)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    previous = {number: signal.signal(number, remember) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: bool(came)
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def slug(prompt: str) -> str:
+    """Return a folder name made of the prompt's letters and digits."""
+    return re.sub(r"[^a-z0-9]+", "-", prompt.lower())[:60].strip("-") or "splat"
+
+
+def remove(path: Path) -> None:
+    """Delete a file or folder if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def note(text: str) -> None:
+    """Print one line for the user, beside the progress."""
+    print(text, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,231 @@
+"""The run, and its exact resume: cameras, render, encode, distil, regularise, step, densify, report."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from splatdistill import __version__, checkpoint
+from splatdistill.cameras import sample_orbit
+from splatdistill.config import BackgroundConfig, Config, OptimizerConfig
+from splatdistill.densification import Densifier, final_prune
+from splatdistill.formats.ply import write_ply
+from splatdistill.gaussians import NAMES, clamp_to_sphere_, from_tensors, init_blob, sh_degree_of
+from splatdistill.guidance import Method, build_method, distill
+from splatdistill.losses import regularisation
+from splatdistill.priors.base import Prior
+from splatdistill.prompts import PromptCache, ViewPrompts, conditioning, pick_backgrounds
+from splatdistill.rendering import render
+from splatdistill.report import MetricsWriter, write_report
+from splatdistill.schedules import Linear, TimestepSchedule
+
+Metrics = dict[str, float]
+
+
+class Diverged(RuntimeError):
+    """Too many bad steps in a row; the last good state was saved."""
+
+
+@dataclass
+class TrainState:
+    """All that changes during a run; a checkpoint is this and the states of torch's global generators."""
+
+    gaussians: torch.nn.ParameterDict
+    optimizers: dict[str, torch.optim.Optimizer]
+    densifier: Densifier
+    generator: torch.Generator  # cameras, backgrounds, timesteps and noise
+    step: int = 0  # steps done
+    skipped: int = 0  # of them, how many were bad
+    bad_in_a_row: int = 0
+
+
+def new_state(config: Config, device: torch.device) -> TrainState:
+    """Return the state before the first step; the seed alone decides it."""
+    torch.manual_seed(config.seed)  # what gsplat's strategies draw from
+    generator = torch.Generator().manual_seed(config.seed)
+    scene = config.gaussians
+    gaussians = init_blob(
+        scene.count, scene.radius, opacity=scene.opacity, sh_degree=scene.sh_degree, generator=generator
+    ).to(device)
+    densifier = Densifier(config.densification)
+    optimizers = make_optimizers(gaussians, config.optimizer)
+    densifier.initialise(gaussians, optimizers)
+    return TrainState(gaussians, optimizers, densifier, generator)
+
+
+def make_optimizers(
+    gaussians: torch.nn.ParameterDict, rates: OptimizerConfig
+) -> dict[str, torch.optim.Optimizer]:
+    """Return one Adam a parameter, as gsplat's strategies expect them."""
+    betas = (rates.beta1, rates.beta2)
+    return {
+        name: torch.optim.Adam([gaussians[name]], lr=getattr(rates, name), betas=betas, eps=1e-15, fused=True)
+        for name in NAMES
+    }
+
+
+def pack(state: TrainState) -> dict[str, Any]:
+    """Return the state as tensors and plain values, for checkpoint.save()."""
+    cuda = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
+    return {
+        "gaussians": {name: state.gaussians[name].detach() for name in NAMES},
+        "optimizers": {name: optimizer.state_dict() for name, optimizer in state.optimizers.items()},
+        "densifier": state.densifier.state_dict(),
+        "generator": state.generator.get_state(),
+        "global_rng": {"cpu": torch.get_rng_state(), "cuda": cuda},
+        "step": state.step,
+        "skipped": state.skipped,
+        "bad_in_a_row": state.bad_in_a_row,
+    }
+
+
+def unpack(saved: dict[str, Any], config: Config, device: torch.device) -> TrainState:
+    """Return the state that pack() was given; a run continues from it as if never interrupted."""
+    state = new_state(config, device)
+    state.gaussians = from_tensors(**saved["gaussians"]).to(device)
+    state.optimizers = make_optimizers(state.gaussians, config.optimizer)
+    for name, optimizer in state.optimizers.items():
+        optimizer.load_state_dict(saved["optimizers"][name])
+    state.densifier.load_state_dict(saved["densifier"])
+    state.generator.set_state(saved["generator"])
+    torch.set_rng_state(saved["global_rng"]["cpu"])
+    if saved["global_rng"]["cuda"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(saved["global_rng"]["cuda"])
+    state.step, state.skipped, state.bad_in_a_row = saved["step"], saved["skipped"], saved["bad_in_a_row"]
+    return state
+
+
+def save(state: TrainState, out: Path) -> None:
+    """Write the state to the run's checkpoints, atomically."""
+    checkpoint.save(checkpoint.path_for(out / "checkpoints", state.step), pack(state))
+
+
+def method_of(config: Config) -> Method:
+    """Return the distillation method with the run's own guidance, inversion and noise levels."""
+    method = build_method(config.method, config.inversion)
+    levels = TimestepSchedule(low=Linear(*config.timestep.low), high=Linear(*config.timestep.high))
+    return dataclasses.replace(method, guidance=config.guidance.scale, timesteps=levels)
+
+
+def draw_backgrounds(
+    config: BackgroundConfig, count: int, generator: torch.Generator
+) -> tuple[list[str] | None, Tensor]:
+    """Return V plain backgrounds: their names where prompts mention them, else None; and colours [V,3]."""
+    if config.colours:
+        names, colours = pick_backgrounds(config.colours, count, generator)
+        return (names if config.in_prompt else None), colours
+    low, high = config.grey
+    return None, (low + (high - low) * torch.rand(count, 1, generator=generator)).expand(count, 3)
+
+
+def set_learning_rates(state: TrainState, rates: OptimizerConfig, progress: float) -> None:
+    """Decay every learning rate linearly to `rates.final` of its start."""
+    factor = Linear(1.0, rates.final)(progress)
+    for name, optimizer in state.optimizers.items():
+        optimizer.param_groups[0]["lr"] = getattr(rates, name) * factor
+
+
+def gradient_norm(gaussians: torch.nn.ParameterDict) -> float:
+    """Return the norm of all parameter gradients together; not finite if any of them is not."""
+    return float(torch.nn.utils.get_total_norm([p.grad for p in gaussians.values() if p.grad is not None]))
+
+
+def train(
+    config: Config,
+    prior: Prior,
+    state: TrainState,
+    out: Path,
+    on_step: Callable[[int, Metrics], None] = lambda step, metrics: None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> bool:
+    """Run the remaining steps, writing checkpoints/ and metrics.jsonl in `out`; return whether all were run.
+
+    should_stop is asked between steps. A run that it stops is saved, as is one that raises Diverged.
+    """
+    method = method_of(config)
+    prompts, cache = ViewPrompts(config.prompt, config.negative_prompt), PromptCache(prior)
+    views, scene = config.views, config.gaussians
+    generator = state.generator
+    if state.step == 0:
+        save(state, out)  # from here on, a killed run can be resumed
+
+    with MetricsWriter(out / "metrics.jsonl", resume_step=state.step + 1) as metrics_file:
+        while state.step < config.steps and not should_stop():
+            progress = state.step / max(config.steps - 1, 1)
+            set_learning_rates(state, config.optimizer, progress)
+
+            # Look at the scene from all around, each view before a plain background of its own.
+            cameras = sample_orbit(views.ranges, views.count, views.size, generator)
+            names, background = draw_backgrounds(config.backgrounds, views.count, generator)
+            degree = min(sh_degree_of(state.gaussians), state.step // scene.sh_every)
+            view = render(state.gaussians, cameras, background, degree)
+
+            # Distil: noise the latents, ask the teacher, and take its disagreement as the gradient.
+            z = prior.encode(view.rgb.permute(0, 3, 1, 2))  # [V, C, h, w]
+            t = method.timesteps.sample(progress, views.count, len(prior.alphas_cumprod), generator)  # [V]
+            guidance = config.guidance
+            cond = conditioning(prompts, cache, cameras, names, guidance.scale, guidance.mode)
+            distillation = distill(prior, z, t, cond, method, generator)
+            penalty, terms = regularisation(view, state.gaussians, config.losses)
+            loss = distillation.loss + penalty
+
+            # Step, unless the gradient says that something broke: then the last good state stays.
+            state.densifier.before_backward(view.info)
+            loss.backward()
+            norm = gradient_norm(state.gaussians)
+            good = math.isfinite(norm) and norm <= config.guard.gradient_norm and math.isfinite(loss.item())
+            if good:
+                for optimizer in state.optimizers.values():
+                    optimizer.step()
+                state.densifier.after_backward(state.gaussians, state.optimizers, state.step, view.info)
+                clamp_to_sphere_(state.gaussians, scene.bound)
+            for optimizer in state.optimizers.values():
+                optimizer.zero_grad(set_to_none=True)
+            state.bad_in_a_row = 0 if good else state.bad_in_a_row + 1
+            state.skipped += not good
+            state.step += 1
+
+            metrics: Metrics = {
+                "t": float(t.double().mean()),
+                "loss": distillation.loss.item(),
+                "gradient_norm": norm,
+                "gaussians": len(state.gaussians["means"]),
+                "skipped": state.skipped,
+                **{name: float(value) for name, value in terms.items()},
+            }
+            metrics_file.write(state.step, **metrics)
+            on_step(state.step, metrics)
+            if state.bad_in_a_row >= config.guard.bad_steps:
+                state.bad_in_a_row = 0
+                save(state, out)
+                raise Diverged(
+                    f"{config.guard.bad_steps} bad steps in a row: the gradient norm, last {norm:g}, is above "
+                    f"{config.guard.gradient_norm:g} or not finite; the state before them is saved"
+                )
+            if state.step % config.checkpoint_every == 0 or state.step == config.steps:
+                save(state, out)
+
+    if state.step < config.steps:
+        save(state, out)
+    return state.step == config.steps
+
+
+def export(state: TrainState, config: Config, out: Path) -> int:
+    """Prune what is not the object, write the pictures and splat.ply; return how many Gaussians are left.
+
+    splat.ply comes last, so that a folder which holds one holds all.
+    """
+    scene = final_prune(state.gaussians, config.gaussians.final_opacity, config.gaussians.final_scale)
+    write_report(scene, out, **dataclasses.asdict(config.report))
+    comments = {
+        "prompt": config.prompt,
+        "method": config.method,
+        "seed": str(config.seed),
+        "version": __version__,
+    }
+    return len(scene["means"]) - write_ply(out / "splat.ply", scene, comments)

@@ -1,0 +1,173 @@
+"""The command, end to end on a tiny random pipeline."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from test_priors_latent import make_pipeline
+
+from splatdistill import trainer
+from splatdistill.formats.ply import read_ply
+from splatdistill.train import OUTPUTS, main, slug
+
+SMALL = [
+    "views.size=16",
+    "views.count=2",
+    "gaussians.count=50",
+    "inversion.steps=2",
+    "gaussians.final_opacity=0.01",
+    "report.size=16",
+    "report.frames=4",
+    "checkpoint_every=2",
+]
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    return str(make_pipeline(tmp_path_factory.mktemp("teacher"), "AutoencoderTiny"))
+
+
+@pytest.fixture(autouse=True)
+def workplace(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def command(teacher: str, *arguments: str) -> list[str]:
+    return [
+        "--prompt",
+        "a red mushroom",
+        "--prior",
+        teacher,
+        "--steps",
+        "4",
+        *arguments,
+        *SMALL,
+        "prior.dtype=float32",
+    ]
+
+
+def mistake(capfd, *arguments: str) -> str:
+    """The one line that a mistake prints; the status is 2."""
+    try:
+        status = main(arguments)
+    except SystemExit as stop:
+        status = stop.code
+    lines = capfd.readouterr().err.strip().splitlines()
+    assert status == 2 and len(lines) == 1, lines
+    return lines[0]
+
+
+def stop_after(monkeypatch, steps: int) -> None:
+    """Let the next run be asked to stop after some steps, as by Ctrl-C."""
+    original = trainer.train
+
+    def train(config, prior, state, out, on_step, should_stop):
+        return original(config, prior, state, out, on_step, lambda: state.step >= steps or should_stop())
+
+    monkeypatch.setattr(trainer, "train", train)
+
+
+def test_a_prompt_becomes_a_splat_and_its_companions(teacher, workplace):
+    assert main(command(teacher, "--seed", "3")) == 0
+    out = workplace / "outputs" / "a-red-mushroom-3"
+    assert {path.name for path in out.iterdir()} == set(OUTPUTS)
+    gaussians, comments = read_ply(out / "splat.ply")
+    assert len(gaussians["means"]) > 0
+    assert comments["prompt"] == "a red mushroom" and comments["seed"] == "3" and comments["method"] == "sdi"
+    assert len((out / "metrics.jsonl").read_text().splitlines()) == 4
+
+
+def test_the_written_configuration_repeats_the_run(teacher):
+    assert main(command(teacher, "--out", "one", "--method", "sds")) == 0
+    assert main(["--config", "one/config.yaml", "--out", "two"]) == 0
+    assert Path("one/splat.ply").read_bytes() == Path("two/splat.ply").read_bytes()
+
+
+def test_a_finished_run_is_kept_unless_told_otherwise(teacher, capfd):
+    assert main(command(teacher, "--out", "run")) == 0
+    before = Path("run/splat.ply").read_bytes()
+    capfd.readouterr()
+    assert "--overwrite" in mistake(capfd, *command(teacher, "--out", "run"))
+    assert "no diffusers pipeline" in mistake(capfd, *command("/absent", "--out", "run", "--overwrite"))
+    assert Path("run/splat.ply").read_bytes() == before
+    assert main(command(teacher, "--out", "run", "--overwrite", "--seed", "1")) == 0
+    assert Path("run/splat.ply").read_bytes() != before
+
+
+def test_a_stopped_run_resumes_to_the_same_bytes(teacher, capfd, monkeypatch):
+    assert main(command(teacher, "--out", "whole")) == 0
+    with monkeypatch.context() as patch:
+        stop_after(patch, 3)
+        assert main(command(teacher, "--out", "halves")) == 130
+    assert "--resume halves" in capfd.readouterr().err
+    assert "--resume" in mistake(capfd, *command(teacher, "--out", "halves"))
+    assert main(["--resume", "halves"]) == 0
+    assert Path("halves/splat.ply").read_bytes() == Path("whole/splat.ply").read_bytes()
+    assert main(["--resume", "halves"]) == 0  # finished: the results are written again
+    assert Path("halves/splat.ply").read_bytes() == Path("whole/splat.ply").read_bytes()
+
+
+def test_a_run_killed_before_its_first_checkpoint_can_be_resumed(teacher, workplace, monkeypatch):
+    with monkeypatch.context() as patch:
+        stop_after(patch, 0)
+        main(command(teacher, "--out", "run"))
+    for path in (workplace / "run" / "checkpoints").iterdir():
+        path.unlink()
+    assert main(["--resume", "run"]) == 0
+
+
+def test_damaged_checkpoints_are_one_clear_line(teacher, workplace, capfd, monkeypatch):
+    with monkeypatch.context() as patch:
+        stop_after(patch, 3)
+        main(command(teacher, "--out", "run"))
+    capfd.readouterr()
+    for path in (workplace / "run" / "checkpoints").glob("*.pt"):
+        path.write_bytes(path.read_bytes()[:100])
+    assert "damaged" in mistake(capfd, "--resume", "run")
+
+
+@pytest.mark.parametrize(
+    "arguments, expected",
+    [
+        ([], "no prompt"),
+        (["--prompt", ""], "prompt is empty"),
+        (["--prompt", " \t"], "prompt is empty"),
+        (["--prompt", "a zebra"], "zebra"),
+        (["--prompt", "a duck", "--negative-prompt", "zebra"], "zebra"),
+        (["--prompt", "a duck", "--bogus"], "--bogus"),
+        (["--prompt", "a duck", "--steps", "ten"], "--steps"),
+        (["--prompt", "a duck", "--steps", "-1"], "steps"),
+        (["--prompt", "a duck", "--method", "sdx"], "sdx"),
+        (["--prompt", "a duck", "--prior", "/absent"], "/absent"),
+        (["--prompt", "a duck", "--device", "toaster"], "toaster"),
+        (["--prompt", "a duck", "--device", "cuda:99"], "cuda:99"),
+        (["--prompt", "a duck", "--config", "absent.yaml"], "absent.yaml"),
+        (["--prompt", "a duck", "guidance.scael=3"], "guidance.scale"),
+        (["--prompt", "a duck", "stray"], "stray"),
+        (["--resume", "absent"], "absent"),
+        (["--resume", ".", "--seed", "3"], "drop --seed"),
+        (["--prompt", "a duck", "--out", "/proc/none"], "cannot write"),
+    ],
+)
+def test_a_mistake_is_one_line_and_status_2(capfd, arguments, expected):
+    assert expected in mistake(capfd, *arguments)
+
+
+def test_a_mistake_shows_no_traceback_from_the_shell():
+    command = [sys.executable, "-m", "splatdistill.train", "--prompt", "a zebra"]
+    process = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    assert process.returncode == 2 and process.stdout == ""
+    assert re.fullmatch(r"error: .*zebra.*--list-words.*sd21.*\n", process.stderr)
+
+
+def test_the_vocabulary_is_printed(capsys):
+    assert main(["--list-words"]) == 0
+    assert "mushroom" in capsys.readouterr().out
+
+
+def test_folder_names_are_plain():
+    assert slug("A red/../ mushroom's #1!") == "a-red-mushroom-s-1"
+    assert slug("キノコ") == "splat"

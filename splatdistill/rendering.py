@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import ParameterDict
 
-from splatdistill import ops
 from splatdistill.cameras import Cameras
 from splatdistill.gaussians import activated, sh_degree_of
+from splatdistill.ops.raster import rasterize
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,8 +43,8 @@ def render(
     if background is not None:
         background = background.to(device, torch.float32).expand(len(cameras), 3).contiguous()
     degree = sh_degree_of(gaussians) if sh_degree is None else sh_degree
-    rasterize = _rasterize_gsplat if device.type == "cuda" else ops.rasterize
-    rgb, alpha, depth, means2d, radii = rasterize(
+    draw = _rasterize_gsplat if device.type == "cuda" else rasterize
+    rgb, alpha, depth, means2d, radii = draw(
         *activated(gaussians), cameras.viewmats, cameras.Ks, cameras.width, cameras.height, background, degree
     )
     info = {
@@ -71,7 +71,7 @@ def _rasterize_gsplat(
     backgrounds: Tensor | None,
     sh_degree: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """`ops.rasterize` by gsplat's CUDA kernels; shapes as there."""
+    """`rasterize` by gsplat's CUDA kernels; shapes as there."""
     rgb_depth, alpha, meta = gsplat.rasterization(
         means,
         quats,

@@ -101,7 +101,7 @@ class OptimizerConfig:
 class GuardConfig:
     """When a step counts as bad, and how many in a row end the run."""
 
-    gradient_norm: float = 1e4  # largest norm of all parameter gradients together
+    gradient_norm: float = 1e6  # largest norm of all parameter gradients together
     bad_steps: int = 10
 
 
@@ -149,7 +149,7 @@ def preset_folder() -> Path:
 
 
 def is_embedded(prior: str) -> bool:
-    """Tell whether a prior is the shipped teacher, or a folder with one trained like it (it lists its words)."""
+    """Tell whether a prior is the shipped teacher or a folder with one like it, which lists its words."""
     return prior == "embedded" or (Path(prior) / "vocabulary.json").is_file()
 
 

@@ -204,8 +204,8 @@ def train(
                 state.bad_in_a_row = 0
                 save(state, out)
                 raise Diverged(
-                    f"{config.guard.bad_steps} bad steps in a row: the gradient norm, last {norm:g}, is above "
-                    f"{config.guard.gradient_norm:g} or not finite; the state before them is saved"
+                    f"{config.guard.bad_steps} bad steps in a row: their gradient norm, last {norm:g}, was "
+                    f"above {config.guard.gradient_norm:g} or not finite; the state before them is saved"
                 )
             if state.step % config.checkpoint_every == 0 or state.step == config.steps:
                 save(state, out)

@@ -41,9 +41,9 @@ void read_cotangents(const Image& image, const State& state, const Tile& tile, i
                 v_background[2] += b[lane] * left[lane];
             }
             if (in.depth) {  // expected depth = depth / max(alpha, 1e-10)
-                float alpha = 1.0f - left[lane], v = in.depth[at] / std::max(alpha, 1e-10f);
+                float alpha = in.alpha_out[at], v = in.depth[at] / std::max(alpha, 1e-10f);
                 depth[lane] = v;
-                if (alpha > 1e-10f) v_alpha -= v * in.expected_depth[at];
+                if (alpha > 1e-10f) v_alpha -= v * in.depth_out[at];
             }
             behind[lane] = -left[lane] * v_alpha;
         }

@@ -90,11 +90,11 @@ void bind_raster(py::module_& m) {
     });
     m.def("raster_draw_backward",
           [](const Image& image, const RasterInputs& in, Address state, size_t state_size, Address rgb,
-             Address alpha, Address depth, Address expected_depth, Address v_means2d, Address v_conics,
-             Address v_colours, Address v_opacities, Address v_depths, Address v_backgrounds) {
+             Address alpha, Address depth, Address alpha_out, Address depth_out, Address v_means2d,
+             Address v_conics, Address v_colours, Address v_opacities, Address v_depths, Address v_backgrounds) {
               py::gil_scoped_release release;
               rasterize_backward(image, state_of(image, state, state_size), in,
-                                 {floats(rgb), floats(alpha), floats(depth), floats(expected_depth),
+                                 {floats(rgb), floats(alpha), floats(depth), floats(alpha_out), floats(depth_out),
                                   floats(v_means2d), floats(v_conics), floats(v_colours), floats(v_opacities),
                                   floats(v_depths), floats(v_backgrounds)});
           });

@@ -120,13 +120,15 @@ void sort_view(const Image& image, const RasterInputs& in, int64_t view, Scratch
 
 }  // namespace
 
-size_t lay_out(const Image& image, int64_t splats, int64_t entries, char* memory, State& state) {
+size_t lay_out(const Image& image, int64_t splats, int64_t entries, char* memory, State& state, bool fresh) {
     int64_t tiles = image.V * image.tiles();
     size_t at = 0;
     auto section = [&](auto*& pointer, int64_t count) {
         using T = std::remove_reference_t<decltype(*pointer)>;
+        size_t size = size_t(count) * sizeof(T), padded = (size + 63) / 64 * 64;
         if (memory) pointer = reinterpret_cast<T*>(memory + at);
-        at += (size_t(count) * sizeof(T) + 63) / 64 * 64;
+        if (fresh) std::memset(memory + at + size, 0, padded - size);
+        at += padded;
     };
     section(state.splat_begin, image.V + 1);
     section(state.entry_begin, tiles + 1);
@@ -152,7 +154,8 @@ State bin(const Image& image, const RasterInputs& in, char* (*allocate)(void*, s
         entries += views[view].tiles.size();
     }
     State state;
-    lay_out(image, splats, entries, allocate(context, lay_out(image, splats, entries, nullptr, state)), state);
+    char* memory = allocate(context, lay_out(image, splats, entries, nullptr, state));
+    lay_out(image, splats, entries, memory, state, true);
     state.splat_begin[0] = 0;
     for (int64_t view = 0; view < image.V; ++view)
         state.splat_begin[view + 1] = state.splat_begin[view] + int64_t(views[view].splats.size());

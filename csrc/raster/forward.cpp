@@ -24,7 +24,7 @@ uint32_t reached_blocks(const Splat& s, float x, float y) {
 }
 
 struct Pixels {
-    vf transmittance[kBlocks], r[kBlocks], g[kBlocks], b[kBlocks], depth[kBlocks];
+    vf transmittance[kBlocks], alpha[kBlocks], r[kBlocks], g[kBlocks], b[kBlocks], depth[kBlocks];
     vf cut[kBlocks];  // least log2 alpha that counts: infinite once a pixel has stopped
     vi stop[kBlocks];
 };
@@ -33,7 +33,7 @@ void clear(Pixels& p, const Tile& tile) {
     const float infinity = std::numeric_limits<float>::infinity();
     for (int block = 0; block < kBlocks; ++block) {
         p.transmittance[block] = splat(1.0f);
-        p.r[block] = p.g[block] = p.b[block] = p.depth[block] = vf{};
+        p.alpha[block] = p.r[block] = p.g[block] = p.b[block] = p.depth[block] = vf{};
         vf x = kColumn + float(block % 4 * kBlock), y = kRow + float(block / 4 * kBlock);
         vm inside = both(less(x, splat(float(tile.width))), less(y, splat(float(tile.height))));
         p.cut[block] = select(inside, splat(kLog2AlphaMin), splat(infinity));
@@ -66,6 +66,7 @@ inline bool blend(Pixels& p, const Splat& s, float x, float y, int block, int in
         closed = bits(less(p.cut[block], splat(infinity))) == 0;
     }
     p.transmittance[block] = after;
+    p.alpha[block] += weight;  // 1 - transmittance would lose what a faint pixel's expected depth needs
     p.r[block] += weight * s.r;
     p.g[block] += weight * s.g;
     p.b[block] += weight * s.b;
@@ -76,18 +77,19 @@ inline bool blend(Pixels& p, const Splat& s, float x, float y, int block, int in
 void write_pixels(const Image& image, const Tile& tile, const Pixels& p, const float* background,
                   const RasterOutputs& out) {
     const float* transmittance = reinterpret_cast<const float*>(p.transmittance);
+    const float* alpha = reinterpret_cast<const float*>(p.alpha);
     const float *r = reinterpret_cast<const float*>(p.r), *g = reinterpret_cast<const float*>(p.g);
     const float *b = reinterpret_cast<const float*>(p.b), *depth = reinterpret_cast<const float*>(p.depth);
     for (int y = 0; y < tile.height; ++y) {
         int64_t at = (tile.view * image.height + tile.y + y) * image.width + tile.x;
         for (int x = 0; x < tile.width; ++x, ++at) {
             int lane = lane_of(x, y);
-            float left = transmittance[lane], alpha = 1.0f - left;
+            float left = transmittance[lane];
             out.rgb[3 * at] = r[lane] + left * background[0];
             out.rgb[3 * at + 1] = g[lane] + left * background[1];
             out.rgb[3 * at + 2] = b[lane] + left * background[2];
-            out.alpha[at] = alpha;
-            out.depth[at] = depth[lane] / std::max(alpha, 1e-10f);
+            out.alpha[at] = alpha[lane];
+            out.depth[at] = depth[lane] / std::max(alpha[lane], 1e-10f);
         }
     }
 }
@@ -111,6 +113,7 @@ void draw_tile(const Image& image, const State& state, const float* backgrounds,
         }
     }
     state.used[index] = used;
+    std::fill(state.masks + begin + used, state.masks + begin + count, 0);
     for (int block = 0; block < kBlocks; ++block) {
         state.transmittance[index * kBlocks + block] = p.transmittance[block];
         state.stop[index * kBlocks + block] = p.stop[block];

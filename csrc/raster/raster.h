@@ -87,7 +87,8 @@ struct State {
 };
 
 // Sections of `memory`, which holds at least the returned number of bytes (null memory: only the number).
-size_t lay_out(const Image& image, int64_t splats, int64_t entries, char* memory, State& state);
+// Padding between sections is cleared in fresh memory: equal inputs give equal bytes.
+size_t lay_out(const Image& image, int64_t splats, int64_t entries, char* memory, State& state, bool fresh = false);
 
 struct RasterInputs {
     const float* means2d;      // [V,N,2]
@@ -113,7 +114,8 @@ struct RasterGradient {
     const float* rgb;    // [V,H,W,3] gradients of the outputs; null: zero
     const float* alpha;  // [V,H,W]
     const float* depth;  // [V,H,W]
-    const float* expected_depth;  // [V,H,W] the forward's output
+    const float* alpha_out;       // [V,H,W] the forward's outputs
+    const float* depth_out;       // [V,H,W]
     float* v_means2d;             // [V,N,2] gradients of the inputs, overwritten
     float* v_conics;              // [V,N,3]
     float* v_colours;             // [V,N,3]

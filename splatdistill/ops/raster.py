@@ -1,8 +1,8 @@
-"""The CPU rasterizer of 3D Gaussians as torch custom ops: `project` and `rasterize_tiles`, composed by `rasterize`.
+"""The CPU rasterizer of 3D Gaussians: custom ops `project` and `rasterize_tiles`, composed by `rasterize`.
 
 Same results as `gsplat.rasterization(render_mode="RGB+ED", rasterize_mode="classic", packed=False)`.
-Two ops, so that the image-plane means `means2d` are a node of the graph between them: densification reads their
-gradient. The kernels take float32 on the CPU; anything else goes to the reference.
+Two ops, so that the image-plane means `means2d` are a node of the graph between them: densification reads
+their gradient. The kernels take float32 on the CPU; anything else goes to the reference.
 """
 
 import torch
@@ -31,25 +31,21 @@ def rasterize(
     radius_clip: float = 0.0,
     eps2d: float = 0.3,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Draw Gaussians: (rgb [V,H,W,3], alpha [V,H,W,1], expected depth [V,H,W,1], means2d [V,N,2], radii [V,N,2]).
+    """Draw Gaussians: rgb [V,H,W,3], alpha and expected depth [V,H,W,1], means2d and radii [V,N,2].
 
     means [N,3], quats [N,4] wxyz of any length, scales [N,3] and opacities [N] activated, sh [N,K,3] of which
-    (sh_degree+1)^2 coefficients are used, viewmats [V,4,4] world to camera, Ks [V,3,3], backgrounds [V,3] or None
-    for black. Depth in world units, means2d and radii (int32) in pixels; both are zero where a Gaussian is culled,
-    as is one that is not finite. Differentiable in means, quats, scales, opacities, sh and backgrounds, and in
-    means2d as an intermediate (`retain_grad`). Source: 2308.04079, with gsplat's thresholds.
+    (sh_degree+1)^2 coefficients are used, viewmats [V,4,4] world to camera, Ks [V,3,3], backgrounds [V,3] or
+    None for black. Depth in world units, means2d and radii (int32) in pixels; both are zero where a Gaussian
+    is culled, as is one that is not finite. Differentiable in means, quats, scales, opacities, sh and
+    backgrounds, and in means2d as an intermediate (`retain_grad`). ValueError for a wrong shape.
+    Source: "3D Gaussian Splatting" (2308.04079), with gsplat's thresholds.
     """
-    floats = [means, quats, scales, opacities, sh, viewmats, Ks]
-    if backgrounds is not None:
-        floats.append(backgrounds)
-    if not native.available() or any(x.dtype != FLOAT or x.device.type != "cpu" for x in floats):
-        return reference.rasterize(
-            means, quats, scales, opacities, sh, viewmats, Ks, width, height, backgrounds, sh_degree,
-            near, far, radius_clip, eps2d,
-        )  # fmt: skip
-    means2d, conics, depths, colours, radii = project(
-        means, quats, scales, opacities, sh, viewmats, Ks, width, height, sh_degree, near, far, radius_clip, eps2d
-    )
+    scene = (means, quats, scales, opacities, sh, viewmats, Ks)
+    if not native.available() or means.dtype != FLOAT or means.device.type != "cpu":
+        settings = (width, height, backgrounds, sh_degree, near, far, radius_clip, eps2d)
+        return reference.rasterize(*scene, *settings)
+    settings = (width, height, sh_degree, near, far, radius_clip, eps2d)
+    means2d, conics, depths, colours, radii = project(*scene, *settings)
     rgb, alpha, depth, _ = rasterize_tiles(
         means2d, conics, colours, opacities, depths, radii, backgrounds, width, height
     )
@@ -57,12 +53,12 @@ def rasterize(
 
 
 def _address(tensor: Tensor | None, *shape: int, dtype: torch.dtype = FLOAT) -> int:
-    """The address of a contiguous CPU tensor of this shape; 0 for None."""
+    """The address of a contiguous CPU tensor; 0 for None. ValueError when it is not of this shape and type."""
     if tensor is None:
         return 0
-    if tensor.shape != shape or tensor.dtype != dtype or tensor.device.type != "cpu" or not tensor.is_contiguous():
+    if tensor.shape != shape or tensor.dtype != dtype or tensor.device.type != "cpu":
         raise ValueError(
-            f"the rasterizer wants a contiguous CPU tensor of shape {list(shape)} and {dtype}, "
+            f"the rasterizer wants a CPU tensor of shape {list(shape)} and {dtype}, "
             f"got {list(tensor.shape)}, {tensor.dtype}, {tensor.device}"
         )
     return tensor.data_ptr()
@@ -76,15 +72,12 @@ def _kernels():
     return kernels
 
 
-# --- project ---------------------------------------------------------------------------------------------------
-
-
 def _scene(means, quats, scales, opacities, sh, viewmats, Ks, *settings):
-    """The kernels' view of a scene; `settings` are width, height, sh_degree, near, far, radius_clip, eps2d."""
+    """The kernels' view of a scene; settings: width, height, sh_degree, near, far, radius_clip, eps2d."""
     N, K, V = means.shape[0], sh.shape[1], viewmats.shape[0]
     sh_degree = settings[2]
     if not 0 <= sh_degree <= 3 or (sh_degree + 1) ** 2 > K:
-        raise ValueError(f"sh_degree must be 0..3 and have its coefficients in sh, got {sh_degree} with K={K}")
+        raise ValueError(f"sh_degree must be 0..3, with its coefficients in sh; got {sh_degree} with K={K}")
     if settings[0] < 1 or settings[1] < 1:
         raise ValueError(f"an image has at least one pixel, got {settings[0]} x {settings[1]}")
     return _kernels().RasterScene(
@@ -110,9 +103,9 @@ def project(
     radius_clip: float,
     eps2d: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Project and shade: (means2d [V,N,2], conics [V,N,3], depths [V,N], colours [V,N,3], radii [V,N,2] int32).
+    """Project and shade: means2d [V,N,2], conics [V,N,3], depths [V,N], colours [V,N,3], radii [V,N,2].
 
-    Conics are inverse 2D covariances (xx, xy, yy) in pixels; colours are max(SH + 0.5, 0).
+    Conics are inverse 2D covariances (xx, xy, yy) in pixels; colours are max(SH + 0.5, 0); radii are int32.
     """
     inputs = [x.contiguous() for x in (means, quats, scales, opacities, sh, viewmats, Ks)]
     scene = _scene(*inputs, width, height, sh_degree, near, far, radius_clip, eps2d)
@@ -181,16 +174,13 @@ def _project_save(ctx, inputs, output):
 
 def _project_gradient(ctx, v_means2d, v_conics, v_depths, v_colours, _v_radii):
     *tensors, radii = ctx.saved_tensors
-    v_means, v_quats, v_scales, v_sh = project_backward(
-        *tensors, ctx.width, ctx.height, ctx.sh_degree, ctx.eps2d, radii, v_means2d, v_conics, v_depths, v_colours
-    )
+    settings = (ctx.width, ctx.height, ctx.sh_degree, ctx.eps2d)
+    cotangents = (v_means2d, v_conics, v_depths, v_colours)
+    v_means, v_quats, v_scales, v_sh = project_backward(*tensors, *settings, radii, *cotangents)
     return v_means, v_quats, v_scales, None, v_sh, *[None] * 9
 
 
 project.register_autograd(_project_gradient, setup_context=_project_save)
-
-
-# --- rasterize_tiles -------------------------------------------------------------------------------------------
 
 
 def _raster_inputs(means2d, conics, colours, opacities, depths, radii, backgrounds, width: int, height: int):
@@ -216,11 +206,11 @@ def rasterize_tiles(
     width: int,
     height: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Blend what `project` returned: (rgb [V,H,W,3], alpha [V,H,W,1], expected depth [V,H,W,1], state uint8).
+    """Blend what `project` returned: rgb [V,H,W,3], alpha and expected depth [V,H,W,1], state (bytes).
 
     The state is what the backward pass needs: sorted Gaussians, tile lists, transmittances.
     """
-    inputs = [x if x is None else x.contiguous() for x in (means2d, conics, colours, opacities, depths, radii)]
+    inputs = [x.contiguous() for x in (means2d, conics, colours, opacities, depths, radii)]
     backgrounds = None if backgrounds is None else backgrounds.contiguous()
     image, arrays = _raster_inputs(*inputs, backgrounds, width, height)
     outputs = _images(depths, width, height)
@@ -248,6 +238,7 @@ def rasterize_tiles_backward(
     depths: Tensor,
     radii: Tensor,
     backgrounds: Tensor | None,
+    alpha: Tensor,
     depth: Tensor,
     state: Tensor,
     v_rgb: Tensor | None,
@@ -256,7 +247,7 @@ def rasterize_tiles_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients (means2d, conics, colours, opacities, depths, backgrounds) from those of the images.
 
-    `depth` [V,H,W,1] and `state` are outputs of `rasterize_tiles`.
+    `alpha` and `depth` [V,H,W,1] and `state` are outputs of `rasterize_tiles`.
     """
     V, H, W, _ = depth.shape
     inputs = [x.contiguous() for x in (means2d, conics, colours, opacities, depths, radii)]
@@ -270,6 +261,7 @@ def rasterize_tiles_backward(
         _address(state, state.numel(), dtype=torch.uint8),
         state.numel(),
         *(_address(x, V, H, W, channels) for x, channels in zip(cotangents, (3, 1, 1))),
+        _address(alpha, V, H, W, 1),
         _address(depth, V, H, W, 1),
         *(x.data_ptr() for x in outputs),
     )
@@ -284,8 +276,8 @@ def _rasterize_tiles_backward_fake(means2d, conics, colours, opacities, depths, 
 
 def _rasterize_tiles_save(ctx, inputs, output):
     *tensors, _width, _height = inputs
-    _rgb, _alpha, depth, state = output
-    ctx.save_for_backward(*tensors, depth, state)
+    _rgb, alpha, depth, state = output
+    ctx.save_for_backward(*tensors, alpha, depth, state)
     ctx.mark_non_differentiable(state)
     ctx.set_materialize_grads(False)  # an image that the loss leaves out costs nothing
 

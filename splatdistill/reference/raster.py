@@ -1,11 +1,9 @@
 """The rasterizer in plain torch: the oracle of the tests, and the fallback without native kernels.
 
-Every pixel of a tile looks at every Gaussian whose bounding box touches the tile; float32 or float64, any device.
-Same thresholds as the kernels: alpha below 1/255 is skipped, alpha is clamped to 0.999, a pixel stops before its
-transmittance falls to 1e-4. Sources: "3D Gaussian Splatting" (2308.04079); "EWA Splatting" (Zwicker et al. 2001).
+Every pixel of a tile looks at every Gaussian whose bounding box touches the tile; any float type, any device.
+Same thresholds as the kernels: alpha below 1/255 is skipped, alpha is clamped to 0.999, a pixel stops before
+its transmittance falls to 1e-4. Source: "3D Gaussian Splatting" (2308.04079).
 """
-
-import math
 
 import torch
 from torch import Tensor
@@ -42,9 +40,9 @@ def rasterize(
     eps2d: float = 0.3,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The slow twin of `splatdistill.ops.rasterize`: same arguments, same results."""
-    means2d, conics, depths, colours, radii = project(
-        means, quats, scales, opacities, sh, viewmats, Ks, width, height, sh_degree, near, far, radius_clip, eps2d
-    )
+    scene = (means, quats, scales, opacities, sh, viewmats, Ks)
+    settings = (width, height, sh_degree, near, far, radius_clip, eps2d)
+    means2d, conics, depths, colours, radii = project(*scene, *settings)
     rgb, alpha, depth = rasterize_tiles(
         means2d, conics, colours, opacities, depths, radii, backgrounds, width, height
     )
@@ -67,46 +65,59 @@ def project(
     radius_clip: float,
     eps2d: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Project and shade: (means2d [V,N,2], conics [V,N,3], depths [V,N], colours [V,N,3], radii [V,N,2] int32).
+    """Project and shade: means2d [V,N,2], conics [V,N,3], depths [V,N], colours [V,N,3], radii [V,N,2].
 
-    Everything is zero, and gradients are too, where a Gaussian is culled: outside near..far, fainter than 1/255,
-    no larger than radius_clip, off the image, or not finite.
+    Everything is zero, and gradients are too, where a Gaussian is culled: outside near..far, fainter than
+    1/255, no larger than radius_clip, off the image, or not finite.
     """
-    means_c = means @ viewmats[:, :3, :3].mT + viewmats[:, None, :3, 3]  # [V,N,3]
-    in_range = (means_c[..., 2] >= near) & (means_c[..., 2] <= far) & means_c.isfinite().all(-1)
-    usable = opacities.isfinite() & scales.isfinite().all(-1) & sh.isfinite().flatten(1).all(-1)
-    usable &= quats.isfinite().all(-1) & (quats.norm(dim=-1) > 0)
-    candidate = in_range & usable & (opacities >= ALPHA_MIN)
+    camera = (viewmats, Ks, width, height, sh_degree, eps2d)
+    with torch.no_grad():
+        projected = _project_all(means, quats, scales, sh, *camera)
+        radii = _radii(opacities, *projected, width, height, near, far, radius_clip)
     # a harmless stand-in for what is culled keeps its gradient zero rather than not-a-number
-    means_c = torch.where(candidate[..., None], means_c, means_c.new_tensor([0.0, 0.0, 1.0]))
-    means = torch.where(usable[:, None] & means.isfinite(), means, torch.zeros_like(means))
-    scales = torch.where(usable[:, None], scales, torch.ones_like(scales))
-    quats = torch.where(usable[:, None], quats, quats.new_tensor([1.0, 0.0, 0.0, 0.0]))
-    sh = torch.where(usable[:, None, None], sh, torch.zeros_like(sh))
+    seen = (radii > 0).all(-1)  # [V,N]
+    used = seen.any(0)
+    stand_ins = ([0.0, 0.0, 0.0], [1.0, 0.0, 0.0, 0.0], [1.0, 1.0, 1.0])
+    means, quats, scales = (
+        torch.where(used[:, None], x, x.new_tensor(y)) for x, y in zip((means, quats, scales), stand_ins)
+    )
+    sh = torch.where(used[:, None, None], sh, torch.zeros_like(sh))
+    projected = _project_all(means, quats, scales, sh, *camera, seen)
+    means2d, covars2d, depths, colours = (
+        torch.where(seen[..., None], x, torch.zeros_like(x)) for x in projected
+    )
+    xx, xy, yy = torch.where(seen[..., None], covars2d, covars2d.new_tensor([1.0, 0.0, 1.0])).unbind(-1)
+    conics = torch.stack([yy, -xy, xx], dim=-1) / (xx * yy - xy * xy)[..., None] * seen[..., None]
+    return means2d, conics, depths[..., 0], colours, radii
 
+
+def _project_all(means, quats, scales, sh, viewmats, Ks, width, height, sh_degree, eps2d, seen=None):
+    """means2d [V,N,2], covariances [V,N,3], depths [V,N,1] and colours [V,N,3]; those not seen are made up."""
+    means_c = means @ viewmats[:, :3, :3].mT + viewmats[:, None, :3, 3]  # [V,N,3]
+    if seen is not None:
+        means_c = torch.where(seen[..., None], means_c, means_c.new_tensor([0.0, 0.0, 1.0]))
     means2d, covars2d = _ewa(means_c, quats, scales, viewmats, Ks, width, height, eps2d)
-    xx, xy, yy = covars2d.unbind(-1)
-    det = xx * yy - xy * xy
-    conics = torch.stack([yy / det, -xy / det, xx / det], dim=-1)
     positions = -(torch.linalg.inv(viewmats[:, :3, :3]) @ viewmats[:, :3, 3:])[..., 0]  # [V,3]
     directions = means - positions[:, None]
     lengths = directions.norm(dim=-1, keepdim=True)
     directions = directions / torch.where(lengths > 0, lengths, torch.ones_like(lengths))
     coefficients = sh[:, : (sh_degree + 1) ** 2]
     colours = torch.einsum("vnk,nkc->vnc", sh_basis(directions, sh_degree), coefficients)
-    colours = torch.clamp_min(colours + 0.5, 0.0)
+    return means2d, covars2d, means_c[..., 2:], torch.clamp_min(colours + 0.5, 0.0)
 
-    with torch.no_grad():
-        # standard deviations until alpha = 1/255, at most 3.33 (2402.00525, section B.2)
-        reach = torch.sqrt(2.0 * torch.log((opacities / ALPHA_MIN).clamp_min(1.0))).clamp_max(3.33)
-        extent = torch.ceil(reach[:, None] * torch.stack([xx, yy], dim=-1).clamp_min(0.0).sqrt())
-        size = means2d.new_tensor([width, height])
-        seen = candidate & (det > 0) & det.isfinite() & (extent > radius_clip).any(-1)
-        seen &= ((means2d + extent > 0) & (means2d - extent < size)).all(-1)
-        radii = torch.where(seen[..., None], extent.clamp_max(1e9), torch.zeros_like(extent)).int()
-    outputs = (means2d, conics, means_c[..., 2:], colours)
-    means2d, conics, depths, colours = (torch.where(seen[..., None], x, torch.zeros_like(x)) for x in outputs)
-    return means2d, conics, depths[..., 0], colours, radii
+
+def _radii(opacities, means2d, covars2d, depths, colours, width, height, near, far, radius_clip) -> Tensor:
+    """Half sizes [V,N,2] int32 of the box in which alpha reaches 1/255; zero for what is culled."""
+    xx, xy, yy = covars2d.unbind(-1)
+    det = (xx * yy - xy * xy)[..., None]
+    # standard deviations until alpha = 1/255, at most 3.33 (2402.00525, section B.2)
+    reach = torch.sqrt(2.0 * torch.log((opacities / ALPHA_MIN).clamp_min(1.0))).clamp_max(3.33)
+    extent = torch.ceil(reach[:, None] * torch.stack([xx, yy], dim=-1).clamp_min(0.0).sqrt())
+    finite = torch.cat([means2d, covars2d, det, colours], dim=-1).isfinite().all(-1) & opacities.isfinite()
+    seen = finite & (opacities >= ALPHA_MIN) & (depths[..., 0] >= near) & (depths[..., 0] <= far)
+    seen &= (det[..., 0] > 0) & (extent > radius_clip).any(-1)
+    seen &= ((means2d + extent > 0) & (means2d - extent < means2d.new_tensor([width, height]))).all(-1)
+    return torch.where(seen[..., None], extent.clamp_max(1e9), torch.zeros_like(extent)).int()
 
 
 def _ewa(means_c, quats, scales, viewmats, Ks, width, height, eps2d):
@@ -146,7 +157,8 @@ def sh_basis(directions: Tensor, degree: int) -> Tensor:
     if degree >= 1:
         basis += [-SH1 * y, SH1 * z, -SH1 * x]
     if degree >= 2:
-        basis += [SH2[0] * x * y, SH2[1] * y * z, SH2[2] * (2 * zz - xx - yy), SH2[3] * x * z, SH2[4] * (xx - yy)]
+        basis += [SH2[0] * x * y, SH2[1] * y * z, SH2[2] * (2 * zz - xx - yy)]
+        basis += [SH2[3] * x * z, SH2[4] * (xx - yy)]
     if degree >= 3:
         basis += [
             SH3[0] * y * (3 * xx - yy), SH3[1] * x * y * z, SH3[2] * y * (4 * zz - xx - yy),
@@ -186,7 +198,7 @@ def rasterize_tiles(
     return rgb, alpha, depth / alpha.clamp_min(1e-10)
 
 
-def _blend(means2d, conics, opacities, features, radii, left: int, top: int, width: int, height: int) -> Tensor:
+def _blend(means2d, conics, opacities, features, radii, left, top, width, height) -> Tensor:
     """One tile [h,w,5] of colour, depth and alpha, from the Gaussians that reach it, near to far."""
     right, bottom = min(left + TILE, width), min(top + TILE, height)
     with torch.no_grad():

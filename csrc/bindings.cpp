@@ -30,8 +30,9 @@ PYBIND11_MODULE(_C, m) {
 #else
     m.attr("has_cuda") = false;
 #endif
-    m.def("set_num_threads", [](int count) { omp_set_num_threads(count); },
-          "Set the OpenMP team size of the calling thread.");
+    m.def(
+        "set_num_threads", [](int count) { omp_set_num_threads(count); },
+        "Set the OpenMP team size of the calling thread.");
     m.def("get_num_threads", [] { return omp_get_max_threads(); });
     bind_ddim(m);
     bind_raster(m);

@@ -1,11 +1,11 @@
 // Python face of the diffusion steps: argument checks, GIL release, choice of CPU or CUDA.
 //
-// Every function writes into tensors that the caller allocated. It returns False, having done nothing, when an
-// input is not contiguous (the caller copies and calls again) and raises ValueError for what cannot be right.
-#include "ddim/ddim.h"
-
+// Every function writes into tensors that the caller allocated. It returns False, having done nothing, when
+// an input is not contiguous (the caller copies and calls again) and raises ValueError for what cannot be
+// right.
 #include <pybind11/pybind11.h>
 
+#include "ddim/ddim.h"
 #include "ddim/ddim_math.h"
 #include "ddim/tensor_view.h"
 
@@ -26,6 +26,8 @@ std::string describe(const TensorView& t) {
     throw py::value_error(std::string(name) + " must be " + expected + ", got " + describe(got));
 }
 
+constexpr int64_t VECTOR = -1;
+
 // Reads and checks the arguments of one call against its x_t [B, ...].
 class Arguments {
   public:
@@ -41,16 +43,20 @@ class Arguments {
 
     void* like_x_t(py::handle tensor, const char* name) {
         const TensorView t = view(tensor);
-        if (!t.same_shape(x_t_) || !fits(t, x_t_.dtype)) refuse(name, ("like x_t, " + describe(x_t_)).c_str(), t);
+        if (!t.same_shape(x_t_) || !fits(t, x_t_.dtype))
+            refuse(name, ("like x_t, " + describe(x_t_)).c_str(), t);
         contiguous_ = contiguous_ && t.contiguous;
         return t.data;
     }
 
+    // [rows, columns], or [rows] for VECTOR columns.
     float* parameters(py::handle tensor, int64_t rows, int64_t columns, const char* name) {
         const TensorView t = view(tensor);
-        const bool shaped = t.ndim == (columns ? 2 : 1) && t.shape[0] == rows && (!columns || t.shape[1] == columns);
+        const bool vector = columns == VECTOR;
+        const bool shaped =
+            t.ndim == (vector ? 1 : 2) && t.shape[0] == rows && (vector || t.shape[1] == columns);
         if (!shaped || !fits(t, DType::f32)) {
-            const std::string shape = std::to_string(rows) + (columns ? ", " + std::to_string(columns) : "");
+            const std::string shape = std::to_string(rows) + (vector ? "" : ", " + std::to_string(columns));
             refuse(name, ("[" + shape + "] float32 on the device of x_t").c_str(), t);
         }
         contiguous_ = contiguous_ && t.contiguous;
@@ -65,10 +71,12 @@ class Arguments {
 
     Guidance guidance(py::handle outputs, py::handle weights, bool perp_neg) {
         const TensorView t = view(outputs);
-        bool shaped = t.ndim == x_t_.ndim + 1 && t.shape[0] >= (perp_neg ? 2 : 1) && t.shape[0] <= MAX_BRANCHES;
+        bool shaped =
+            t.ndim == x_t_.ndim + 1 && t.shape[0] >= (perp_neg ? 2 : 1) && t.shape[0] <= MAX_BRANCHES;
         for (int i = 0; shaped && i < x_t_.ndim; ++i) shaped = t.shape[i + 1] == x_t_.shape[i];
         if (!shaped || !fits(t, x_t_.dtype))
-            refuse("outputs", ("[R, ...x_t] with R from 1 (perp-neg: 2) to 16, x_t being " + describe(x_t_)).c_str(), t);
+            refuse("outputs",
+                   ("[R, ...x_t] with R from 1 (perp-neg: 2) to 16, x_t being " + describe(x_t_)).c_str(), t);
         contiguous_ = contiguous_ && t.contiguous;
         const float* values = parameters(weights, t.shape[0], x_t_.shape[0], "weights");
         return {t.data, values, int(t.shape[0]), perp_neg};
@@ -104,7 +112,8 @@ class Arguments {
     bool contiguous_ = false;
 };
 
-// Positional arguments of a call, read left to right. pybind11's own dispatch would cost as much as a whole small step.
+// Positional arguments of a call, read left to right. pybind11's own dispatch would cost as much as a whole
+// small step.
 class Reader {
   public:
     Reader(PyObject* const* arguments, Py_ssize_t count) : next_(arguments), end_(arguments + count) {}
@@ -132,15 +141,17 @@ bool ddim_step(Reader in) {
     const bool perp_neg = in.flag();
     const int threads = int(in.integer());
     Arguments arguments(x_t);
-    Step op{arguments.batch(coefficients, 7), arguments.guidance(outputs, weights, perp_neg), arguments.x_t().data,
-            noise.is_none() ? nullptr : arguments.like_x_t(noise, "noise"), arguments.like_x_t(x_next, "x_next")};
+    Step op{arguments.batch(coefficients, 7), arguments.guidance(outputs, weights, perp_neg),
+            arguments.x_t().data, noise.is_none() ? nullptr : arguments.like_x_t(noise, "noise"),
+            arguments.like_x_t(x_next, "x_next")};
     return arguments.run(op, threads, in.integer());
 }
 
 // (gradient, x0_hat, norms, x_t, outputs, weights, coefficients, noise, perp_neg, threads, stream)
 bool noise_residual(Reader in) {
     const py::handle gradient = in.tensor(), x0_hat = in.tensor(), norms = in.tensor(), x_t = in.tensor();
-    const py::handle outputs = in.tensor(), weights = in.tensor(), coefficients = in.tensor(), noise = in.tensor();
+    const py::handle outputs = in.tensor(), weights = in.tensor(), coefficients = in.tensor(),
+                     noise = in.tensor();
     const bool perp_neg = in.flag();
     const int threads = int(in.integer());
     Arguments arguments(x_t);
@@ -150,7 +161,7 @@ bool noise_residual(Reader in) {
                 arguments.like_x_t(noise, "noise"),
                 arguments.like_x_t(gradient, "gradient"),
                 arguments.like_x_t(x0_hat, "x0_hat"),
-                arguments.parameters(norms, arguments.x_t().shape[0], 0, "norms")};
+                arguments.parameters(norms, arguments.x_t().shape[0], VECTOR, "norms")};
     return arguments.run(op, threads, in.integer());
 }
 
@@ -181,7 +192,8 @@ PyObject* call(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
 
 template <bool (*function)(Reader)>
 PyMethodDef method(const char* name) {
-    return {name, reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(&call<function>)), METH_FASTCALL, nullptr};
+    return {name, reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(&call<function>)), METH_FASTCALL,
+            nullptr};
 }
 
 }  // namespace
@@ -189,8 +201,11 @@ PyMethodDef method(const char* name) {
 
 void bind_ddim(py::module_& m) {
     using namespace ddim;
-    m.def("set_exchange", &set_exchange, "Read tensors through this DLPack exchange capsule (None: by attributes).");
-    static PyMethodDef methods[] = {method<&ddim_step>("ddim_step"), method<&noise_residual>("noise_residual"),
-                                    method<&recover_noise>("recover_noise"), {}};
+    m.def("set_exchange", &set_exchange,
+          "Read tensors through this DLPack exchange capsule (None: by attributes).");
+    static PyMethodDef methods[] = {method<&ddim_step>("ddim_step"),
+                                    method<&noise_residual>("noise_residual"),
+                                    method<&recover_noise>("recover_noise"),
+                                    {}};
     if (PyModule_AddFunctions(m.ptr(), methods)) throw py::error_already_set();
 }

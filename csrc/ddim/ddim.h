@@ -1,4 +1,5 @@
-// What the launchers take: plain pointers, sizes and dtype tags. Tensors are contiguous; see ddim_math.h for the maths.
+// What the launchers take: plain pointers, sizes and dtype tags. Tensors are contiguous; see ddim_math.h for
+// the maths.
 #pragma once
 #include <cstdint>
 

@@ -83,7 +83,8 @@ void step_sample(const Step& op, int64_t b) {
     if (noise) {
 #pragma omp simd
         for (int64_t i = 0; i < size; ++i)
-            store(x_next[i], f.x * load(x_t[i]) + f.m * guided<R>(o + i, stride, branches, W) + f.noise * load(noise[i]));
+            store(x_next[i], f.x * load(x_t[i]) + f.m * guided<R>(o + i, stride, branches, W) +
+                                 f.noise * load(noise[i]));
     } else {
 #pragma omp simd
         for (int64_t i = 0; i < size; ++i)
@@ -142,7 +143,8 @@ void recover_sample(const Recover& op, int64_t b) {
 void run_cpu(const Step& op, int threads) {
     with_dtype(op.batch.dtype, [&](auto element) {
         with_branches(op.guidance.branches, [&](auto R) {
-            for_each_sample(op.batch, threads, [&](int64_t b) { step_sample<R.value, decltype(element)>(op, b); });
+            for_each_sample(op.batch, threads,
+                            [&](int64_t b) { step_sample<R.value, decltype(element)>(op, b); });
         });
     });
 }
@@ -150,7 +152,8 @@ void run_cpu(const Step& op, int threads) {
 void run_cpu(const Residual& op, int threads) {
     with_dtype(op.batch.dtype, [&](auto element) {
         with_branches(op.guidance.branches, [&](auto R) {
-            for_each_sample(op.batch, threads, [&](int64_t b) { residual_sample<R.value, decltype(element)>(op, b); });
+            for_each_sample(op.batch, threads,
+                            [&](int64_t b) { residual_sample<R.value, decltype(element)>(op, b); });
         });
     });
 }

@@ -175,7 +175,8 @@ struct Width {
     static constexpr int value = N;
 };
 
-// Calls body(element, width): 16 bytes an access where every row starts on 16 bytes, single elements elsewhere.
+// Calls body(element, width): 16 bytes an access where every row starts on 16 bytes, single elements
+// elsewhere.
 template <class F>
 void with_layout(const Batch& batch, std::initializer_list<const void*> pointers, F&& body) {
     const int bytes = batch.dtype == DType::f32 ? 4 : 2;
@@ -206,10 +207,12 @@ const char* run_cuda(const Step& op, int device, void* stream) {
 
 const char* run_cuda(const Residual& op, int device, void* stream) {
     const DeviceGuard guard(device);
-    with_layout(op.batch, {op.guidance.outputs, op.x_t, op.noise, op.gradient, op.x0_hat}, [&](auto element, auto width) {
-        residual_kernel<width.value, decltype(element)>
-            <<<dim3(1, unsigned(op.batch.samples)), WIDE, 0, static_cast<cudaStream_t>(stream)>>>(op);
-    });
+    with_layout(
+        op.batch, {op.guidance.outputs, op.x_t, op.noise, op.gradient, op.x0_hat},
+        [&](auto element, auto width) {
+            residual_kernel<width.value, decltype(element)>
+                <<<dim3(1, unsigned(op.batch.samples)), WIDE, 0, static_cast<cudaStream_t>(stream)>>>(op);
+        });
     return launch_error();
 }
 

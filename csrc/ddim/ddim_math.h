@@ -49,7 +49,8 @@ HOST_DEVICE float load(Half value) {
 #if defined(__CUDA_ARCH__)
     return __half2float(__ushort_as_half(value.bits));
 #else
-    const uint32_t sign = uint32_t(value.bits & 0x8000u) << 16, magnitude = uint32_t(value.bits & 0x7fffu) << 13;
+    const uint32_t sign = uint32_t(value.bits & 0x8000u) << 16, magnitude = uint32_t(value.bits & 0x7fffu)
+                                                                            << 13;
     const uint32_t normal = magnitude + (112u << 23), infinite = magnitude + (224u << 23);
     const uint32_t denormal = as_bits(as_float(magnitude + (113u << 23)) - as_float(113u << 23));
     const uint32_t finite = magnitude < (1u << 23) ? denormal : normal;
@@ -87,7 +88,8 @@ HOST_DEVICE void linear_weights(const float* weights, int64_t stride, int branch
 
 // Perp-neg (2304.04968) with d_r = o_r - o_0 and dots[r] = <d_r, d_1>:
 // o_0 + w_1 d_1 + sum_{i>=2} w_i (d_i - dots[i]/dots[1] d_1). A zero d_1 leaves every d_i as it is.
-HOST_DEVICE void perp_neg_weights(const float* weights, int64_t stride, int branches, const float* dots, float* W) {
+HOST_DEVICE void perp_neg_weights(const float* weights, int64_t stride, int branches, const float* dots,
+                                  float* W) {
     W[0] = 1.0f;
     W[1] = weights[stride];
     for (int r = 2; r < branches; ++r) {
@@ -111,7 +113,8 @@ struct StepFactors {
     float x, m, noise;
 };
 
-HOST_DEVICE StepFactors step_factors(const float* c) {  // c: x0_x x0_m eps_x eps_m next_x0 next_eps next_noise
+HOST_DEVICE StepFactors
+step_factors(const float* c) {  // c: x0_x x0_m eps_x eps_m next_x0 next_eps next_noise
     return {c[4] * c[0] + c[5] * c[2], c[4] * c[1] + c[5] * c[3], c[6]};
 }
 

@@ -78,7 +78,8 @@ inline TensorView view_by_dlpack(pybind11::handle tensor) {
     }
     view.contiguous = view.contiguous || stride == 0;
     constexpr int FLOAT = 2, BFLOAT = 4;
-    view.floating = t.lanes == 1 && ((t.code == FLOAT && (t.bits == 32 || t.bits == 16)) || (t.code == BFLOAT && t.bits == 16));
+    view.floating = t.lanes == 1 && ((t.code == FLOAT && (t.bits == 32 || t.bits == 16)) ||
+                                     (t.code == BFLOAT && t.bits == 16));
     view.dtype = t.bits == 32 ? DType::f32 : t.code == FLOAT ? DType::f16 : DType::bf16;
     constexpr int CPU = 1, CUDA = 2;
     view.cuda = t.device_type == CUDA;
@@ -95,10 +96,12 @@ inline TensorView view_by_attributes(pybind11::handle tensor) {
     for (int i = 0; i < view.ndim; ++i) view.shape[i] = shape[i].cast<int64_t>();
     view.data = reinterpret_cast<void*>(tensor.attr("data_ptr")().cast<uintptr_t>());
     view.contiguous = tensor.attr("is_contiguous")().cast<bool>();
-    const std::string dtype = py::str(tensor.attr("dtype")), device = py::str(tensor.attr("device").attr("type"));
+    const std::string dtype = py::str(tensor.attr("dtype")),
+                      device = py::str(tensor.attr("device").attr("type"));
     view.dtype = dtype == "torch.float32" ? DType::f32 : dtype == "torch.float16" ? DType::f16 : DType::bf16;
     view.cuda = device == "cuda";
-    view.floating = (view.dtype != DType::bf16 || dtype == "torch.bfloat16") && (view.cuda || device == "cpu");
+    view.floating =
+        (view.dtype != DType::bf16 || dtype == "torch.bfloat16") && (view.cuda || device == "cpu");
     if (view.cuda) view.device = tensor.attr("device").attr("index").cast<int>();
     return view;
 }

@@ -1,8 +1,8 @@
 """Fused diffusion steps: guidance, prediction conversion and the DDIM move in one pass over memory.
 
 Each function is a torch custom op (autograd, fake tensors, torch.compile) that runs the native kernel for the
-tensors' device. float64, and devices without a native kernel, run the reference. Where nothing needs to observe the
-call, it goes straight to the kernel: dispatching a Python custom op costs several times as much as a small step.
+tensors' device. float64, and devices without a native kernel, run the reference. Where nothing needs to
+observe the call, it goes straight to the kernel: dispatching a custom op costs several times a small step.
 """
 
 import warnings
@@ -35,10 +35,10 @@ def ddim_step(
 ) -> Tensor:
     """Combine the guidance branches, convert the prediction and move x_t to the next noise level.
 
-    x_t: [B, C, h, w] in float32, float16 or bfloat16; outputs: [R, B, C, h, w], the network's raw predictions, R at
+    x_t: [B, C, h, w] in float32, float16 or bfloat16; outputs: [R, B, C, h, w], the network's predictions, R at
     most 16; weights: [R, B] float32; coefficients: [B, 7] float32 from `ddim_coefficients`, one row a sample;
-    noise: [B, C, h, w], or None to add none. Returns x_next [B, C, h, w]. With perp_neg the branches are [null,
-    positive, negative...]. Differentiable in x_t, noise and (without perp_neg) outputs.
+    noise: [B, C, h, w], or None to add none. Returns x_next [B, C, h, w]. With perp_neg the branches are
+    [null, positive, negative...]. Differentiable in x_t, noise and (without perp_neg) outputs.
     Raises ValueError where shapes, dtypes or devices do not belong together.
     Source: DDIM (2010.02502) eq. 12; perp-neg (2304.04968).
     """
@@ -61,8 +61,8 @@ def noise_residual(
     """Return the distillation gradient w (eps_hat - noise), the target x0_hat and the gradient's norms.
 
     x_t, outputs, weights, noise as in `ddim_step`; coefficients: [B, 5] float32, the four of
-    `prediction_coefficients` and w. Returns (gradient [B, C, h, w], x0_hat [B, C, h, w], norms [B] float32, the
-    Euclidean norm of each sample's gradient). Has no derivative: the network is frozen.
+    `prediction_coefficients` and w. Returns (gradient [B, C, h, w], x0_hat [B, C, h, w], norms [B] float32,
+    the Euclidean norm of each sample's gradient). Has no derivative: the network is frozen.
     Raises ValueError where shapes, dtypes or devices do not belong together.
     """
     kernels = _direct(x_t, outputs, noise)
@@ -80,8 +80,9 @@ def noise_residual(
 def recover_noise(x_0: Tensor, x_t: Tensor, coefficients: Tensor) -> tuple[Tensor, Tensor]:
     """Return the noise that leads from x_0 to x_t, and x_0 noised with it at another level.
 
-    x_0, x_t: [B, C, h, w]; coefficients: [B, 4] float32 from `recover_coefficients`. Returns (eps, x_next), both
-    [B, C, h, w]: eps = (x_t - sqrt(ab_t) x_0) / sqrt(1 - ab_t), x_next = sqrt(ab_next) x_0 + sqrt(1 - ab_next) eps.
+    x_0, x_t: [B, C, h, w]; coefficients: [B, 4] float32 from `recover_coefficients`. Returns (eps, x_next),
+    both [B, C, h, w]: eps = (x_t - sqrt(ab_t) x_0) / sqrt(1 - ab_t) and
+    x_next = sqrt(ab_next) x_0 + sqrt(1 - ab_next) eps.
     Differentiable in x_0 and x_t. Raises ValueError where shapes, dtypes or devices do not belong together.
     Source: SDI (2405.15891), Algorithm 2.
     """

@@ -2,16 +2,17 @@
 
 import warnings
 from types import ModuleType
+from typing import Any
 
 import torch  # before _C: both then share the OpenMP runtime that torch brings
 
+_C: Any = None  # the extension
 try:
     from splatdistill import _C
 
     # Reads a tensor's pointer and shape in tens of nanoseconds (torch >= 2.10); by attributes without it.
     _C.set_exchange(getattr(torch.Tensor, "__dlpack_c_exchange_api__", None))
 except ImportError as error:
-    _C: ModuleType | None = None
     warnings.warn(
         f"splatdistill: native kernels not available ({error}); using the slower pure-torch reference. "
         "Install a C++ compiler and reinstall to get them.",

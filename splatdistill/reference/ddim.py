@@ -1,7 +1,8 @@
 """The arithmetic of a diffusion step in plain torch: coefficients, guidance, DDIM moves, residuals.
 
-Notation: x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps; m the guided network output; x0_hat and eps_hat
-what it says of x_0 and eps. Storage may be float16 or bfloat16; arithmetic is float32 (float64 for float64).
+Notation: x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps; m the guided network output; x0_hat and
+eps_hat what it says of x_0 and eps. Storage may be float16 or bfloat16; arithmetic is float32, or float64 for
+float64 storage.
 """
 
 import torch
@@ -11,7 +12,7 @@ PREDICTION_TYPES = ("epsilon", "v_prediction", "sample", "flow")
 
 
 def prediction_coefficients(alpha_bar_t: Tensor, prediction_type: str) -> Tensor:
-    """Return (x0_x, x0_m, eps_x, eps_m) such that x0_hat = x0_x x_t + x0_m m and eps_hat = eps_x x_t + eps_m m.
+    """Return (x0_x, x0_m, eps_x, eps_m): x0_hat = x0_x x_t + x0_m m and eps_hat = eps_x x_t + eps_m m.
 
     alpha_bar_t: [B], computed in float64. Returns [B, 4] float32 on its device.
     "flow" is a rectified flow (2209.03003), x_s = (1 - s) x_0 + s eps and m = eps - x_0, seen by the
@@ -41,8 +42,9 @@ def ddim_coefficients(
     """Return the coefficients of `ddim_step` from noise level t to a lower or a higher one.
 
     alpha_bar_t, alpha_bar_next: [B]. Returns [B, 7] float32: the four of `prediction_coefficients`, then
-    (next_x0, next_eps, next_noise). Source: DDIM (2010.02502), eq. 12 and, for the noise that eta adds on the way
-    down, eq. 16; moves to more noise (inversion) add none. Raises ValueError for an unknown prediction type.
+    (next_x0, next_eps, next_noise). Source: DDIM (2010.02502), eq. 12 and, for the noise that eta adds on the
+    way down, eq. 16; moves to more noise (inversion) add none.
+    Raises ValueError for an unknown prediction type.
     """
     now, then = alpha_bar_t.double(), alpha_bar_next.double()
     variance = eta**2 * (1 - then) / (1 - now) * (1 - now / then)
@@ -56,8 +58,8 @@ def ddim_coefficients(
 def recover_coefficients(alpha_bar_t: Tensor, alpha_bar_next: Tensor) -> Tensor:
     """Return the coefficients of `recover_noise` for x_t at noise level t, remapped to another level.
 
-    alpha_bar_t, alpha_bar_next: [B]. Returns [B, 4] float32: eps = c_0 x_t + c_1 x_0, x_next = c_2 x_0 + c_3 eps.
-    Not finite at alpha_bar_t 1, where x_t holds no noise.
+    alpha_bar_t, alpha_bar_next: [B]. Returns [B, 4] float32: eps = c_0 x_t + c_1 x_0 and
+    x_next = c_2 x_0 + c_3 eps. Not finite at alpha_bar_t 1, where x_t holds no noise.
     """
     now, then = alpha_bar_t.double(), alpha_bar_next.double()
     s = (1 - now).sqrt()
@@ -68,8 +70,9 @@ def guided_output(outputs: Tensor, weights: Tensor, perp_neg: bool = False) -> T
     """Combine the guidance branches: sum_r weights[r] outputs[r], or perp-neg (2304.04968).
 
     outputs: [R, B, C, h, w]; weights: [R, B]; returns [B, C, h, w]. CFG is outputs [null, text] with weights
-    [1 - g, g]. Perp-neg takes branches [null, positive, negative...] and ignores weights[0]: with d_r = outputs[r] -
-    outputs[0], outputs[0] + w_1 d_1 + sum_i w_i (d_i - <d_i, d_1> / <d_1, d_1> d_1), products over a whole sample.
+    [1 - g, g]. Perp-neg takes branches [null, positive, negative...] and ignores weights[0]: with
+    d_r = outputs[r] - outputs[0] and products over a whole sample,
+    outputs[0] + w_1 d_1 + sum_i w_i (d_i - <d_i, d_1> / <d_1, d_1> d_1); a zero d_1 leaves d_i as it is.
     """
     weights = weights.reshape(*weights.shape, *[1] * (outputs.ndim - 2))  # [R, B, 1, 1, 1]
     if not perp_neg:
@@ -120,7 +123,7 @@ def noise_residual(
 
 
 def recover_noise(x_0: Tensor, x_t: Tensor, coefficients: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the noise between x_0 and x_t, and x_0 noised with it anew; see `splatdistill.ops.recover_noise`."""
+    """Return the noise between x_0 and x_t, and x_0 noised anew; see `splatdistill.ops.recover_noise`."""
     check(x_t, coefficients, 4, noise=x_0)
     eps_xt, eps_x0, next_x0, next_eps = columns(coefficients, _compute(x_t))
     eps = eps_xt * _compute(x_t) + eps_x0 * _compute(x_0)
@@ -155,7 +158,7 @@ def check(
         return
     if outputs.shape[1:] != x_t.shape or outputs.dtype != x_t.dtype or len(outputs) < (2 if perp_neg else 1):
         raise ValueError(
-            f"outputs must be [R, ...x_t] with x_t {list(x_t.shape)} {x_t.dtype} and R at least 1 (perp-neg: 2), "
+            f"outputs must be [R, ...x_t], x_t {list(x_t.shape)} {x_t.dtype}, R at least 1 (perp-neg: 2), "
             f"got {list(outputs.shape)} {outputs.dtype}"
         )
     if weights.shape != outputs.shape[:2]:

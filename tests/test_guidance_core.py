@@ -8,7 +8,7 @@ import torch
 from diffusers import DDIMScheduler
 
 from splatdistill.guidance.core import Method, distill, sample, sampling_timesteps
-from splatdistill.guidance.methods import SDI, SDS, x0_weight
+from splatdistill.guidance.methods import SDI, SDS, build_method, x0_weight
 from splatdistill.guidance.noise import FixedNoise, InversionSettings
 from splatdistill.priors.base import ToyPrior, cfg
 from splatdistill.schedules import annealed
@@ -143,3 +143,21 @@ def test_eta_samples_repeat_with_their_generator():
         for seed in (0, 0, 1)
     ]
     assert torch.equal(draws[0], draws[1]) and not torch.equal(draws[0], draws[2])
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("method", ["sdi", "sds"])
+def test_distillation_on_the_gpu_agrees_with_the_cpu(method):
+    t, still = torch.tensor([250, 600]), InversionSettings(eta=0.0, tau=0.0)
+    results = {}
+    for device in ("cpu", "cuda"):
+        generator = torch.Generator().manual_seed(0)  # lives on the CPU: the same draws for both
+        prior = ToyPrior({text: mean.to(device) for text, mean in toy().mean.items()}, 0.5, "v_prediction")
+        z = latents(2).to(device).requires_grad_()
+        result = distill(prior, z, t, guided(prior, 2, 7.5), build_method(method, still), generator)
+        result.loss.backward()
+        results[device] = [
+            value.detach().cpu() for value in (result.gradient, result.x0_hat, z.grad) if value is not None
+        ]
+    for cpu, cuda in zip(results["cpu"], results["cuda"], strict=True):
+        torch.testing.assert_close(cuda, cpu, atol=1e-3, rtol=1e-4)

@@ -264,6 +264,18 @@ def test_an_alias_that_cannot_be_downloaded_is_a_users_error(monkeypatch):
         expect_one_line(alias, "cannot download")
 
 
+@pytest.mark.gpu
+def test_the_gpu_agrees_with_the_cpu(folder, prior):
+    other = LatentPrior.load(folder, "cuda", torch.float32)
+    z_t, t = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(3)), torch.tensor([0, 499])
+    hidden = prior.embed(["", "a dog"])
+    torch.testing.assert_close(other.embed(["", "a dog"]).cpu(), hidden, atol=1e-2, rtol=1e-2)
+    cond = cfg(hidden[:1].expand(2, -1, -1), hidden[1:].expand(2, -1, -1), 7.5)
+    on_gpu = cfg(cond.embeddings[0].cuda(), cond.embeddings[1].cuda(), 7.5)
+    result = other.predict(z_t.cuda(), t, on_gpu).cpu()
+    torch.testing.assert_close(result, prior.predict(z_t, t, cond), atol=1e-2, rtol=1e-2)
+
+
 def test_cuda_runs_in_half_precision():
     assert default_dtype("cuda:0") == torch.float16
     assert default_dtype("cpu") in (torch.bfloat16, torch.float32)

@@ -62,7 +62,7 @@ def distill(
     """
     t = t.cpu()
     with torch.no_grad():
-        clean = z.detach()
+        clean = z.detach().contiguous()
         eps, z_t = method.noise(prior, clean, t, cond, generator)
         outputs = prior.predict(z_t, t, cond)
         alpha_bar = alpha_bar_at(prior, t)

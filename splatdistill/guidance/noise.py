@@ -125,35 +125,9 @@ def ddim_inversion(
 
     All samples move together, each on its own timetable; a sample that has landed leaves the batch.
     """
-    num_timesteps = len(prior.alphas_cumprod)
     t = t.cpu()
-    grid = inversion_grid(num_timesteps, settings)  # [n]
-    landing = landing_timesteps(t, num_timesteps, settings, generator)  # [B]
-    moves = (grid < (t if settings.published else landing)[:, None]).sum(dim=1).clamp(min=1)  # [B]
-    cond = cond.with_guidance(settings.guidance)
-    # a model of x0 says nothing of the noise in clean latents: its first level is that of timestep 0
-    clean = (
-        prior.alphas_cumprod[:1] if prior.prediction_type == "sample" else torch.ones(1, dtype=torch.float64)
-    )
-    x = z.clone()
-    for i in range(int(moves.max())):
-        live = (moves > i).nonzero().flatten()  # [n]
-        now = grid[i].expand(len(live))
-        following = torch.where(moves[live] == i + 1, landing[live], grid[min(i + 1, len(grid) - 1)])
-        ab_now = clean.expand(len(live)) if i == 0 else alpha_bar_at(prior, now)
-        ab_next = alpha_bar_at(prior, following)
-        coefficients = ops.ddim_coefficients(ab_now, ab_next, prior.prediction_type)  # [n, 7]
-        noise = None
-        if settings.published and settings.eta > 0.0:
-            deviation = ((1.0 - ab_now) / (1.0 - ab_next) * (1.0 - ab_next / ab_now)).sqrt()
-            coefficients[:, 6] = settings.eta * deviation
-            noise = gaussian_like(z, generator)[live.to(z.device)]
-        live = live.to(z.device)
-        branches = cond.select(live)
-        outputs = prior.predict(x[live], now, branches)
-        x[live] = ops.ddim_step(
-            x[live], outputs, branches.weights, coefficients.to(z.device), noise, branches.perp_neg
-        )
+    landing = landing_timesteps(t, len(prior.alphas_cumprod), settings, generator)  # [B]
+    x = _walk(prior, z, t, landing, cond.with_guidance(settings.guidance), settings, generator)
     ab_t, ab_landing = alpha_bar_at(prior, t), alpha_bar_at(prior, landing)
     if settings.published:
         kappa, _ = ops.recover_noise(z, x, ops.recover_coefficients(ab_t, ab_t).to(z.device))
@@ -163,3 +137,39 @@ def ddim_inversion(
         x += scale * gaussian_like(x, generator)
     kappa, z_t = ops.recover_noise(z, x, ops.recover_coefficients(ab_landing, ab_t).to(z.device))
     return kappa, z_t
+
+
+def _walk(
+    prior: Prior,
+    z: Tensor,
+    t: Tensor,
+    landing: Tensor,
+    cond: Conditioning,
+    settings: InversionSettings,
+    generator: torch.Generator | None,
+) -> Tensor:
+    """The latents [B,C,h,w] at timesteps `landing` [B], by DDIM moves from z along the grid."""
+    grid = inversion_grid(len(prior.alphas_cumprod), settings)
+    moves = (grid < (t if settings.published else landing)[:, None]).sum(dim=1).clamp(min=1)  # [B]
+    # a model of x0 says nothing of the noise in clean latents: its first level is that of timestep 0
+    clean = prior.alphas_cumprod[0].item() if prior.prediction_type == "sample" else 1.0
+    x = z.clone(memory_format=torch.contiguous_format)
+    for i in range(int(moves.max())):
+        live = (moves > i).nonzero().flatten()  # [n]
+        now = grid[i].expand(len(live))
+        following = torch.where(moves[live] == i + 1, landing[live], grid[min(i + 1, len(grid) - 1)])
+        ab_now = torch.full((len(live),), clean, dtype=torch.float64) if i == 0 else alpha_bar_at(prior, now)
+        ab_next = alpha_bar_at(prior, following)
+        coefficients = ops.ddim_coefficients(ab_now, ab_next, prior.prediction_type)  # [n, 7]
+        live = live.to(z.device)
+        noise = None
+        if settings.published and settings.eta > 0.0:
+            deviation = ((1.0 - ab_now) / (1.0 - ab_next) * (1.0 - ab_next / ab_now)).sqrt()
+            coefficients[:, 6] = settings.eta * deviation
+            noise = gaussian_like(x, generator)[live]
+        branches, x_i = cond.select(live), x[live]
+        outputs = prior.predict(x_i, now, branches)
+        x[live] = ops.ddim_step(
+            x_i, outputs, branches.weights, coefficients.to(z.device), noise, branches.perp_neg
+        )
+    return x

@@ -122,7 +122,7 @@ class LatentPrior:
     @torch.no_grad()
     def embed(self, texts: list[str]) -> Tensor:
         """Hidden states [n,L,D] of the text encoder, float32; longer texts are cut to its length."""
-        length = self.tokenizer.model_max_length
+        length = min(self.tokenizer.model_max_length, self.text_encoder.config.max_position_embeddings)
         tokens = self.tokenizer(
             texts, padding="max_length", max_length=length, truncation=True, return_tensors="pt"
         )

@@ -40,7 +40,6 @@ class ViewPrompts:
 
     prompt: str
     negative: str = ""
-    view_words: bool = True
 
     def text(self, view: str, background: str | None = None) -> str:
         """The prompt with its view words and, where the background has a name, "NAME background"."""

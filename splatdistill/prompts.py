@@ -43,12 +43,7 @@ class ViewPrompts:
 
     def text(self, view: str, background: str | None = None) -> str:
         """The prompt with its view words and, where the background has a name, "NAME background"."""
-        parts = [
-            self.prompt,
-            view if self.view_words else "",
-            f"{background} background" if background else "",
-        ]
-        return ", ".join(part for part in parts if part)
+        return f"{self.prompt}, {view}" + (f", {background} background" if background else "")
 
     def texts(self, cameras: Cameras, background_names: Sequence[str | None] | None = None) -> list[str]:
         """One text a camera [V]."""

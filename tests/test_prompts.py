@@ -74,7 +74,6 @@ def test_texts_name_the_view_and_the_background_where_there_is_one():
         "a red mushroom, front view, gray background",
         "a red mushroom, back view",
     ]
-    assert ViewPrompts("a dog", view_words=False).texts(cameras[:1], ["gray"]) == ["a dog, gray background"]
 
 
 def test_the_cache_embeds_each_distinct_text_once():

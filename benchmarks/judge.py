@@ -1,0 +1,119 @@
+"""An independent judge of pictures: a small classifier of things and colours, trained on the project's own renders.
+
+It shares no weights, seeds or latents with the teacher. `python benchmarks/judge.py` trains it (a few minutes, one
+thread) and prints its accuracy on held-out renders; the other benchmarks train it on first use. The weights stay in
+build/ and are not part of the product.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from splatdistill.priors.embedded import data, grammar
+
+THINGS = list(grammar.BUILDERS)
+COLORS = list(grammar.COLORS)
+SIZE = 64
+SEED = 77_000  # far from the teacher's
+WEIGHTS = Path(__file__).resolve().parents[1] / "build" / "judge.pt"
+
+
+class Judge(nn.Module):
+    """Pictures [B, 3, 64, 64] in [0, 1] to the logits of things [B, 29] and colours [B, 12]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for before, after, stride in ((3, 32, 2), (32, 64, 2), (64, 96, 1), (96, 128, 2), (128, 192, 2)):
+            layers += [nn.Conv2d(before, after, 3, stride, 1, bias=False), nn.BatchNorm2d(after), nn.ReLU()]
+        self.features = nn.Sequential(*layers, nn.Flatten(), nn.Dropout(0.3), nn.Linear(192 * 16, 256), nn.ReLU())
+        self.thing, self.color = nn.Linear(256, len(THINGS)), nn.Linear(256, len(COLORS))
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        features = self.features(images * 2 - 1)
+        return self.thing(features), self.color(features)
+
+    @torch.no_grad()
+    def name(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Probabilities of things [B, 29] and colours [B, 12], averaged over four pixel shifts."""
+        shifted = [images, images.roll(2, -1), images.roll(-2, -1), images.roll(2, -2)]
+        logits = [self(image) for image in shifted]
+        return tuple(torch.stack([pair[i].softmax(-1) for pair in logits]).mean(0) for i in (0, 1))  # type: ignore
+
+
+def pictures(seed: int, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Renders of single things, every thing equally often: uint8 [n, 3, 64, 64], thing and colour indices [n]."""
+    images, things, colors = [], [], []
+    for i in range(-(-count // data.GROUP)):
+        thing = THINGS[i % len(THINGS)]
+        group = data.group(np.random.default_rng((SEED, seed, i)), SIZE, (thing,))
+        images.append(group.images)
+        things += [THINGS.index(thing)] * data.GROUP
+        colors += [COLORS.index(row[0]) for row in group.colors]
+    stacked = torch.from_numpy(np.concatenate(images)).permute(0, 3, 1, 2).contiguous()
+    return stacked, torch.tensor(things), torch.tensor(colors)
+
+
+def _spoil(images: Tensor, rng: torch.Generator) -> Tensor:
+    """Blur, shift, tint and noise, so that the judge reads teacher samples and splats, not only clean renders."""
+    images = images.roll(torch.randint(-5, 6, (2,), generator=rng).tolist(), (-2, -1))
+    blurred = F.avg_pool2d(F.pad(images, (1, 1, 1, 1), mode="replicate"), 3, 1)
+    amount = torch.rand(len(images), 1, 1, 1, generator=rng)
+    gain = 1 + 0.2 * (torch.rand(len(images), 1, 1, 1, generator=rng) - 0.5)
+    noise = 0.04 * torch.rand(len(images), 1, 1, 1, generator=rng) * torch.randn(images.shape, generator=rng)
+    return ((images + amount * (blurred - images)) * gain + noise).clamp(0, 1)
+
+
+def train_judge(count: int = 60_000, epochs: int = 6, batch: int = 128) -> Judge:
+    """Train on `count` renders and return the judge, in eval mode."""
+    torch.manual_seed(SEED)
+    judge, rng = Judge(), torch.Generator().manual_seed(SEED)
+    images, things, colors = pictures(0, count)
+    optimizer = torch.optim.AdamW(judge.parameters(), lr=1e-3, weight_decay=1e-2)
+    total = epochs * (len(images) // batch)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=total)
+    for _ in range(epochs):
+        order = torch.randperm(len(images), generator=rng)
+        for k in range(len(images) // batch):
+            chosen = order[k * batch : (k + 1) * batch]
+            thing, color = judge(_spoil(images[chosen].float() / 255, rng))
+            loss = F.cross_entropy(thing, things[chosen]) + F.cross_entropy(color, colors[chosen])
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+    return judge.eval()
+
+
+def load_judge() -> Judge:
+    """The judge, trained once and kept in build/."""
+    if not WEIGHTS.exists():
+        WEIGHTS.parent.mkdir(exist_ok=True)
+        torch.save(train_judge().state_dict(), WEIGHTS)
+    judge = Judge()
+    judge.load_state_dict(torch.load(WEIGHTS, weights_only=True))
+    return judge.eval()
+
+
+def main() -> None:
+    """Train if needed; print the accuracy on held-out renders."""
+    argparse.ArgumentParser(description=__doc__).parse_args()
+    judge = load_judge()
+    images, things, colors = pictures(1, 5_000)
+    named = [judge.name(part.float() / 255) for part in images.split(500)]
+    thing, color = torch.cat([n[0] for n in named]).argmax(-1), torch.cat([n[1] for n in named]).argmax(-1)
+    right = (thing == things).float().mean(), (color == colors).float().mean()
+    print(f"held-out renders: thing {right[0]:.1%}, colour {right[1]:.1%}")
+    for i, name in enumerate(THINGS):
+        mask = things == i
+        print(f"  {name:16s} {(thing[mask] == i).float().mean():.1%}  colour {(color[mask] == colors[mask]).float().mean():.1%}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,64 @@
+"""Training pictures of the procedural scenes, made in groups, reproducible from a seed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from splatdistill.priors.embedded import grammar
+from splatdistill.priors.embedded.solids import composite, raycast
+
+GROUP = 32  # scenes of one structure, built and rendered together
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Pictures and what they show.
+
+    images [n, S, S, 3] uint8; captions (n); things, colors as in grammar.Batch (n);
+    azimuth_deg, elevation_deg [n].
+    """
+
+    images: np.ndarray
+    captions: list[str]
+    things: list[tuple[str, ...]]
+    colors: list[tuple[str, ...]]
+    azimuth_deg: np.ndarray
+    elevation_deg: np.ndarray
+
+
+def group(
+    rng: np.random.Generator, size: int, things: tuple[str, ...] | None = None, threads: int = 1, count: int = GROUP
+) -> Pictures:
+    """Render one group of scenes of one structure, drawn when `things` is None.
+
+    Args:
+        rng: source of everything random.
+        size: pixels a side.
+        things: one or two names of grammar.BUILDERS.
+        threads: rendering threads.
+        count: number of pictures.
+    """
+    things = things or grammar.sample_structure(rng)
+    batch = grammar.build(things, count, rng)
+    cameras = grammar.sample_cameras(count, size, rng)
+    backgrounds = [str(name) for name in rng.choice(list(grammar.BACKGROUNDS), count, p=[0.5, 0.25, 0.25])]
+    colors = np.array([grammar.BACKGROUNDS[name] for name in backgrounds], np.float32)
+    images = composite(raycast(batch.table, cameras, threads), colors)
+    shown = [tuple(c or grammar.USUAL_COLOR[t] for t, c in zip(things, row, strict=True)) for row in batch.colors]
+    return Pictures(
+        images,
+        grammar.captions(batch, cameras, backgrounds, rng),
+        [things] * count,
+        shown,
+        cameras.azimuth_deg.numpy(),
+        cameras.elevation_deg.numpy(),
+    )
+
+
+def groups(seed: int, count: int, size: int, threads: int = 1) -> Iterator[Pictures]:
+    """Yield groups until `count` pictures (rounded up to whole groups) are made; group i depends on (seed, i) alone."""
+    for i in range(-(-count // GROUP)):
+        yield group(np.random.default_rng((seed, i)), size, threads=threads)

@@ -1,0 +1,102 @@
+"""Train the shipped teacher from nothing: `python -m splatdistill.priors.embedded.train --out DIR`.
+
+Stages: autoencoder, encoded pictures, denoiser, export. Each continues where an interrupted run stopped; the
+folder DIR/teacher then loads with StableDiffusionPipeline.from_pretrained and with `--prior DIR/teacher`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderTiny
+from PIL import Image
+
+from splatdistill.errors import UserError
+from splatdistill.priors.embedded import data, grammar
+from splatdistill.priors.embedded.autoencoder import train_autoencoder
+from splatdistill.priors.embedded.denoiser import Denoiser, DenoiserSettings, encode_pictures, train_denoiser
+from splatdistill.priors.embedded.networks import IMAGE_SIZE, export, make_autoencoder
+
+AUTOENCODER_STEPS = 8_000
+
+
+def load_autoencoder(path: Path) -> AutoencoderTiny:
+    """The averaged autoencoder with scaling_factor set to 1 / standard deviation of 2,048 encoded pictures."""
+    model = make_autoencoder()
+    average = torch.load(path, weights_only=True)["average"]
+    model.load_state_dict({k.removeprefix("module."): v for k, v in average.items() if k.startswith("module.")})
+    model.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+    pictures = torch.cat([torch.from_numpy(p.images) for p in data.groups(3, 2048, IMAGE_SIZE)])
+    latents = model.encoder(pictures.permute(0, 3, 1, 2).float() / 127.5 - 1)
+    model.register_to_config(scaling_factor=round(1.0 / latents.std().item(), 4))
+    return model
+
+
+@torch.no_grad()
+def sample_sheet(teacher: Path, path: Path, seed: int = 0) -> None:
+    """Draw one teacher sample a thing, in all colours in turn and three views, with 50 DDIM steps; write a PNG."""
+    from splatdistill.guidance import sample
+    from splatdistill.priors.base import cfg
+    from splatdistill.priors.latent import LatentPrior
+
+    prior = LatentPrior.load(str(teacher), device="cpu", dtype=torch.bfloat16)
+    views, colors = ("front view", "side view", "back view"), list(grammar.COLORS)
+    rows = []
+    for i, thing in enumerate(grammar.BUILDERS):
+        texts = [f"{grammar.describe((thing,), (colors[i % len(colors)],))}, {view}" for view in views]
+        texts += [grammar.describe((thing,), (colors[(i + 5) % len(colors)],))] + [grammar.describe((thing,), (None,))]
+        condition = cfg(prior.embed([""] * len(texts)), prior.embed(texts), 4.0)
+        z_T = torch.randn(len(texts), *prior.latent_shape, generator=torch.Generator().manual_seed(seed + i))
+        rows.append(torch.cat(list(prior.decode(sample(prior, condition, z_T, steps=50)).clamp(0, 1)), 2))
+    columns = [torch.cat(rows[k::3] + [torch.ones_like(rows[0])] * (len(rows[k::3]) < len(rows[::3])), 1) for k in range(3)]
+    sheet = (torch.cat(columns, 2).permute(1, 2, 0) * 255).round().byte().numpy()
+    Image.fromarray(sheet).save(path)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Parse, train, export."""
+    parser = argparse.ArgumentParser(prog="python -m splatdistill.priors.embedded.train", description=__doc__)
+    parser.add_argument("--out", type=Path, required=True, help="folder for checkpoints, losses and the teacher")
+    parser.add_argument("--steps", type=int, default=DenoiserSettings.steps, help="denoiser steps of 64 samples")
+    parser.add_argument("--pictures", type=int, default=DenoiserSettings.pictures, help="distinct training pictures")
+    parser.add_argument("--autoencoder-steps", type=int, default=AUTOENCODER_STEPS)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--no-compile", action="store_true", help="do not use torch.compile")
+    options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    torch.set_num_threads(options.threads)
+    settings = replace(DenoiserSettings(), steps=options.steps, pictures=options.pictures)
+    try:
+        options.out.mkdir(parents=True, exist_ok=True)
+        train(options.out, settings, options.autoencoder_steps, compiled=not options.no_compile)
+    except (UserError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def train(folder: Path, settings: DenoiserSettings, autoencoder_steps: int, compiled: bool = True) -> Path:
+    """Run all stages in `folder`, skipping what is done; returns the teacher's folder."""
+    train_autoencoder(folder / "autoencoder.pt", autoencoder_steps, compiled=compiled)
+    autoencoder = load_autoencoder(folder / "autoencoder.pt")
+    dataset = folder / "pictures.npz"
+    if not dataset.exists():
+        encode_pictures(autoencoder, dataset, settings)
+    denoiser = Denoiser(settings)
+    if (folder / "denoiser.pt").exists():
+        denoiser.load(folder / "denoiser.pt")
+    train_denoiser(denoiser, dataset, folder, compiled)
+    networks = denoiser.average.module
+    teacher = folder / "teacher"
+    export(teacher, autoencoder, networks["unet"], networks["text"], denoiser.tokenizer)
+    sample_sheet(teacher, folder / "samples.png")
+    return teacher
+
+
+if __name__ == "__main__":
+    sys.exit(main())

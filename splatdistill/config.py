@@ -8,6 +8,7 @@ Values are never interpolated, so any prompt survives the way to config.yaml and
 
 import dataclasses
 import difflib
+import math
 import typing
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -287,13 +288,12 @@ def _convert(value: Any, kind: Any) -> Any:
     if origin is dict and isinstance(value, dict):
         return {_convert(key, arguments[0]): _convert(item, arguments[1]) for key, item in value.items()}
     if origin is tuple:
-        kinds = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else arguments
-        if not isinstance(value, list | tuple) or len(kinds) != len(value):
+        if not isinstance(value, list | tuple) or len(arguments) != len(value):
             raise ValueError
-        return tuple(_convert(item, item_kind) for item, item_kind in zip(value, kinds))
+        return tuple(_convert(item, item_kind) for item, item_kind in zip(value, arguments))
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
-    if type(value) is not kind:
+    if type(value) is not kind or (kind is float and not math.isfinite(value)):
         raise ValueError
     return value
 
@@ -302,7 +302,7 @@ def _describe(kind: Any) -> str:
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin is Literal:
         return f"one of {', '.join(arguments)}"
-    if origin is tuple and arguments[-1] is not Ellipsis:
+    if origin is tuple:
         return f"a list of {len(arguments)} numbers, such as [{', '.join(['0.5'] * len(arguments))}]"
     names = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
     return names.get(kind, str(kind).replace("typing.", ""))
@@ -323,6 +323,13 @@ def check(config: Config) -> Config:
     for name, value in positive.items():
         if value < 1:
             raise UserError(f"{name} must be at least 1, got {value}")
+    for name in ("radius", "bound"):
+        if getattr(config.gaussians, name) <= 0.0:
+            raise UserError(f"gaussians.{name} must be above 0, got {getattr(config.gaussians, name)}")
+    if not 0.0 < config.gaussians.opacity < 1.0:
+        raise UserError(f"gaussians.opacity must be between 0 and 1, got {config.gaussians.opacity}")
+    if not 0 <= config.seed < 2**63:
+        raise UserError(f"seed must be from 0 to 2^63 - 1, got {config.seed}")
     for low, high in zip(config.timestep.low, config.timestep.high):
         if not 0.0 < low <= high <= 1.0:
             raise UserError(f"timestep: expected 0 < low <= high <= 1, got low {low} and high {high}")

@@ -99,7 +99,7 @@ def start(args: argparse.Namespace) -> int:
     out = args.out or Path("outputs") / f"{slug(config.prompt)}-{config.seed}"
     check_folder(out, args.overwrite)
     device = pick_device(args.device)
-    if device.type == "cuda" and config.prior.name == "embedded":
+    if device.type == "cuda" and args.prior is None and config.prior.name == "embedded":
         note("the embedded teacher draws 64x64 pictures; --prior sd21 uses Stable Diffusion on this GPU")
     return run(config, out, device, saved=None)
 
@@ -133,6 +133,8 @@ def configure(args: argparse.Namespace) -> Config:
     config = resolve(flags, args.config, args.overrides)
     if not config.prompt.strip():
         raise UserError("there is no prompt; say what to make, such as --prompt 'a red mushroom'")
+    if any("\ud800" <= letter <= "\udfff" for letter in config.prompt + config.negative_prompt):
+        raise UserError("the prompt holds bytes that are not text; expected UTF-8")
     return config
 
 

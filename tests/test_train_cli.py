@@ -135,6 +135,7 @@ def test_damaged_checkpoints_are_one_clear_line(teacher, workplace, capfd, monke
         ([], "no prompt"),
         (["--prompt", ""], "prompt is empty"),
         (["--prompt", " \t"], "prompt is empty"),
+        (["--prompt", "a \udce9 duck"], "UTF-8"),
         (["--prompt", "a zebra"], "zebra"),
         (["--prompt", "a duck", "--negative-prompt", "zebra"], "zebra"),
         (["--prompt", "a duck", "--bogus"], "--bogus"),

@@ -16,6 +16,7 @@ constexpr int kLanes = 16;
 
 typedef float vf __attribute__((vector_size(64)));
 typedef int32_t vi __attribute__((vector_size(64)));
+typedef uint32_t vu __attribute__((vector_size(64)));  // wraps where vi must not
 
 inline vf splat(float x) { return vf{} + x; }
 inline vi as_int(vf x) { return (vi)x; }
@@ -76,14 +77,14 @@ inline vf exp2(vf x) {
     p = p * f + 2.4022242e-1f;
     p = p * f + 6.9314698e-1f;
     p = p * f + 1.0f;
-    return as_float(as_int(p) + (as_int(rounded) << 23));
+    return (vf)((vu)p + ((vu)rounded << 23));
 }
 
 // log2(x) for normal x > 0, absolute error below 3e-7: x = 2^e m with m in [sqrt(1/2), sqrt(2)),
 // ln m = 2 artanh((m - 1) / (m + 1)).
 inline vf log2(vf x) {
-    vi e = (as_int(x) - 0x3f3504f3) >> 23;
-    vf m = as_float(as_int(x) - (e << 23));
+    vi e = (vi)((vu)x - 0x3f3504f3u) >> 23;
+    vf m = (vf)((vu)x - ((vu)e << 23));
     vf s = (m - 1.0f) / (m + 1.0f);
     vf s2 = s * s;
     vf p = s2 * (1.0f / 9.0f) + 1.0f / 7.0f;

@@ -36,6 +36,11 @@ def alpha_bars(seed: int = 1, count: int = SHAPE[0]) -> Tensor:
     return 0.05 + 0.9 * torch.rand(count, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
+def noised(x_0: Tensor, eps: Tensor, bars: Tensor) -> Tensor:
+    bars = bars.view(-1, 1, 1, 1)
+    return (bars.sqrt() * x_0 + (1 - bars).sqrt() * eps).float()
+
+
 def step_arguments(
     dtype=torch.float32, device="cpu", shape=SHAPE, branches=3, noisy=True, perp_neg=False
 ) -> dict[str, Any]:
@@ -131,17 +136,12 @@ def test_unknown_prediction_type_is_named():
 @pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
 def test_perfect_prediction_keeps_the_sample_on_its_trajectory(prediction_type):
     now, then = alpha_bars(1), alpha_bars(2)
-    x_0, eps = normal(3, 4, 4, 4), normal(3, 4, 4, 4, seed=1)
-
-    def noised(bars):
-        return (bars.sqrt().view(-1, 1, 1, 1) * x_0 + (1 - bars).sqrt().view(-1, 1, 1, 1) * eps).float()
-
+    x_0, eps = normal(*SHAPE), normal(*SHAPE, seed=1)
     a, s = now.sqrt().view(-1, 1, 1, 1), (1 - now).sqrt().view(-1, 1, 1, 1)
     m = {"epsilon": eps, "v_prediction": a * eps - s * x_0, "sample": x_0, "flow": eps - x_0}[prediction_type]
     coefficients = ops.ddim_coefficients(now, then, prediction_type)
-    assert_close(
-        ops.ddim_step(noised(now), m.float()[None], torch.ones(1, 3), coefficients), noised(then), 1e-5
-    )
+    moved = ops.ddim_step(noised(x_0, eps, now), m.float()[None], torch.ones(1, 3), coefficients)
+    assert_close(moved, noised(x_0, eps, then), 1e-5)
 
 
 def test_cfg_is_the_branches_null_and_text_with_weights_one_minus_g_and_g():
@@ -149,7 +149,7 @@ def test_cfg_is_the_branches_null_and_text_with_weights_one_minus_g_and_g():
     arguments = step_arguments(branches=2, noisy=False)
     null, text = arguments["outputs"]
     guided = null + g.view(3, 1, 1, 1) * (text - null)
-    alone = arguments | {"outputs": guided[None], "weights": torch.ones(1, 3)}
+    alone: dict[str, Any] = arguments | {"outputs": guided[None], "weights": torch.ones(1, 3)}
     assert_close(
         ops.ddim_step(**arguments | {"weights": torch.stack([1 - g, g])}), ops.ddim_step(**alone), 1e-5
     )
@@ -223,10 +223,7 @@ def test_residual_is_weighted_noise_error_with_target_and_norms():
 def test_recovered_noise_rebuilds_the_sample_and_moves_it():
     now, then = alpha_bars(1), alpha_bars(2)
     x_0, eps = normal(*SHAPE), normal(*SHAPE, seed=1)
-    x_t, x_next = (
-        (bars.sqrt().view(-1, 1, 1, 1) * x_0 + (1 - bars).sqrt().view(-1, 1, 1, 1) * eps).float()
-        for bars in (now, then)
-    )
+    x_t, x_next = noised(x_0, eps, now), noised(x_0, eps, then)
     actual = ops.recover_noise(x_0, x_t, ops.recover_coefficients(now, then))
     assert_close(actual, (eps, x_next), 1e-5)
 
@@ -363,7 +360,9 @@ def test_perp_neg_refuses_a_derivative_of_the_network():
 def test_call_is_traced_under_a_fake_mode():
     arguments = step_arguments()
     with torch._subclasses.FakeTensorMode() as mode:
-        fake = {k: mode.from_tensor(v) if isinstance(v, Tensor) else v for k, v in arguments.items()}
+        fake: dict[str, Any] = {
+            k: mode.from_tensor(v) if isinstance(v, Tensor) else v for k, v in arguments.items()
+        }
         assert ops.ddim_step(**fake).shape == SHAPE
 
 

@@ -49,23 +49,34 @@ struct TensorView {
     }
 };
 
-// Set once by splatdistill.ops.native: torch.Tensor.__dlpack_c_exchange_api__, or None.
-inline const DLPackExchange*& exchange() {
-    static const DLPackExchange* table = nullptr;
-    return table;
+// What the extension asks of torch at run time, handed over once by splatdistill.ops.native.
+struct Torch {
+    const DLPackExchange* exchange = nullptr;  // null before torch 2.10: tensors are read by attributes
+    pybind11::handle tensor_type;              // torch.Tensor
+    pybind11::handle empty_like;               // torch.empty_like
+    pybind11::handle empty_norms;              // x_t [B, ...] -> a new [B] float32 on its device
+    pybind11::handle threads;                  // torch.get_num_threads
+    pybind11::handle stream;                   // device index -> handle of the current CUDA stream
+    pybind11::handle grad_enabled;             // torch.is_grad_enabled
+    pybind11::tuple observers;  // functions that are true while a mode or a transform is active
+};
+
+inline Torch& torch() {
+    static Torch* const hooks = new Torch;  // never destroyed: it holds references to Python objects
+    return *hooks;
 }
 
 inline void set_exchange(pybind11::object capsule) {
-    exchange() = nullptr;
+    torch().exchange = nullptr;
     if (capsule.is_none()) return;
     auto* table = static_cast<DLPackExchange*>(PyCapsule_GetPointer(capsule.ptr(), "dlpack_exchange_api"));
     if (!table) throw pybind11::error_already_set();
-    if (table->major == 1 && table->read) exchange() = table;
+    if (table->major == 1 && table->read) torch().exchange = table;
 }
 
 inline TensorView view_by_dlpack(pybind11::handle tensor) {
     DLTensor t;
-    if (exchange()->read(tensor.ptr(), &t)) throw pybind11::error_already_set();
+    if (torch().exchange->read(tensor.ptr(), &t)) throw pybind11::error_already_set();
     TensorView view;
     view.data = static_cast<char*>(t.data) + t.byte_offset;
     view.ndim = t.ndim <= TensorView::MAX_NDIM ? t.ndim : 0;
@@ -107,7 +118,7 @@ inline TensorView view_by_attributes(pybind11::handle tensor) {
 }
 
 inline TensorView view(pybind11::handle tensor) {
-    return exchange() ? view_by_dlpack(tensor) : view_by_attributes(tensor);
+    return torch().exchange ? view_by_dlpack(tensor) : view_by_attributes(tensor);
 }
 
 }  // namespace ddim

@@ -35,17 +35,17 @@ def ddim_step(
 ) -> Tensor:
     """Combine the guidance branches, convert the prediction and move x_t to the next noise level.
 
-    x_t: [B, C, h, w] in float32, float16 or bfloat16; outputs: [R, B, C, h, w], the network's predictions, R at
+    x_t: [B, C, h, w] in float32, float16 or bfloat16; outputs: [R, B, C, h, w], its predictions, R at
     most 16; weights: [R, B] float32; coefficients: [B, 7] float32 from `ddim_coefficients`, one row a sample;
     noise: [B, C, h, w], or None to add none. Returns x_next [B, C, h, w]. With perp_neg the branches are
     [null, positive, negative...]. Differentiable in x_t, noise and (without perp_neg) outputs.
     Raises ValueError where shapes, dtypes or devices do not belong together.
     Source: DDIM (2010.02502) eq. 12; perp-neg (2304.04968).
     """
-    kernels = _direct(x_t, outputs, noise)
-    if kernels is not None:
-        x_next, threads, stream = torch.empty_like(x_t), torch.get_num_threads(), _stream(x_t)
-        if kernels.ddim_step(x_next, x_t, outputs, weights, coefficients, noise, perp_neg, threads, stream):
+    extension = native._C
+    if extension is not None and not _is_compiling():
+        x_next = extension.ddim_step(x_t, outputs, weights, coefficients, noise, perp_neg, True)
+        if x_next is not None:
             return x_next
     return _ddim_step(x_t, outputs, weights, coefficients, noise, perp_neg)
 
@@ -65,15 +65,11 @@ def noise_residual(
     the Euclidean norm of each sample's gradient). Has no derivative: the network is frozen.
     Raises ValueError where shapes, dtypes or devices do not belong together.
     """
-    kernels = _direct(x_t, outputs, noise)
-    if kernels is not None:
-        gradient, x0_hat = torch.empty_like(x_t), torch.empty_like(x_t)
-        norms = torch.empty(len(x_t), device=x_t.device)
-        threads, stream = torch.get_num_threads(), _stream(x_t)
-        if kernels.noise_residual(
-            gradient, x0_hat, norms, x_t, outputs, weights, coefficients, noise, perp_neg, threads, stream
-        ):
-            return gradient, x0_hat, norms
+    extension = native._C
+    if extension is not None and not _is_compiling():
+        results = extension.noise_residual(x_t, outputs, weights, coefficients, noise, perp_neg, True)
+        if results is not None:
+            return results
     return _noise_residual(x_t, outputs, weights, coefficients, noise, perp_neg)
 
 
@@ -86,51 +82,25 @@ def recover_noise(x_0: Tensor, x_t: Tensor, coefficients: Tensor) -> tuple[Tenso
     Differentiable in x_0 and x_t. Raises ValueError where shapes, dtypes or devices do not belong together.
     Source: SDI (2405.15891), Algorithm 2.
     """
-    kernels = _direct(x_t, x_0, None)
-    if kernels is not None:
-        eps, x_next = torch.empty_like(x_t), torch.empty_like(x_t)
-        if kernels.recover_noise(eps, x_next, x_0, x_t, coefficients, torch.get_num_threads(), _stream(x_t)):
-            return eps, x_next
+    extension = native._C
+    if extension is not None and not _is_compiling():
+        results = extension.recover_noise(x_0, x_t, coefficients, True)
+        if results is not None:
+            return results
     return _recover_noise(x_0, x_t, coefficients)
+
+
+_is_compiling = torch.compiler.is_dynamo_compiling  # bound once: in a call of two microseconds look-ups show
 
 
 def _kernels(x_t: Tensor) -> ModuleType | None:
     """Return the extension where it can work on x_t."""
-    if x_t.dtype is _FLOAT64:
+    if native._C is None or x_t.dtype == torch.float64 or not (x_t.is_cpu or x_t.is_cuda):
         return None
-    if x_t.is_cpu:
-        return native._C
-    if not x_t.is_cuda or native._C is None:
-        return None
-    if not native._C.has_cuda:
+    if x_t.is_cuda and not native._C.has_cuda:
         warnings.warn("splatdistill was built without CUDA kernels; the reference runs instead", stacklevel=4)
         return None
     return native._C
-
-
-# Bound once: in a call of two microseconds each attribute look-up shows.
-_FLOAT64 = torch.float64
-_is_compiling = torch.compiler.is_compiling
-_is_grad_enabled = torch.is_grad_enabled
-_dispatch_modes = torch._C._len_torch_dispatch_stack
-_transforms = torch._C._are_functorch_transforms_active
-
-
-def _direct(x_t: Tensor, other: Tensor, noise: Tensor | None) -> ModuleType | None:
-    """Return the extension where neither autograd, a compiler, a transform nor a mode must see the call."""
-    if _is_compiling() or type(x_t) is not Tensor or type(other) is not Tensor:
-        return None
-    if _is_grad_enabled() and (
-        x_t.requires_grad or other.requires_grad or (noise is not None and noise.requires_grad)
-    ):
-        return None
-    if _dispatch_modes() or _transforms():
-        return None
-    return _kernels(x_t)
-
-
-def _stream(x_t: Tensor) -> int:
-    return 0 if x_t.is_cpu else torch.cuda.current_stream(x_t.device).cuda_stream
 
 
 def _empty(x: Tensor) -> Tensor:
@@ -144,11 +114,10 @@ def _ddim_step(
     kernels = _kernels(x_t)
     if kernels is None:
         return reference.ddim_step(x_t, outputs, weights, coefficients, noise, perp_neg)
-    x_next = _empty(x_t)
-    inputs = [x_t, outputs, weights, coefficients] + ([] if noise is None else [noise])
-    copies = [tensor.contiguous() for tensor in inputs] + ([None] if noise is None else [])
-    kernels.ddim_step(x_next, *copies, perp_neg, torch.get_num_threads(), _stream(x_t))
-    return x_next
+    if noise is not None:
+        noise = noise.contiguous()
+    inputs = [tensor.contiguous() for tensor in (x_t, outputs, weights, coefficients)]
+    return kernels.ddim_step(*inputs, noise, perp_neg, False)
 
 
 @_ddim_step.register_fake
@@ -188,11 +157,8 @@ def _noise_residual(
     kernels = _kernels(x_t)
     if kernels is None:
         return reference.noise_residual(x_t, outputs, weights, coefficients, noise, perp_neg)
-    gradient, x0_hat = _empty(x_t), _empty(x_t)
-    norms = torch.empty(len(x_t), device=x_t.device)
     inputs = [tensor.contiguous() for tensor in (x_t, outputs, weights, coefficients, noise)]
-    kernels.noise_residual(gradient, x0_hat, norms, *inputs, perp_neg, torch.get_num_threads(), _stream(x_t))
-    return gradient, x0_hat, norms
+    return kernels.noise_residual(*inputs, perp_neg, False)
 
 
 @_noise_residual.register_fake
@@ -205,10 +171,7 @@ def _recover_noise(x_0: Tensor, x_t: Tensor, coefficients: Tensor) -> tuple[Tens
     kernels = _kernels(x_t)
     if kernels is None:
         return reference.recover_noise(x_0, x_t, coefficients)
-    eps, x_next = _empty(x_t), _empty(x_t)
-    inputs = [tensor.contiguous() for tensor in (x_0, x_t, coefficients)]
-    kernels.recover_noise(eps, x_next, *inputs, torch.get_num_threads(), _stream(x_t))
-    return eps, x_next
+    return kernels.recover_noise(x_0.contiguous(), x_t.contiguous(), coefficients.contiguous(), False)
 
 
 @_recover_noise.register_fake

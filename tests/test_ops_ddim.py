@@ -77,6 +77,14 @@ def assert_close(actual, expected, tolerance: float) -> None:
     torch.testing.assert_close(actual, expected, atol=tolerance, rtol=tolerance)
 
 
+def results(module, calls) -> list:
+    return [getattr(module, name)(**arguments) for name, arguments in calls]
+
+
+def as_tuple(result) -> tuple[Tensor, ...]:
+    return (result,) if isinstance(result, Tensor) else result
+
+
 def all_calls(**settings) -> list[tuple]:
     """Every op as (name, arguments), in the variants that take different paths through the kernels."""
     calls = []
@@ -150,9 +158,8 @@ def test_cfg_is_the_branches_null_and_text_with_weights_one_minus_g_and_g():
     null, text = arguments["outputs"]
     guided = null + g.view(3, 1, 1, 1) * (text - null)
     alone: dict[str, Any] = arguments | {"outputs": guided[None], "weights": torch.ones(1, 3)}
-    assert_close(
-        ops.ddim_step(**arguments | {"weights": torch.stack([1 - g, g])}), ops.ddim_step(**alone), 1e-5
-    )
+    arguments["weights"] = torch.stack([1 - g, g])
+    assert_close(ops.ddim_step(**arguments), ops.ddim_step(**alone), 1e-5)
 
 
 def plain_perp_neg(outputs: Tensor, weights: Tensor) -> Tensor:
@@ -231,58 +238,48 @@ def test_recovered_noise_rebuilds_the_sample_and_moves_it():
 @needs_native
 def test_results_do_not_depend_on_the_number_of_threads():
     before = torch.get_num_threads()
-    results = []
+    found = []
     try:
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
-            calls = all_calls(shape=(3, 4, 64, 64))
-            results.append([getattr(ops, name)(**arguments) for name, arguments in calls])
+            found.append(results(ops, all_calls(shape=(3, 4, 64, 64))))
     finally:
         torch.set_num_threads(before)
-    for other in results[1:]:
-        torch.testing.assert_close(other, results[0], rtol=0, atol=0)
+    for other in found[1:]:
+        assert_close(other, found[0], 0)
 
 
 @needs_native
 def test_tensors_read_by_attributes_give_the_same_results():
     calls = all_calls()
-    fast = [getattr(ops, name)(**arguments) for name, arguments in calls]
+    fast = results(ops, calls)
     native._C.set_exchange(None)
     try:
-        slow = [getattr(ops, name)(**arguments) for name, arguments in calls]
+        slow = results(ops, calls)
     finally:
         native._C.set_exchange(getattr(torch.Tensor, "__dlpack_c_exchange_api__", None))
-    torch.testing.assert_close(slow, fast, rtol=0, atol=0)
+    assert_close(slow, fast, 0)
 
 
 def test_reference_takes_over_without_the_extension(monkeypatch):
     calls = all_calls()
-    expected = [getattr(reference, name)(**arguments) for name, arguments in calls]
+    expected = results(reference, calls)
     monkeypatch.setattr(native, "_C", None)
     assert not native.available() and native.kernels() is None
-    actual = [getattr(ops, name)(**arguments) for name, arguments in calls]
-    torch.testing.assert_close(actual, expected, rtol=0, atol=0)
+    actual = results(ops, calls)
+    assert_close(actual, expected, 0)
 
 
 def test_strided_inputs_give_the_result_of_their_copies():
     for name, arguments in all_calls():
-        strided = {
-            key: value.transpose(-1, -2).contiguous().transpose(-1, -2)
-            if isinstance(value, Tensor)
-            else value
-            for key, value in arguments.items()
-        }
-        torch.testing.assert_close(
-            getattr(ops, name)(**strided), getattr(ops, name)(**arguments), rtol=0, atol=0
-        )
+        strided = {k: v.mT.contiguous().mT if isinstance(v, Tensor) else v for k, v in arguments.items()}
+        assert_close(getattr(ops, name)(**strided), getattr(ops, name)(**arguments), 0)
 
 
 @pytest.mark.parametrize("shape", [(0, 4, 8, 8), (2, 4, 0, 8)])
 def test_empty_batch_gives_an_empty_result(shape):
-    for name, arguments in all_calls(shape=shape):
-        result = getattr(ops, name)(**arguments)
-        first = result if isinstance(result, Tensor) else result[0]
-        assert first.shape == shape
+    for result in results(ops, all_calls(shape=shape)):
+        assert as_tuple(result)[0].shape == shape
 
 
 @pytest.mark.parametrize("extension", [pytest.param(True, marks=needs_native), False])
@@ -312,23 +309,19 @@ def test_ops_pass_opcheck():
     for name, arguments in all_calls(shape=(2, 3, 4, 4)):
         opcheck(getattr(torch.ops.splatdistill, name).default, tuple(arguments.values()))
     step = step_arguments(shape=(2, 3, 4, 4))
-    for key in ("x_t", "outputs", "noise"):
-        step[key].requires_grad_()
-    opcheck(torch.ops.splatdistill.ddim_step.default, tuple(step.values()))
     recover = recover_arguments(shape=(2, 3, 4, 4))
-    for key in ("x_t", "x_0"):
-        recover[key].requires_grad_()
+    for leaf in (step["x_t"], step["outputs"], step["noise"], recover["x_0"], recover["x_t"]):
+        leaf.requires_grad_()
+    opcheck(torch.ops.splatdistill.ddim_step.default, tuple(step.values()))
     opcheck(torch.ops.splatdistill.recover_noise.default, tuple(recover.values()))
 
 
 def test_gradients_pass_gradcheck_in_float64():
     step, recover = step_arguments(shape=(2, 1, 2, 2)), recover_arguments(shape=(2, 1, 2, 2))
     inputs = [step[key].double().requires_grad_() for key in ("x_t", "outputs", "noise")]
+    weights, coefficients = step["weights"], step["coefficients"].double()
     assert gradcheck(
-        lambda x_t, outputs, noise: ops.ddim_step(
-            x_t, outputs, step["weights"], step["coefficients"].double(), noise
-        ),
-        inputs,
+        lambda x_t, outputs, noise: ops.ddim_step(x_t, outputs, weights, coefficients, noise), inputs
     )
     inputs = [recover[key].double().requires_grad_() for key in ("x_0", "x_t")]
     assert gradcheck(lambda x_0, x_t: ops.recover_noise(x_0, x_t, recover["coefficients"].double()), inputs)
@@ -340,13 +333,11 @@ def test_gradients_equal_those_of_the_reference(dtype):
         gradients = []
         for module in (ops, reference):
             arguments = make(dtype=dtype)
-            leaves = [
-                arguments[k].requires_grad_() for k in ("x_t", "x_0", "outputs", "noise") if k in arguments
-            ]
-            results = getattr(module, name)(**arguments)
-            results = (results,) if isinstance(results, Tensor) else results
-            cotangents = [normal(*r.shape, seed=20 + i, dtype=dtype) for i, r in enumerate(results)]
-            gradients.append(torch.autograd.grad(results, leaves, cotangents))
+            keys = [key for key in ("x_t", "x_0", "outputs", "noise") if key in arguments]
+            leaves = [arguments[key].requires_grad_() for key in keys]
+            found = as_tuple(getattr(module, name)(**arguments))
+            cotangents = [normal(*r.shape, seed=20 + i, dtype=dtype) for i, r in enumerate(found)]
+            gradients.append(torch.autograd.grad(found, leaves, cotangents))
         assert_close(gradients[0], gradients[1], TOLERANCE[dtype])
 
 
@@ -360,9 +351,7 @@ def test_perp_neg_refuses_a_derivative_of_the_network():
 def test_call_is_traced_under_a_fake_mode():
     arguments = step_arguments()
     with torch._subclasses.FakeTensorMode() as mode:
-        fake: dict[str, Any] = {
-            k: mode.from_tensor(v) if isinstance(v, Tensor) else v for k, v in arguments.items()
-        }
+        fake: Any = {k: mode.from_tensor(v) if isinstance(v, Tensor) else v for k, v in arguments.items()}
         assert ops.ddim_step(**fake).shape == SHAPE
 
 
@@ -373,38 +362,36 @@ def test_cuda_equals_its_cpu_twin(dtype, shape):
     on_cuda = all_calls(dtype=dtype, shape=shape, device="cuda")
     for (name, here), (_, there) in zip(all_calls(dtype=dtype, shape=shape), on_cuda):
         expected, actual = getattr(ops, name)(**here), getattr(ops, name)(**there)
-        actual = actual.cpu() if isinstance(actual, Tensor) else tuple(part.cpu() for part in actual)
-        assert_close(actual, expected, TOLERANCE[dtype])
+        assert_close(tuple(part.cpu() for part in as_tuple(actual)), as_tuple(expected), TOLERANCE[dtype])
 
 
 @pytest.mark.gpu
 def test_cuda_repeats_bit_for_bit_and_follows_the_current_stream():
     calls = all_calls(device="cuda", shape=(2, 4, 64, 64))
-    first = [getattr(ops, name)(**arguments) for name, arguments in calls]
+    first = results(ops, calls)
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
-        again = [getattr(ops, name)(**arguments) for name, arguments in calls]
+        again = results(ops, calls)
     side.synchronize()
-    torch.testing.assert_close(again, first, rtol=0, atol=0)
+    assert_close(again, first, 0)
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not native.cuda_available(), reason="needs the CUDA kernels")
 def test_cuda_calls_are_captured_in_a_graph():
     calls = all_calls(device="cuda")
-    for name, arguments in calls:
-        getattr(ops, name)(**arguments)
+    results(ops, calls)  # first calls load the kernels
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        captured = [getattr(ops, name)(**arguments) for name, arguments in calls]
+        captured = results(ops, calls)
     for _, arguments in calls:
         arguments["x_t"].mul_(0.5)  # the graph reads what the tensors hold when it is replayed
     graph.replay()
     torch.cuda.synchronize()
-    expected = [getattr(ops, name)(**arguments) for name, arguments in calls]
-    torch.testing.assert_close(captured, expected, rtol=0, atol=0)
+    expected = results(ops, calls)
+    assert_close(captured, expected, 0)
 
 
 @pytest.mark.gpu

@@ -8,12 +8,14 @@ from .ddim import (
     recover_coefficients,
     recover_noise,
 )
+from .raster import rasterize
 
 __all__ = [
     "ddim_coefficients",
     "ddim_step",
     "noise_residual",
     "prediction_coefficients",
+    "rasterize",
     "recover_coefficients",
     "recover_noise",
 ]

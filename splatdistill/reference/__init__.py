@@ -9,6 +9,7 @@ from .ddim import (
     recover_coefficients,
     recover_noise,
 )
+from .raster import rasterize
 
 __all__ = [
     "ddim_coefficients",
@@ -16,6 +17,7 @@ __all__ = [
     "guided_output",
     "noise_residual",
     "prediction_coefficients",
+    "rasterize",
     "recover_coefficients",
     "recover_noise",
 ]

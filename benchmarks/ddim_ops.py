@@ -2,20 +2,19 @@
 
 python benchmarks/ddim_ops.py [--device cuda]: one thread on the CPU; writes benchmarks/results/ddim_ops.json
 
-The torch forms get every advantage: coefficients folded by hand into two factors a sample, already shaped for
-broadcasting, in-place where that helps; the fastest of them is the baseline. All candidates of a case take
-turns, and the best of many repeats counts, so that other load on the machine touches all alike.
+The torch forms of a step get every advantage: coefficients folded by hand into factors already shaped for
+broadcasting, in place where that helps. `guide_then_move` combines the branches (lerp), then converts and moves
+(mul, addcmul); `all_folded` has the guidance in its factors too (mul, addcmul, addcmul), so it needs new ones for
+other weights; `split_before` also keeps the splitting of the network's output out of the time. All candidates of
+a case take turns, and the best of many repeats counts: other load on the machine touches all alike.
 """
 
 import argparse
-import json
-import platform
-import sys
 import timeit
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
+from common import write_result
 from torch import Tensor
 
 from splatdistill import ops, reference
@@ -33,25 +32,12 @@ def main() -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     rows = []
-    print(f"{'op':<16}{'shape':<14}{'dtype':<10}{'ours us':>9}{'torch us':>10}{'ref us':>9}  torch / ours")
     with torch.no_grad():
         for shape in SHAPES:
             for dtype in (torch.float32, torch.bfloat16):
                 for name, candidates in cases(shape, dtype, options.device).items():
                     rows.append(measure(name, shape, dtype, candidates, options))
-    machine = torch.cuda.get_device_name() if options.device == "cuda" else processor()
-    result = {
-        "command": " ".join(["python", *sys.argv]),
-        "machine": machine,
-        "threads": 1,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "rows": rows,
-    }
-    name = "ddim_ops.json" if options.device == "cpu" else "gpu-ddim_ops.json"
-    path = Path(__file__).parent / "results" / name
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(result, indent=1) + "\n")
+    write_result("ddim_ops" if options.device == "cpu" else "gpu-ddim_ops", {"rows": rows})
 
 
 def cases(shape: tuple[int, ...], dtype: torch.dtype, device: str) -> dict[str, dict[str, Callable]]:
@@ -63,16 +49,15 @@ def cases(shape: tuple[int, ...], dtype: torch.dtype, device: str) -> dict[str, 
     step = ops.ddim_coefficients(now, then, "epsilon").to(device)
     residual = torch.cat([step[:, :4], 1 - now[:, None].to(device)], 1)
     recover = ops.recover_coefficients(now, then).to(device)
-    arguments = (x_t, outputs, weights)
     return {
         "ddim_step": {
-            "ours": lambda: ops.ddim_step(*arguments, step),
-            "reference": lambda: reference.ddim_step(*arguments, step),
+            "ours": lambda: ops.ddim_step(x_t, outputs, weights, step),
+            "reference": lambda: reference.ddim_step(x_t, outputs, weights, step),
             **step_forms(x_t, outputs, step),
         },
         "noise_residual": {
-            "ours": lambda: ops.noise_residual(*arguments, residual, noise),
-            "reference": lambda: reference.noise_residual(*arguments, residual, noise),
+            "ours": lambda: ops.noise_residual(x_t, outputs, weights, residual, noise),
+            "reference": lambda: reference.noise_residual(x_t, outputs, weights, residual, noise),
             **residual_forms(x_t, outputs, residual, noise),
         },
         "recover_noise": {
@@ -90,30 +75,30 @@ def step_forms(x_t: Tensor, outputs: Tensor, coefficients: Tensor) -> dict[str, 
     m_null, m_text = (1 - GUIDANCE) * m, GUIDANCE * m
     split_null, split_text = outputs.unbind(0)
 
-    def lerp_mul_addcmul():
+    def guide_then_move():
         null, text = outputs.unbind(0)
         return torch.addcmul(x * x_t, m, torch.lerp(null, text, GUIDANCE))
 
-    def lerp_mul_addcmul_in_place():
+    def guide_then_move_in_place():
         null, text = outputs.unbind(0)
         return (x * x_t).addcmul_(m, torch.lerp(null, text, GUIDANCE))
 
-    def mul_addcmul_addcmul_in_place():
+    def all_folded_in_place():
         null, text = outputs.unbind(0)
         return (x * x_t).addcmul_(m_null, null).addcmul_(m_text, text)
 
-    def split_before_lerp_mul_addcmul_in_place():
+    def split_before_guide_then_move_in_place():
         return (x * x_t).addcmul_(m, torch.lerp(split_null, split_text, GUIDANCE))
 
-    def split_before_mul_addcmul_addcmul_in_place():
+    def split_before_all_folded_in_place():
         return (x * x_t).addcmul_(m_null, split_null).addcmul_(m_text, split_text)
 
     forms = (
-        lerp_mul_addcmul,
-        lerp_mul_addcmul_in_place,
-        mul_addcmul_addcmul_in_place,
-        split_before_lerp_mul_addcmul_in_place,
-        split_before_mul_addcmul_addcmul_in_place,
+        guide_then_move,
+        guide_then_move_in_place,
+        all_folded_in_place,
+        split_before_guide_then_move_in_place,
+        split_before_all_folded_in_place,
     )
     return {form.__name__: form for form in forms}
 
@@ -151,24 +136,13 @@ def measure(name: str, shape: tuple[int, ...], dtype: torch.dtype, candidates: d
         for key, candidate in candidates.items():
             timer = timeit.Timer(lambda f=candidate: synchronised(f, number, options.device))
             best[key] = min(best[key], timer.timeit(1) / number * 1e6)
-    forms = {key: value for key, value in best.items() if key not in ("ours", "reference")}
-    whole = {key: value for key, value in forms.items() if not key.startswith("split_before")}
-    form = min(whole, key=whole.__getitem__)
     size, kind = "x".join(map(str, shape)), str(dtype).removeprefix("torch.")
-    ratio = whole[form] / best["ours"]
-    print(
-        f"{name:<16}{size:<14}{kind:<10}{best['ours']:>9.2f}{whole[form]:>10.2f}{best['reference']:>9.1f}"
-        f"{ratio:>7.2f}x  {form}"
-    )
-    for key in forms.keys() - whole.keys():
-        print(f"{'':<33}{'':>9}{forms[key]:>10.2f}{'':>9}{forms[key] / best['ours']:>7.2f}x  {key}")
-    return {
-        "op": name,
-        "shape": size,
-        "dtype": kind,
-        "microseconds": best,
-        "ours_vs_best_torch": round(ratio, 2),
-    }
+    print(f"{name} {size} {kind}: {best['ours']:.2f} us")
+    for key, value in best.items():
+        if key != "ours":
+            print(f"    {key:<40}{value:>10.2f} us {value / best['ours']:>6.2f}x")
+    speedup = {key: round(value / best["ours"], 2) for key, value in best.items() if key != "ours"}
+    return {"op": name, "shape": size, "dtype": kind, "microseconds": best, "speedup_over": speedup}
 
 
 def synchronised(function: Callable, number: int, device: str) -> None:
@@ -177,14 +151,6 @@ def synchronised(function: Callable, number: int, device: str) -> None:
         function()
     if device == "cuda":
         torch.cuda.synchronize()
-
-
-def processor() -> str:
-    """Return the processor's name where the system tells it."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
 
 
 if __name__ == "__main__":

@@ -2,14 +2,14 @@
 // to its own slot; slots are then added up in one fixed order, whatever the number of threads.
 #include <algorithm>
 #include <cstring>
-#include <memory>
 
+#include "buffer.h"
 #include "tile.h"
 
 namespace splatdistill::raster {
 namespace {
 
-// Lanes of a slot. With g = dL/dsigma: moments of g in the offset to the mean, then colour and depth.
+// Lanes of a slot. With g = -dL/dsigma: moments of g in the offset to the mean, then colour and depth.
 enum { kOne, kX, kY, kXX, kXY, kYY, kRed, kGreen, kBlue, kDepth, kSums };
 
 struct Cotangents {
@@ -51,8 +51,8 @@ void read_cotangents(const Image& image, const State& state, const Tile& tile, i
 }
 
 // Add one block's share of a splat's gradient to `sum`.
-inline void accumulate(Cotangents& c, const Splat& s, float x, float y, int block, int index, vf (&sum)[kSums]) {
-    Footprint f = footprint(s, x, y, block);
+inline void accumulate(Cotangents& c, const Brush& s, int block, int index, vf (&sum)[kSums]) {
+    Footprint f = footprint(s, block);
     vm hit = both(less_equal(splat(kLog2AlphaMin), f.log2_alpha), less(vi{} + index, c.stop[block]));
     vf raw = keep(hit, exp2(f.log2_alpha));
     vf alpha = min(raw, splat(kAlphaMax));
@@ -63,9 +63,8 @@ inline void accumulate(Cotangents& c, const Splat& s, float x, float y, int bloc
     vf shade = c.r[block] * s.r + c.g[block] * s.g + c.b[block] * s.b + c.depth[block] * s.depth;
     vf v_alpha = transmittance * shade - inverse * c.behind[block];
     c.behind[block] += weight * shade;
-    vf v_sigma = keep(less_equal(raw, splat(kAlphaMax)), -raw * v_alpha);
-    vf gx = v_sigma * f.dx, gy = v_sigma * f.dy;
-    sum[kOne] += v_sigma;
+    vf g = keep(less_equal(raw, splat(kAlphaMax)), raw * v_alpha), gx = g * f.dx, gy = g * f.dy;
+    sum[kOne] += g;
     sum[kX] += gx;
     sum[kY] += gy;
     sum[kXX] += gx * f.dx;
@@ -86,11 +85,10 @@ void differentiate_tile(const Image& image, const State& state, const float* bac
                     v_background);
     int64_t begin = state.entry_begin[index];
     for (int i = state.used[index] - 1; i >= 0; --i) {
-        const Splat& s = state.splats[state.entries[begin + i]];
-        float x = s.x - float(tile.x) - 0.5f, y = s.y - float(tile.y) - 0.5f;
+        Brush s = brush(state.splats[state.entries[begin + i]], tile);
         vf sum[kSums] = {};
         for (uint32_t reached = state.masks[begin + i]; reached; reached &= reached - 1)
-            accumulate(c, s, x, y, __builtin_ctz(reached), i, sum);
+            accumulate(c, s, __builtin_ctz(reached), i, sum);
         slots[i] = sum_lanes(sum);
     }
 }
@@ -98,14 +96,14 @@ void differentiate_tile(const Image& image, const State& state, const float* bac
 // From a splat's sums over all tiles to the gradients of its inputs.
 void write_gradients(const RasterInputs& in, const RasterGradient& out, int64_t at, int64_t id, vf sum) {
     const float* conic = in.conics + 3 * at;
-    out.v_means2d[2 * at] = conic[0] * sum[kX] + conic[1] * sum[kY];
-    out.v_means2d[2 * at + 1] = conic[1] * sum[kX] + conic[2] * sum[kY];
-    out.v_conics[3 * at] = 0.5f * sum[kXX];
-    out.v_conics[3 * at + 1] = sum[kXY];
-    out.v_conics[3 * at + 2] = 0.5f * sum[kYY];
+    out.v_means2d[2 * at] = -conic[0] * sum[kX] - conic[1] * sum[kY];
+    out.v_means2d[2 * at + 1] = -conic[1] * sum[kX] - conic[2] * sum[kY];
+    out.v_conics[3 * at] = -0.5f * sum[kXX];
+    out.v_conics[3 * at + 1] = -sum[kXY];
+    out.v_conics[3 * at + 2] = -0.5f * sum[kYY];
     for (int k = 0; k < 3; ++k) out.v_colours[3 * at + k] = sum[kRed + k];
     out.v_depths[at] = sum[kDepth];
-    out.v_opacities[id] -= sum[kOne] / in.opacities[id];
+    out.v_opacities[id] += sum[kOne] / in.opacities[id];
 }
 
 void zero(const Image& image, const RasterGradient& out) {
@@ -122,18 +120,23 @@ void zero(const Image& image, const RasterGradient& out) {
 void rasterize_backward(const Image& image, const State& state, const RasterInputs& in, const RasterGradient& g) {
     zero(image, g);
     int64_t tiles = image.V * image.tiles(), splats = state.splat_begin[image.V];
-    std::unique_ptr<int64_t[]> slot_begin(new int64_t[tiles + 1]);
+    static thread_local Buffer<vf> kept_slots, kept_sums;
+    static thread_local Buffer<int64_t> kept_begin;
+    static thread_local Buffer<float> kept_backgrounds;
+    int64_t* slot_begin = kept_begin.reserve(tiles + 1);
     slot_begin[0] = 0;
     for (int64_t t = 0; t < tiles; ++t) slot_begin[t + 1] = slot_begin[t] + state.used[t];
-    std::unique_ptr<vf[]> slots(new vf[slot_begin[tiles]]), sums(new vf[splats]());
-    std::unique_ptr<float[]> v_backgrounds(new float[tiles * 3]());
+    vf *slots = kept_slots.reserve(slot_begin[tiles]), *sums = kept_sums.reserve(splats);
+    float* v_backgrounds = kept_backgrounds.reserve(tiles * 3);
+    std::fill(sums, sums + splats, vf{});
+    std::fill(v_backgrounds, v_backgrounds + tiles * 3, 0.0f);
 #pragma omp parallel for schedule(dynamic)
     for (int64_t t = 0; t < tiles; ++t)
-        differentiate_tile(image, state, in.backgrounds, g, t, slots.get() + slot_begin[t], &v_backgrounds[3 * t]);
+        differentiate_tile(image, state, in.backgrounds, g, t, slots + slot_begin[t], v_backgrounds + 3 * t);
 
     for (int64_t t = 0; t < tiles; ++t) {
         const uint32_t* entries = state.entries + state.entry_begin[t];
-        const vf* slot = slots.get() + slot_begin[t];
+        const vf* slot = slots + slot_begin[t];
         for (int i = 0; i < state.used[t]; ++i) sums[entries[i]] += slot[i];
         if (g.v_backgrounds)
             for (int k = 0; k < 3; ++k) g.v_backgrounds[3 * (t / image.tiles()) + k] += v_backgrounds[3 * t + k];

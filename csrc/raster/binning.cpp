@@ -4,63 +4,78 @@
 #include <cstring>
 #include <vector>
 
-#include "raster.h"
+#include "buffer.h"
+#include "tile.h"
 
 namespace splatdistill::raster {
 namespace {
 
 struct Keyed {
-    uint32_t key, id;
+    uint32_t key, id;  // id: which packed splat
 };
 
-// One view's working memory, kept between calls.
+// One view's working memory.
 struct Scratch {
-    std::vector<Keyed> order, other;
-    std::vector<Splat> splats;
-    std::vector<uint32_t> tiles;       // of the splats, one after the other
-    std::vector<uint32_t> tile_count;  // of each splat
+    Buffer<Splat> splats;  // the visible ones, by Gaussian
+    Buffer<Keyed> order, other;
+    Buffer<uint32_t> tiles;       // of the splats, near to far, one after the other
+    Buffer<uint32_t> tile_count;  // of each splat
+    Buffer<int64_t> tile_entries;
+    Keyed* sorted;
+    int64_t count, entries;
 };
 
 // Stable least-significant-digit radix sort by key, 11 bits a pass; a pass that would move nothing is skipped.
-void radix_sort(std::vector<Keyed>& items, std::vector<Keyed>& other) {
+Keyed* radix_sort(Keyed* items, Keyed* other, int64_t size) {
     constexpr int kBits = 11, kBuckets = 1 << kBits;
     uint32_t count[3][kBuckets] = {};
-    for (const Keyed& item : items)
-        for (int pass = 0; pass < 3; ++pass) ++count[pass][(item.key >> (pass * kBits)) & (kBuckets - 1)];
-    other.resize(items.size());
+    for (int64_t i = 0; i < size; ++i)
+        for (int pass = 0; pass < 3; ++pass) ++count[pass][(items[i].key >> (pass * kBits)) & (kBuckets - 1)];
     for (int pass = 0; pass < 3; ++pass) {
         int shift = pass * kBits;
-        if (items.empty() || count[pass][(items[0].key >> shift) & (kBuckets - 1)] == items.size()) continue;
+        if (size == 0 || count[pass][(items[0].key >> shift) & (kBuckets - 1)] == size) continue;
         uint32_t sum = 0;
         for (uint32_t& c : count[pass]) {
             uint32_t next = sum + c;
             c = sum;
             sum = next;
         }
-        for (const Keyed& item : items) other[count[pass][(item.key >> shift) & (kBuckets - 1)]++] = item;
-        items.swap(other);
+        for (int64_t i = 0; i < size; ++i)
+            other[count[pass][(items[i].key >> shift) & (kBuckets - 1)]++] = items[i];
+        std::swap(items, other);
     }
+    return items;
 }
 
-// Fill in a splat; false when no pixel of the plane can see it or when it is not a finite ellipse.
-bool pack(const RasterInputs& in, int64_t at, int64_t id, Splat& s) {
-    const float half_log2e = 0.72134752044f, log2_255 = 7.99435343685886f;
-    const float* conic = in.conics + 3 * at;
-    const float* colour = in.colours + 3 * at;
-    double a = conic[0], b = conic[1], c = conic[2];
+// Sixteen Gaussians as splats; bit l of the result: lane l can be seen and is a finite ellipse.
+uint32_t pack(const RasterInputs& in, int64_t at, int64_t id, int count, Splat (&out)[kLanes]) {
+    const float half_log2e = 0.72134752044f;
+    vf x = gather(in.means2d + 2 * at, 2, 0, count), y = gather(in.means2d + 2 * at, 2, 1, count);
+    vf a = gather(in.conics + 3 * at, 3, 0, count), b = gather(in.conics + 3 * at, 3, 1, count);
+    vf c = gather(in.conics + 3 * at, 3, 2, count), opacity = gather(in.opacities + id, 1, 0, count);
+    vf colour[3], depth = gather(in.depths + at, 1, 0, count);
+    for (int k = 0; k < 3; ++k) colour[k] = gather(in.colours + 3 * at, 3, k, count);
+
     // Cholesky factor of the conic, in units of log2: never negative, whatever the rounding
-    double w2 = std::max(c - b * b / a, 1e-9 * c) * half_log2e, u = std::sqrt(a * half_log2e);
-    s.x = in.means2d[2 * at], s.y = in.means2d[2 * at + 1];
-    s.u = float(u), s.v = float(b * half_log2e / u), s.w = float(std::sqrt(w2));
-    s.log2_opacity = std::log2(in.opacities[id]);
-    s.r = colour[0], s.g = colour[1], s.b = colour[2], s.depth = in.depths[at];
-    s.limit = s.log2_opacity + log2_255;
-    s.slope = float(-b / c);
-    s.half_height = float(std::sqrt(s.limit / w2));
-    s.half_width = float(std::sqrt(s.limit * c / (a * w2)));
-    s.id = int32_t(id);
-    float sum = s.x + s.y + s.u + s.v + s.w + s.r + s.g + s.b + s.depth + s.half_width + s.half_height;
-    return s.limit >= 0.0f && std::isfinite(sum);
+    vf shear = b / a, w2 = max(c - b * shear, c * 1e-7f) * half_log2e, u = sqrt(a * half_log2e);
+    vf log2_opacity = log2(opacity), limit = log2_opacity - kLog2AlphaMin;
+    vf half_height = sqrt(limit / w2), half_width = sqrt(limit * c / (a * w2));
+    vf w = sqrt(w2), v = u * shear;
+    vf zero = x * 0.0f + y * 0.0f + u * 0.0f + v * 0.0f + w * 0.0f + half_width * 0.0f + half_height * 0.0f;
+    zero += colour[0] * 0.0f + colour[1] * 0.0f + colour[2] * 0.0f + depth * 0.0f + opacity * 0.0f;
+    vm good = both(is_finite(zero), less_equal(vf{}, limit));
+    good = both(good, both(less_equal(splat(kAlphaMin), opacity), less(vf{}, a)));
+
+    const vf fields[] = {x, y, u, v, w, log2_opacity, colour[0], colour[1], colour[2], depth, limit, -b / c,
+                         half_width, half_height};
+    for (int k = 0; k < 14; ++k) scatter(fields[k], reinterpret_cast<float*>(out), 16, k, count);
+    uint32_t seen = 0;
+    for (int l = 0; l < count; ++l) {
+        out[l].id = int32_t(id + l);
+        out[l].unused = 0;
+        seen |= uint32_t(in.radii[2 * (at + l)] > 0 && in.radii[2 * (at + l) + 1] > 0) << l;
+    }
+    return seen & bits(good);
 }
 
 // The tiles [low, high) whose pixels' centres a span of the image may reach.
@@ -70,52 +85,52 @@ void tile_range(float from, float to, int tiles, int& low, int& high) {
     high = std::max(low, int(std::clamp(std::floor((to - 0.5f) / kTile) + 1.0f, 0.0f, end)));
 }
 
-// Append the tiles that the splat's ellipse reaches, row by row.
-uint32_t append_tiles(const Splat& s, const Image& image, std::vector<uint32_t>& out) {
+// List the tiles that the splat's ellipse reaches after the view's other entries; returns how many.
+uint32_t append_tiles(const Splat& s, const Image& image, Scratch& scratch) {
     int x0, x1, y0, y1;
     const float slack = 1e-3f;  // more than rounding: pixels are tested exactly later
     float half_width = s.half_width * 1.0001f + slack, half_height = s.half_height * 1.0001f + slack;
     tile_range(s.x - half_width, s.x + half_width, image.tiles_x(), x0, x1);
     tile_range(s.y - half_height, s.y + half_height, image.tiles_y(), y0, y1);
-    size_t before = out.size();
-    bool by_row = x1 - x0 > 2 && y1 - y0 > 1;  // else the corners are not worth the arithmetic
-    for (int ty = y0; ty < y1; ++ty) {
-        int low = x0, high = x1;
-        if (by_row) {
-            // widest where dy = slope dx; in a band of rows, the nearest row to that on either side
-            float top = ty * kTile + 0.5f - slack - s.y, bottom = top + kTile - 1 + 2 * slack;
-            float right_y = std::clamp(s.slope * half_width, top, bottom);
-            float left_y = std::clamp(-s.slope * half_width, top, bottom);
-            auto half_chord = [&](float y) { return std::sqrt(std::max(s.limit - s.w * s.w * y * y, 0.0f)); };
-            float right = (half_chord(right_y) - s.v * right_y) / s.u;
-            float left = (-half_chord(left_y) - s.v * left_y) / s.u;
-            float margin = slack + 1e-4f * half_width;
-            tile_range(std::max(s.x + left - margin, s.x - half_width),
-                       std::min(s.x + right + margin, s.x + half_width), image.tiles_x(), low, high);
+    int64_t before = scratch.entries, most = before + int64_t(x1 - x0) * (y1 - y0);
+    uint32_t* out = scratch.tiles.extend(most, before);
+    int64_t* entries = scratch.tile_entries.data();
+    bool corners = x1 - x0 > 1 && y1 - y0 > 1;  // else the box is as good as the ellipse
+    for (int ty = y0; ty < y1; ty += 4)
+        for (int tx = x0; tx < x1; tx += 4) {
+            uint32_t row = (1u << std::min(4, x1 - tx)) - 1;
+            uint32_t cells = (row * 0x1111u) & ((1u << 4 * std::min(4, y1 - ty)) - 1);
+            if (corners) cells &= reached_cells<kTile>(s, s.x - tx * kTile - 0.5f, s.y - ty * kTile - 0.5f);
+            for (; cells; cells &= cells - 1) {
+                int cell = __builtin_ctz(cells);
+                uint32_t tile = uint32_t((ty + cell / 4) * image.tiles_x() + tx + cell % 4);
+                ++entries[tile];
+                out[scratch.entries++] = tile;
+            }
         }
-        for (int tx = low; tx < high; ++tx) out.push_back(uint32_t(ty * image.tiles_x() + tx));
-    }
-    return uint32_t(out.size() - before);
+    return uint32_t(scratch.entries - before);
 }
 
 void sort_view(const Image& image, const RasterInputs& in, int64_t view, Scratch& s) {
-    s.order.clear(), s.splats.clear(), s.tiles.clear(), s.tile_count.clear();
-    for (int64_t id = 0; id < image.N; ++id) {
-        int64_t at = view * image.N + id;
-        if (in.radii[2 * at] <= 0 || in.radii[2 * at + 1] <= 0) continue;
-        uint32_t key;  // depths are positive: their bits sort like the numbers
-        std::memcpy(&key, in.depths + at, sizeof(key));
-        s.order.push_back({key, uint32_t(id)});
+    Splat* splats = s.splats.reserve(image.N);
+    Keyed* order = s.order.reserve(image.N);
+    s.count = s.entries = 0;
+    for (int64_t id = 0; id < image.N; id += kLanes) {
+        Splat lanes[kLanes];
+        uint32_t seen = pack(in, view * image.N + id, id, int(std::min<int64_t>(kLanes, image.N - id)), lanes);
+        for (; seen; seen &= seen - 1) {
+            const Splat& splat = splats[s.count] = lanes[__builtin_ctz(seen)];
+            uint32_t key;  // depths are positive: their bits sort like the numbers
+            std::memcpy(&key, &splat.depth, sizeof(key));
+            order[s.count] = {key, uint32_t(s.count)};
+            ++s.count;
+        }
     }
-    radix_sort(s.order, s.other);
-    for (const Keyed& item : s.order) {
-        Splat splat = {};
-        if (!pack(in, view * image.N + item.id, item.id, splat)) continue;
-        uint32_t count = append_tiles(splat, image, s.tiles);
-        if (count == 0) continue;
-        s.splats.push_back(splat);
-        s.tile_count.push_back(count);
-    }
+    s.sorted = radix_sort(order, s.other.reserve(image.N), s.count);
+    uint32_t* count = s.tile_count.reserve(s.count);
+    int64_t* entries = s.tile_entries.reserve(image.tiles());
+    std::fill(entries, entries + image.tiles(), 0);
+    for (int64_t i = 0; i < s.count; ++i) count[i] = append_tiles(splats[s.sorted[i].id], image, s);
 }
 
 }  // namespace
@@ -148,39 +163,32 @@ State bin(const Image& image, const RasterInputs& in, char* (*allocate)(void*, s
 #pragma omp parallel for schedule(dynamic)
     for (int64_t view = 0; view < image.V; ++view) sort_view(image, in, view, views[view]);
 
-    int64_t splats = 0, entries = 0;
+    int64_t splats = 0, entries = 0, tiles = image.tiles();
     for (int64_t view = 0; view < image.V; ++view) {
-        splats += views[view].splats.size();
-        entries += views[view].tiles.size();
+        splats += views[view].count;
+        entries += views[view].entries;
     }
     State state;
     char* memory = allocate(context, lay_out(image, splats, entries, nullptr, state));
     lay_out(image, splats, entries, memory, state, true);
-    state.splat_begin[0] = 0;
-    for (int64_t view = 0; view < image.V; ++view)
-        state.splat_begin[view + 1] = state.splat_begin[view] + int64_t(views[view].splats.size());
-    int64_t tiles = image.tiles();
-    std::fill(state.entry_begin, state.entry_begin + image.V * tiles + 1, 0);
-
-    // entry_begin[t + 1] counts tile t, then holds its first free slot, and ends as its end
-#pragma omp parallel for schedule(dynamic)
-    for (int64_t view = 0; view < image.V; ++view)
-        for (uint32_t tile : views[view].tiles) ++state.entry_begin[view * tiles + tile + 1];
-    int64_t sum = 0;
-    for (int64_t t = 1; t <= image.V * tiles; ++t) {
-        int64_t count = state.entry_begin[t];
-        state.entry_begin[t] = sum;
-        sum += count;
+    state.splat_begin[0] = state.entry_begin[0] = 0;
+    int64_t* next = state.entry_begin + 1;  // each tile's next free entry, and so in the end the next one's begin
+    for (int64_t view = 0, sum = 0; view < image.V; ++view) {
+        state.splat_begin[view + 1] = state.splat_begin[view] + views[view].count;
+        for (int64_t tile = 0; tile < tiles; ++tile) {
+            next[view * tiles + tile] = sum;
+            sum += views[view].tile_entries.data()[tile];
+        }
     }
 #pragma omp parallel for schedule(dynamic)
     for (int64_t view = 0; view < image.V; ++view) {
         const Scratch& s = views[view];
-        int64_t base = state.splat_begin[view];
-        if (!s.splats.empty()) std::memcpy(state.splats + base, s.splats.data(), s.splats.size() * sizeof(Splat));
-        int64_t* next = state.entry_begin + view * tiles + 1;
-        const uint32_t* tile = s.tiles.data();
-        for (size_t i = 0; i < s.splats.size(); ++i)
-            for (uint32_t k = 0; k < s.tile_count[i]; ++k) state.entries[next[*tile++]++] = uint32_t(base + i);
+        const uint32_t *tile = s.tiles.data(), *count = s.tile_count.data();
+        for (int64_t i = 0; i < s.count; ++i) {
+            int64_t splat = state.splat_begin[view] + i;
+            state.splats[splat] = s.splats.data()[s.sorted[i].id];
+            for (uint32_t k = 0; k < count[i]; ++k) state.entries[next[view * tiles + *tile++]++] = uint32_t(splat);
+        }
     }
     return state;
 }

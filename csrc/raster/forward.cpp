@@ -7,22 +7,6 @@
 namespace splatdistill::raster {
 namespace {
 
-// Bit b: the ellipse may reach a pixel centre of block b. One lane per block; the least value of the quadratic
-// form on a rectangle that does not hold the centre lies on one of the two edges that face the centre.
-uint32_t reached_blocks(const Splat& s, float x, float y) {
-    vf x0 = kColumn * float(kBlock) - x, x1 = x0 + float(kBlock - 1);
-    vf y0 = kRow * float(kBlock) - y, y1 = y0 + float(kBlock - 1);
-    vf zero = {};
-    vf edge_x = clamp(zero, x0, x1), edge_y = clamp(zero, y0, y1);
-    vf along_y = clamp(edge_x * s.slope, y0, y1);
-    vf along_x = clamp(edge_y * (-s.v / s.u), x0, x1);
-    vf t = edge_x * s.u + along_y * s.v, q = along_y * s.w;
-    vf vertical = t * t + q * q;
-    t = along_x * s.u + edge_y * s.v, q = edge_y * s.w;
-    vf horizontal = t * t + q * q;
-    return bits(less_equal(min(vertical, horizontal), splat(s.limit * 1.0001f + 1e-4f)));
-}
-
 struct Pixels {
     vf transmittance[kBlocks], alpha[kBlocks], r[kBlocks], g[kBlocks], b[kBlocks], depth[kBlocks];
     vf cut[kBlocks];  // least log2 alpha that counts: infinite once a pixel has stopped
@@ -34,8 +18,8 @@ void clear(Pixels& p, const Tile& tile) {
     for (int block = 0; block < kBlocks; ++block) {
         p.transmittance[block] = splat(1.0f);
         p.alpha[block] = p.r[block] = p.g[block] = p.b[block] = p.depth[block] = vf{};
-        vf x = kColumn + float(block % 4 * kBlock), y = kRow + float(block / 4 * kBlock);
-        vm inside = both(less(x, splat(float(tile.width))), less(y, splat(float(tile.height))));
+        vm inside = both(less(kColumns[block % 4], splat(float(tile.width))),
+                         less(kRows[block / 4], splat(float(tile.height))));
         p.cut[block] = select(inside, splat(kLog2AlphaMin), splat(infinity));
         p.stop[block] = vi{} + std::numeric_limits<int32_t>::max();
     }
@@ -49,8 +33,8 @@ uint32_t open_blocks(const Tile& tile) {
 }
 
 // Blend a splat into one block; true when the block's last pixel stopped.
-inline bool blend(Pixels& p, const Splat& s, float x, float y, int block, int index) {
-    Footprint f = footprint(s, x, y, block);
+inline bool blend(Pixels& p, const Brush& s, int block, int index) {
+    Footprint f = footprint(s, block);
     vm hit = less_equal(p.cut[block], f.log2_alpha);
     vf before = p.transmittance[block];
     vf alpha = keep(hit, min(exp2(f.log2_alpha), splat(kAlphaMax)));
@@ -105,11 +89,12 @@ void draw_tile(const Image& image, const State& state, const float* backgrounds,
     for (; used < count && open; ++used) {
         const Splat& s = state.splats[state.entries[begin + used]];
         float x = s.x - float(tile.x) - 0.5f, y = s.y - float(tile.y) - 0.5f;
-        uint32_t reached = reached_blocks(s, x, y) & open;
+        uint32_t reached = reached_cells<kBlock>(s, x, y) & open;
+        Brush paint = brush(s, tile);
         state.masks[begin + used] = uint16_t(reached);
         for (; reached; reached &= reached - 1) {
             int block = __builtin_ctz(reached);
-            if (blend(p, s, x, y, block, used)) open &= ~(1u << block);
+            if (blend(p, paint, block, used)) open &= ~(1u << block);
         }
     }
     state.used[index] = used;

@@ -42,26 +42,6 @@ Camera read_camera(const Scene& scene, int64_t view) {
     return c;
 }
 
-// Element `offset` of up to sixteen records; lanes past `count` repeat the last record.
-vf gather(const float* base, int64_t stride, int offset, int count) {
-    alignas(64) float lanes[kLanes];
-    if (count == kLanes)
-        for (int l = 0; l < kLanes; ++l) lanes[l] = base[l * stride + offset];
-    else
-        for (int l = 0; l < kLanes; ++l) lanes[l] = base[(l < count ? l : count - 1) * stride + offset];
-    return load(lanes);
-}
-
-void scatter(vf x, float* base, int64_t stride, int offset, int count) {
-    alignas(64) float lanes[kLanes];
-    store(lanes, x);
-    for (int l = 0; l < count; ++l) base[l * stride + offset] = lanes[l];
-}
-
-void scatter(vi x, int32_t* base, int64_t stride, int offset, int count) {
-    for (int l = 0; l < count; ++l) base[l * stride + offset] = x[l];
-}
-
 // What does not depend on the view.
 struct Gaussians {
     vf mean[3];
@@ -148,8 +128,6 @@ View view_direction(const Camera& c, const Gaussians& g) {
     vf inverse = 1.0f / sqrt(x * x + y * y + z * z);
     return {x * inverse, y * inverse, z * inverse, inverse};
 }
-
-vm is_finite(vf x) { return less_equal(x * 0.0f, vf{}); }
 
 // How many standard deviations reach alpha = 1/255, at most 3.33 ("StopThePop", 2402.00525, section B.2).
 vf extent(vf opacity) {

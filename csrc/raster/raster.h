@@ -13,6 +13,7 @@ constexpr int kTile = 16;                   // pixels along a tile's side
 constexpr int kBlock = 4;                   // pixels along a block's side: one block is one vector
 constexpr int kBlocks = 16;                 // blocks in a tile, row by row
 constexpr float kAlphaMin = 1.0f / 255.0f;  // a fainter contribution is skipped
+constexpr float kLog2AlphaMin = -7.99435343685886f;
 constexpr float kAlphaMax = 0.999f;
 constexpr float kTransmittanceMin = 1e-4f;  // a pixel stops before it falls to this
 

@@ -64,7 +64,28 @@ inline vf sqrt(vf a) {
 
 #endif
 
+inline vm is_finite(vf x) { return less_equal(x * 0.0f, vf{}); }
 inline vf clamp(vf x, vf low, vf high) { return min(max(x, low), high); }
+
+// Element `offset` of up to sixteen records; lanes past `count` repeat the last record.
+inline vf gather(const float* base, int64_t stride, int offset, int count) {
+    alignas(64) float lanes[kLanes];
+    if (count == kLanes)
+        for (int l = 0; l < kLanes; ++l) lanes[l] = base[l * stride + offset];
+    else
+        for (int l = 0; l < kLanes; ++l) lanes[l] = base[(l < count ? l : count - 1) * stride + offset];
+    return load(lanes);
+}
+
+inline void scatter(vf x, float* base, int64_t stride, int offset, int count) {
+    alignas(64) float lanes[kLanes];
+    store(lanes, x);
+    for (int l = 0; l < count; ++l) base[l * stride + offset] = lanes[l];
+}
+
+inline void scatter(vi x, int32_t* base, int64_t stride, int offset, int count) {
+    for (int l = 0; l < count; ++l) base[l * stride + offset] = x[l];
+}
 
 // 2^x for x in [-126, 126], relative error below 2e-7: round to the nearest integer by adding 1.5 * 2^23,
 // a polynomial for the fraction in [-1/2, 1/2], the integer added to the exponent bits.

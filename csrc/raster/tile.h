@@ -22,24 +22,54 @@ inline Tile tile_at(const Image& image, int64_t index) {
 // Lane l of a block is pixel (l % 4, l / 4); block b of a tile is (b % 4, b / 4).
 const vf kColumn = {0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3};
 const vf kRow = {0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3};
+const vf kColumns[4] = {kColumn, kColumn + 4.0f, kColumn + 8.0f, kColumn + 12.0f};  // of block % 4
+const vf kRows[4] = {kRow, kRow + 4.0f, kRow + 8.0f, kRow + 12.0f};                 // of block / 4
 
 // Where pixel (x, y) of a tile lives among its 256 lanes.
 inline int lane_of(int x, int y) { return (y / kBlock * 4 + x / kBlock) * kLanes + y % kBlock * 4 + x % kBlock; }
 
-// A splat seen from one block: per pixel, the offset to the mean and log2 of the opacity before the cuts.
+// A splat as seen from a tile, every number in all lanes: loaded once, used by up to sixteen blocks.
+struct Brush {
+    vf x, y;  // of the mean, from the centre of the tile's first pixel
+    vf u, v, w, log2_opacity;
+    vf r, g, b, depth;
+};
+
+inline Brush brush(const Splat& s, const Tile& tile) {
+    return {splat(s.x - float(tile.x) - 0.5f), splat(s.y - float(tile.y) - 0.5f),
+            splat(s.u), splat(s.v), splat(s.w), splat(s.log2_opacity),
+            splat(s.r), splat(s.g), splat(s.b), splat(s.depth)};
+}
+
+// A brush on one block: per pixel, the offset to the mean and log2 of the opacity before the cuts.
 struct Footprint {
     vf dx, dy, log2_alpha;
 };
 
-inline Footprint footprint(const Splat& s, float x, float y, int block) {
+inline Footprint footprint(const Brush& s, int block) {
     Footprint f;
-    f.dx = (x - float(block % 4 * kBlock)) - kColumn;
-    f.dy = (y - float(block / 4 * kBlock)) - kRow;
+    f.dx = s.x - kColumns[block % 4];
+    f.dy = s.y - kRows[block / 4];
     vf t = f.dx * s.u + f.dy * s.v, q = f.dy * s.w;
     f.log2_alpha = s.log2_opacity - t * t - q * q;
     return f;
 }
 
-constexpr float kLog2AlphaMin = -7.99435343685886f;
+// Bit b: the ellipse may reach a pixel centre of cell b, of 4x4 cells of Side x Side pixels; (x, y) is the mean from
+// the centre of the first pixel. One lane per cell; the least value of the quadratic form on a rectangle that does
+// not hold the mean lies on one of the two edges that face it.
+template <int Side>
+inline uint32_t reached_cells(const Splat& s, float x, float y) {
+    vf x0 = kColumn * float(Side) - x, x1 = x0 + float(Side - 1);
+    vf y0 = kRow * float(Side) - y, y1 = y0 + float(Side - 1);
+    vf edge_x = clamp(vf{}, x0, x1), edge_y = clamp(vf{}, y0, y1);
+    vf along_y = clamp(edge_x * s.slope, y0, y1);
+    vf along_x = clamp(edge_y * (-s.v / s.u), x0, x1);
+    vf t = edge_x * s.u + along_y * s.v, q = along_y * s.w;
+    vf vertical = t * t + q * q;
+    t = along_x * s.u + edge_y * s.v, q = edge_y * s.w;
+    vf horizontal = t * t + q * q;
+    return bits(less_equal(min(vertical, horizontal), splat(s.limit * 1.0001f + 1e-4f)));
+}
 
 }  // namespace splatdistill::raster

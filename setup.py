@@ -29,13 +29,10 @@ class BuildFailed(RuntimeError):
     """The compiler was missing or refused; the message is one line."""
 
 
-def find_cxx() -> str:
-    """Return the command of the C++ compiler, or raise BuildFailed."""
+def find_cxx() -> str | None:
+    """Return the command of the C++ compiler, or None."""
     candidates = [os.environ["CXX"]] if os.environ.get("CXX") else ["g++", "c++", "clang++"]
-    for candidate in candidates:
-        if shutil.which(shlex.split(candidate)[0]):
-            return candidate
-    raise BuildFailed(f"no C++ compiler found (tried {', '.join(candidates)})")
+    return next((command for command in candidates if shutil.which(shlex.split(command)[0])), None)
 
 
 def find_nvcc() -> str | None:
@@ -103,6 +100,8 @@ def compile_module(target: Path, folder: Path, nvcc: str | None) -> None:
     import pybind11  # absent where setup.py only answers questions
 
     cxx = find_cxx()
+    if cxx is None:
+        raise BuildFailed("no C++ compiler found")
     root = Path(__file__).resolve().parent / "csrc"
     includes = [pybind11.get_include(), sysconfig.get_path("include"), str(root)]
     sources = sorted(root.rglob("*.cpp")) + (sorted(root.rglob("*.cu")) if nvcc else [])
@@ -129,14 +128,17 @@ class OptionalBuildExt(build_ext):
             )
         target = Path(self.get_ext_fullpath(ext.name)).resolve()
         folder = Path(self.build_temp).resolve()
-        for compiler in [nvcc, None] if nvcc and not forced else [nvcc]:
+        target.unlink(missing_ok=True)  # an older build must not stand in for a failed one
+        attempts = [nvcc, None] if nvcc and find_cxx() and not forced else [nvcc]
+        for compiler in attempts:
             try:
                 compile_module(target, folder / ("cuda" if compiler else "cpu"), compiler)
                 return
             except (BuildFailed, ImportError, OSError, subprocess.CalledProcessError) as error:
                 if forced:
                     raise SystemExit(f"splatdistill: SPLATDISTILL_CUDA=1: {error}") from error
-                then = "trying without CUDA" if compiler else "the slow pure-torch reference will be used"
+                last = compiler == attempts[-1]
+                then = "the slow pure-torch reference will be used" if last else "trying without CUDA"
                 print(f"splatdistill: native kernels: {error}; {then}", file=sys.stderr, flush=True)
 
     def copy_extensions_to_source(self) -> None:

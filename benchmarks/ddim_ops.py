@@ -3,10 +3,10 @@
 python benchmarks/ddim_ops.py [--device cuda]: one thread on the CPU; writes benchmarks/results/ddim_ops.json
 
 The torch forms of a step get every advantage: coefficients folded by hand into factors already shaped for
-broadcasting, in place where that helps. `guide_then_move` combines the branches (lerp), then converts and moves
-(mul, addcmul); `all_folded` has the guidance in its factors too (mul, addcmul, addcmul), so it needs new ones for
-other weights; `split_before` also keeps the splitting of the network's output out of the time. All candidates of
-a case take turns, and the best of many repeats counts: other load on the machine touches all alike.
+broadcasting, in place where that helps. `guide_then_move` combines the branches (lerp), then converts and
+moves (mul, addcmul); `all_folded` has the guidance in its factors too (mul, addcmul, addcmul), so it needs new
+ones for other weights; `split_before` also keeps the splitting of the network's output out of the time. All
+candidates of a case take turns, and the best of many repeats counts: other load touches all alike.
 """
 
 import argparse

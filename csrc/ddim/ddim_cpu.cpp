@@ -7,13 +7,12 @@
 namespace ddim {
 namespace {
 
-constexpr int64_t SERIAL_ELEMENTS = 32768;  // below this a thread team costs more than it saves
-constexpr int64_t BLOCK = 512;              // sums run in fp32 within a block and in fp64 across blocks
+constexpr int64_t BLOCK = 512;  // sums run in fp32 within a block and in fp64 across blocks
 
 template <class F>
 void for_each_sample(const Batch& batch, int threads, F&& body) {
-    const bool parallel = threads > 1 && batch.samples > 1 && batch.samples * batch.size >= SERIAL_ELEMENTS;
-    if (!parallel) {  // not an if() clause: even a team of one costs as much as a small batch
+    if (threads == 1 ||
+        batch.samples == 1) {  // not an if() clause: even a team of one costs as much as a step
         for (int64_t b = 0; b < batch.samples; ++b) body(b);
         return;
     }

@@ -16,17 +16,16 @@ constexpr int FLAT = 256;
 // Makes `device` current for a launch and restores the caller's.
 class DeviceGuard {
   public:
-    explicit DeviceGuard(int device) {
+    explicit DeviceGuard(int device) : device_(device) {
         cudaGetDevice(&before_);
-        if (device != before_) cudaSetDevice(device);
-        device_ = device;
+        cudaSetDevice(device);  // also when it looks current: torch sets devices through its own runtime
     }
     ~DeviceGuard() {
         if (device_ != before_) cudaSetDevice(before_);
     }
 
   private:
-    int before_ = 0, device_ = 0;
+    int device_, before_ = 0;
 };
 
 const char* launch_error() {

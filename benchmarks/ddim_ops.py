@@ -4,7 +4,7 @@ python benchmarks/ddim_ops.py [--device cuda]: one thread on the CPU; writes ben
 
 The torch forms of a step get every advantage: coefficients folded by hand into factors already shaped for
 broadcasting, in place where that helps. `guide_then_move` combines the branches (lerp), then converts and
-moves (mul, addcmul); `all_folded` has the guidance in its factors too (mul, addcmul, addcmul), so it needs new
+moves (mul, addcmul); `all_folded` has the guidance in its factors too (mul, addcmul twice), so it needs new
 ones for other weights; `split_before` also keeps the splitting of the network's output out of the time. All
 candidates of a case take turns, and the best of many repeats counts: other load touches all alike.
 """

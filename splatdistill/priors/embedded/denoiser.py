@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 class DenoiserSettings:
     """How the denoiser is trained; `pictures` are encoded once and reused over the epochs."""
 
-    steps: int = 12_000
+    steps: int = 10_000
     batch: int = 64
     pictures: int = 230_400
     learning_rate: float = 8e-4
@@ -50,7 +50,7 @@ def encode_pictures(autoencoder: AutoencoderTiny, path: Path, settings: Denoiser
     latents = np.empty((settings.pictures, LATENT_CHANNELS, LATENT_SIZE, LATENT_SIZE), np.float16)
     captions: list[str] = []
     start = time.perf_counter()
-    for pictures in data.groups(settings.seed, settings.pictures, IMAGE_SIZE):
+    for pictures in data.groups(settings.seed, settings.pictures, IMAGE_SIZE, torch.get_num_threads()):
         images = torch.from_numpy(pictures.images).permute(0, 3, 1, 2).float() / 127.5 - 1  # NHWC memory: fast
         with torch.autocast("cpu", torch.bfloat16):
             encoded = autoencoder.encoder(images).float() * autoencoder.config.scaling_factor

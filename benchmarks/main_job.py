@@ -1,0 +1,107 @@
+"""How well and how fast does the main job work? Text to splat for many prompts; the judge names the turntable's views.
+
+`python benchmarks/main_job.py [--prompts N] [--seeds N] [--method sdi] [key=value ...]` runs what
+`python -m splatdistill.train` runs, prints a line a run, writes benchmarks/results/main_job-METHOD.json and a sheet
+of all results to outputs/main_job-METHOD.png.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from common import write_result
+from judge import COLORS, THINGS, load_judge
+from PIL import Image
+
+from splatdistill import trainer
+from splatdistill.cameras import turntable
+from splatdistill.config import Config, resolve
+from splatdistill.formats.ply import read_ply
+from splatdistill.gaussians import finite_mask
+from splatdistill.priors.base import Prior
+from splatdistill.priors.embedded import grammar
+from splatdistill.priors.latent import LatentPrior
+from splatdistill.report import render_views
+
+CPU = torch.device("cpu")
+
+
+def prompts(count: int) -> list[tuple[str, str, str]]:
+    """`count` prompts with their thing and colour, over all objects and colours, in a fixed order."""
+    names, colors = list(grammar.OBJECTS), list(grammar.COLORS)
+    chosen = []
+    for i in range(count):
+        thing, color = names[(i * 7) % len(names)], colors[(i * 5 + i // len(names)) % len(colors)]
+        chosen.append((grammar.describe((thing,), (color,)), thing, color))
+    return chosen
+
+
+def run(prior: Prior, config: Config, out: Path) -> tuple[torch.Tensor, float, int]:
+    """Train and export; turntable views [8, 3, 64, 64], seconds, and the number of Gaussians in the file."""
+    begin = time.perf_counter()
+    state = trainer.new_state(config, CPU)
+    trainer.train(config, prior, state, out)
+    trainer.export(state, config, out)
+    seconds = time.perf_counter() - begin
+    gaussians, _ = read_ply(out / "splat.ply")
+    if not finite_mask(gaussians).all():
+        raise RuntimeError(f"{config.prompt}: non-finite splats")
+    views = render_views(gaussians, turntable(8, 15.0, 3.0, 40.0, 64), torch.ones(3))
+    return views.permute(0, 3, 1, 2).clamp(0, 1), seconds, len(gaussians["means"])
+
+
+def main() -> None:
+    """Run all prompts and report."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--prior", default="embedded")
+    parser.add_argument("--method", default="sdi")
+    parser.add_argument("--prompts", type=int, default=24)
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("overrides", nargs="*")
+    options = parser.parse_intermixed_args()
+    prior, judge = LatentPrior.load(options.prior, CPU), load_judge()
+    rows, pictures = [], []
+    for prompt, thing, color in prompts(options.prompts):
+        for seed in range(options.seeds):
+            flags = {"prompt": prompt, "seed": seed, "method": options.method, "prior": {"name": options.prior}}
+            config = resolve(flags, None, options.overrides)
+            with tempfile.TemporaryDirectory() as folder:
+                (Path(folder) / "checkpoints").mkdir()
+                views, seconds, count = run(prior, config, Path(folder))
+            things, hues = (p.mean(0) for p in judge.name(views))
+            row = {
+                "prompt": prompt,
+                "seed": seed,
+                "named": THINGS[int(things.argmax())],
+                "named_colour": COLORS[int(hues.argmax())],
+                "object": THINGS[int(things.argmax())] == thing,
+                "colour": COLORS[int(hues.argmax())] == color,
+                "gaussians": count,
+                "seconds": round(seconds, 1),
+            }
+            rows.append(row)
+            pictures.append(torch.cat(list(views[::2]), 2))
+            verdict = f"{row['named']}{'' if row['object'] else ' (!)'}, {row['named_colour']}{'' if row['colour'] else ' (!)'}"
+            print(f"{prompt:28s} {verdict:34s} {count:5d} Gaussians {seconds:5.1f} s", flush=True)
+    result = {
+        "object": sum(r["object"] for r in rows) / len(rows),
+        "colour": sum(r["colour"] for r in rows) / len(rows),
+        "seconds": sum(r["seconds"] for r in rows) / len(rows),
+        "runs": rows,
+    }
+    print({k: round(v, 3) for k, v in result.items() if isinstance(v, float)})
+    write_result(f"main_job-{options.method}", result)
+    columns = 4
+    blank = torch.ones_like(pictures[0])
+    pictures += [blank] * (-len(pictures) % columns)
+    sheet = torch.cat([torch.cat(pictures[k : k + columns], 2) for k in range(0, len(pictures), columns)], 1)
+    Path("outputs").mkdir(exist_ok=True)
+    Image.fromarray((sheet.permute(1, 2, 0) * 255).byte().numpy()).save(f"outputs/main_job-{options.method}.png")
+
+
+if __name__ == "__main__":
+    main()

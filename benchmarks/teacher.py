@@ -1,0 +1,61 @@
+"""How well does the teacher draw? Its own DDIM samples (50 steps), named by the judge.
+
+`python benchmarks/teacher.py [--teacher DIR] [--samples N]` prints a table and writes benchmarks/results/teacher.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+
+import torch
+from common import write_result
+from judge import COLORS, THINGS, load_judge
+
+from splatdistill.guidance import sample
+from splatdistill.priors.base import cfg
+from splatdistill.priors.embedded import grammar
+from splatdistill.priors.latent import LatentPrior
+
+VIEWS = ("", ", front view", ", side view", ", back view")
+
+
+@torch.no_grad()
+def main() -> None:
+    """Sample, judge, report."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--teacher", default="embedded", help="a prior's name or folder")
+    parser.add_argument("--samples", type=int, default=12, help="samples a thing")
+    parser.add_argument("--guidance", type=float, default=4.0)
+    parser.add_argument("--steps", type=int, default=50)
+    options = parser.parse_args()
+    prior, judge = LatentPrior.load(options.teacher, device="cpu"), load_judge()
+    start, rows, generator = time.perf_counter(), {}, torch.Generator().manual_seed(123)
+    for i, thing in enumerate(THINGS):
+        colors = [COLORS[(i + 5 * k) % len(COLORS)] for k in range(options.samples)]
+        texts = [grammar.describe((thing,), (c,)) + VIEWS[k % len(VIEWS)] for k, c in enumerate(colors)]
+        condition = cfg(prior.embed([""] * len(texts)), prior.embed(texts), options.guidance)
+        z_T = torch.randn(len(texts), *prior.latent_shape, generator=generator)
+        images = prior.decode(sample(prior, condition, z_T, steps=options.steps)).clamp(0, 1)
+        things, hues = judge.name(images.float())
+        rows[thing] = (
+            (things.argmax(-1) == i).float().mean().item(),
+            (hues.argmax(-1) == torch.tensor([COLORS.index(c) for c in colors])).float().mean().item(),
+        )
+        print(f"{thing:16s} object {rows[thing][0]:4.0%}  colour {rows[thing][1]:4.0%}", flush=True)
+    objects = [rows[name] for name in grammar.OBJECTS]
+    result = {
+        "samples": options.samples * len(rows),
+        "guidance": options.guidance,
+        "object": sum(r[0] for r in rows.values()) / len(rows),
+        "object_without_primitives": sum(r[0] for r in objects) / len(objects),
+        "colour": sum(r[1] for r in rows.values()) / len(rows),
+        "seconds": time.perf_counter() - start,
+        "by_thing": {name: {"object": r[0], "colour": r[1]} for name, r in rows.items()},
+    }
+    print({k: round(v, 3) for k, v in result.items() if isinstance(v, float)})
+    write_result("teacher", result)
+
+
+if __name__ == "__main__":
+    main()

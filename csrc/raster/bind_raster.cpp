@@ -3,8 +3,10 @@
 
 #include <cstdlib>
 #include <memory>
+#include <mutex>
 #include <new>
 #include <stdexcept>
+#include <utility>
 
 #include "raster.h"
 
@@ -18,19 +20,58 @@ using Address = uintptr_t;  // zero: an argument left out
 float* floats(Address address) { return reinterpret_cast<float*>(address); }
 int32_t* integers(Address address) { return reinterpret_cast<int32_t*>(address); }
 
+// A few freed blocks, kept because fresh pages cost more than the drawing of a small image.
+class Pool {
+  public:
+    struct Block {
+        char* data = nullptr;
+        size_t capacity = 0;
+    };
+
+    Block take(size_t size) {
+        {
+            std::lock_guard<std::mutex> lock(mutex_);
+            for (Block& kept : kept_)
+                if (kept.capacity >= size && kept.capacity / 4 <= size) return std::exchange(kept, Block());
+        }
+        size_t capacity = (size + size / 4 + 63) / 64 * 64;
+        char* data = static_cast<char*>(std::aligned_alloc(64, capacity));
+        if (!data) throw std::bad_alloc();
+        return {data, capacity};
+    }
+
+    void give(Block block) {
+        std::lock_guard<std::mutex> lock(mutex_);
+        std::swap(block, kept_[next_++ % kKept]);
+        std::free(block.data);
+    }
+
+  private:
+    static constexpr size_t kKept = 4;
+    std::mutex mutex_;
+    Block kept_[kKept];
+    size_t next_ = 0;
+};
+
+Pool& pool() {
+    static Pool* one = new Pool;  // never destroyed: Python may free tensors after static destructors ran
+    return *one;
+}
+
 // 64-byte aligned bytes with Python's buffer protocol.
 struct Memory {
-    char* data = nullptr;
+    Pool::Block block;
     size_t size = 0;
     Memory() = default;
     Memory(const Memory&) = delete;
-    ~Memory() { std::free(data); }
+    ~Memory() {
+        if (block.data) pool().give(block);
+    }
     static char* allocate(void* self, size_t size) {
         Memory& memory = *static_cast<Memory*>(self);
-        memory.data = static_cast<char*>(std::aligned_alloc(64, size));
-        if (!memory.data) throw std::bad_alloc();
+        memory.block = pool().take(size);
         memory.size = size;
-        return memory.data;
+        return memory.block.data;
     }
 };
 
@@ -65,7 +106,7 @@ void bind_raster(py::module_& m) {
                                 floats(depths),  integers(radii), floats(backgrounds)};
         }));
     py::class_<Memory>(m, "RasterMemory", py::buffer_protocol()).def_buffer([](Memory& memory) {
-        return py::buffer_info(reinterpret_cast<uint8_t*>(memory.data), py::ssize_t(memory.size));
+        return py::buffer_info(reinterpret_cast<uint8_t*>(memory.block.data), py::ssize_t(memory.size));
     });
 
     m.def("raster_project", [](const Scene& scene, Address means2d, Address conics, Address depths,

@@ -53,7 +53,7 @@ void read_cotangents(const Image& image, const State& state, const Tile& tile, i
 // Add one block's share of a splat's gradient to `sum`.
 inline void accumulate(Cotangents& c, const Brush& s, int block, int index, vf (&sum)[kSums]) {
     Footprint f = footprint(s, block);
-    vm hit = both(less_equal(splat(kLog2AlphaMin), f.log2_alpha), less(vi{} + index, c.stop[block]));
+    vm hit = both(less_equal(splat(kLog2AlphaMin), f.log2_alpha), less(splat(index), c.stop[block]));
     vf raw = keep(hit, exp2(f.log2_alpha));
     vf alpha = min(raw, splat(kAlphaMax));
     vf inverse = 1.0f / (1.0f - alpha);
@@ -94,7 +94,9 @@ void differentiate_tile(const Image& image, const State& state, const float* bac
 }
 
 // From a splat's sums over all tiles to the gradients of its inputs.
-void write_gradients(const RasterInputs& in, const RasterGradient& out, int64_t at, int64_t id, vf sum) {
+void write_gradients(const RasterInputs& in, const RasterGradient& out, int64_t at, int64_t id, vf sums) {
+    alignas(64) float sum[kLanes];
+    store(sum, sums);
     const float* conic = in.conics + 3 * at;
     out.v_means2d[2 * at] = -conic[0] * sum[kX] - conic[1] * sum[kY];
     out.v_means2d[2 * at + 1] = -conic[1] * sum[kX] - conic[2] * sum[kY];

@@ -69,13 +69,13 @@ uint32_t pack(const RasterInputs& in, int64_t at, int64_t id, int count, Splat (
     const vf fields[] = {x, y, u, v, w, log2_opacity, colour[0], colour[1], colour[2], depth, limit, -b / c,
                          half_width, half_height};
     for (int k = 0; k < 14; ++k) scatter(fields[k], reinterpret_cast<float*>(out), 16, k, count);
-    uint32_t seen = 0;
     for (int l = 0; l < count; ++l) {
         out[l].id = int32_t(id + l);
         out[l].unused = 0;
-        seen |= uint32_t(in.radii[2 * (at + l)] > 0 && in.radii[2 * (at + l) + 1] > 0) << l;
     }
-    return seen & bits(good);
+    good = both(good, less(vi{}, gather<vi>(in.radii + 2 * at, 2, 0, count)));
+    good = both(good, less(vi{}, gather<vi>(in.radii + 2 * at, 2, 1, count)));
+    return bits(good) & ((1u << count) - 1);
 }
 
 // The tiles [low, high) whose pixels' centres a span of the image may reach.

@@ -21,7 +21,7 @@ void clear(Pixels& p, const Tile& tile) {
         vm inside = both(less(kColumns[block % 4], splat(float(tile.width))),
                          less(kRows[block / 4], splat(float(tile.height))));
         p.cut[block] = select(inside, splat(kLog2AlphaMin), splat(infinity));
-        p.stop[block] = vi{} + std::numeric_limits<int32_t>::max();
+        p.stop[block] = splat(std::numeric_limits<int32_t>::max());
     }
 }
 
@@ -46,7 +46,7 @@ inline bool blend(Pixels& p, const Brush& s, int block, int index) {
         weight = select(stopped, vf{}, weight);
         after = select(stopped, before, after);
         p.cut[block] = select(stopped, splat(infinity), p.cut[block]);
-        p.stop[block] = select(stopped, vi{} + index, p.stop[block]);
+        p.stop[block] = select(stopped, splat(index), p.stop[block]);
         closed = bits(less(p.cut[block], splat(infinity))) == 0;
     }
     p.transmittance[block] = after;

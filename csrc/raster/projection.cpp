@@ -184,8 +184,8 @@ void project_block(const Scene& s, const Camera* cameras, const Projection& out,
             scatter(keep(keep_it, max(colour[i], zero)), out.colours + 3 * at, 3, i, count);
         }
         vf largest = splat(1e9f);  // fits an int32
-        vi rx = __builtin_convertvector(keep(keep_it, min(radius_x, largest)), vi);
-        vi ry = __builtin_convertvector(keep(keep_it, min(radius_y, largest)), vi);
+        vi rx = to_int(keep(keep_it, min(radius_x, largest)));
+        vi ry = to_int(keep(keep_it, min(radius_y, largest)));
         scatter(rx, out.radii + 2 * at, 2, 0, count);
         scatter(ry, out.radii + 2 * at, 2, 1, count);
     }
@@ -255,8 +255,7 @@ void project_block_backward(const Scene& s, const Camera* cameras, const int32_t
 
     for (int64_t view = 0; view < s.V; ++view) {
         int64_t at = view * s.N + first;
-        vi radius = {};
-        for (int l = 0; l < count; ++l) radius[l] = radii[2 * (at + l)];
+        vi radius = gather<vi>(radii + 2 * at, 2, 0, count);
         vm visible = less(vi{}, radius);
         if (!bits(visible)) continue;
         ever = ever | radius;

@@ -1,10 +1,12 @@
-// Sixteen floats as one value: AVX-512 where the compiler targets it, portable vector extensions elsewhere.
+// Sixteen floats as one value: one register with AVX-512, pairs of pairs of narrower ones elsewhere.
+// vf: floats, vi: int32, vm: a truth value for each lane.
 #pragma once
 
-#include <cstdint>
 #include <cmath>
+#include <cstdint>
+#include <cstring>
 
-#ifdef __AVX512F__
+#ifdef __x86_64__
 #include <immintrin.h>
 #endif
 
@@ -14,105 +16,214 @@ namespace splatdistill::raster {
 
 constexpr int kLanes = 16;
 
-typedef float vf __attribute__((vector_size(64)));
-typedef int32_t vi __attribute__((vector_size(64)));
-typedef uint32_t vu __attribute__((vector_size(64)));  // wraps where vi must not
+// --- one register of the machine ---
 
-inline vf splat(float x) { return vf{} + x; }
-inline vi as_int(vf x) { return (vi)x; }
-inline vf as_float(vi x) { return (vf)x; }
-inline vf load(const float* p) { return *reinterpret_cast<const vf*>(p); }
-inline void store(float* p, vf x) { *reinterpret_cast<vf*>(p) = x; }
+#if defined(__AVX512F__)
+constexpr int kRegister = 64;
+#elif defined(__AVX2__)
+constexpr int kRegister = 32;
+#else
+constexpr int kRegister = 16;
+#endif
+
+typedef float rf __attribute__((vector_size(kRegister)));
+typedef int32_t ri __attribute__((vector_size(kRegister)));
+typedef uint32_t ru __attribute__((vector_size(kRegister)));  // wraps where ri must not
 
 #ifdef __AVX512F__
 
-typedef __mmask16 vm;
-inline vm less(vf a, vf b) { return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_LT_OQ); }
-inline vm less_equal(vf a, vf b) { return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_LE_OQ); }
-inline vm less(vi a, vi b) { return _mm512_cmplt_epi32_mask((__m512i)a, (__m512i)b); }
-inline vf select(vm m, vf a, vf b) { return (vf)_mm512_mask_blend_ps(m, (__m512)b, (__m512)a); }
-inline vi select(vm m, vi a, vi b) { return (vi)_mm512_mask_blend_epi32(m, (__m512i)b, (__m512i)a); }
-inline vf keep(vm m, vf a) { return (vf)_mm512_maskz_mov_ps(m, (__m512)a); }
-inline vm both(vm a, vm b) { return a & b; }
-inline uint32_t bits(vm m) { return m; }
-inline vf min(vf a, vf b) { return (vf)_mm512_min_ps((__m512)a, (__m512)b); }
-inline vf max(vf a, vf b) { return (vf)_mm512_max_ps((__m512)a, (__m512)b); }
-inline vf sqrt(vf a) { return (vf)_mm512_sqrt_ps((__m512)a); }
+typedef __mmask16 rm;
+inline rm less(rf a, rf b) { return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_LT_OQ); }
+inline rm less_equal(rf a, rf b) { return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_LE_OQ); }
+inline rm less(ri a, ri b) { return _mm512_cmplt_epi32_mask((__m512i)a, (__m512i)b); }
+inline rf select(rm m, rf a, rf b) { return (rf)_mm512_mask_blend_ps(m, (__m512)b, (__m512)a); }
+inline ri select(rm m, ri a, ri b) { return (ri)_mm512_mask_blend_epi32(m, (__m512i)b, (__m512i)a); }
+inline rf keep(rm m, rf a) { return (rf)_mm512_maskz_mov_ps(m, (__m512)a); }
+inline uint32_t bits(rm m) { return m; }
+inline rf min(rf a, rf b) { return (rf)_mm512_min_ps((__m512)a, (__m512)b); }
+inline rf max(rf a, rf b) { return (rf)_mm512_max_ps((__m512)a, (__m512)b); }
+inline rf sqrt(rf a) { return (rf)_mm512_sqrt_ps((__m512)a); }
 
 #else
 
-typedef vi vm;
-inline vm less(vf a, vf b) { return a < b; }
-inline vm less_equal(vf a, vf b) { return a <= b; }
-inline vm less(vi a, vi b) { return a < b; }
-inline vf select(vm m, vf a, vf b) { return m ? a : b; }
-inline vi select(vm m, vi a, vi b) { return m ? a : b; }
-inline vf keep(vm m, vf a) { return as_float(m & as_int(a)); }
-inline vm both(vm a, vm b) { return a & b; }
-inline uint32_t bits(vm m) {
+typedef ri rm;
+inline rm less(rf a, rf b) { return a < b; }
+inline rm less_equal(rf a, rf b) { return a <= b; }
+inline rm less(ri a, ri b) { return a < b; }
+inline rf select(rm m, rf a, rf b) { return m ? a : b; }
+inline ri select(rm m, ri a, ri b) { return m ? a : b; }
+inline rf keep(rm m, rf a) { return (rf)(m & (ri)a); }
+inline rf min(rf a, rf b) { return a < b ? a : b; }
+inline rf max(rf a, rf b) { return a > b ? a : b; }
+#ifdef __AVX2__
+inline uint32_t bits(rm m) { return uint32_t(_mm256_movemask_ps((__m256)m)); }
+inline rf sqrt(rf a) { return (rf)_mm256_sqrt_ps((__m256)a); }
+#else
+inline uint32_t bits(rm m) {
     uint32_t r = 0;
-    for (int l = 0; l < kLanes; ++l) r |= (m[l] & 1u) << l;
+    for (int l = 0; l < kRegister / 4; ++l) r |= (uint32_t(m[l]) & 1u) << l;
     return r;
 }
-inline vf min(vf a, vf b) { return a < b ? a : b; }
-inline vf max(vf a, vf b) { return a > b ? a : b; }
-inline vf sqrt(vf a) {
-    vf r;
-    for (int l = 0; l < kLanes; ++l) r[l] = std::sqrt(a[l]);
-    return r;
+inline rf sqrt(rf a) {
+    for (int l = 0; l < kRegister / 4; ++l) a[l] = std::sqrt(a[l]);
+    return a;
 }
+#endif
 
 #endif
 
-inline vm is_finite(vf x) { return less_equal(x * 0.0f, vf{}); }
-inline vf clamp(vf x, vf low, vf high) { return min(max(x, low), high); }
-
-// Element `offset` of up to sixteen records; lanes past `count` repeat the last record.
-inline vf gather(const float* base, int64_t stride, int offset, int count) {
-    alignas(64) float lanes[kLanes];
-    if (count == kLanes)
-        for (int l = 0; l < kLanes; ++l) lanes[l] = base[l * stride + offset];
-    else
-        for (int l = 0; l < kLanes; ++l) lanes[l] = base[(l < count ? l : count - 1) * stride + offset];
-    return load(lanes);
-}
-
-inline void scatter(vf x, float* base, int64_t stride, int offset, int count) {
-    alignas(64) float lanes[kLanes];
-    store(lanes, x);
-    for (int l = 0; l < count; ++l) base[l * stride + offset] = lanes[l];
-}
-
-inline void scatter(vi x, int32_t* base, int64_t stride, int offset, int count) {
-    for (int l = 0; l < count; ++l) base[l * stride + offset] = x[l];
-}
+inline rm both(rm a, rm b) { return a & b; }
+inline ri to_int(rf a) { return __builtin_convertvector(a, ri); }
 
 // 2^x for x in [-126, 126], relative error below 2e-7: round to the nearest integer by adding 1.5 * 2^23,
 // a polynomial for the fraction in [-1/2, 1/2], the integer added to the exponent bits.
-inline vf exp2(vf x) {
+inline rf exp2(rf x) {
     const float shift = 12582912.0f;
-    vf rounded = x + shift;
-    vf f = x - (rounded - shift);
-    vf p = f * 1.32647e-3f + 9.67151e-3f;
+    rf rounded = x + shift;
+    rf f = x - (rounded - shift);
+    rf p = f * 1.32647e-3f + 9.67151e-3f;
     p = p * f + 5.550734e-2f;
     p = p * f + 2.4022242e-1f;
     p = p * f + 6.9314698e-1f;
     p = p * f + 1.0f;
-    return (vf)((vu)p + ((vu)rounded << 23));
+    return (rf)((ru)p + ((ru)rounded << 23));
 }
 
 // log2(x) for normal x > 0, absolute error below 3e-7: x = 2^e m with m in [sqrt(1/2), sqrt(2)),
 // ln m = 2 artanh((m - 1) / (m + 1)).
-inline vf log2(vf x) {
-    vi e = (vi)((vu)x - 0x3f3504f3u) >> 23;
-    vf m = (vf)((vu)x - ((vu)e << 23));
-    vf s = (m - 1.0f) / (m + 1.0f);
-    vf s2 = s * s;
-    vf p = s2 * (1.0f / 9.0f) + 1.0f / 7.0f;
+inline rf log2(rf x) {
+    ri e = (ri)((ru)x - 0x3f3504f3u) >> 23;
+    rf m = (rf)((ru)x - ((ru)e << 23));
+    rf s = (m - 1.0f) / (m + 1.0f);
+    rf s2 = s * s;
+    rf p = s2 * (1.0f / 9.0f) + 1.0f / 7.0f;
     p = p * s2 + 1.0f / 5.0f;
     p = p * s2 + 1.0f / 3.0f;
     p = p * s2 + 1.0f;
-    return __builtin_convertvector(e, vf) + p * s * 2.885390082f;
+    return __builtin_convertvector(e, rf) + p * s * 2.885390082f;
+}
+
+// --- sixteen lanes ---
+
+#ifdef __AVX512F__
+
+typedef rf vf;
+typedef ri vi;
+typedef rm vm;
+
+#else
+
+// Two of T as one, lane by lane; E is the type of a lane.
+template <class T, class E>
+struct Pair {
+    T a, b;
+    Pair operator-() const { return {-a, -b}; }
+    Pair& operator+=(Pair y) { return *this = *this + y; }
+    Pair& operator*=(Pair y) { return *this = *this * y; }
+#define SPLATDISTILL_LANEWISE(op)                                                    \
+    friend Pair operator op(Pair x, Pair y) { return {x.a op y.a, x.b op y.b}; } \
+    friend Pair operator op(Pair x, E y) { return {x.a op y, x.b op y}; }        \
+    friend Pair operator op(E x, Pair y) { return {x op y.a, x op y.b}; }
+    SPLATDISTILL_LANEWISE(+)
+    SPLATDISTILL_LANEWISE(-)
+    SPLATDISTILL_LANEWISE(*)
+    SPLATDISTILL_LANEWISE(/)
+    SPLATDISTILL_LANEWISE(&)
+    SPLATDISTILL_LANEWISE(|)
+#undef SPLATDISTILL_LANEWISE
+};
+
+template <class F, class I>
+struct Half {
+    typedef Pair<F, float> f;
+    typedef Pair<I, int32_t> i;
+};
+#ifdef __AVX2__
+typedef Half<rf, ri>::f vf;
+typedef Half<rf, ri>::i vi;
+#else
+typedef Half<Half<rf, ri>::f, Half<rf, ri>::i>::f vf;
+typedef Half<Half<rf, ri>::f, Half<rf, ri>::i>::i vi;
+#endif
+typedef vi vm;
+
+template <class T, class E>
+auto less(Pair<T, E> x, Pair<T, E> y) -> Pair<decltype(less(x.a, y.a)), int32_t> {
+    return {less(x.a, y.a), less(x.b, y.b)};
+}
+template <class T>
+auto less_equal(Pair<T, float> x, Pair<T, float> y) -> Pair<decltype(less_equal(x.a, y.a)), int32_t> {
+    return {less_equal(x.a, y.a), less_equal(x.b, y.b)};
+}
+template <class M, class T, class E>
+Pair<T, E> select(Pair<M, int32_t> m, Pair<T, E> x, Pair<T, E> y) {
+    return {select(m.a, x.a, y.a), select(m.b, x.b, y.b)};
+}
+template <class M, class T>
+Pair<T, float> keep(Pair<M, int32_t> m, Pair<T, float> x) {
+    return {keep(m.a, x.a), keep(m.b, x.b)};
+}
+template <class M>
+Pair<M, int32_t> both(Pair<M, int32_t> x, Pair<M, int32_t> y) {
+    return x & y;
+}
+template <class M>
+uint32_t bits(Pair<M, int32_t> m) {
+    return bits(m.a) | bits(m.b) << (sizeof(M) / 4);
+}
+template <class T>
+auto to_int(Pair<T, float> x) -> Pair<decltype(to_int(x.a)), int32_t> {
+    return {to_int(x.a), to_int(x.b)};
+}
+#define SPLATDISTILL_UNARY(name)               \
+    template <class T>                         \
+    Pair<T, float> name(Pair<T, float> x) {    \
+        return {name(x.a), name(x.b)};         \
+    }
+#define SPLATDISTILL_BINARY(name)                                \
+    template <class T>                                           \
+    Pair<T, float> name(Pair<T, float> x, Pair<T, float> y) {    \
+        return {name(x.a, y.a), name(x.b, y.b)};                 \
+    }
+SPLATDISTILL_UNARY(sqrt)
+SPLATDISTILL_UNARY(exp2)
+SPLATDISTILL_UNARY(log2)
+SPLATDISTILL_BINARY(min)
+SPLATDISTILL_BINARY(max)
+#undef SPLATDISTILL_UNARY
+#undef SPLATDISTILL_BINARY
+
+#endif
+
+inline vf splat(float x) { return vf{} + x; }
+inline vi splat(int32_t x) { return vi{} + x; }
+inline vf load(const float* p) {
+    vf x;
+    std::memcpy(&x, p, sizeof(x));
+    return x;
+}
+inline void store(float* p, vf x) { std::memcpy(p, &x, sizeof(x)); }
+inline vf clamp(vf x, vf low, vf high) { return min(max(x, low), high); }
+inline vm is_finite(vf x) { return less_equal(x * 0.0f, vf{}); }
+
+// Element `offset` of up to sixteen records; lanes past `count` repeat the last record.
+template <class V = vf, class E>
+V gather(const E* base, int64_t stride, int offset, int count) {
+    alignas(64) E lanes[kLanes];
+    if (count == kLanes)
+        for (int l = 0; l < kLanes; ++l) lanes[l] = base[l * stride + offset];
+    else
+        for (int l = 0; l < kLanes; ++l) lanes[l] = base[(l < count ? l : count - 1) * stride + offset];
+    V x;
+    std::memcpy(&x, lanes, sizeof(x));
+    return x;
+}
+
+template <class V, class E>
+void scatter(V x, E* base, int64_t stride, int offset, int count) {
+    alignas(64) E lanes[kLanes];
+    std::memcpy(lanes, &x, sizeof(x));
+    for (int l = 0; l < count; ++l) base[l * stride + offset] = lanes[l];
 }
 
 // The sums over lanes of ten vectors, in lanes 0..9 of the result (the other lanes are zero).
@@ -134,14 +245,30 @@ inline vf sum_lanes(const vf (&v)[10]) {
     __m512 b = quad(pair((__m512)v[4], (__m512)v[5]), pair((__m512)v[6], (__m512)v[7]));
     __m512 c = quad(pair((__m512)v[8], (__m512)v[9]), zero);
     return (vf)across(across(a, b), across(c, zero));
+#elif defined(__AVX2__)
+    auto half = [&](int k) { return (__m256)(v[k].a + v[k].b); };
+    auto pair = [](__m256 a, __m256 b) {
+        return _mm256_add_ps(_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b));
+    };
+    auto quad = [](__m256 a, __m256 b) {
+        __m256d x = _mm256_castps_pd(a), y = _mm256_castps_pd(b);
+        return _mm256_add_ps(_mm256_castpd_ps(_mm256_unpacklo_pd(x, y)),
+                             _mm256_castpd_ps(_mm256_unpackhi_pd(x, y)));
+    };
+    auto across = [](__m256 a, __m256 b) {
+        return _mm256_add_ps(_mm256_permute2f128_ps(a, b, 0x20), _mm256_permute2f128_ps(a, b, 0x31));
+    };
+    __m256 zero = _mm256_setzero_ps();
+    __m256 a = quad(pair(half(0), half(1)), pair(half(2), half(3)));
+    __m256 b = quad(pair(half(4), half(5)), pair(half(6), half(7)));
+    return {(rf)across(a, b), (rf)across(quad(pair(half(8), half(9)), zero), zero)};
 #else
-    vf r = {};
+    alignas(64) float r[kLanes] = {};
     for (int k = 0; k < 10; ++k) {
-        float sum = 0.0f;
-        for (int l = 0; l < kLanes; ++l) sum += v[k][l];
-        r[k] = sum;
+        rf sum = (v[k].a.a + v[k].a.b) + (v[k].b.a + v[k].b.b);
+        r[k] = (sum[0] + sum[1]) + (sum[2] + sum[3]);
     }
-    return r;
+    return load(r);
 #endif
 }
 

@@ -20,8 +20,9 @@ inline Tile tile_at(const Image& image, int64_t index) {
 }
 
 // Lane l of a block is pixel (l % 4, l / 4); block b of a tile is (b % 4, b / 4).
-const vf kColumn = {0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3};
-const vf kRow = {0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3};
+constexpr float kColumnOfLane[kLanes] = {0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3};
+constexpr float kRowOfLane[kLanes] = {0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3};
+const vf kColumn = load(kColumnOfLane), kRow = load(kRowOfLane);
 const vf kColumns[4] = {kColumn, kColumn + 4.0f, kColumn + 8.0f, kColumn + 12.0f};  // of block % 4
 const vf kRows[4] = {kRow, kRow + 4.0f, kRow + 8.0f, kRow + 12.0f};                 // of block / 4
 

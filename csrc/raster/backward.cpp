@@ -1,5 +1,5 @@
-// Back to front over each tile's list. The gradient of a (tile, splat) pair is summed in registers and written
-// to its own slot; slots are then added up in one fixed order, whatever the number of threads.
+// Back to front over each tile's list. The gradient of a (tile, splat) pair is summed in registers and
+// written to its own slot; slots are then added up in one fixed order, whatever the number of threads.
 #include <algorithm>
 #include <cstring>
 
@@ -119,7 +119,8 @@ void zero(const Image& image, const RasterGradient& out) {
 
 }  // namespace
 
-void rasterize_backward(const Image& image, const State& state, const RasterInputs& in, const RasterGradient& g) {
+void rasterize_backward(const Image& image, const State& state, const RasterInputs& in,
+                        const RasterGradient& g) {
     zero(image, g);
     int64_t tiles = image.V * image.tiles(), splats = state.splat_begin[image.V];
     static thread_local Buffer<vf> kept_slots, kept_sums;
@@ -141,7 +142,8 @@ void rasterize_backward(const Image& image, const State& state, const RasterInpu
         const vf* slot = slots + slot_begin[t];
         for (int i = 0; i < state.used[t]; ++i) sums[entries[i]] += slot[i];
         if (g.v_backgrounds)
-            for (int k = 0; k < 3; ++k) g.v_backgrounds[3 * (t / image.tiles()) + k] += v_backgrounds[3 * t + k];
+            for (int k = 0; k < 3; ++k)
+                g.v_backgrounds[3 * (t / image.tiles()) + k] += v_backgrounds[3 * t + k];
     }
     for (int64_t view = 0; view < image.V; ++view)
         for (int64_t i = state.splat_begin[view]; i < state.splat_begin[view + 1]; ++i) {

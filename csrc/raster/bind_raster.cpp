@@ -78,9 +78,23 @@ struct Memory {
 Scene scene_of(Address means, Address quats, Address scales, Address opacities, Address sh, Address viewmats,
                Address Ks, int64_t N, int64_t K, int64_t V, int width, int height, int sh_degree, float near,
                float far, float radius_clip, float eps2d) {
-    return {floats(means), floats(quats), floats(scales), floats(opacities), floats(sh), floats(viewmats),
-            floats(Ks),    N,             K,              V,                 width,      height,
-            sh_degree,     near,          far,            radius_clip,       eps2d};
+    return {floats(means),
+            floats(quats),
+            floats(scales),
+            floats(opacities),
+            floats(sh),
+            floats(viewmats),
+            floats(Ks),
+            N,
+            K,
+            V,
+            width,
+            height,
+            sh_degree,
+            near,
+            far,
+            radius_clip,
+            eps2d};
 }
 
 State state_of(const Image& image, Address memory, size_t size) {
@@ -115,28 +129,30 @@ void bind_raster(py::module_& m) {
         project(scene, {floats(means2d), floats(conics), floats(depths), floats(colours), integers(radii)});
     });
     m.def("raster_project_backward",
-          [](const Scene& scene, Address radii, Address means2d, Address conics, Address depths, Address colours,
-             Address v_means, Address v_quats, Address v_scales, Address v_sh) {
+          [](const Scene& scene, Address radii, Address means2d, Address conics, Address depths,
+             Address colours, Address v_means, Address v_quats, Address v_scales, Address v_sh) {
               py::gil_scoped_release release;
               project_backward(scene, integers(radii),
                                {floats(means2d), floats(conics), floats(depths), floats(colours),
                                 floats(v_means), floats(v_quats), floats(v_scales), floats(v_sh)});
           });
-    m.def("raster_draw", [](const Image& image, const RasterInputs& in, Address rgb, Address alpha, Address depth) {
-        auto memory = std::make_unique<Memory>();
-        py::gil_scoped_release release;
-        State state = bin(image, in, &Memory::allocate, memory.get());
-        rasterize(image, state, in.backgrounds, {floats(rgb), floats(alpha), floats(depth)});
-        return memory;
-    });
+    m.def("raster_draw",
+          [](const Image& image, const RasterInputs& in, Address rgb, Address alpha, Address depth) {
+              auto memory = std::make_unique<Memory>();
+              py::gil_scoped_release release;
+              State state = bin(image, in, &Memory::allocate, memory.get());
+              rasterize(image, state, in.backgrounds, {floats(rgb), floats(alpha), floats(depth)});
+              return memory;
+          });
     m.def("raster_draw_backward",
           [](const Image& image, const RasterInputs& in, Address state, size_t state_size, Address rgb,
              Address alpha, Address depth, Address alpha_out, Address depth_out, Address v_means2d,
-             Address v_conics, Address v_colours, Address v_opacities, Address v_depths, Address v_backgrounds) {
+             Address v_conics, Address v_colours, Address v_opacities, Address v_depths,
+             Address v_backgrounds) {
               py::gil_scoped_release release;
               rasterize_backward(image, state_of(image, state, state_size), in,
-                                 {floats(rgb), floats(alpha), floats(depth), floats(alpha_out), floats(depth_out),
-                                  floats(v_means2d), floats(v_conics), floats(v_colours), floats(v_opacities),
-                                  floats(v_depths), floats(v_backgrounds)});
+                                 {floats(rgb), floats(alpha), floats(depth), floats(alpha_out),
+                                  floats(depth_out), floats(v_means2d), floats(v_conics), floats(v_colours),
+                                  floats(v_opacities), floats(v_depths), floats(v_backgrounds)});
           });
 }

@@ -25,7 +25,8 @@ struct Scratch {
     int64_t count, entries;
 };
 
-// Stable least-significant-digit radix sort by key, 11 bits a pass; a pass that would move nothing is skipped.
+// Stable least-significant-digit radix sort by key, 11 bits a pass; a pass that would move nothing is
+// skipped.
 Keyed* radix_sort(Keyed* items, Keyed* other, int64_t size) {
     constexpr int kBits = 11, kBuckets = 1 << kBits;
     uint32_t count[3][kBuckets] = {};
@@ -66,8 +67,8 @@ uint32_t pack(const RasterInputs& in, int64_t at, int64_t id, int count, Splat (
     vm good = both(is_finite(zero), less_equal(vf{}, limit));
     good = both(good, both(less_equal(splat(kAlphaMin), opacity), less(vf{}, a)));
 
-    const vf fields[] = {x, y, u, v, w, log2_opacity, colour[0], colour[1], colour[2], depth, limit, -b / c,
-                         half_width, half_height};
+    const vf fields[] = {x,         y,         u,     v,     w,      log2_opacity, colour[0],
+                         colour[1], colour[2], depth, limit, -b / c, half_width,   half_height};
     for (int k = 0; k < 14; ++k) scatter(fields[k], reinterpret_cast<float*>(out), 16, k, count);
     for (int l = 0; l < count; ++l) {
         out[l].id = int32_t(id + l);
@@ -117,7 +118,8 @@ void sort_view(const Image& image, const RasterInputs& in, int64_t view, Scratch
     s.count = s.entries = 0;
     for (int64_t id = 0; id < image.N; id += kLanes) {
         Splat lanes[kLanes];
-        uint32_t seen = pack(in, view * image.N + id, id, int(std::min<int64_t>(kLanes, image.N - id)), lanes);
+        uint32_t seen =
+            pack(in, view * image.N + id, id, int(std::min<int64_t>(kLanes, image.N - id)), lanes);
         for (; seen; seen &= seen - 1) {
             const Splat& splat = splats[s.count] = lanes[__builtin_ctz(seen)];
             uint32_t key;  // depths are positive: their bits sort like the numbers
@@ -172,7 +174,8 @@ State bin(const Image& image, const RasterInputs& in, char* (*allocate)(void*, s
     char* memory = allocate(context, lay_out(image, splats, entries, nullptr, state));
     lay_out(image, splats, entries, memory, state, true);
     state.splat_begin[0] = state.entry_begin[0] = 0;
-    int64_t* next = state.entry_begin + 1;  // each tile's next free entry, and so in the end the next one's begin
+    int64_t* next =
+        state.entry_begin + 1;  // each tile's next free entry, and so in the end the next one's begin
     for (int64_t view = 0, sum = 0; view < image.V; ++view) {
         state.splat_begin[view + 1] = state.splat_begin[view] + views[view].count;
         for (int64_t tile = 0; tile < tiles; ++tile) {
@@ -187,7 +190,8 @@ State bin(const Image& image, const RasterInputs& in, char* (*allocate)(void*, s
         for (int64_t i = 0; i < s.count; ++i) {
             int64_t splat = state.splat_begin[view] + i;
             state.splats[splat] = s.splats.data()[s.sorted[i].id];
-            for (uint32_t k = 0; k < count[i]; ++k) state.entries[next[view * tiles + *tile++]++] = uint32_t(splat);
+            for (uint32_t k = 0; k < count[i]; ++k)
+                state.entries[next[view * tiles + *tile++]++] = uint32_t(splat);
         }
     }
     return state;

@@ -76,8 +76,8 @@ Gaussians read_gaussians(const Scene& scene, int64_t first, int count) {
 // rotation, M = J W R S and the 2D covariance is M M^T + eps2d I.
 struct Ewa {
     vf X, Y, Z, inverse_z;
-    vf tx, ty;           // X/Z, Y/Z, clamped
-    vm free_x, free_y;   // where the clamp did not act
+    vf tx, ty;          // X/Z, Y/Z, clamped
+    vm free_x, free_y;  // where the clamp did not act
     vf J00, J02, J11, J12;
     vf T[2][3], A[2][3], M[2][3];  // J W, T R, A S
     vf xx, xy, yy, det;
@@ -210,8 +210,7 @@ void ewa_backward(const Camera& c, const Gaussians& g, const Ewa& e, vm visible,
         v_A[1][k] = v_M1 * g.scale[k];
     }
     for (int i = 0; i < 3; ++i)
-        for (int k = 0; k < 3; ++k)
-            v_R[i][k] += keep(visible, e.T[0][i] * v_A[0][k] + e.T[1][i] * v_A[1][k]);
+        for (int k = 0; k < 3; ++k) v_R[i][k] += keep(visible, e.T[0][i] * v_A[0][k] + e.T[1][i] * v_A[1][k]);
     for (int i = 0; i < 2; ++i)
         for (int k = 0; k < 3; ++k)
             v_T[i][k] = v_A[i][0] * g.R[k][0] + v_A[i][1] * g.R[k][1] + v_A[i][2] * g.R[k][2];
@@ -227,7 +226,8 @@ void ewa_backward(const Camera& c, const Gaussians& g, const Ewa& e, vm visible,
     vf v_iz = v_J00 * c.fx - v_J02 * e.tx * c.fx + v_J11 * c.fy - v_J12 * e.ty * c.fy;
     vf v_X = v_tx * iz, v_Y = v_ty * iz;
     vf v_Z = vz - iz * iz * (v_iz + v_tx * e.X + v_ty * e.Y);
-    for (int k = 0; k < 3; ++k) v_mean[k] += keep(visible, v_X * c.R[0][k] + v_Y * c.R[1][k] + v_Z * c.R[2][k]);
+    for (int k = 0; k < 3; ++k)
+        v_mean[k] += keep(visible, v_X * c.R[0][k] + v_Y * c.R[1][k] + v_Z * c.R[2][k]);
 }
 
 // From the gradient of the rotation matrix to that of the quaternion before it was normalised.

@@ -1,5 +1,6 @@
-// The CPU rasterizer of 3D Gaussians: "3D Gaussian Splatting" (Kerbl et al., 2308.04079) with gsplat's conventions.
-// All arrays are contiguous float32, row-major; V views, N Gaussians, K SH coefficients, H W pixels.
+// The CPU rasterizer of 3D Gaussians: "3D Gaussian Splatting" (Kerbl et al., 2308.04079) with gsplat's
+// conventions. All arrays are contiguous float32, row-major; V views, N Gaussians, K SH coefficients, H W
+// pixels.
 #pragma once
 
 #include <cstddef>
@@ -59,8 +60,8 @@ struct alignas(64) Splat {
     float u, v, w;
     float log2_opacity;
     float r, g, b, depth;
-    float limit;  // the ellipse of alpha >= 1/255 is (u dx + v dy)^2 + (w dy)^2 <= limit
-    float slope;  // dy along which the ellipse is widest, per dx
+    float limit;                    // the ellipse of alpha >= 1/255 is (u dx + v dy)^2 + (w dy)^2 <= limit
+    float slope;                    // dy along which the ellipse is widest, per dx
     float half_width, half_height;  // of the ellipse's bounding box
     int32_t id;                     // the Gaussian's index
     int32_t unused;
@@ -89,7 +90,8 @@ struct State {
 
 // Sections of `memory`, which holds at least the returned number of bytes (null memory: only the number).
 // Padding between sections is cleared in fresh memory: equal inputs give equal bytes.
-size_t lay_out(const Image& image, int64_t splats, int64_t entries, char* memory, State& state, bool fresh = false);
+size_t lay_out(const Image& image, int64_t splats, int64_t entries, char* memory, State& state,
+               bool fresh = false);
 
 struct RasterInputs {
     const float* means2d;      // [V,N,2]
@@ -112,18 +114,19 @@ struct RasterOutputs {
 void rasterize(const Image& image, const State& state, const float* backgrounds, const RasterOutputs& out);
 
 struct RasterGradient {
-    const float* rgb;    // [V,H,W,3] gradients of the outputs; null: zero
-    const float* alpha;  // [V,H,W]
-    const float* depth;  // [V,H,W]
-    const float* alpha_out;       // [V,H,W] the forward's outputs
-    const float* depth_out;       // [V,H,W]
-    float* v_means2d;             // [V,N,2] gradients of the inputs, overwritten
-    float* v_conics;              // [V,N,3]
-    float* v_colours;             // [V,N,3]
-    float* v_opacities;           // [N]
-    float* v_depths;              // [V,N]
-    float* v_backgrounds;         // [V,3] or null
+    const float* rgb;        // [V,H,W,3] gradients of the outputs; null: zero
+    const float* alpha;      // [V,H,W]
+    const float* depth;      // [V,H,W]
+    const float* alpha_out;  // [V,H,W] the forward's outputs
+    const float* depth_out;  // [V,H,W]
+    float* v_means2d;        // [V,N,2] gradients of the inputs, overwritten
+    float* v_conics;         // [V,N,3]
+    float* v_colours;        // [V,N,3]
+    float* v_opacities;      // [N]
+    float* v_depths;         // [V,N]
+    float* v_backgrounds;    // [V,3] or null
 };
-void rasterize_backward(const Image& image, const State& state, const RasterInputs& in, const RasterGradient& g);
+void rasterize_backward(const Image& image, const State& state, const RasterInputs& in,
+                        const RasterGradient& g);
 
 }  // namespace splatdistill::raster

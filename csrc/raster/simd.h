@@ -120,7 +120,7 @@ struct Pair {
     Pair operator-() const { return {-a, -b}; }
     Pair& operator+=(Pair y) { return *this = *this + y; }
     Pair& operator*=(Pair y) { return *this = *this * y; }
-#define SPLATDISTILL_LANEWISE(op)                                                    \
+#define SPLATDISTILL_LANEWISE(op)                                                \
     friend Pair operator op(Pair x, Pair y) { return {x.a op y.a, x.b op y.b}; } \
     friend Pair operator op(Pair x, E y) { return {x.a op y, x.b op y}; }        \
     friend Pair operator op(E x, Pair y) { return {x op y.a, x op y.b}; }
@@ -175,15 +175,15 @@ template <class T>
 auto to_int(Pair<T, float> x) -> Pair<decltype(to_int(x.a)), int32_t> {
     return {to_int(x.a), to_int(x.b)};
 }
-#define SPLATDISTILL_UNARY(name)               \
-    template <class T>                         \
-    Pair<T, float> name(Pair<T, float> x) {    \
-        return {name(x.a), name(x.b)};         \
+#define SPLATDISTILL_UNARY(name)            \
+    template <class T>                      \
+    Pair<T, float> name(Pair<T, float> x) { \
+        return {name(x.a), name(x.b)};      \
     }
-#define SPLATDISTILL_BINARY(name)                                \
-    template <class T>                                           \
-    Pair<T, float> name(Pair<T, float> x, Pair<T, float> y) {    \
-        return {name(x.a, y.a), name(x.b, y.b)};                 \
+#define SPLATDISTILL_BINARY(name)                             \
+    template <class T>                                        \
+    Pair<T, float> name(Pair<T, float> x, Pair<T, float> y) { \
+        return {name(x.a, y.a), name(x.b, y.b)};              \
     }
 SPLATDISTILL_UNARY(sqrt)
 SPLATDISTILL_UNARY(exp2)

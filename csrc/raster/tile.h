@@ -27,7 +27,9 @@ const vf kColumns[4] = {kColumn, kColumn + 4.0f, kColumn + 8.0f, kColumn + 12.0f
 const vf kRows[4] = {kRow, kRow + 4.0f, kRow + 8.0f, kRow + 12.0f};                 // of block / 4
 
 // Where pixel (x, y) of a tile lives among its 256 lanes.
-inline int lane_of(int x, int y) { return (y / kBlock * 4 + x / kBlock) * kLanes + y % kBlock * 4 + x % kBlock; }
+inline int lane_of(int x, int y) {
+    return (y / kBlock * 4 + x / kBlock) * kLanes + y % kBlock * 4 + x % kBlock;
+}
 
 // A splat as seen from a tile, every number in all lanes: loaded once, used by up to sixteen blocks.
 struct Brush {
@@ -37,9 +39,16 @@ struct Brush {
 };
 
 inline Brush brush(const Splat& s, const Tile& tile) {
-    return {splat(s.x - float(tile.x) - 0.5f), splat(s.y - float(tile.y) - 0.5f),
-            splat(s.u), splat(s.v), splat(s.w), splat(s.log2_opacity),
-            splat(s.r), splat(s.g), splat(s.b), splat(s.depth)};
+    return {splat(s.x - float(tile.x) - 0.5f),
+            splat(s.y - float(tile.y) - 0.5f),
+            splat(s.u),
+            splat(s.v),
+            splat(s.w),
+            splat(s.log2_opacity),
+            splat(s.r),
+            splat(s.g),
+            splat(s.b),
+            splat(s.depth)};
 }
 
 // A brush on one block: per pixel, the offset to the mean and log2 of the opacity before the cuts.
@@ -56,9 +65,9 @@ inline Footprint footprint(const Brush& s, int block) {
     return f;
 }
 
-// Bit b: the ellipse may reach a pixel centre of cell b, of 4x4 cells of Side x Side pixels; (x, y) is the mean from
-// the centre of the first pixel. One lane per cell; the least value of the quadratic form on a rectangle that does
-// not hold the mean lies on one of the two edges that face it.
+// Bit b: the ellipse may reach a pixel centre of cell b, of 4x4 cells of Side x Side pixels; (x, y) is the
+// mean from the centre of the first pixel. One lane per cell; the least value of the quadratic form on a
+// rectangle that does not hold the mean lies on one of the two edges that face it.
 template <int Side>
 inline uint32_t reached_cells(const Splat& s, float x, float y) {
     vf x0 = kColumn * float(Side) - x, x1 = x0 + float(Side - 1);

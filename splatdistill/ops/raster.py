@@ -53,12 +53,13 @@ def rasterize(
 
 
 def _address(tensor: Tensor | None, *shape: int, dtype: torch.dtype = FLOAT) -> int:
-    """The address of a contiguous CPU tensor; 0 for None. ValueError when it is not of this shape and type."""
+    """The address of a contiguous CPU tensor, 0 for None; ValueError when shape or type are others."""
     if tensor is None:
         return 0
-    if tensor.shape != shape or tensor.dtype != dtype or tensor.device.type != "cpu":
+    fits = tensor.shape == shape and tensor.dtype == dtype and tensor.device.type == "cpu"
+    if not (fits and tensor.is_contiguous()):
         raise ValueError(
-            f"the rasterizer wants a CPU tensor of shape {list(shape)} and {dtype}, "
+            f"the rasterizer wants a contiguous CPU tensor of shape {list(shape)} and {dtype}, "
             f"got {list(tensor.shape)}, {tensor.dtype}, {tensor.device}"
         )
     return tensor.data_ptr()
@@ -151,7 +152,7 @@ def project_backward(
     V, N = viewmats.shape[0], means.shape[0]
     cotangents = [x.contiguous() for x in (v_means2d, v_conics, v_depths, v_colours)]
     shapes = ((V, N, 2), (V, N, 3), (V, N), (V, N, 3))
-    outputs = tuple(torch.empty_like(inputs[k]) for k in (0, 1, 2, 4))
+    outputs = _project_backward_fake(*inputs)
     _kernels().raster_project_backward(
         scene,
         _address(radii, V, N, 2, dtype=torch.int32),
@@ -163,7 +164,8 @@ def project_backward(
 
 @project_backward.register_fake
 def _project_backward_fake(means, quats, scales, opacities, sh, *rest):
-    return tuple(x.new_empty(x.shape) for x in (means, quats, scales, sh))
+    v_means, v_quats, v_scales, v_sh = (x.new_empty(x.shape) for x in (means, quats, scales, sh))
+    return v_means, v_quats, v_scales, v_sh
 
 
 def _project_save(ctx, inputs, output):
@@ -183,8 +185,9 @@ def _project_gradient(ctx, v_means2d, v_conics, v_depths, v_colours, _v_radii):
 project.register_autograd(_project_gradient, setup_context=_project_save)
 
 
-def _raster_inputs(means2d, conics, colours, opacities, depths, radii, backgrounds, width: int, height: int):
-    """The kernels' view of projected Gaussians and of the image."""
+def _raster_inputs(projected: list[Tensor], backgrounds: Tensor | None, width: int, height: int):
+    """The kernels' view of the image and of projected Gaussians, in the order of the ops' arguments."""
+    means2d, conics, colours, opacities, depths, radii = projected
     V, N = depths.shape
     kernels = _kernels()
     return kernels.RasterImage(N, V, width, height), kernels.RasterInputs(
@@ -212,15 +215,15 @@ def rasterize_tiles(
     """
     inputs = [x.contiguous() for x in (means2d, conics, colours, opacities, depths, radii)]
     backgrounds = None if backgrounds is None else backgrounds.contiguous()
-    image, arrays = _raster_inputs(*inputs, backgrounds, width, height)
-    outputs = _images(depths, width, height)
-    memory = _kernels().raster_draw(image, arrays, *(x.data_ptr() for x in outputs))
-    return *outputs, torch.frombuffer(memory, dtype=torch.uint8)
+    image, arrays = _raster_inputs(inputs, backgrounds, width, height)
+    rgb, alpha, depth = _images(depths, width, height)
+    memory = _kernels().raster_draw(image, arrays, rgb.data_ptr(), alpha.data_ptr(), depth.data_ptr())
+    return rgb, alpha, depth, torch.frombuffer(memory, dtype=torch.uint8)
 
 
 def _images(depths, width, height):
-    views = depths.shape[0]
-    return tuple(depths.new_empty(views, height, width, channels) for channels in (3, 1, 1))
+    size = (depths.shape[0], height, width)
+    return depths.new_empty(*size, 3), depths.new_empty(*size, 1), depths.new_empty(*size, 1)
 
 
 @rasterize_tiles.register_fake
@@ -252,9 +255,9 @@ def rasterize_tiles_backward(
     V, H, W, _ = depth.shape
     inputs = [x.contiguous() for x in (means2d, conics, colours, opacities, depths, radii)]
     backgrounds = None if backgrounds is None else backgrounds.contiguous()
-    image, arrays = _raster_inputs(*inputs, backgrounds, W, H)
+    image, arrays = _raster_inputs(inputs, backgrounds, W, H)
     cotangents = [None if x is None else x.contiguous() for x in (v_rgb, v_alpha, v_depth)]
-    outputs = _rasterize_tiles_backward_fake(*inputs)
+    outputs = _rasterize_tiles_backward_fake(means2d, conics, colours, opacities, depths)
     _kernels().raster_draw_backward(
         image,
         arrays,
@@ -270,8 +273,10 @@ def rasterize_tiles_backward(
 
 @rasterize_tiles_backward.register_fake
 def _rasterize_tiles_backward_fake(means2d, conics, colours, opacities, depths, *rest):
-    inputs = (means2d, conics, colours, opacities, depths)
-    return *(x.new_empty(x.shape) for x in inputs), depths.new_empty(depths.shape[0], 3)
+    v_means2d, v_conics, v_colours, v_opacities, v_depths = (
+        x.new_empty(x.shape) for x in (means2d, conics, colours, opacities, depths)
+    )
+    return v_means2d, v_conics, v_colours, v_opacities, v_depths, depths.new_empty(depths.shape[0], 3)
 
 
 def _rasterize_tiles_save(ctx, inputs, output):

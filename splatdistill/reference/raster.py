@@ -92,7 +92,7 @@ def project(
 
 
 def _project_all(means, quats, scales, sh, viewmats, Ks, width, height, sh_degree, eps2d, seen=None):
-    """means2d [V,N,2], covariances [V,N,3], depths [V,N,1] and colours [V,N,3]; those not seen are made up."""
+    """means2d [V,N,2], covariances [V,N,3], depths [V,N,1], colours [V,N,3]; what is not seen is made up."""
     means_c = means @ viewmats[:, :3, :3].mT + viewmats[:, None, :3, 3]  # [V,N,3]
     if seen is not None:
         means_c = torch.where(seen[..., None], means_c, means_c.new_tensor([0.0, 0.0, 1.0]))

@@ -53,7 +53,7 @@ def _crops(images: np.ndarray, rng: torch.Generator) -> Tensor:
     return torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
-def train_autoencoder(path: Path, steps: int, seed: int = 1, compiled: bool = True) -> None:
+def train_autoencoder(path: Path, steps: int, seed: int = 1) -> None:
     """Train for `steps` steps of 48 crops and save the weights (EMA) to `path`, resuming from it when it exists.
 
     The learning rate is constant for 70 % of the run, then falls linearly. Every 500 steps one line is logged.
@@ -78,7 +78,6 @@ def train_autoencoder(path: Path, steps: int, seed: int = 1, compiled: bool = Tr
         loss = _reconstruction_loss(output, images) + 0.01 * _latent_loss(latents)
         return loss, (output - images).abs().mean()
 
-    step_function = torch.compile(loss_of) if compiled else loss_of
     start, pool = time.perf_counter(), np.zeros((0, IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
     for step in range(first, steps):
         rng = torch.Generator().manual_seed(seed * 1_000_003 + step)
@@ -91,7 +90,7 @@ def train_autoencoder(path: Path, steps: int, seed: int = 1, compiled: bool = Tr
         warm, fall = min(1.0, (step + 1) / 200), min(1.0, (steps - step) / (0.3 * steps))
         for g in optimizer.param_groups:
             g["lr"] = 2e-3 * warm * fall
-        loss, error = step_function(images, noise)
+        loss, error = loss_of(images, noise)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

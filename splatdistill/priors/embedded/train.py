@@ -22,7 +22,7 @@ from splatdistill.priors.embedded.autoencoder import train_autoencoder
 from splatdistill.priors.embedded.denoiser import Denoiser, DenoiserSettings, encode_pictures, train_denoiser
 from splatdistill.priors.embedded.networks import IMAGE_SIZE, export, make_autoencoder
 
-AUTOENCODER_STEPS = 8_000
+AUTOENCODER_STEPS = 5_000
 
 
 def load_autoencoder(path: Path) -> AutoencoderTiny:
@@ -66,7 +66,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--pictures", type=int, default=DenoiserSettings.pictures, help="distinct training pictures")
     parser.add_argument("--autoencoder-steps", type=int, default=AUTOENCODER_STEPS)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--no-compile", action="store_true", help="do not use torch.compile")
+    parser.add_argument("--no-compile", action="store_true", help="do not compile the denoiser")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(options.threads)
@@ -82,7 +82,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def train(folder: Path, settings: DenoiserSettings, autoencoder_steps: int, compiled: bool = True) -> Path:
     """Run all stages in `folder`, skipping what is done; returns the teacher's folder."""
-    train_autoencoder(folder / "autoencoder.pt", autoencoder_steps, compiled=compiled)
+    train_autoencoder(folder / "autoencoder.pt", autoencoder_steps)
     autoencoder = load_autoencoder(folder / "autoencoder.pt")
     dataset = folder / "pictures.npz"
     if not dataset.exists():

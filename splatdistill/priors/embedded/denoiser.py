@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 class DenoiserSettings:
     """How the denoiser is trained; `pictures` are encoded once and reused over the epochs."""
 
-    steps: int = 10_000
+    steps: int = 8_000
     batch: int = 64
     pictures: int = 230_400
     learning_rate: float = 8e-4
@@ -110,7 +110,9 @@ class Denoiser:
         self.step = state["step"]
 
 
-def train_denoiser(denoiser: Denoiser, dataset: Path, folder: Path, compiled: bool = True) -> None:
+def train_denoiser(
+    denoiser: Denoiser, dataset: Path, folder: Path, compiled: bool = True, stop: int | None = None
+) -> None:
     """Train to settings.steps; log each 100 steps to losses.jsonl, save each 500.
 
     Batch k depends on (seed, k) alone, so that a resumed run sees the same data as an uninterrupted one.
@@ -120,13 +122,15 @@ def train_denoiser(denoiser: Denoiser, dataset: Path, folder: Path, compiled: bo
         dataset: what `encode_pictures` wrote.
         folder: where denoiser.pt and losses.jsonl go.
         compiled: use torch.compile (1.5 times faster here, two minutes to start).
+        stop: end early, after this step, as an interruption would; None runs to the end.
     """
     settings, scheduler = denoiser.settings, make_scheduler()
     with np.load(dataset) as arrays:
         latents, ids = torch.from_numpy(arrays["latents"]), torch.from_numpy(arrays["ids"])
     step_loss = torch.compile(denoiser.loss) if compiled else denoiser.loss
     started, first, total = time.perf_counter(), denoiser.step, 0.0
-    for step in range(denoiser.step, settings.steps):
+    last = settings.steps if stop is None else min(stop, settings.steps)
+    for step in range(denoiser.step, last):
         rng = torch.Generator().manual_seed(settings.seed * 1_000_003 + step)
         chosen = torch.randint(len(latents), (settings.batch,), generator=rng)
         z = latents[chosen].float()
@@ -150,5 +154,5 @@ def train_denoiser(denoiser: Denoiser, dataset: Path, folder: Path, compiled: bo
                 file.write(json.dumps(line) + "\n")
             log.info("denoiser %s", line)
             total = 0.0
-        if denoiser.step % 500 == 0 or denoiser.step == settings.steps:
+        if denoiser.step % 500 == 0 or denoiser.step == last:
             denoiser.save(folder / "denoiser.pt")

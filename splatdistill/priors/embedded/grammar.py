@@ -152,7 +152,7 @@ def sample_structure(rng: np.random.Generator) -> tuple[str, ...]:
 
 
 def words(text: str) -> list[str]:
-    """Split text into lower-case words, as the teacher's tokenizer does; commas and full stops are dropped."""
+    """Split text into lower-case words; commas and full stops part them."""
     return re.findall(r"[^\s,.]+", text.lower())
 
 

@@ -80,8 +80,13 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def train(folder: Path, settings: DenoiserSettings, autoencoder_steps: int, compiled: bool = True) -> Path:
-    """Run all stages in `folder`, skipping what is done; returns the teacher's folder."""
+def train(
+    folder: Path, settings: DenoiserSettings, autoencoder_steps: int, compiled: bool = True, sheet: bool = True
+) -> Path:
+    """Run all stages in `folder`, skipping what is done; returns the teacher's folder.
+
+    `compiled`: torch.compile the denoiser; `sheet`: end with samples.png.
+    """
     train_autoencoder(folder / "autoencoder.pt", autoencoder_steps)
     autoencoder = load_autoencoder(folder / "autoencoder.pt")
     dataset = folder / "pictures.npz"
@@ -94,7 +99,8 @@ def train(folder: Path, settings: DenoiserSettings, autoencoder_steps: int, comp
     networks = denoiser.average.module
     teacher = folder / "teacher"
     export(teacher, autoencoder, networks["unet"], networks["text"], denoiser.tokenizer)
-    sample_sheet(teacher, folder / "samples.png")
+    if sheet:
+        sample_sheet(teacher, folder / "samples.png")
     return teacher
 
 

@@ -1,0 +1,76 @@
+"""The teacher's training runs end to end, resumes, and exports a folder that diffusers loads."""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+
+from splatdistill.ops import native
+from splatdistill.priors.embedded import grammar, networks
+from splatdistill.priors.embedded.denoiser import Denoiser, DenoiserSettings, noised
+from splatdistill.priors.embedded.train import train
+from splatdistill.priors.latent import LatentPrior
+
+SETTINGS = replace(DenoiserSettings(), steps=3, batch=2, pictures=32, warmup=1)
+
+
+def test_every_known_word_is_one_token() -> None:
+    tokenizer = networks.make_tokenizer(grammar.vocabulary())
+    for word in sorted(grammar.vocabulary()):
+        ids = tokenizer(word).input_ids[1:-1]
+        assert len(ids) == (2 if word == "3d" else 1), word
+    assert len(tokenizer) < 600
+
+
+def test_the_longest_caption_fits() -> None:
+    tokenizer = networks.make_tokenizer(grammar.vocabulary())
+    text = "a 3d model of a small brown ice cream cone on top of a brown cylinder, overhead view, white background"
+    assert len(tokenizer(text).input_ids) <= networks.MAX_TOKENS
+
+
+def test_v_target_and_noisy_latents_give_back_clean_latents() -> None:
+    scheduler = networks.make_scheduler()
+    z, noise = torch.randn(3, 4, 2, 2), torch.randn(3, 4, 2, 2)
+    t = torch.tensor([1, 500, 999])
+    z_t, v = noised(scheduler, z, noise, t)
+    alpha_bar = scheduler.alphas_cumprod[t].view(-1, 1, 1, 1)
+    assert torch.allclose(alpha_bar.sqrt() * z_t - (1 - alpha_bar).sqrt() * v, z, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    if not native.available():
+        pytest.skip("needs the native extension")
+    folder = tmp_path_factory.mktemp("training")
+    train(folder, SETTINGS, autoencoder_steps=2, compiled=False, sheet=False)
+    return folder
+
+
+def test_the_exported_folder_loads_in_diffusers_and_here(trained: Path) -> None:
+    pipeline = StableDiffusionPipeline.from_pretrained(trained / "teacher", local_files_only=True)
+    pipeline.set_progress_bar_config(disable=True)
+    image = pipeline("a red car", num_inference_steps=2, output_type="np").images[0]
+    assert image.shape == (64, 64, 3)
+    prior = LatentPrior.load(trained / "teacher")
+    assert prior.latent_shape == (4, 16, 16) and prior.vocabulary == grammar.vocabulary()
+    assert prior.prediction_type == "v_prediction"
+
+
+def test_a_resumed_training_ends_in_the_same_weights(trained: Path, tmp_path: Path) -> None:
+    shutil.copy(trained / "autoencoder.pt", tmp_path)
+    shutil.copy(trained / "pictures.npz", tmp_path)
+    denoiser = Denoiser(SETTINGS)
+    from splatdistill.priors.embedded.denoiser import train_denoiser
+
+    train_denoiser(denoiser, tmp_path / "pictures.npz", tmp_path, compiled=False, stop=2)
+    resumed = Denoiser(SETTINGS)
+    resumed.load(tmp_path / "denoiser.pt")
+    assert resumed.step == 2
+    train_denoiser(resumed, tmp_path / "pictures.npz", tmp_path, compiled=False)
+    whole = Denoiser(SETTINGS)
+    whole.load(trained / "denoiser.pt")
+    for name, value in whole.networks.state_dict().items():
+        assert torch.equal(value, resumed.networks.state_dict()[name]), name

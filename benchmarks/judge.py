@@ -1,8 +1,8 @@
-"""An independent judge of pictures: a small classifier of things and colours, trained on the project's own renders.
+"""An independent judge of pictures: a small classifier of things and colours, trained on own renders.
 
-It shares no weights, seeds or latents with the teacher. `python benchmarks/judge.py` trains it (a few minutes, one
-thread) and prints its accuracy on held-out renders; the other benchmarks train it on first use. The weights stay in
-build/ and are not part of the product.
+It shares no weights, seeds or latents with the teacher. `python benchmarks/judge.py` trains it (a few
+minutes, one thread) and prints its accuracy on held-out renders; others do so on first use. The weights stay
+in build/ and are not part of the product.
 """
 
 from __future__ import annotations
@@ -32,7 +32,9 @@ class Judge(nn.Module):
         layers: list[nn.Module] = []
         for before, after, stride in ((3, 32, 2), (32, 64, 2), (64, 96, 1), (96, 128, 2), (128, 192, 2)):
             layers += [nn.Conv2d(before, after, 3, stride, 1, bias=False), nn.BatchNorm2d(after), nn.ReLU()]
-        self.features = nn.Sequential(*layers, nn.Flatten(), nn.Dropout(0.3), nn.Linear(192 * 16, 256), nn.ReLU())
+        self.features = nn.Sequential(
+            *layers, nn.Flatten(), nn.Dropout(0.3), nn.Linear(192 * 16, 256), nn.ReLU()
+        )
         self.thing, self.color = nn.Linear(256, len(THINGS)), nn.Linear(256, len(COLORS))
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -48,7 +50,7 @@ class Judge(nn.Module):
 
 
 def pictures(seed: int, count: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Renders of single things, every thing equally often: uint8 [n, 3, 64, 64], thing and colour indices [n]."""
+    """Renders of single things, all equally often: uint8 [n, 3, 64, 64], thing and colour indices [n]."""
     images, things, colors = [], [], []
     for i in range(-(-count // data.GROUP)):
         thing = THINGS[i % len(THINGS)]
@@ -61,7 +63,7 @@ def pictures(seed: int, count: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _spoil(images: Tensor, rng: torch.Generator) -> Tensor:
-    """Blur, shift, tint and noise, so that the judge reads teacher samples and splats, not only clean renders."""
+    """Blur, shift, tint and noise, so that the judge can also read teacher samples and splats."""
     images = images.roll(torch.randint(-5, 6, (2,), generator=rng).tolist(), (-2, -1))
     blurred = F.avg_pool2d(F.pad(images, (1, 1, 1, 1), mode="replicate"), 3, 1)
     amount = torch.rand(len(images), 1, 1, 1, generator=rng)
@@ -112,7 +114,8 @@ def main() -> None:
     print(f"held-out renders: thing {right[0]:.1%}, colour {right[1]:.1%}")
     for i, name in enumerate(THINGS):
         mask = things == i
-        print(f"  {name:16s} {(thing[mask] == i).float().mean():.1%}  colour {(color[mask] == colors[mask]).float().mean():.1%}")
+        shares = (thing[mask] == i).float().mean(), (color[mask] == colors[mask]).float().mean()
+        print(f"  {name:16s} {shares[0]:.1%}  colour {shares[1]:.1%}")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""How well and how fast does the main job work? Text to splat for many prompts; the judge names the turntable's views.
+"""How well and how fast does the main job work? Text to splat for many prompts, named by the judge.
 
 `python benchmarks/main_job.py [--prompts N] [--seeds N] [--method sdi] [key=value ...]` runs what
-`python -m splatdistill.train` runs, prints a line a run, writes benchmarks/results/main_job-METHOD.json and a sheet
-of all results to outputs/main_job-METHOD.png.
+`python -m splatdistill.train` runs, has the judge name eight turntable views, prints a line a run, writes
+benchmarks/results/main_job-METHOD.json and a sheet of all results to outputs/main_job-METHOD.png.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def run(prior: Prior, config: Config, out: Path) -> tuple[torch.Tensor, float, i
     gaussians, _ = read_ply(out / "splat.ply")
     if not finite_mask(gaussians).all():
         raise RuntimeError(f"{config.prompt}: non-finite splats")
-    views = render_views(gaussians, turntable(8, 15.0, 3.0, 40.0, 64), torch.ones(3))
+    views = render_views(gaussians, turntable(8, 15.0, 3.0, 40.0, 64), (1.0, 1.0, 1.0))
     return views.permute(0, 3, 1, 2).clamp(0, 1), seconds, len(gaussians["means"])
 
 
@@ -67,7 +67,12 @@ def main() -> None:
     rows, pictures = [], []
     for prompt, thing, color in prompts(options.prompts):
         for seed in range(options.seeds):
-            flags = {"prompt": prompt, "seed": seed, "method": options.method, "prior": {"name": options.prior}}
+            flags = {
+                "prompt": prompt,
+                "seed": seed,
+                "method": options.method,
+                "prior": {"name": options.prior},
+            }
             config = resolve(flags, None, options.overrides)
             with tempfile.TemporaryDirectory() as folder:
                 (Path(folder) / "checkpoints").mkdir()
@@ -85,7 +90,8 @@ def main() -> None:
             }
             rows.append(row)
             pictures.append(torch.cat(list(views[::2]), 2))
-            verdict = f"{row['named']}{'' if row['object'] else ' (!)'}, {row['named_colour']}{'' if row['colour'] else ' (!)'}"
+            marks = ["" if row[key] else " (!)" for key in ("object", "colour")]
+            verdict = f"{row['named']}{marks[0]}, {row['named_colour']}{marks[1]}"
             print(f"{prompt:28s} {verdict:34s} {count:5d} Gaussians {seconds:5.1f} s", flush=True)
     result = {
         "object": sum(r["object"] for r in rows) / len(rows),
@@ -100,7 +106,9 @@ def main() -> None:
     pictures += [blank] * (-len(pictures) % columns)
     sheet = torch.cat([torch.cat(pictures[k : k + columns], 2) for k in range(0, len(pictures), columns)], 1)
     Path("outputs").mkdir(exist_ok=True)
-    Image.fromarray((sheet.permute(1, 2, 0) * 255).byte().numpy()).save(f"outputs/main_job-{options.method}.png")
+    Image.fromarray((sheet.permute(1, 2, 0) * 255).byte().numpy()).save(
+        f"outputs/main_job-{options.method}.png"
+    )
 
 
 if __name__ == "__main__":

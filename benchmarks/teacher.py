@@ -1,6 +1,7 @@
 """How well does the teacher draw? Its own DDIM samples (50 steps), named by the judge.
 
-`python benchmarks/teacher.py [--teacher DIR] [--samples N]` prints a table and writes benchmarks/results/teacher.json.
+`python benchmarks/teacher.py [--teacher DIR] [--samples N]` prints a table and writes
+benchmarks/results/teacher.json.
 """
 
 from __future__ import annotations

@@ -65,6 +65,12 @@ def test_unknown_words_are_named_with_the_nearest_known_ones() -> None:
     assert "--prior sd21" in message and "--list-words" in message and "\n" not in message
 
 
+def test_a_prompt_that_would_not_leave_room_for_the_view_is_refused() -> None:
+    assert grammar.check_prompt("a small red ice cream cone on top of a big blue teddy bear") == []
+    with pytest.raises(UserError, match="at most 16"):
+        grammar.check_prompt("a red car on top of a blue cube on top of a green cube and a ball")
+
+
 def test_unknown_words_can_be_allowed() -> None:
     warnings = grammar.check_prompt("a red dragon", allow_unknown=True)
     assert len(warnings) == 1 and "dragon" in warnings[0]
@@ -77,6 +83,8 @@ def test_the_word_list_holds_the_whole_vocabulary() -> None:
 @pytest.mark.skipif(not native.available(), reason="needs the native extension")
 def test_pictures_depend_on_the_seed_alone() -> None:
     first, again = list(data.groups(3, 64, 16)), list(data.groups(3, 64, 16))
-    assert all((a.images == b.images).all() and a.captions == b.captions for a, b in zip(first, again, strict=True))
+    assert all(
+        (a.images == b.images).all() and a.captions == b.captions for a, b in zip(first, again, strict=True)
+    )
     other = next(data.groups(4, 32, 16))
     assert other.captions != first[0].captions

@@ -44,7 +44,15 @@ def brute_force_coverage(table: np.ndarray, kind: str, cameras: Cameras) -> np.n
 
 @pytest.mark.parametrize(
     ("kind", "parameter"),
-    [("ellipsoid", -1.0), ("ellipsoid", 0.2), ("box", 0.0), ("frustum", 0.4), ("frustum", 0.0), ("prism", 0.0), ("torus", 0.3)],
+    [
+        ("ellipsoid", -1.0),
+        ("ellipsoid", 0.2),
+        ("box", 0.0),
+        ("frustum", 0.4),
+        ("frustum", 0.0),
+        ("prism", 0.0),
+        ("torus", 0.3),
+    ],
 )
 def test_coverage_is_that_of_brute_force(kind: str, parameter: float) -> None:
     solids = Solids(1, np.random.default_rng(0))
@@ -79,7 +87,9 @@ def test_the_front_of_the_car_has_yellow_lights() -> None:
     solids = Solids(2, np.random.default_rng(0))
     BUILDERS["car"](solids, np.tile(GREY, (2, 1)))
     solids.fit()
-    pictures = composite(raycast(solids.packed(), orbit([0.0, 180.0], 5.0, 3.0, 40.0, 64, 64)), np.ones((2, 3)))
+    pictures = composite(
+        raycast(solids.packed(), orbit([0.0, 180.0], 5.0, 3.0, 40.0, 64, 64)), np.ones((2, 3))
+    )
     yellow = ((pictures[..., 0] > 150) & (pictures[..., 2] < 110)).sum((1, 2))
     assert yellow[0] > 10 and yellow[1] == 0
 

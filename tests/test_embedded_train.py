@@ -3,6 +3,7 @@
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -27,7 +28,7 @@ def test_every_known_word_is_one_token() -> None:
 
 def test_the_longest_caption_fits() -> None:
     tokenizer = networks.make_tokenizer(grammar.vocabulary())
-    text = "a 3d model of a small brown ice cream cone on top of a brown cylinder, overhead view, white background"
+    text = "a photo of a small red ice cream cone on top of a red cylinder, overhead view, white background"
     assert len(tokenizer(text).input_ids) <= networks.MAX_TOKENS
 
 
@@ -52,7 +53,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_exported_folder_loads_in_diffusers_and_here(trained: Path) -> None:
     pipeline = StableDiffusionPipeline.from_pretrained(trained / "teacher", local_files_only=True)
     pipeline.set_progress_bar_config(disable=True)
-    image = pipeline("a red car", num_inference_steps=2, output_type="np").images[0]
+    output: Any = pipeline("a red car", num_inference_steps=2, output_type="np")
+    image = output.images[0]
     assert image.shape == (64, 64, 3)
     prior = LatentPrior.load(trained / "teacher")
     assert prior.latent_shape == (4, 16, 16) and prior.vocabulary == grammar.vocabulary()

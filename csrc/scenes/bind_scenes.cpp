@@ -13,12 +13,14 @@ using Floats = py::array_t<float, py::array::c_style | py::array::forcecast>;
 
 namespace {
 
-py::array_t<std::uint8_t> raycast_scenes(const Floats& solids, const Floats& viewmats, const Floats& Ks, int size,
-                                         int threads) {
+py::array_t<std::uint8_t> raycast_scenes(const Floats& solids, const Floats& viewmats, const Floats& Ks,
+                                         int size, int threads) {
     constexpr py::ssize_t kFloats = sizeof(Solid) / sizeof(float);
-    if (solids.ndim() != 3 || solids.shape(2) != kFloats) throw std::invalid_argument("solids must be [B, P, 17] float32");
+    if (solids.ndim() != 3 || solids.shape(2) != kFloats)
+        throw std::invalid_argument("solids must be [B, P, 17] float32");
     const py::ssize_t count = solids.shape(0), parts = solids.shape(1);
-    if (viewmats.ndim() != 3 || viewmats.shape(0) != count || viewmats.shape(1) != 4 || viewmats.shape(2) != 4)
+    if (viewmats.ndim() != 3 || viewmats.shape(0) != count || viewmats.shape(1) != 4 ||
+        viewmats.shape(2) != 4)
         throw std::invalid_argument("viewmats must be [B, 4, 4] float32 with the B of solids");
     if (Ks.ndim() != 3 || Ks.shape(0) != count || Ks.shape(1) != 3 || Ks.shape(2) != 3)
         throw std::invalid_argument("Ks must be [B, 3, 3] float32 with the B of solids");
@@ -39,6 +41,6 @@ py::array_t<std::uint8_t> raycast_scenes(const Floats& solids, const Floats& vie
 }  // namespace
 
 void bind_scenes(py::module_& m) {
-    m.def("raycast_scenes", &raycast_scenes, py::arg("solids"), py::arg("viewmats"), py::arg("Ks"), py::arg("size"),
-          py::arg("threads") = 1);
+    m.def("raycast_scenes", &raycast_scenes, py::arg("solids"), py::arg("viewmats"), py::arg("Ks"),
+          py::arg("size"), py::arg("threads") = 1);
 }

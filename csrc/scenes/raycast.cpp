@@ -1,6 +1,7 @@
-// Each solid is intersected with the rays of its own screen rectangle, row by row, against a depth buffer; loops over
-// a row are branch-free so that the compiler vectorises them. Rays are p(t) = origin + t * direction with direction_z = 1
-// in camera space, so that t is the depth and survives the affine map into a solid's local space.
+// Each solid is intersected with the rays of its own screen rectangle, row by row, against a depth buffer;
+// loops over a row are branch-free so that the compiler vectorises them. Rays are p(t) = origin + t *
+// direction with direction_z = 1 in camera space, so that t is the depth and survives the affine map into a
+// solid's local space.
 #include "raycast.h"
 
 #include <algorithm>
@@ -26,8 +27,9 @@ inline float dot(Vec a, Vec b) { return a.x * b.x + a.y * b.y + a.z * b.z; }
 inline Vec along(Vec o, Vec d, float t) { return {o.x + t * d.x, o.y + t * d.y, o.z + t * d.z}; }
 inline Hit nearer(Hit a, Hit b) {
     const bool first = a.t <= b.t;
-    return {first ? a.t : b.t,
-            {first ? a.normal.x : b.normal.x, first ? a.normal.y : b.normal.y, first ? a.normal.z : b.normal.z}};
+    return {
+        first ? a.t : b.t,
+        {first ? a.normal.x : b.normal.x, first ? a.normal.y : b.normal.y, first ? a.normal.z : b.normal.z}};
 }
 inline float away_from_zero(float v) { return std::fabs(v) < 1e-9f ? 1e-9f : v; }
 
@@ -39,7 +41,8 @@ struct Ellipsoid {
         const float root = std::sqrt(std::max(disc, 0.f));
         const float t0 = (-b - root) / a, t1 = (-b + root) / a, t2 = (clip - o.z) / away_from_zero(d.z);
         const Vec p0 = along(o, d, t0), p1 = along(o, d, t1), p2 = along(o, d, t2);
-        const bool hit0 = disc > 0.f && t0 > 0.f && p0.z >= clip, hit1 = disc > 0.f && t1 > 0.f && p1.z >= clip;
+        const bool hit0 = disc > 0.f && t0 > 0.f && p0.z >= clip,
+                   hit1 = disc > 0.f && t1 > 0.f && p1.z >= clip;
         const bool hit2 = t2 > 0.f && p2.x * p2.x + p2.y * p2.y <= 1.f - clip * clip;
         const Hit sphere = nearer({hit0 ? t0 : kMiss, p0}, {hit1 ? t1 : kMiss, p1});
         return nearer(sphere, {hit2 ? t2 : kMiss, {0.f, 0.f, -1.f}});
@@ -48,9 +51,12 @@ struct Ellipsoid {
 
 struct Box {
     Hit operator()(Vec o, Vec d, float) const {
-        const float ix = 1.f / away_from_zero(d.x), iy = 1.f / away_from_zero(d.y), iz = 1.f / away_from_zero(d.z);
-        const float nx = -o.x * ix - std::fabs(ix), ny = -o.y * iy - std::fabs(iy), nz = -o.z * iz - std::fabs(iz);
-        const float fx = -o.x * ix + std::fabs(ix), fy = -o.y * iy + std::fabs(iy), fz = -o.z * iz + std::fabs(iz);
+        const float ix = 1.f / away_from_zero(d.x), iy = 1.f / away_from_zero(d.y),
+                    iz = 1.f / away_from_zero(d.z);
+        const float nx = -o.x * ix - std::fabs(ix), ny = -o.y * iy - std::fabs(iy),
+                    nz = -o.z * iz - std::fabs(iz);
+        const float fx = -o.x * ix + std::fabs(ix), fy = -o.y * iy + std::fabs(iy),
+                    fz = -o.z * iz + std::fabs(iz);
         const float enter = std::max(nx, std::max(ny, nz)), leave = std::min(fx, std::min(fy, fz));
         const bool on_x = nx >= ny && nx >= nz, on_y = !on_x && ny >= nz;
         return {enter < leave && enter > 0.f ? enter : kMiss,
@@ -83,8 +89,11 @@ struct Frustum {
 // Triangular prism: the triangle (-1,-1) (1,-1) (0,1) of the xz plane, extruded over y in [-1, 1].
 struct Prism {
     Hit operator()(Vec o, Vec d, float) const {
-        const float normals[5][4] = {
-            {0.f, 1.f, 0.f, 1.f}, {0.f, -1.f, 0.f, 1.f}, {0.f, 0.f, -1.f, 1.f}, {2.f, 0.f, 1.f, 1.f}, {-2.f, 0.f, 1.f, 1.f}};
+        const float normals[5][4] = {{0.f, 1.f, 0.f, 1.f},
+                                     {0.f, -1.f, 0.f, 1.f},
+                                     {0.f, 0.f, -1.f, 1.f},
+                                     {2.f, 0.f, 1.f, 1.f},
+                                     {-2.f, 0.f, 1.f, 1.f}};
         float enter = -kMiss, leave = kMiss;
         Vec normal{0.f, 0.f, 1.f};
         for (const auto& n : normals) {
@@ -99,8 +108,9 @@ struct Prism {
     }
 };
 
-// Torus around z with ring radius 1. `march` finds where the rays of a row end (sphere tracing from the bounding sphere,
-// all rays of the row in step, so that the loop over rays vectorises); the call then tells hits from misses.
+// Torus around z with ring radius 1. `march` finds where the rays of a row end (sphere tracing from the
+// bounding sphere, all rays of the row in step, so that the loop over rays vectorises); the call then tells
+// hits from misses.
 struct Torus {
     float tube;
     void march(Vec o, Vec row, Vec right, float first, float step, int count, float* t) const {
@@ -145,11 +155,13 @@ struct Eye {
 Eye make_eye(const RaycastView& view) {
     const float* m = view.viewmat;
     const Vec right{m[0], m[1], m[2]}, down{m[4], m[5], m[6]}, forward{m[8], m[9], m[10]};
-    const Vec position{-(m[0] * m[3] + m[4] * m[7] + m[8] * m[11]), -(m[1] * m[3] + m[5] * m[7] + m[9] * m[11]),
+    const Vec position{-(m[0] * m[3] + m[4] * m[7] + m[8] * m[11]),
+                       -(m[1] * m[3] + m[5] * m[7] + m[9] * m[11]),
                        -(m[2] * m[3] + m[6] * m[7] + m[10] * m[11])};
     const float s = kSamples;
-    return {position,      right, down, forward, view.K[0] * s, view.K[4] * s, view.K[2] * s, view.K[5] * s,
-            view.size * kSamples};
+    return {position,      right,         down,
+            forward,       view.K[0] * s, view.K[4] * s,
+            view.K[2] * s, view.K[5] * s, view.size * kSamples};
 }
 
 // Screen rectangle [x0, x1) x [y0, y1) that holds the solid, from the bounding sphere of its local cube.
@@ -160,7 +172,9 @@ Rectangle bounds(const Solid& solid, const Eye& eye) {
     const float* m = solid.world_to_local;
     // Columns of the inverse: cofactors of the 3x3 part over its determinant.
     const Vec r0{m[0], m[1], m[2]}, r1{m[4], m[5], m[6]}, r2{m[8], m[9], m[10]};
-    const auto cross = [](Vec a, Vec b) { return Vec{a.y * b.z - a.z * b.y, a.z * b.x - a.x * b.z, a.x * b.y - a.y * b.x}; };
+    const auto cross = [](Vec a, Vec b) {
+        return Vec{a.y * b.z - a.z * b.y, a.z * b.x - a.x * b.z, a.x * b.y - a.y * b.x};
+    };
     const Vec c0 = cross(r1, r2), c1 = cross(r2, r0), c2 = cross(r0, r1);
     const float inverse_det = 1.f / dot(r0, c0);
     const Vec center{-(c0.x * m[3] + c1.x * m[7] + c2.x * m[11]) * inverse_det,
@@ -199,11 +213,13 @@ void cast(const Solid& solid, int index, const Eye& eye, const Intersect& inters
         int* owner = out.solid.data() + base;
         float* t = out.march.data();
         if constexpr (std::is_same_v<Intersect, Torus>)
-            intersect.march(origin, row, right, (box.x0 + .5f - eye.cx) / eye.fx, 1.f / eye.fx, box.x1 - box.x0, t + box.x0);
+            intersect.march(origin, row, right, (box.x0 + .5f - eye.cx) / eye.fx, 1.f / eye.fx,
+                            box.x1 - box.x0, t + box.x0);
 #pragma omp simd
         for (int x = box.x0; x < box.x1; ++x) {
             const float u = (x + .5f - eye.cx) / eye.fx;
-            const Hit hit = intersect(origin, {row.x + u * right.x, row.y + u * right.y, row.z + u * right.z}, t[x]);
+            const Hit hit =
+                intersect(origin, {row.x + u * right.x, row.y + u * right.y, row.z + u * right.z}, t[x]);
             const bool closer = hit.t < depth[x];
             depth[x] = closer ? hit.t : depth[x];
             nx[x] = closer ? hit.normal.x : nx[x];
@@ -220,11 +236,13 @@ Vec shade(const RaycastView& view, const Eye& eye, const Buffers& buffers, int x
     const Solid& solid = view.solids[buffers.solid[i]];
     const float* m = solid.world_to_local;
     const float lx = buffers.nx[i], ly = buffers.ny[i], lz = buffers.nz[i];
-    Vec n{m[0] * lx + m[4] * ly + m[8] * lz, m[1] * lx + m[5] * ly + m[9] * lz, m[2] * lx + m[6] * ly + m[10] * lz};
+    Vec n{m[0] * lx + m[4] * ly + m[8] * lz, m[1] * lx + m[5] * ly + m[9] * lz,
+          m[2] * lx + m[6] * ly + m[10] * lz};
     const float u = (x + .5f - eye.cx) / eye.fx, v = (y + .5f - eye.cy) / eye.fy;
     Vec d{eye.forward.x + u * eye.right.x + v * eye.down.x, eye.forward.y + u * eye.right.y + v * eye.down.y,
           eye.forward.z + u * eye.right.z + v * eye.down.z};
-    const float scale = 1.f / std::sqrt(std::max(dot(n, n), 1e-20f)), facing = -dot(n, d) * scale / std::sqrt(dot(d, d));
+    const float scale = 1.f / std::sqrt(std::max(dot(n, n), 1e-20f)),
+                facing = -dot(n, d) * scale / std::sqrt(dot(d, d));
     const float side = facing < 0.f ? -scale : scale;
     const float lamp = std::max(0.f, (.40f * n.x + .35f * n.y + .85f * n.z) * side);
     const float light = std::min(1.05f, .42f + .42f * lamp + .28f * std::fabs(facing));
@@ -239,12 +257,23 @@ void raycast(const RaycastView& view) {
     for (int i = 0; i < view.solid_count; ++i) {
         const Solid& solid = view.solids[i];
         switch (int(solid.kind)) {
-            case Solid::kEllipsoid: cast(solid, i, eye, Ellipsoid{solid.parameter}, buffers); break;
-            case Solid::kBox: cast(solid, i, eye, Box{}, buffers); break;
-            case Solid::kFrustum: cast(solid, i, eye, Frustum{solid.parameter}, buffers); break;
-            case Solid::kPrism: cast(solid, i, eye, Prism{}, buffers); break;
-            case Solid::kTorus: cast(solid, i, eye, Torus{solid.parameter}, buffers); break;
-            default: break;
+            case Solid::kEllipsoid:
+                cast(solid, i, eye, Ellipsoid{solid.parameter}, buffers);
+                break;
+            case Solid::kBox:
+                cast(solid, i, eye, Box{}, buffers);
+                break;
+            case Solid::kFrustum:
+                cast(solid, i, eye, Frustum{solid.parameter}, buffers);
+                break;
+            case Solid::kPrism:
+                cast(solid, i, eye, Prism{}, buffers);
+                break;
+            case Solid::kTorus:
+                cast(solid, i, eye, Torus{solid.parameter}, buffers);
+                break;
+            default:
+                break;
         }
     }
     const float weight = 255.f / (kSamples * kSamples);
@@ -260,7 +289,8 @@ void raycast(const RaycastView& view) {
                     sum[2] += std::min(c.z, 1.f);
                     sum[3] += 1.f;
                 }
-            for (int k = 0; k < 4; ++k) view.rgba[(y * view.size + x) * 4 + k] = std::uint8_t(sum[k] * weight + .5f);
+            for (int k = 0; k < 4; ++k)
+                view.rgba[(y * view.size + x) * 4 + k] = std::uint8_t(sum[k] * weight + .5f);
         }
 }
 

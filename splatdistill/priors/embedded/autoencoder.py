@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +23,7 @@ LATENT_NOISE = 0.05  # the decoder learns to forgive what a denoiser leaves
 
 
 def _reconstruction_loss(output: Tensor, target: Tensor) -> Tensor:
-    """L1 on pixels and, to keep edges and eyes, on their horizontal and vertical differences. [B, 3, H, W] each."""
+    """L1 on pixels and, to keep edges and eyes, on their differences to both sides. [B, 3, H, W] each."""
     error = output - target
     dx, dy = error[..., 1:] - error[..., :-1], error[..., 1:, :] - error[..., :-1, :]
     return error.abs().mean() + 0.5 * (dx.abs().mean() + dy.abs().mean())
@@ -54,13 +55,16 @@ def _crops(images: np.ndarray, rng: torch.Generator) -> Tensor:
 
 
 def train_autoencoder(path: Path, steps: int, seed: int = 1) -> None:
-    """Train for `steps` steps of 48 crops and save the weights (EMA) to `path`, resuming from it when it exists.
+    """Train for `steps` steps of 48 crops; save the weights and their average to `path`, resuming from it.
 
-    The learning rate is constant for 70 % of the run, then falls linearly. Every 500 steps one line is logged.
+    The learning rate is constant for 70 % of the run, then falls linearly. 500 steps give one log line.
     """
     torch.manual_seed(seed)
-    model = make_autoencoder().to(memory_format=torch.channels_last)
-    average = torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.999))
+    model: Any = make_autoencoder()
+    model.to(memory_format=torch.channels_last)
+    average = torch.optim.swa_utils.AveragedModel(
+        model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.999)
+    )
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=1e-4, betas=(0.9, 0.99))
     first = 0
     if path.exists():
@@ -74,7 +78,6 @@ def train_autoencoder(path: Path, steps: int, seed: int = 1) -> None:
         with torch.autocast("cpu", torch.bfloat16):
             latents = model.encoder(images).float()
             output = model.decoder(latents + LATENT_NOISE * noise).float()
-        # AutoencoderTiny's encoder expects [0, 1] outside and its decoder gives [-1, 1]; both map inside forward.
         loss = _reconstruction_loss(output, images) + 0.01 * _latent_loss(latents)
         return loss, (output - images).abs().mean()
 

@@ -30,7 +30,11 @@ class Pictures:
 
 
 def group(
-    rng: np.random.Generator, size: int, things: tuple[str, ...] | None = None, threads: int = 1, count: int = GROUP
+    rng: np.random.Generator,
+    size: int,
+    things: tuple[str, ...] | None = None,
+    threads: int = 1,
+    count: int = GROUP,
 ) -> Pictures:
     """Render one group of scenes of one structure, drawn when `things` is None.
 
@@ -47,7 +51,9 @@ def group(
     backgrounds = [str(name) for name in rng.choice(list(grammar.BACKGROUNDS), count, p=[0.5, 0.25, 0.25])]
     colors = np.array([grammar.BACKGROUNDS[name] for name in backgrounds], np.float32)
     images = composite(raycast(batch.table, cameras, threads), colors)
-    shown = [tuple(c or grammar.USUAL_COLOR[t] for t, c in zip(things, row, strict=True)) for row in batch.colors]
+    shown = [
+        tuple(c or grammar.USUAL_COLOR[t] for t, c in zip(things, row, strict=True)) for row in batch.colors
+    ]
     return Pictures(
         images,
         grammar.captions(batch, cameras, backgrounds, rng),
@@ -59,6 +65,6 @@ def group(
 
 
 def groups(seed: int, count: int, size: int, threads: int = 1) -> Iterator[Pictures]:
-    """Yield groups until `count` pictures (rounded up to whole groups) are made; group i depends on (seed, i) alone."""
+    """Yield whole groups until `count` pictures are made; group i depends on (seed, i) alone."""
     for i in range(-(-count // GROUP)):
         yield group(np.random.default_rng((seed, i)), size, threads=threads)

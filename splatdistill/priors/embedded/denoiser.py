@@ -7,11 +7,12 @@ import logging
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderTiny, DDIMScheduler
+from diffusers import DDIMScheduler
 from torch import Tensor
 
 from splatdistill.priors.embedded import data, grammar
@@ -44,27 +45,34 @@ class DenoiserSettings:
 
 
 @torch.no_grad()
-def encode_pictures(autoencoder: AutoencoderTiny, path: Path, settings: DenoiserSettings) -> None:
-    """Render and encode the training set into `path` (.npz: latents [n, 4, 16, 16] fp16, ids [n, 24] int16)."""
+def encode_pictures(autoencoder: Any, path: Path, settings: DenoiserSettings) -> None:
+    """Render and encode the training set: an .npz of latents [n, 4, 16, 16] fp16 and ids [n, 24] int16."""
     tokenizer = make_tokenizer(grammar.vocabulary())
     latents = np.empty((settings.pictures, LATENT_CHANNELS, LATENT_SIZE, LATENT_SIZE), np.float16)
     captions: list[str] = []
     start = time.perf_counter()
     for pictures in data.groups(settings.seed, settings.pictures, IMAGE_SIZE, torch.get_num_threads()):
-        images = torch.from_numpy(pictures.images).permute(0, 3, 1, 2).float() / 127.5 - 1  # NHWC memory: fast
+        images = (
+            torch.from_numpy(pictures.images).permute(0, 3, 1, 2).float() / 127.5 - 1
+        )  # NHWC memory: fast
         with torch.autocast("cpu", torch.bfloat16):
             encoded = autoencoder.encoder(images).float() * autoencoder.config.scaling_factor
         first = len(captions)
         captions += pictures.captions
         latents[first : len(captions)] = encoded.numpy()[: settings.pictures - first]
         if len(captions) % 51_200 == 0:
-            log.info("encoded %d pictures, %.0f/s", len(captions), len(captions) / (time.perf_counter() - start))
+            log.info(
+                "encoded %d pictures, %.0f/s", len(captions), len(captions) / (time.perf_counter() - start)
+            )
     ids = tokenize(tokenizer, captions[: settings.pictures]).numpy().astype(np.int16)
     np.savez(path, latents=latents, ids=ids)
 
 
 def noised(scheduler: DDIMScheduler, latents: Tensor, noise: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-    """z_t and the v target, sqrt(ab) eps - sqrt(1 - ab) z (Salimans and Ho, 2202.00512). latents [B, C, h, w], t [B]."""
+    """z_t and the v target, sqrt(ab) eps - sqrt(1 - ab) z (Salimans and Ho, 2202.00512).
+
+    latents, noise and both results [B, C, h, w]; t [B].
+    """
     alpha_bar = scheduler.alphas_cumprod[t].view(-1, 1, 1, 1)
     signal, sigma = alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
     return signal * latents + sigma * noise, signal * noise - sigma * latents
@@ -77,13 +85,18 @@ class Denoiser:
         torch.manual_seed(settings.seed)
         self.settings = settings
         self.tokenizer = make_tokenizer(grammar.vocabulary())
+        unet: Any = make_unet()
         self.networks = torch.nn.ModuleDict(
-            {"unet": make_unet().to(memory_format=torch.channels_last), "text": make_text_encoder(self.tokenizer)}
+            {"unet": unet.to(memory_format=torch.channels_last), "text": make_text_encoder(self.tokenizer)}
         )
         decay = torch.optim.swa_utils.get_ema_multi_avg_fn(settings.ema)
         self.average = torch.optim.swa_utils.AveragedModel(self.networks, multi_avg_fn=decay)
         self.optimizer = torch.optim.AdamW(
-            self.networks.parameters(), lr=settings.learning_rate, betas=(0.9, 0.99), weight_decay=1e-2, fused=True
+            self.networks.parameters(),
+            lr=settings.learning_rate,
+            betas=(0.9, 0.99),
+            weight_decay=1e-2,
+            fused=True,
         )
         self.step = 0
 
@@ -125,6 +138,7 @@ def train_denoiser(
         stop: end early, after this step, as an interruption would; None runs to the end.
     """
     settings, scheduler = denoiser.settings, make_scheduler()
+    levels = len(scheduler.alphas_cumprod)
     with np.load(dataset) as arrays:
         latents, ids = torch.from_numpy(arrays["latents"]), torch.from_numpy(arrays["ids"])
     step_loss = torch.compile(denoiser.loss) if compiled else denoiser.loss
@@ -135,7 +149,7 @@ def train_denoiser(
         chosen = torch.randint(len(latents), (settings.batch,), generator=rng)
         z = latents[chosen].float()
         noise = torch.randn(z.shape, generator=rng)
-        t = torch.randint(scheduler.config.num_train_timesteps, (settings.batch,), generator=rng)
+        t = torch.randint(levels, (settings.batch,), generator=rng)
         z_t, target = noised(scheduler, z, noise, t)
         warm, fall = (step + 1) / settings.warmup, (settings.steps - step) / (settings.fall * settings.steps)
         for parameters in denoiser.optimizer.param_groups:

@@ -27,7 +27,8 @@ COLORS = {
 USUAL_COLOR = {
     "snowman": "white", "mushroom": "red", "pine tree": "green", "rocket": "white", "table": "brown",
     "chair": "brown", "house": "yellow", "car": "red", "robot": "gray", "duck": "yellow", "dog": "brown",
-    "teddy bear": "brown", "mug": "blue", "lamp": "yellow", "cake": "pink", "castle": "gray", "cactus": "green",
+    "teddy bear": "brown", "mug": "blue", "lamp": "yellow", "cake": "pink", "castle": "gray",
+    "cactus": "green",
     "donut": "pink", "ice cream cone": "pink", "boat": "brown", "penguin": "black", "umbrella": "purple",
     "lighthouse": "red", "airplane": "white", "sphere": "red", "cube": "blue", "cylinder": "green",
     "cone": "orange", "ring": "yellow",
@@ -40,7 +41,28 @@ SIZES = {"small": 0.52, "big": 0.92}
 USUAL_SIZE = 0.78
 BACKGROUNDS = {"white": (1.0, 1.0, 1.0), "gray": (0.5, 0.5, 0.5), "black": (0.0, 0.0, 0.0)}
 OPENINGS = ("", "", "", "", "", "", "a photo of ", "a 3d model of ", "a render of ", "a toy ")
-FUNCTION_WORDS = "a an the of on top and with background view front side back overhead photo 3d model render toy".split()
+FUNCTION_WORDS = [
+    "a",
+    "an",
+    "the",
+    "of",
+    "on",
+    "top",
+    "and",
+    "with",
+    "background",
+    "view",
+    "front",
+    "side",
+    "back",
+    "overhead",
+    "photo",
+    "3d",
+    "model",
+    "render",
+    "toy",
+]
+MAX_PROMPT_TOKENS = 16  # of 24: two mark start and end, six are for ", overhead view, white background"
 SUPPORTS = ("cube", "cylinder", "sphere", "cone", "table", "house", "cake", "castle", "car")
 # Where the flat or rounded top of a support lies, as a share of its height above the bottom of its bounds.
 SUPPORT_TOP = {"castle": 0.62, "cake": 0.80, "cone": 0.97, "house": 0.97}
@@ -73,9 +95,11 @@ def build(things: tuple[str, ...], n: int, rng: np.random.Generator, named: floa
         named: share of captions that name a colour (others show the usual one).
     """
     columns = []  # per thing: n colour names or None
-    for thing in things:
+    for _ in things:
         names = rng.choice(list(COLORS), n)
-        columns.append([str(c) if keep else None for c, keep in zip(names, rng.random(n) < named, strict=True)])
+        columns.append(
+            [str(c) if keep else None for c, keep in zip(names, rng.random(n) < named, strict=True)]
+        )
     shown = [[c or USUAL_COLOR[t] for c in column] for t, column in zip(things, columns, strict=True)]
     sizes = [str(s) for s in rng.choice(["", *SIZES], n, p=[0.84, 0.08, 0.08])]
     solids = _thing(things[0], shown[0], rng)
@@ -97,7 +121,12 @@ def sample_cameras(n: int, size: int, rng: np.random.Generator) -> Cameras:
     overhead = rng.random(n) < 0.125
     elevation = np.where(overhead, rng.uniform(60, 85, n), rng.uniform(-10, 50, n))
     return orbit(
-        rng.uniform(0, 360, n).tolist(), elevation.tolist(), rng.uniform(2.8, 3.2, n).tolist(), 40.0, size, size
+        rng.uniform(0, 360, n).tolist(),
+        elevation.tolist(),
+        rng.uniform(2.8, 3.2, n).tolist(),
+        40.0,
+        size,
+        size,
     )
 
 
@@ -106,7 +135,7 @@ def _article(phrase: str) -> str:
 
 
 def describe(things: tuple[str, ...], colors: tuple[str | None, ...], size: str = "") -> str:
-    """Say what a scene holds: ("car", "cube"), ("red", None), "small" -> "a small red car on top of a cube"."""
+    """Say what a scene holds: ("car", "cube"), ("red", None), "small": "a small red car on top of a cube"."""
     phrases = [" ".join(filter(None, (color, thing))) for color, thing in zip(colors, things, strict=True)]
     phrases[0] = " ".join(filter(None, (size, phrases[0])))
     return " on top of ".join(_article(phrase) for phrase in phrases)
@@ -115,7 +144,7 @@ def describe(things: tuple[str, ...], colors: tuple[str | None, ...], size: str 
 def captions(batch: Batch, cameras: Cameras, backgrounds: list[str], rng: np.random.Generator) -> list[str]:
     """Caption n pictures; 6 % are empty and 6 % name the background alone, for classifier-free guidance.
 
-    70 % of the others carry the view words. Gray and black backgrounds are always named, white ones half the time.
+    70 % of the others carry the view words. Gray and black backgrounds are always named, white ones in half.
     """
     texts = []
     azimuths, elevations = cameras.azimuth_deg.tolist(), cameras.elevation_deg.tolist()
@@ -176,14 +205,20 @@ def word_list() -> str:
 
 
 def check_prompt(text: str, allow_unknown: bool = False) -> list[str]:
-    """Look for words that the teacher never saw.
+    """Look for words that the teacher never saw, and for more words than it reads.
 
     Returns:
         One warning line if there are unknown words and they are allowed, else an empty list.
 
     Raises:
-        UserError: unknown words, not allowed.
+        UserError: unknown words, not allowed; or a prompt too long to leave room for view and background.
     """
+    length = len(re.findall(r"[a-z]+|[^a-z\s]", text.lower()))
+    if length > MAX_PROMPT_TOKENS:
+        raise UserError(
+            f"the prompt has {length} words and signs; the shipped teacher reads at most "
+            f"{MAX_PROMPT_TOKENS}: shorten it, or use --prior sd21"
+        )
     known = vocabulary()
     unknown = sorted({word for word in words(text) if word not in known})
     if not unknown:

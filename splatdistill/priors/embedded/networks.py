@@ -1,10 +1,12 @@
-"""The shipped teacher's networks, tokenizer and folder: plain diffusers and transformers classes, small settings."""
+"""The shipped teacher's networks, tokenizer and folder: classes of diffusers and transformers, made small."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AutoencoderTiny, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
@@ -21,7 +23,7 @@ TEXT_WIDTH = 128
 START, END = "<|startoftext|>", "<|endoftext|>"
 
 
-def make_tokenizer(vocabulary: frozenset[str]) -> CLIPTokenizer:
+def make_tokenizer(vocabulary: frozenset[str]) -> Any:
     """A CLIP byte-pair tokenizer in which every known word is one token.
 
     Merges are learned on the vocabulary itself, most frequent pair first (ties in alphabetical order), until
@@ -29,9 +31,9 @@ def make_tokenizer(vocabulary: frozenset[str]) -> CLIPTokenizer:
     """
     alphabet = [chr(c) for c in range(33, 127)]
     pieces = {word: [*word[:-1], word[-1] + "</w>"] for word in sorted(vocabulary) if word.isalpha()}
-    merges: list[tuple[str, str]] = []
+    merges: list[Any] = []  # pairs
     while True:
-        pairs = Counter(pair for parts in pieces.values() for pair in zip(parts, parts[1:], strict=False))
+        pairs = Counter(pair for parts in pieces.values() for pair in pairwise(parts))
         if not pairs:
             break
         best = min(pairs, key=lambda pair: (-pairs[pair], pair))
@@ -82,7 +84,7 @@ def make_unet() -> UNet2DConditionModel:
     return unet
 
 
-def make_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
+def make_text_encoder(tokenizer: Any) -> CLIPTextModel:
     """Three CLIP layers, trained together with the denoiser."""
     return CLIPTextModel(
         CLIPTextConfig(
@@ -123,17 +125,21 @@ def export(
     folder: Path, autoencoder: AutoencoderTiny, unet: UNet2DConditionModel, text_encoder: CLIPTextModel,
     tokenizer: CLIPTokenizer,
 ) -> None:  # fmt: skip
-    """Write a folder that StableDiffusionPipeline.from_pretrained loads: fp16 safetensors, plus vocabulary.json."""
-    pipeline = StableDiffusionPipeline(
-        vae=autoencoder.half(),
-        unet=unet.half(),
-        text_encoder=text_encoder.half(),
-        tokenizer=tokenizer,
-        scheduler=make_scheduler(),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
+    """Write what StableDiffusionPipeline.from_pretrained loads: fp16 safetensors; and vocabulary.json."""
+    parts: dict[str, Any] = {  # the pipeline's own annotations know no AutoencoderTiny
+        "vae": autoencoder.half(),
+        "unet": unet.half(),
+        "text_encoder": text_encoder.half(),
+        "tokenizer": tokenizer,
+        "scheduler": make_scheduler(),
+        "safety_checker": None,
+        "feature_extractor": None,
+        "requires_safety_checker": False,
+    }
+    pipeline = StableDiffusionPipeline(**parts)
     pipeline.save_pretrained(folder, safe_serialization=True)
+    # transformers would load its part in half precision by itself and diffusers in single: make them agree
+    config = Path(folder) / "text_encoder" / "config.json"
+    config.write_text(config.read_text("utf-8").replace('"float16"', '"float32"'), encoding="utf-8")
     words = sorted(grammar.vocabulary())
     (Path(folder) / "vocabulary.json").write_text(json.dumps(words, indent=0) + "\n", encoding="utf-8")

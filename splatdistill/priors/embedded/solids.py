@@ -40,7 +40,9 @@ class Solids:
         """Draw one number per variant, [n]."""
         return self.rng.uniform(low, high, self.n)
 
-    def _add(self, kind: str, parameter: Number, center: Triple, size: Triple, color: np.ndarray, turn: Triple) -> None:
+    def _add(
+        self, kind: str, parameter: Number, center: Triple, size: Triple, color: np.ndarray, turn: Triple
+    ) -> None:
         def stack(triple: Triple) -> np.ndarray:
             return np.stack([np.broadcast_to(np.asarray(v, float), (self.n,)) for v in triple], -1)  # [n, 3]
 
@@ -50,7 +52,9 @@ class Solids:
         self.centers.append(stack(center))
         self.colors.append(np.broadcast_to(np.asarray(color, float), (self.n, 3)))
 
-    def ellipsoid(self, center: Triple, size: Triple, color: np.ndarray, turn: Triple = (0, 0, 0), clip: Number = -1.0):
+    def ellipsoid(
+        self, center: Triple, size: Triple, color: np.ndarray, turn: Triple = (0, 0, 0), clip: Number = -1.0
+    ):
         """Ellipsoid with half axes `size`; the part below `clip` (-1..1, local z) is cut off."""
         self._add("ellipsoid", clip, center, size, color, turn)
 
@@ -62,7 +66,9 @@ class Solids:
         """Box with half edges `size`."""
         self._add("box", 0.0, center, size, color, turn)
 
-    def frustum(self, center: Triple, size: Triple, color: np.ndarray, top: Number = 1.0, turn: Triple = (0, 0, 0)):
+    def frustum(
+        self, center: Triple, size: Triple, color: np.ndarray, top: Number = 1.0, turn: Triple = (0, 0, 0)
+    ):
         """Cylinder (top 1) to cone (top 0) with bottom radii size[:2] and half height size[2]."""
         self._add("frustum", top, center, size, color, turn)
 
@@ -77,7 +83,9 @@ class Solids:
     def extent(self) -> tuple[np.ndarray, np.ndarray]:
         """Axis-aligned bounds of each variant, lower and upper corner, [n, 3] each."""
         lows, highs = [], []
-        for kind, parameter, axes, center in zip(self.kinds, self.parameters, self.axes, self.centers, strict=True):
+        for kind, parameter, axes, center in zip(
+            self.kinds, self.parameters, self.axes, self.centers, strict=True
+        ):
             if kind == KINDS["ellipsoid"]:
                 half = np.sqrt((axes**2).sum(-1))
             elif kind == KINDS["torus"]:
@@ -103,7 +111,8 @@ class Solids:
         self.centers = [c * scale[:, None] + offset for c in self.centers]
 
     def fit(self, half: Number = 0.8) -> None:
-        """Centre the bounds on the origin; scale the longest half edge to `half`, the half diagonal to at most 1.25 `half`."""
+        """Centre the bounds on the origin; scale the longest half edge to `half`, the diagonal's half to
+        at most 1.25 `half`."""
         low, high = self.extent()
         size = (high - low) / 2  # [n, 3]
         scale = np.asarray(half) / np.maximum(size.max(-1), np.linalg.norm(size, axis=-1) / 1.25)
@@ -122,7 +131,9 @@ class Solids:
         table = np.empty((*centers.shape[:2], 17), np.float32)
         table[..., 0] = self.kinds
         table[..., 1] = np.stack(self.parameters, 1)
-        table[..., 2:14] = np.concatenate([inverse, -inverse @ centers[..., None]], -1).reshape(*centers.shape[:2], 12)
+        table[..., 2:14] = np.concatenate([inverse, -inverse @ centers[..., None]], -1).reshape(
+            *centers.shape[:2], 12
+        )
         table[..., 14:] = np.stack(self.colors, 1)
         return table
 
@@ -155,14 +166,14 @@ def raycast(table: np.ndarray, cameras: Cameras, threads: int = 1) -> np.ndarray
     kernels = native.kernels()
     if kernels is None:
         raise UserError(
-            "rendering the procedural scenes needs the native extension, which was not built; "
-            "install a C++ compiler and reinstall splatdistill (python -m splatdistill.doctor shows what was found)"
+            "rendering the procedural scenes needs the native extension, which was not built; install a C++ "
+            "compiler and reinstall splatdistill (python -m splatdistill.doctor shows what was found)"
         )
     viewmats, Ks = cameras.viewmats.float().numpy(), cameras.Ks.float().numpy()
     return kernels.raycast_scenes(np.asarray(table, np.float32), viewmats, Ks, cameras.width, threads)
 
 
 def composite(rgba: np.ndarray, background: np.ndarray) -> np.ndarray:
-    """Lay premultiplied pictures [B, S, S, 4] uint8 over plain backgrounds [B, 3] in [0, 1]; [B, S, S, 3] uint8."""
+    """Lay premultiplied pictures [B, S, S, 4] uint8 over backgrounds [B, 3] in [0, 1]: [B, S, S, 3] uint8."""
     rest = 255.0 - rgba[..., 3:].astype(np.float32)  # [B, S, S, 1]
     return (rgba[..., :3] + rest * background[:, None, None, :] + 0.5).astype(np.uint8)

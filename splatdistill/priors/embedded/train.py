@@ -11,6 +11,7 @@ import logging
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AutoencoderTiny
@@ -26,10 +27,12 @@ AUTOENCODER_STEPS = 5_000
 
 
 def load_autoencoder(path: Path) -> AutoencoderTiny:
-    """The averaged autoencoder with scaling_factor set to 1 / standard deviation of 2,048 encoded pictures."""
-    model = make_autoencoder()
+    """The averaged autoencoder; scaling_factor is 1 / the standard deviation of 2,048 encoded pictures."""
+    model: Any = make_autoencoder()
     average = torch.load(path, weights_only=True)["average"]
-    model.load_state_dict({k.removeprefix("module."): v for k, v in average.items() if k.startswith("module.")})
+    model.load_state_dict(
+        {k.removeprefix("module."): v for k, v in average.items() if k.startswith("module.")}
+    )
     model.eval().requires_grad_(False).to(memory_format=torch.channels_last)
     pictures = torch.cat([torch.from_numpy(p.images) for p in data.groups(3, 2048, IMAGE_SIZE)])
     latents = model.encoder(pictures.permute(0, 3, 1, 2).float() / 127.5 - 1)
@@ -39,7 +42,7 @@ def load_autoencoder(path: Path) -> AutoencoderTiny:
 
 @torch.no_grad()
 def sample_sheet(teacher: Path, path: Path, seed: int = 0) -> None:
-    """Draw one teacher sample a thing, in all colours in turn and three views, with 50 DDIM steps; write a PNG."""
+    """Write a PNG of teacher samples (50 DDIM steps): each thing in three views and three colours."""
     from splatdistill.guidance import sample
     from splatdistill.priors.base import cfg
     from splatdistill.priors.latent import LatentPrior
@@ -49,11 +52,16 @@ def sample_sheet(teacher: Path, path: Path, seed: int = 0) -> None:
     rows = []
     for i, thing in enumerate(grammar.BUILDERS):
         texts = [f"{grammar.describe((thing,), (colors[i % len(colors)],))}, {view}" for view in views]
-        texts += [grammar.describe((thing,), (colors[(i + 5) % len(colors)],))] + [grammar.describe((thing,), (None,))]
+        texts += [grammar.describe((thing,), (colors[(i + 5) % len(colors)],))] + [
+            grammar.describe((thing,), (None,))
+        ]
         condition = cfg(prior.embed([""] * len(texts)), prior.embed(texts), 4.0)
         z_T = torch.randn(len(texts), *prior.latent_shape, generator=torch.Generator().manual_seed(seed + i))
         rows.append(torch.cat(list(prior.decode(sample(prior, condition, z_T, steps=50)).clamp(0, 1)), 2))
-    columns = [torch.cat(rows[k::3] + [torch.ones_like(rows[0])] * (len(rows[k::3]) < len(rows[::3])), 1) for k in range(3)]
+    columns = [
+        torch.cat(rows[k::3] + [torch.ones_like(rows[0])] * (len(rows[k::3]) < len(rows[::3])), 1)
+        for k in range(3)
+    ]
     sheet = (torch.cat(columns, 2).permute(1, 2, 0) * 255).round().byte().numpy()
     Image.fromarray(sheet).save(path)
 
@@ -61,9 +69,15 @@ def sample_sheet(teacher: Path, path: Path, seed: int = 0) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Parse, train, export."""
     parser = argparse.ArgumentParser(prog="python -m splatdistill.priors.embedded.train", description=__doc__)
-    parser.add_argument("--out", type=Path, required=True, help="folder for checkpoints, losses and the teacher")
-    parser.add_argument("--steps", type=int, default=DenoiserSettings.steps, help="denoiser steps of 64 samples")
-    parser.add_argument("--pictures", type=int, default=DenoiserSettings.pictures, help="distinct training pictures")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="folder for checkpoints, losses and the teacher"
+    )
+    parser.add_argument(
+        "--steps", type=int, default=DenoiserSettings.steps, help="denoiser steps of 64 samples"
+    )
+    parser.add_argument(
+        "--pictures", type=int, default=DenoiserSettings.pictures, help="distinct training pictures"
+    )
     parser.add_argument("--autoencoder-steps", type=int, default=AUTOENCODER_STEPS)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--no-compile", action="store_true", help="do not compile the denoiser")
@@ -81,7 +95,11 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def train(
-    folder: Path, settings: DenoiserSettings, autoencoder_steps: int, compiled: bool = True, sheet: bool = True
+    folder: Path,
+    settings: DenoiserSettings,
+    autoencoder_steps: int,
+    compiled: bool = True,
+    sheet: bool = True,
 ) -> Path:
     """Run all stages in `folder`, skipping what is done; returns the teacher's folder.
 
@@ -96,7 +114,7 @@ def train(
     if (folder / "denoiser.pt").exists():
         denoiser.load(folder / "denoiser.pt")
     train_denoiser(denoiser, dataset, folder, compiled)
-    networks = denoiser.average.module
+    networks: Any = denoiser.average.module
     teacher = folder / "teacher"
     export(teacher, autoencoder, networks["unet"], networks["text"], denoiser.tokenizer)
     if sheet:

@@ -40,8 +40,8 @@ def prompts(count: int) -> list[tuple[str, str, str]]:
     return chosen
 
 
-def run(prior: Prior, config: Config, out: Path) -> tuple[torch.Tensor, float, int]:
-    """Train and export; turntable views [8, 3, 64, 64], seconds, and the number of Gaussians in the file."""
+def run(prior: Prior, config: Config, out: Path) -> tuple[torch.nn.ParameterDict, float]:
+    """Train, export and read back: the splat of the written file, and the seconds that it took."""
     begin = time.perf_counter()
     state = trainer.new_state(config, CPU)
     trainer.train(config, prior, state, out)
@@ -50,8 +50,13 @@ def run(prior: Prior, config: Config, out: Path) -> tuple[torch.Tensor, float, i
     gaussians, _ = read_ply(out / "splat.ply")
     if not finite_mask(gaussians).all():
         raise RuntimeError(f"{config.prompt}: non-finite splats")
-    views = render_views(gaussians, turntable(8, 15.0, 3.0, 40.0, 64), (1.0, 1.0, 1.0))
-    return views.permute(0, 3, 1, 2).clamp(0, 1), seconds, len(gaussians["means"])
+    return gaussians, seconds
+
+
+def look(gaussians: torch.nn.ParameterDict, count: int, size: int) -> torch.Tensor:
+    """Turntable views on white, [count, 3, size, size]."""
+    views = render_views(gaussians, turntable(count, 15.0, 3.0, 40.0, size), (1.0, 1.0, 1.0))
+    return views.permute(0, 3, 1, 2).float() / 255
 
 
 def main() -> None:
@@ -76,8 +81,8 @@ def main() -> None:
             config = resolve(flags, None, options.overrides)
             with tempfile.TemporaryDirectory() as folder:
                 (Path(folder) / "checkpoints").mkdir()
-                views, seconds, count = run(prior, config, Path(folder))
-            things, hues = (p.mean(0) for p in judge.name(views))
+                splat, seconds = run(prior, config, Path(folder))
+            things, hues = (p.mean(0) for p in judge.name(look(splat, 8, 64)))
             row = {
                 "prompt": prompt,
                 "seed": seed,
@@ -85,14 +90,14 @@ def main() -> None:
                 "named_colour": COLORS[int(hues.argmax())],
                 "object": THINGS[int(things.argmax())] == thing,
                 "colour": COLORS[int(hues.argmax())] == color,
-                "gaussians": count,
+                "gaussians": len(splat["means"]),
                 "seconds": round(seconds, 1),
             }
             rows.append(row)
-            pictures.append(torch.cat(list(views[::2]), 2))
+            pictures.append(torch.cat(list(look(splat, 4, 96)), 2))
             marks = ["" if row[key] else " (!)" for key in ("object", "colour")]
             verdict = f"{row['named']}{marks[0]}, {row['named_colour']}{marks[1]}"
-            print(f"{prompt:28s} {verdict:34s} {count:5d} Gaussians {seconds:5.1f} s", flush=True)
+            print(f"{prompt:28s} {verdict:34s} {row['gaussians']:5d} Gaussians {seconds:5.1f} s", flush=True)
     result = {
         "object": sum(r["object"] for r in rows) / len(rows),
         "colour": sum(r["colour"] for r in rows) / len(rows),
@@ -106,7 +111,7 @@ def main() -> None:
     pictures += [blank] * (-len(pictures) % columns)
     sheet = torch.cat([torch.cat(pictures[k : k + columns], 2) for k in range(0, len(pictures), columns)], 1)
     Path("outputs").mkdir(exist_ok=True)
-    Image.fromarray((sheet.permute(1, 2, 0) * 255).byte().numpy()).save(
+    Image.fromarray((sheet.permute(1, 2, 0) * 255).round().byte().numpy()).save(
         f"outputs/main_job-{options.method}.png"
     )
 

@@ -45,6 +45,11 @@ class ViewPrompts:
         """The prompt with its view words and, where the background has a name, "NAME background"."""
         return f"{self.prompt}, {view}" + (f", {background} background" if background else "")
 
+    def null_text(self, background: str | None = None) -> str:
+        """The null branch's text: `negative`, and the background's name if any, so that guidance leaves it."""
+        parts = [self.negative, f"{background} background" if background else ""]
+        return ", ".join(part for part in parts if part)
+
     def texts(self, cameras: Cameras, background_names: Sequence[str | None] | None = None) -> list[str]:
         """One text a camera [V]."""
         names = background_names or [None] * len(cameras)
@@ -126,10 +131,10 @@ def conditioning(
     if mode not in ("view", "perp_neg"):
         raise ValueError(f"conditioning: mode must be 'view' or 'perp_neg', got {mode!r}")
     count = len(cameras)
-    null = cache([prompts.negative] * count)  # [V, L, D]
-    if mode == "view":
-        return cfg(null, cache(prompts.texts(cameras, background_names)), guidance)
     names = background_names or [None] * count
+    null = cache([prompts.null_text(name) for name in names])  # [V, L, D]
+    if mode == "view":
+        return cfg(null, cache(prompts.texts(cameras, names)), guidance)
     views = torch.stack(
         [cache([prompts.text(word, name) for name in names]) for word in VIEW_WORDS]
     )  # [4, V, L, D]

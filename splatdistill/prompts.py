@@ -46,7 +46,7 @@ class ViewPrompts:
         return f"{self.prompt}, {view}" + (f", {background} background" if background else "")
 
     def null_text(self, background: str | None = None) -> str:
-        """The null branch's text: `negative`, and the background's name if any, so that guidance leaves it."""
+        """The text of the null branch: `negative`, and the background, so that guidance leaves that alone."""
         parts = [self.negative, f"{background} background" if background else ""]
         return ", ".join(part for part in parts if part)
 

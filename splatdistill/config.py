@@ -203,7 +203,7 @@ def load(path: Path) -> Config:
 
 def dump(config: Config) -> str:
     """Return the configuration as YAML that load() reads back to an equal one, whatever the prompt holds."""
-    return yaml.safe_dump(plain(config), sort_keys=False, allow_unicode=True, width=110)
+    return yaml.safe_dump(plain(config), sort_keys=False, width=110)  # escapes what YAML would fold
 
 
 def plain(value: Any) -> Any:

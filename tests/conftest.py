@@ -1,7 +1,11 @@
-"""Shared test set-up: `gpu` tests are skipped where there is no CUDA device."""
+"""Shared set-up: `gpu` tests are skipped without a CUDA device; generated examples are always the same."""
 
 import pytest
 import torch
+from hypothesis import settings
+
+settings.register_profile("fixed", derandomize=True, deadline=None)
+settings.load_profile("fixed")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

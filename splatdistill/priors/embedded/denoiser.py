@@ -149,7 +149,7 @@ def train_denoiser(
         chosen = torch.randint(len(latents), (settings.batch,), generator=rng)
         z = latents[chosen].float()
         noise = torch.randn(z.shape, generator=rng)
-        t = torch.randint(levels, (settings.batch,), generator=rng)
+        t = torch.randint(levels, (2, settings.batch), generator=rng).amax(0)  # mostly where the text decides
         z_t, target = noised(scheduler, z, noise, t)
         warm, fall = (step + 1) / settings.warmup, (settings.steps - step) / (settings.fall * settings.steps)
         for parameters in denoiser.optimizer.param_groups:

@@ -78,6 +78,8 @@ def make_unet() -> UNet2DConditionModel:
         up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
         cross_attention_dim=TEXT_WIDTH,
         attention_head_dim=4,  # diffusers' name for the number of heads
+        addition_embed_type="text",  # the pooled text joins the time embedding: learned faster than attention
+        addition_embed_type_num_heads=8,
         norm_num_groups=16,
     )
     unet.set_attn_processor(AttnProcessor())  # on a CPU its backward is faster than the fused attention's

@@ -1,5 +1,7 @@
 """The weights that ship: their size, how they load, and that they draw what the words say."""
 
+from typing import Any
+
 import torch
 from diffusers import StableDiffusionPipeline
 
@@ -20,7 +22,7 @@ def test_the_vocabulary_is_the_grammars() -> None:
 
 
 def test_diffusers_loads_the_folder_unchanged() -> None:
-    pipeline = StableDiffusionPipeline.from_pretrained(EMBEDDED, local_files_only=True)
+    pipeline: Any = StableDiffusionPipeline.from_pretrained(EMBEDDED, local_files_only=True)
     pipeline.set_progress_bar_config(disable=True)
     assert pipeline.unet.dtype == pipeline.text_encoder.dtype == pipeline.vae.dtype == torch.float32
     assert pipeline("a red mushroom", num_inference_steps=2, output_type="pt").images.shape == (1, 3, 64, 64)

@@ -72,7 +72,7 @@ def _spoil(images: Tensor, rng: torch.Generator) -> Tensor:
     return ((images + amount * (blurred - images)) * gain + noise).clamp(0, 1)
 
 
-def train_judge(count: int = 60_000, epochs: int = 6, batch: int = 128) -> Judge:
+def train_judge(count: int = 30_000, epochs: int = 5, batch: int = 128) -> Judge:
     """Train on `count` renders and return the judge, in eval mode."""
     torch.manual_seed(SEED)
     judge, rng = Judge(), torch.Generator().manual_seed(SEED)

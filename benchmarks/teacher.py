@@ -15,10 +15,19 @@ from judge import COLORS, THINGS, load_judge
 
 from splatdistill.guidance import sample
 from splatdistill.priors.base import cfg
-from splatdistill.priors.embedded import grammar
+from splatdistill.priors.embedded import data, grammar
 from splatdistill.priors.latent import LatentPrior
 
 VIEWS = ("", ", front view", ", side view", ", back view")
+
+
+@torch.no_grad()
+def autoencoder_psnr(prior: LatentPrior, count: int = 320) -> float:
+    """Mean PSNR in dB of held-out renders after encoding and decoding."""
+    images = torch.cat([torch.from_numpy(p.images) for p in data.groups(99, count, prior.image_size)])
+    pictures = images.permute(0, 3, 1, 2).float() / 255
+    error = (prior.decode(prior.encode(pictures)) - pictures).square().mean((1, 2, 3))
+    return float((-10 * error.log10()).mean())
 
 
 @torch.no_grad()
@@ -51,6 +60,7 @@ def main() -> None:
         "object": sum(r[0] for r in rows.values()) / len(rows),
         "object_without_primitives": sum(r[0] for r in objects) / len(objects),
         "colour": sum(r[1] for r in rows.values()) / len(rows),
+        "autoencoder_psnr_db": autoencoder_psnr(prior),
         "seconds": time.perf_counter() - start,
         "by_thing": {name: {"object": r[0], "colour": r[1]} for name, r in rows.items()},
     }

@@ -62,7 +62,7 @@ def draw_dense(gaussians: list[Tensor], size: int) -> tuple[Tensor, Tensor, Tens
     means, quats, scales, opacities, sh = gaussians
     viewmats, Ks = camera(size)
     projected = reference.project(
-        means, quats, scales, opacities, sh, viewmats, Ks, size, size, 0, 0.01, 1e10, 0.0, 0.3
+        means, quats, scales, opacities, sh, viewmats, Ks, size, size, 0, reference.Limits()
     )
     means2d, conics, depths, colours = (x[0] for x in projected[:4])
     order = torch.argsort(depths)

@@ -142,5 +142,5 @@ def conditioning(
     positive = torch.einsum("vk,kvld->vld", mix.positive.to(views), views)
     embeddings = torch.stack([null, positive, views[0], views[1]])
     ones = torch.ones(1, count)
-    weights = torch.cat([ones, guidance * ones, guidance * mix.weights]).to(views.device)  # [4, V]
+    weights = torch.cat([ones, guidance * ones, guidance * mix.weights])  # [4, V]
     return Conditioning(embeddings, weights, perp_neg=True)

@@ -76,7 +76,8 @@ def draw(module, scene: Scene, leaves: dict[str, Tensor], **settings) -> dict[st
     dtype = leaves["means"].dtype
     gaussians = [leaves[name] for name in LEAVES[:5]]
     cameras = (scene.viewmats.to(dtype), scene.Ks.to(dtype), scene.width, scene.height)
-    outputs = module.rasterize(*gaussians, *cameras, leaves.get("backgrounds"), scene.sh_degree, **settings)
+    rest = (leaves.get("backgrounds"), scene.sh_degree, reference.Limits(**settings))
+    outputs = module.rasterize(*gaussians, *cameras, *rest)
     return dict(zip(OUTPUTS, outputs))
 
 
@@ -277,7 +278,7 @@ def test_inputs_need_not_be_contiguous():
 
 def project_arguments(scene: Scene, leaves: dict[str, Tensor]) -> tuple:
     gaussians = [leaves[name] for name in LEAVES[:5]]
-    settings = (scene.width, scene.height, scene.sh_degree, 0.01, 1e10, 0.0, 0.3)
+    settings = (scene.width, scene.height, scene.sh_degree, reference.Limits())
     dtype = leaves["means"].dtype
     return *gaussians, scene.viewmats.to(dtype), scene.Ks.to(dtype).contiguous(), *settings
 

@@ -71,7 +71,7 @@ def distill(
             [ops.prediction_coefficients(alpha_bar, prior.prediction_type), weight], dim=1
         )
         gradient, x0_hat, norms = ops.noise_residual(
-            z_t, outputs, cond.weights, coefficients.to(z.device), eps, cond.perp_neg
+            z_t, outputs, cond.weights.to(z.device), coefficients.to(z.device), eps, cond.perp_neg
         )
         target = clean - gradient
     loss = 0.5 * (z - target).square().sum() / len(z)
@@ -104,5 +104,6 @@ def sample(
         ab_now, ab_next = alpha_bar_at(prior, now), alpha_bar_at(prior, t_next.expand(len(x)))
         coefficients = ops.ddim_coefficients(ab_now, ab_next, prior.prediction_type, eta).to(x.device)
         noise = gaussian_like(x, generator) if eta > 0.0 else None
-        x = ops.ddim_step(x, prior.predict(x, now, cond), cond.weights, coefficients, noise, cond.perp_neg)
+        outputs, weights = prior.predict(x, now, cond), cond.weights.to(x.device)
+        x = ops.ddim_step(x, outputs, weights, coefficients, noise, cond.perp_neg)
     return x

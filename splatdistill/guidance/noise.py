@@ -161,15 +161,14 @@ def _walk(
         ab_now = torch.full((len(live),), clean, dtype=torch.float64) if i == 0 else alpha_bar_at(prior, now)
         ab_next = alpha_bar_at(prior, following)
         coefficients = ops.ddim_coefficients(ab_now, ab_next, prior.prediction_type)  # [n, 7]
+        branches = cond.select(live)
         live = live.to(z.device)
         noise = None
         if settings.published and settings.eta > 0.0:
             deviation = ((1.0 - ab_now) / (1.0 - ab_next) * (1.0 - ab_next / ab_now)).sqrt()
             coefficients[:, 6] = settings.eta * deviation
             noise = gaussian_like(x, generator)[live]
-        branches, x_i = cond.select(live), x[live]
+        x_i, weights = x[live], branches.weights.to(z.device)
         outputs = prior.predict(x_i, now, branches)
-        x[live] = ops.ddim_step(
-            x_i, outputs, branches.weights, coefficients.to(z.device), noise, branches.perp_neg
-        )
+        x[live] = ops.ddim_step(x_i, outputs, weights, coefficients.to(z.device), noise, branches.perp_neg)
     return x

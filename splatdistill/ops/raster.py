@@ -5,11 +5,14 @@ Two ops, so that the image-plane means `means2d` are a node of the graph between
 their gradient. The kernels take float32 on the CPU; anything else goes to the reference.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from splatdistill.ops import native
 from splatdistill.reference import raster as reference
+from splatdistill.reference.raster import GSPLAT, Limits
 
 FLOAT = torch.float32
 
@@ -26,10 +29,7 @@ def rasterize(
     height: int,
     backgrounds: Tensor | None,
     sh_degree: int,
-    near: float = 0.01,
-    far: float = 1e10,
-    radius_clip: float = 0.0,
-    eps2d: float = 0.3,
+    limits: Limits = GSPLAT,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Draw Gaussians: rgb [V,H,W,3], alpha and expected depth [V,H,W,1], means2d and radii [V,N,2].
 
@@ -42,10 +42,8 @@ def rasterize(
     """
     scene = (means, quats, scales, opacities, sh, viewmats, Ks)
     if not native.available() or means.dtype != FLOAT or means.device.type != "cpu":
-        settings = (width, height, backgrounds, sh_degree, near, far, radius_clip, eps2d)
-        return reference.rasterize(*scene, *settings)
-    settings = (width, height, sh_degree, near, far, radius_clip, eps2d)
-    means2d, conics, depths, colours, radii = project(*scene, *settings)
+        return reference.rasterize(*scene, width, height, backgrounds, sh_degree, limits)
+    means2d, conics, depths, colours, radii = project(*scene, width, height, sh_degree, limits)
     rgb, alpha, depth, _ = rasterize_tiles(
         means2d, conics, colours, opacities, depths, radii, backgrounds, width, height
     )
@@ -99,17 +97,15 @@ def project(
     width: int,
     height: int,
     sh_degree: int,
-    near: float,
-    far: float,
-    radius_clip: float,
-    eps2d: float,
+    limits: Sequence[float],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Project and shade: means2d [V,N,2], conics [V,N,3], depths [V,N], colours [V,N,3], radii [V,N,2].
 
     Conics are inverse 2D covariances (xx, xy, yy) in pixels; colours are max(SH + 0.5, 0); radii are int32.
+    `limits` holds the values of `Limits`.
     """
     inputs = [x.contiguous() for x in (means, quats, scales, opacities, sh, viewmats, Ks)]
-    scene = _scene(*inputs, width, height, sh_degree, near, far, radius_clip, eps2d)
+    scene = _scene(*inputs, width, height, sh_degree, *limits)
     outputs = _project_fake(*inputs)
     _kernels().raster_project(scene, *(x.data_ptr() for x in outputs))
     return outputs
@@ -136,21 +132,20 @@ def project_backward(
     sh: Tensor,
     viewmats: Tensor,
     Ks: Tensor,
-    width: int,
-    height: int,
+    size: Sequence[int],
     sh_degree: int,
     eps2d: float,
     radii: Tensor,
-    v_means2d: Tensor,
-    v_conics: Tensor,
-    v_depths: Tensor,
-    v_colours: Tensor,
+    cotangents: Sequence[Tensor],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients (means [N,3], quats [N,4], scales [N,3], sh [N,K,3]) from those of `project`'s outputs."""
+    """Gradients (means [N,3], quats [N,4], scales [N,3], sh [N,K,3]) from those of `project`'s outputs.
+
+    size: (width, height); radii: as `project` returned them; cotangents: of means2d, conics, depths, colours.
+    """
     inputs = [x.contiguous() for x in (means, quats, scales, opacities, sh, viewmats, Ks)]
-    scene = _scene(*inputs, width, height, sh_degree, 0.0, 0.0, 0.0, eps2d)
+    scene = _scene(*inputs, *size, sh_degree, 0.0, 0.0, 0.0, eps2d)
     V, N = viewmats.shape[0], means.shape[0]
-    cotangents = [x.contiguous() for x in (v_means2d, v_conics, v_depths, v_colours)]
+    cotangents = [x.contiguous() for x in cotangents]
     shapes = ((V, N, 2), (V, N, 3), (V, N), (V, N, 3))
     outputs = _project_backward_fake(*inputs)
     _kernels().raster_project_backward(
@@ -169,17 +164,17 @@ def _project_backward_fake(means, quats, scales, opacities, sh, *rest):
 
 
 def _project_save(ctx, inputs, output):
-    *tensors, ctx.width, ctx.height, ctx.sh_degree, _near, _far, _clip, ctx.eps2d = inputs
+    *tensors, width, height, sh_degree, limits = inputs
+    ctx.settings = ((width, height), sh_degree, limits[3])
     ctx.save_for_backward(*tensors, output[4])
     ctx.mark_non_differentiable(output[4])
 
 
 def _project_gradient(ctx, v_means2d, v_conics, v_depths, v_colours, _v_radii):
     *tensors, radii = ctx.saved_tensors
-    settings = (ctx.width, ctx.height, ctx.sh_degree, ctx.eps2d)
-    cotangents = (v_means2d, v_conics, v_depths, v_colours)
-    v_means, v_quats, v_scales, v_sh = project_backward(*tensors, *settings, radii, *cotangents)
-    return v_means, v_quats, v_scales, None, v_sh, *[None] * 9
+    cotangents = [v_means2d, v_conics, v_depths, v_colours]
+    v_means, v_quats, v_scales, v_sh = project_backward(*tensors, *ctx.settings, radii, cotangents)
+    return v_means, v_quats, v_scales, None, v_sh, *[None] * 6
 
 
 project.register_autograd(_project_gradient, setup_context=_project_save)
@@ -244,19 +239,18 @@ def rasterize_tiles_backward(
     alpha: Tensor,
     depth: Tensor,
     state: Tensor,
-    v_rgb: Tensor | None,
-    v_alpha: Tensor | None,
-    v_depth: Tensor | None,
+    cotangents: Sequence[Tensor | None],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients (means2d, conics, colours, opacities, depths, backgrounds) from those of the images.
 
-    `alpha` and `depth` [V,H,W,1] and `state` are outputs of `rasterize_tiles`.
+    `alpha` and `depth` [V,H,W,1] and `state` are outputs of `rasterize_tiles`; cotangents: of rgb, alpha and
+    depth, None for an image that the loss leaves out.
     """
     V, H, W, _ = depth.shape
     inputs = [x.contiguous() for x in (means2d, conics, colours, opacities, depths, radii)]
     backgrounds = None if backgrounds is None else backgrounds.contiguous()
     image, arrays = _raster_inputs(inputs, backgrounds, W, H)
-    cotangents = [None if x is None else x.contiguous() for x in (v_rgb, v_alpha, v_depth)]
+    cotangents = [None if x is None else x.contiguous() for x in cotangents]
     outputs = _rasterize_tiles_backward_fake(means2d, conics, colours, opacities, depths)
     _kernels().raster_draw_backward(
         image,
@@ -290,7 +284,7 @@ def _rasterize_tiles_save(ctx, inputs, output):
 def _rasterize_tiles_gradient(ctx, v_rgb, v_alpha, v_depth, _v_state):
     saved = ctx.saved_tensors
     v_means2d, v_conics, v_colours, v_opacities, v_depths, v_backgrounds = rasterize_tiles_backward(
-        *saved, v_rgb, v_alpha, v_depth
+        *saved, [v_rgb, v_alpha, v_depth]
     )
     v_backgrounds = None if saved[6] is None else v_backgrounds
     return v_means2d, v_conics, v_colours, v_opacities, v_depths, None, v_backgrounds, None, None

@@ -14,8 +14,8 @@ class Conditioning:
     """The guidance branches of a batch and how their outputs combine.
 
     embeddings [R,B,L,D]; branch 0 is the null (or negative-prompt) branch, branch 1 the text.
-    weights [R,B] float32: as in `ops.ddim_step`. With `perp_neg`, branches from 2 on are negatives and
-    weights[0] is unused.
+    weights [R,B] float32: as in `ops.ddim_step`, but on the CPU, where asking which are zero waits for no
+    GPU. With `perp_neg`, branches from 2 on are negatives and weights[0] is unused.
     """
 
     embeddings: Tensor
@@ -24,8 +24,8 @@ class Conditioning:
 
     def select(self, index: Tensor) -> "Conditioning":
         """The conditioning of the samples in `index` [n]."""
-        index = index.to(self.weights.device)
-        return replace(self, embeddings=self.embeddings[:, index], weights=self.weights[:, index])
+        embeddings = self.embeddings[:, index.to(self.embeddings.device)]
+        return replace(self, embeddings=embeddings, weights=self.weights[:, index.cpu()])
 
     def with_guidance(self, g: float) -> "Conditioning":
         """The same branches at scale `g`: eps = eps_null + g (eps_text - eps_null [+ sum_i w_i perp_i]).
@@ -43,7 +43,7 @@ class Conditioning:
 
 def cfg(null: Tensor, text: Tensor, g: float) -> Conditioning:
     """Classifier-free guidance (2207.12598) at scale `g` between `null` and `text`, both [B,L,D]."""
-    weights = torch.tensor([[1.0 - g], [g]], dtype=torch.float32, device=text.device)
+    weights = torch.tensor([[1.0 - g], [g]], dtype=torch.float32)
     return Conditioning(torch.stack([null, text]), weights.repeat(1, len(text)))
 
 
@@ -96,7 +96,7 @@ def run_branches(network: Callable[..., Tensor], z_t: Tensor, t: Tensor, cond: C
     active = (cond.weights != 0).any(dim=1)  # [R]
     if cond.perp_neg:
         active[0] = True  # every other branch is measured from the null branch
-    rows = active.nonzero().flatten()
+    rows = active.nonzero().flatten().tolist()
     embeddings = cond.embeddings[rows].flatten(0, 1)
     result = network(z_t.repeat(len(rows), 1, 1, 1), t.repeat(len(rows)), embeddings).view(
         len(rows), *z_t.shape

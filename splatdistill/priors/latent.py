@@ -21,6 +21,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from splatdistill.errors import UserError
 from splatdistill.priors.base import Conditioning, run_branches
+from splatdistill.priors.graphs import Graphed
 
 EMBEDDED = Path(__file__).resolve().parents[1] / "assets" / "teacher"
 
@@ -60,6 +61,10 @@ class LatentPrior:
         self.unet, self.vae, self.text_encoder = unet, vae, text_encoder
         for network in (unet, vae, text_encoder):
             network.eval().requires_grad_(False)
+        if unet.device.type == "cuda":  # the layout of its tensor cores
+            for network in (unet, vae):
+                network.to(memory_format=torch.channels_last)
+        self._denoise = Graphed(self._network)
         self.tokenizer = tokenizer
         self.vocabulary = vocabulary
         self.device, self.dtype = self.unet.device, self.unet.dtype
@@ -131,7 +136,7 @@ class LatentPrior:
     @torch.no_grad()
     def predict(self, z_t: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
         """Raw float32 outputs [R,B,C,h,w] of the UNet at z_t [B,C,h,w], t [B]; the branches in one batch."""
-        return run_branches(self._network, z_t, t.to(self.device), cond)
+        return run_branches(self._denoise, z_t, t.to(self.device), cond)
 
     def _network(self, z_t: Tensor, t: Tensor, embeddings: Tensor) -> Tensor:
         hidden = embeddings.to(self.dtype)

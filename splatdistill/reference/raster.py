@@ -5,6 +5,9 @@ Same thresholds as the kernels: alpha below 1/255 is skipped, alpha is clamped t
 its transmittance falls to 1e-4. Source: "3D Gaussian Splatting" (2308.04079).
 """
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -22,6 +25,18 @@ SH3 = (
 )  # fmt: skip
 
 
+class Limits(NamedTuple):
+    """Which Gaussians are drawn, and how small they may get on the image; gsplat's names and defaults."""
+
+    near: float = 0.01  # depth
+    far: float = 1e10
+    radius_clip: float = 0.0  # pixels: what is no larger is left out
+    eps2d: float = 0.3  # square pixels, added to every projected covariance
+
+
+GSPLAT = Limits()
+
+
 def rasterize(
     means: Tensor,
     quats: Tensor,
@@ -34,15 +49,11 @@ def rasterize(
     height: int,
     backgrounds: Tensor | None,
     sh_degree: int,
-    near: float = 0.01,
-    far: float = 1e10,
-    radius_clip: float = 0.0,
-    eps2d: float = 0.3,
+    limits: Limits = GSPLAT,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The slow twin of `splatdistill.ops.rasterize`: same arguments, same results."""
     scene = (means, quats, scales, opacities, sh, viewmats, Ks)
-    settings = (width, height, sh_degree, near, far, radius_clip, eps2d)
-    means2d, conics, depths, colours, radii = project(*scene, *settings)
+    means2d, conics, depths, colours, radii = project(*scene, width, height, sh_degree, limits)
     rgb, alpha, depth = rasterize_tiles(
         means2d, conics, colours, opacities, depths, radii, backgrounds, width, height
     )
@@ -60,16 +71,14 @@ def project(
     width: int,
     height: int,
     sh_degree: int,
-    near: float,
-    far: float,
-    radius_clip: float,
-    eps2d: float,
+    limits: Sequence[float],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Project and shade: means2d [V,N,2], conics [V,N,3], depths [V,N], colours [V,N,3], radii [V,N,2].
 
     Everything is zero, and gradients are too, where a Gaussian is culled: outside near..far, fainter than
-    1/255, no larger than radius_clip, off the image, or not finite.
+    1/255, no larger than radius_clip, off the image, or not finite. `limits` holds the values of `Limits`.
     """
+    near, far, radius_clip, eps2d = limits
     camera = (viewmats, Ks, width, height, sh_degree, eps2d)
     with torch.no_grad():
         projected = _project_all(means, quats, scales, sh, *camera)

@@ -16,6 +16,7 @@ from diffusers import DDIMScheduler
 from torch import Tensor
 
 from splatdistill.priors.embedded import data, grammar
+from splatdistill.priors.embedded.muon import Muon
 from splatdistill.priors.embedded.networks import (
     IMAGE_SIZE,
     LATENT_CHANNELS,
@@ -34,12 +35,13 @@ log = logging.getLogger(__name__)
 class DenoiserSettings:
     """How the denoiser is trained; `pictures` are encoded once and reused over the epochs."""
 
-    steps: int = 8_000
+    steps: int = 24_000
     batch: int = 64
     pictures: int = 230_400
-    learning_rate: float = 8e-4
+    learning_rate: float = 8e-4  # AdamW: embeddings, norms, biases, the first and the last convolution
+    matrix_rate: float = 2e-3  # Muon: all other weights
     warmup: int = 300
-    fall: float = 0.25  # the last quarter of the run lowers the learning rate to zero
+    fall: float = 0.4  # the last part of the run lowers the learning rates to zero
     ema: float = 0.999
     seed: int = 2
 
@@ -91,14 +93,27 @@ class Denoiser:
         )
         decay = torch.optim.swa_utils.get_ema_multi_avg_fn(settings.ema)
         self.average = torch.optim.swa_utils.AveragedModel(self.networks, multi_avg_fn=decay)
-        self.optimizer = torch.optim.AdamW(
-            self.networks.parameters(),
-            lr=settings.learning_rate,
-            betas=(0.9, 0.99),
-            weight_decay=1e-2,
-            fused=True,
-        )
+        named = list(self.networks.named_parameters())
+        edge = ("conv_in", "conv_out", "embedding")  # not maps from features to features
+        matrices = [p for name, p in named if p.ndim > 1 and not any(part in name for part in edge)]
+        others = [p for _, p in named if all(p is not matrix for matrix in matrices)]
+        self.optimizers: list[torch.optim.Optimizer] = [
+            Muon(matrices, lr=settings.matrix_rate),
+            torch.optim.AdamW(
+                others, lr=settings.learning_rate, betas=(0.9, 0.99), weight_decay=1e-2, fused=True
+            ),
+        ]
         self.step = 0
+
+    def update(self, rate: float) -> None:
+        """Take one step along the gradients, at `rate` times the learning rates."""
+        torch.nn.utils.clip_grad_norm_(self.networks.parameters(), 1.0)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate * optimizer.defaults["lr"]
+            optimizer.step()
+        self.average.update_parameters(self.networks)
+        self.step += 1
 
     def loss(self, z_t: Tensor, target: Tensor, t: Tensor, ids: Tensor) -> Tensor:
         """Mean squared error of v over a batch. z_t, target [B, C, h, w], t [B], ids [B, L]."""
@@ -111,7 +126,8 @@ class Denoiser:
         """Write everything that `load` needs to go on."""
         state = {"networks": self.networks.state_dict(), "average": self.average.state_dict()}
         temporary = path.with_suffix(".tmp")
-        torch.save(state | {"optimizer": self.optimizer.state_dict(), "step": self.step}, temporary)
+        optimizers = [optimizer.state_dict() for optimizer in self.optimizers]
+        torch.save(state | {"optimizers": optimizers, "step": self.step}, temporary)
         temporary.replace(path)
 
     def load(self, path: Path) -> None:
@@ -119,7 +135,8 @@ class Denoiser:
         state = torch.load(path, weights_only=True)
         self.networks.load_state_dict(state["networks"])
         self.average.load_state_dict(state["average"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
         self.step = state["step"]
 
 
@@ -152,15 +169,11 @@ def train_denoiser(
         t = torch.randint(levels, (2, settings.batch), generator=rng).amax(0)  # mostly where the text decides
         z_t, target = noised(scheduler, z, noise, t)
         warm, fall = (step + 1) / settings.warmup, (settings.steps - step) / (settings.fall * settings.steps)
-        for parameters in denoiser.optimizer.param_groups:
-            parameters["lr"] = settings.learning_rate * min(1.0, warm, fall)
         loss = step_loss(z_t.contiguous(memory_format=torch.channels_last), target, t, ids[chosen].long())
-        denoiser.optimizer.zero_grad(set_to_none=True)
+        denoiser.networks.zero_grad(set_to_none=True)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(denoiser.networks.parameters(), 1.0)
-        denoiser.optimizer.step()
-        denoiser.average.update_parameters(denoiser.networks)
-        denoiser.step, total = step + 1, total + loss.item()
+        denoiser.update(min(1.0, warm, fall))
+        total += loss.item()
         if denoiser.step % 100 == 0:
             rate = (denoiser.step - first) * settings.batch / (time.perf_counter() - started)
             line = {"step": denoiser.step, "loss": round(total / 100, 5), "samples_per_s": round(rate, 1)}

@@ -80,6 +80,7 @@ def make_unet() -> UNet2DConditionModel:
         attention_head_dim=4,  # diffusers' name for the number of heads
         addition_embed_type="text",  # the pooled text joins the time embedding: learned faster than attention
         addition_embed_type_num_heads=8,
+        resnet_time_scale_shift="scale_shift",
         norm_num_groups=16,
     )
     unet.set_attn_processor(AttnProcessor())  # on a CPU its backward is faster than the fused attention's

@@ -1,0 +1,278 @@
+"""How fast is SDI at Stable Diffusion 2.1 size? Ours against eager diffusers calls; random weights.
+
+`python benchmarks/guidance_gpu.py [--device cuda] [--views 1 2 4] [--tiny]` times whole steps (render,
+encode, inversion, guidance, backward) with CFG and with perp-neg, averaged over five noise levels of SDI's
+annealing, and writes benchmarks/results/gpu-guidance.json. `--tiny` checks the script itself, on any machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from common import write_result
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from torch import Tensor
+
+from splatdistill.cameras import Cameras, OrbitRanges, sample_orbit
+from splatdistill.gaussians import init_blob
+from splatdistill.guidance import METHODS, Method, distill
+from splatdistill.priors.base import Conditioning
+from splatdistill.priors.latent import LatentPrior
+from splatdistill.prompts import perp_neg_mix
+from splatdistill.rendering import render
+
+LEVELS = (979, 784, 589, 394, 200)  # t, over the annealing from .98 to .2
+STAGES = ("render", "encode", "inversion", "guidance", "backward")
+GUIDANCE, INVERSION_GUIDANCE, INVERSION_STEPS, ETA = 7.5, -7.5, 10, 0.3
+UNET_GFLOP = 804  # of one sample at 64x64 latents
+
+
+def build_prior(device: str, dtype: torch.dtype, tiny: bool) -> LatentPrior:
+    """Networks of Stable Diffusion 2.1's architecture with random weights; the text encoder is not needed."""
+    torch.manual_seed(0)
+    widths = (32, 64, 64, 64) if tiny else (320, 640, 1280, 1280)
+    with torch.device(device):
+        unet = UNet2DConditionModel(
+            sample_size=8 if tiny else 64,
+            block_out_channels=widths,
+            attention_head_dim=(2, 4, 4, 4) if tiny else (5, 10, 20, 20),  # the number of heads
+            cross_attention_dim=32 if tiny else 1024,
+            use_linear_projection=True,
+        )
+        vae = AutoencoderKL(
+            sample_size=64 if tiny else 512,
+            block_out_channels=(32, 32, 32, 32) if tiny else (128, 256, 512, 512),
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+            layers_per_block=2,
+            latent_channels=4,
+        )
+    scheduler = DDIMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", set_alpha_to_one=False
+    )
+    vae_dtype = torch.bfloat16 if dtype == torch.float16 else dtype
+    networks = {"unet": unet.to(dtype), "vae": vae.to(vae_dtype), "text_encoder": torch.nn.Module()}
+    return LatentPrior("random", **networks, tokenizer=None, scheduler=scheduler)
+
+
+def build_condition(prior: LatentPrior, cameras: Cameras, perp_neg: bool) -> Conditioning:
+    """CFG or perp-neg branches with random embeddings."""
+    width = prior.unet.config.cross_attention_dim
+    generator = torch.Generator().manual_seed(1)
+    texts = torch.randn(4, 1, 77, width, generator=generator).to(prior.device)
+    texts = texts.repeat(1, len(cameras), 1, 1)
+    ones = torch.ones(1, len(cameras))
+    if not perp_neg:
+        return Conditioning(texts[:2], torch.cat([(1 - GUIDANCE) * ones, GUIDANCE * ones]))
+    mix = perp_neg_mix(cameras.azimuth_deg, cameras.elevation_deg)
+    return Conditioning(texts, torch.cat([ones, GUIDANCE * ones, GUIDANCE * mix.weights]), perp_neg=True)
+
+
+class Eager:
+    """SDI as research code does it: one view after the other, diffusers calls, arithmetic in Python.
+
+    All branches of a view are one batch; every branch is evaluated, whatever its weight.
+    """
+
+    def __init__(self, prior: LatentPrior) -> None:
+        self.unet, self.vae, self.dtype = prior.unet, prior.vae, prior.unet.dtype
+        self.size, self.scale = prior.image_size, prior.vae.config.scaling_factor
+        self.alphas = prior.alphas_cumprod.float().to(prior.device)
+
+    def encode(self, rgb: Tensor) -> Tensor:
+        """Latents [V, 4, h, w] of images [V, 3, H, W] in [0, 1]."""
+        images = F.interpolate(rgb, (self.size, self.size), mode="bilinear")
+        views = [self.vae.encode((2 * x[None] - 1).to(self.vae.dtype)).latent_dist.mode() for x in images]
+        return torch.cat(views).float() * self.scale
+
+    def predict(self, x: Tensor, t: int, texts: Tensor, weights: Tensor, perp_neg: bool, g: float) -> Tensor:
+        """The guided noise [1, 4, h, w] of one view; texts [R, 77, D], weights [R] relative to the text's."""
+        branches = len(texts)
+        batch = torch.cat([x] * branches).to(self.dtype)
+        steps = torch.tensor([t] * branches, device=x.device)
+        outputs = self.unet(batch, steps, encoder_hidden_states=texts).sample.float()
+        null, text, *negatives = outputs.chunk(branches)
+        direction = text - null
+        total = direction.clone()
+        for negative, weight in zip(negatives, weights[2:] if perp_neg else (), strict=True):
+            other = negative - null
+            share = (other * direction).sum() / direction.square().sum()
+            total += weight * (other - share * direction)
+        return null + g * total
+
+    def noise(self, z: Tensor, t: int, texts: Tensor, weights: Tensor, perp_neg: bool) -> Tensor:
+        """DDIM inversion of one view's latents [1, 4, h, w] to the noise at t."""
+        grid = list(range(0, t, len(self.alphas) // INVERSION_STEPS))
+        x = z
+        for now, then in zip(grid, [*grid[1:], t], strict=True):
+            e = self.predict(x, now, texts, weights, perp_neg, INVERSION_GUIDANCE)
+            ab, ab_next = self.alphas[now], self.alphas[then]
+            clean = (x - (1 - ab).sqrt() * e) / ab.sqrt()
+            x = ab_next.sqrt() * clean + (1 - ab_next).sqrt() * e
+        x = x + ETA * (1 - self.alphas[t]).sqrt() * torch.randn_like(x)
+        return (x - self.alphas[t].sqrt() * z) / (1 - self.alphas[t]).sqrt()
+
+    def loss(self, z: Tensor, t: int, cond: Conditioning, stage: Callable[[str], None]) -> Tensor:
+        """The loss of SDI over views [V, 4, h, w]."""
+        weights = cond.weights / cond.weights[1]
+        total = z.new_zeros(())
+        for v in range(len(z)):
+            texts, own = cond.embeddings[:, v].to(self.dtype), weights[:, v].tolist()
+            with torch.no_grad():
+                clean = z[v : v + 1].detach()
+                kappa = self.noise(clean, t, texts, own, cond.perp_neg)
+                stage("inversion")
+                ab = self.alphas[t]
+                z_t = ab.sqrt() * clean + (1 - ab).sqrt() * kappa
+                e = self.predict(z_t, t, texts, own, cond.perp_neg, GUIDANCE)
+                target = (z_t - (1 - ab).sqrt() * e) / ab.sqrt()
+                stage("guidance")
+            total = total + 0.5 * F.mse_loss(z[v : v + 1], target, reduction="sum") / len(z)
+        return total
+
+
+class Ours:
+    """The product's own path."""
+
+    def __init__(self, prior: LatentPrior) -> None:
+        self.prior, self.encode = prior, prior.encode
+        method = METHODS["sdi"]
+        self.method = replace(
+            method, noise=replace(method.noise, steps=INVERSION_STEPS, guidance=INVERSION_GUIDANCE, eta=ETA)
+        )
+
+    def loss(self, z: Tensor, t: int, cond: Conditioning, stage: Callable[[str], None]) -> Tensor:
+        """The loss of SDI over views [V, 4, h, w]."""
+
+        def noise(*arguments):
+            found = self.method.noise(*arguments)
+            stage("inversion")
+            return found
+
+        method: Method = replace(self.method, noise=noise)
+        loss = distill(self.prior, z, torch.full((len(z),), t), cond, method).loss
+        stage("guidance")
+        return loss
+
+
+def one_step(way: Eager | Ours, scene, cameras: Cameras, t: int, cond: Conditioning, stage) -> None:
+    """Render, encode, distil and go back to the Gaussians; `stage(name)` is called after each part."""
+    view = render(scene, cameras, torch.ones(3))
+    stage("render")
+    z = way.encode(view.rgb.permute(0, 3, 1, 2))
+    stage("encode")
+    way.loss(z, t, cond, stage).backward()
+    stage("backward")
+    for parameter in scene.values():
+        parameter.grad = None
+
+
+def synchronise(device: str) -> None:
+    """Wait for the GPU."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def measure(way: Eager | Ours, scene, cameras: Cameras, cond: Conditioning, options) -> dict:
+    """Milliseconds a step over LEVELS: in all without interruption, and by stage."""
+    start = time.perf_counter()
+    for t in LEVELS:
+        one_step(way, scene, cameras, t, cond, lambda name: None)
+    synchronise(options.device)
+    first = time.perf_counter() - start
+    best = float("inf")
+    for _ in range(options.repeats):
+        start = time.perf_counter()
+        for t in LEVELS:
+            one_step(way, scene, cameras, t, cond, lambda name: None)
+        synchronise(options.device)
+        best = min(best, (time.perf_counter() - start) / len(LEVELS))
+    split = dict.fromkeys(STAGES, 0.0)
+    mark = [time.perf_counter()]
+
+    def stage(name: str) -> None:
+        synchronise(options.device)
+        now = time.perf_counter()
+        split[name] += 1e3 * (now - mark[0]) / len(LEVELS)
+        mark[0] = now
+
+    for t in LEVELS:
+        synchronise(options.device)
+        mark[0] = time.perf_counter()
+        one_step(way, scene, cameras, t, cond, stage)
+    return {
+        "step_ms": 1e3 * best,
+        "view_ms": 1e3 * best / len(cameras),
+        "first_pass_s": first,
+        "split_ms": split,
+    }
+
+
+def matmul_peak(device: str, dtype: torch.dtype, size: int) -> float:
+    """TFLOP/s of a large matrix product: the best of ten."""
+    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    best = float("inf")
+    for _ in range(10):
+        synchronise(device)
+        start = time.perf_counter()
+        a @ b
+        synchronise(device)
+        best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best / 1e12
+
+
+def evaluations(branches: int) -> float:
+    """UNet samples of one view and step, averaged over LEVELS."""
+    return branches * sum(len(range(0, t, 1000 // INVERSION_STEPS)) + 1 for t in LEVELS) / len(LEVELS)
+
+
+def main() -> None:
+    """Time every combination, print a table, write the results."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--device", default="cuda", choices=["cpu", "cuda"])
+    parser.add_argument("--views", type=int, nargs="+", default=[1, 2, 4])
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--gaussians", type=int, default=50_000)
+    parser.add_argument("--tiny", action="store_true", help="small networks; results are not written")
+    options = parser.parse_args()
+    dtype = torch.float16 if options.device == "cuda" else torch.float32
+    peak = matmul_peak(options.device, dtype, 512 if options.tiny else 8192)
+    start = time.perf_counter()
+    prior = build_prior(options.device, dtype, options.tiny)
+    ways: dict[str, Eager | Ours] = {"eager": Eager(prior), "ours": Ours(prior)}
+    built = time.perf_counter() - start
+    rows = []
+    for name, way in ways.items():
+        for count in options.views:
+            generator = torch.Generator().manual_seed(2)
+            cameras = sample_orbit(OrbitRanges(), count, prior.image_size, generator)
+            scene = init_blob(options.gaussians, generator=generator).to(options.device)
+            for mode in ("cfg", "perp_neg"):
+                if options.device == "cuda":
+                    torch.cuda.reset_peak_memory_stats()
+                cond = build_condition(prior, cameras, mode == "perp_neg")
+                row = {"way": name, "views": count, "mode": mode}
+                row |= measure(way, scene, cameras, cond, options)
+                samples = count * evaluations(4 if mode == "perp_neg" else 2)
+                unet_ms = row["split_ms"]["inversion"] + row["split_ms"]["guidance"]
+                row["unet_samples_per_s"] = 1e3 * samples / unet_ms
+                row["share_of_peak"] = row["unet_samples_per_s"] * UNET_GFLOP / 1e3 / peak
+                if options.device == "cuda":
+                    row["peak_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
+                rows.append(row)
+                print(
+                    f"{name:6s} {count} views {mode:8s} {row['view_ms']:8.1f} ms/view   "
+                    + "  ".join(f"{k} {v:.1f}" for k, v in row["split_ms"].items()),
+                    flush=True,
+                )
+    if not options.tiny:
+        write_result("gpu-guidance", {"matmul_peak_tflops": peak, "build_s": built, "rows": rows})
+
+
+if __name__ == "__main__":
+    main()

@@ -61,6 +61,9 @@ gpu-check:  ## on a GPU machine: build, run the GPU tests and benchmarks (WHEELS
 	  --no-deps --no-compile --upgrade --target $(GPU_SITE) $(WHEELS)/*.whl; fi
 	$(PYTHON) setup.py -q build_ext --inplace
 	$(PYTHON) -m pytest -q -m gpu
+	if command -v compute-sanitizer >/dev/null; then for tool in memcheck racecheck; do \
+	  compute-sanitizer --tool $$tool --error-exitcode 1 $(PYTHON) -m pytest -q -m gpu tests/test_ops_ddim.py || exit 1; \
+	  done; else echo "no compute-sanitizer: memcheck and racecheck were left out"; fi
 	for script in $$(grep -l -e '"--device"' benchmarks/*.py); do $(PYTHON) $$script --device cuda || exit 1; done
 
 clean:  ## remove what was built; the virtual environment and outputs/ stay

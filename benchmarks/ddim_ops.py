@@ -1,6 +1,7 @@
 """How much faster are the fused diffusion steps than the best way to write them in torch?
 
 python benchmarks/ddim_ops.py [--device cuda]: one thread on the CPU; writes benchmarks/results/ddim_ops.json
+On CUDA also: the memory bandwidth of large batches, as a share of what a copy on the device reaches.
 
 The torch forms of a step get every advantage: coefficients folded by hand into factors already shaped for
 broadcasting, in place where that helps. `guide_then_move` combines the branches (lerp), then converts and
@@ -37,7 +38,38 @@ def main() -> None:
             for dtype in (torch.float32, torch.bfloat16):
                 for name, candidates in cases(shape, dtype, options.device).items():
                     rows.append(measure(name, shape, dtype, candidates, options))
-    write_result("ddim_ops" if options.device == "cpu" else "gpu-ddim_ops", {"rows": rows})
+        result = {"rows": rows}
+        if options.device == "cuda":
+            result["bandwidth"] = [bandwidth(dtype) for dtype in (torch.float32, torch.float16)]
+    write_result("ddim_ops" if options.device == "cpu" else "gpu-ddim_ops", result)
+
+
+def bandwidth(dtype: torch.dtype, shape: tuple[int, ...] = (1024, 4, 64, 64)) -> dict:
+    """Bytes read and written a second by each op on CUDA, beside those of a device copy of one tensor."""
+    size = dtype.itemsize * torch.Size(shape).numel()
+    x_t = torch.randn(shape, device="cuda", dtype=dtype)
+    copy = 2 * size / device_seconds(lambda: x_t.clone())
+    row = {"dtype": str(dtype).removeprefix("torch."), "copy_gb_per_s": copy / 1e9}
+    accesses = {"ddim_step": 4, "noise_residual": 6, "recover_noise": 4}  # tensors of x_t's size
+    for name, candidates in cases(shape, dtype, "cuda").items():
+        rate = accesses[name] * size / device_seconds(candidates["ours"])
+        row |= {f"{name}_gb_per_s": rate / 1e9, f"{name}_share_of_copy": rate / copy}
+    print({key: round(value, 3) if isinstance(value, float) else value for key, value in row.items()})
+    return row
+
+
+def device_seconds(function: Callable, number: int = 50) -> float:
+    """The shortest of five averages over `number` calls, by the device's own clock."""
+    best = float("inf")
+    for _ in range(6):
+        start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        for _ in range(number):
+            function()
+        stop.record()
+        torch.cuda.synchronize()
+        best = min(best, start.elapsed_time(stop) / 1e3 / number)
+    return best
 
 
 def cases(shape: tuple[int, ...], dtype: torch.dtype, device: str) -> dict[str, dict[str, Callable]]:

@@ -10,11 +10,13 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from common import write_result
-from judge import COLORS, THINGS, load_judge
+from judge import COLORS, THINGS, Judge, load_judge
 from PIL import Image
 
 from splatdistill import trainer
@@ -59,6 +61,47 @@ def look(gaussians: torch.nn.ParameterDict, count: int, size: int) -> torch.Tens
     return views.permute(0, 3, 1, 2).float() / 255
 
 
+def evaluate(
+    prior: Prior, judge: Judge, method: str, count: int, seeds: int = 1, overrides: Sequence[str] = ()
+) -> tuple[dict[str, Any], list[torch.Tensor]]:
+    """Run `count` prompts; the shares named right with a row a run, and a strip [3, 96, 384] of each."""
+    rows, strips = [], []
+    for prompt, thing, color in prompts(count):
+        for seed in range(seeds):
+            flags = {"prompt": prompt, "seed": seed, "method": method, "prior": {"name": prior.name}}
+            config = resolve(flags, None, overrides)
+            with tempfile.TemporaryDirectory() as folder:
+                (Path(folder) / "checkpoints").mkdir()
+                splat, seconds = run(prior, config, Path(folder))
+            things, hues = (p.mean(0) for p in judge.name(look(splat, 8, 64)))
+            named, hue = THINGS[int(things.argmax())], COLORS[int(hues.argmax())]
+            row = {
+                "prompt": prompt,
+                "seed": seed,
+                "named": named,
+                "named_colour": hue,
+                "object": named == thing,
+                "colour": hue == color,
+                "gaussians": len(splat["means"]),
+                "seconds": round(seconds, 1),
+            }
+            rows.append(row)
+            strips.append(torch.cat(list(look(splat, 4, 96)), 2))
+            marks = ["" if row[key] else " (!)" for key in ("object", "colour")]
+            verdict = f"{named}{marks[0]}, {hue}{marks[1]}"
+            print(f"{prompt:28s} {verdict:34s} {row['gaussians']:5d} Gaussians {seconds:5.1f} s", flush=True)
+    shares = {key: sum(r[key] for r in rows) / len(rows) for key in ("object", "colour", "seconds")}
+    return {**shares, "runs": rows}, strips
+
+
+def sheet(strips: list[torch.Tensor], columns: int = 4) -> Image.Image:
+    """All strips on one picture."""
+    blank = torch.ones_like(strips[0])
+    strips = strips + [blank] * (-len(strips) % columns)
+    lines = [torch.cat(strips[k : k + columns], 2) for k in range(0, len(strips), columns)]
+    return Image.fromarray((torch.cat(lines, 1).permute(1, 2, 0) * 255).round().byte().numpy())
+
+
 def main() -> None:
     """Run all prompts and report."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -68,52 +111,14 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("overrides", nargs="*")
     options = parser.parse_intermixed_args()
-    prior, judge = LatentPrior.load(options.prior, CPU), load_judge()
-    rows, pictures = [], []
-    for prompt, thing, color in prompts(options.prompts):
-        for seed in range(options.seeds):
-            flags = {
-                "prompt": prompt,
-                "seed": seed,
-                "method": options.method,
-                "prior": {"name": options.prior},
-            }
-            config = resolve(flags, None, options.overrides)
-            with tempfile.TemporaryDirectory() as folder:
-                (Path(folder) / "checkpoints").mkdir()
-                splat, seconds = run(prior, config, Path(folder))
-            things, hues = (p.mean(0) for p in judge.name(look(splat, 8, 64)))
-            row = {
-                "prompt": prompt,
-                "seed": seed,
-                "named": THINGS[int(things.argmax())],
-                "named_colour": COLORS[int(hues.argmax())],
-                "object": THINGS[int(things.argmax())] == thing,
-                "colour": COLORS[int(hues.argmax())] == color,
-                "gaussians": len(splat["means"]),
-                "seconds": round(seconds, 1),
-            }
-            rows.append(row)
-            pictures.append(torch.cat(list(look(splat, 4, 96)), 2))
-            marks = ["" if row[key] else " (!)" for key in ("object", "colour")]
-            verdict = f"{row['named']}{marks[0]}, {row['named_colour']}{marks[1]}"
-            print(f"{prompt:28s} {verdict:34s} {row['gaussians']:5d} Gaussians {seconds:5.1f} s", flush=True)
-    result = {
-        "object": sum(r["object"] for r in rows) / len(rows),
-        "colour": sum(r["colour"] for r in rows) / len(rows),
-        "seconds": sum(r["seconds"] for r in rows) / len(rows),
-        "runs": rows,
-    }
+    prior = LatentPrior.load(options.prior, CPU)
+    result, strips = evaluate(
+        prior, load_judge(), options.method, options.prompts, options.seeds, options.overrides
+    )
     print({k: round(v, 3) for k, v in result.items() if isinstance(v, float)})
     write_result(f"main_job-{options.method}", result)
-    columns = 4
-    blank = torch.ones_like(pictures[0])
-    pictures += [blank] * (-len(pictures) % columns)
-    sheet = torch.cat([torch.cat(pictures[k : k + columns], 2) for k in range(0, len(pictures), columns)], 1)
     Path("outputs").mkdir(exist_ok=True)
-    Image.fromarray((sheet.permute(1, 2, 0) * 255).round().byte().numpy()).save(
-        f"outputs/main_job-{options.method}.png"
-    )
+    sheet(strips).save(f"outputs/main_job-{options.method}.png")
 
 
 if __name__ == "__main__":

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import argparse
 import time
+from typing import Any
 
 import torch
 from common import write_result
-from judge import COLORS, THINGS, load_judge
+from judge import COLORS, THINGS, Judge, load_judge
 
 from splatdistill.guidance import sample
 from splatdistill.priors.base import cfg
@@ -31,6 +32,33 @@ def autoencoder_psnr(prior: LatentPrior, count: int = 320) -> float:
 
 
 @torch.no_grad()
+def evaluate(prior: LatentPrior, judge: Judge, samples: int, guidance: float, steps: int) -> dict[str, Any]:
+    """Draw `samples` pictures of every thing, in different colours and views; the shares named right."""
+    rows: dict[str, tuple[float, float]] = {}
+    generator = torch.Generator().manual_seed(123)
+    for i, thing in enumerate(THINGS):
+        colors = [COLORS[(i + 5 * k) % len(COLORS)] for k in range(samples)]
+        texts = [grammar.describe((thing,), (c,)) + VIEWS[k % len(VIEWS)] for k, c in enumerate(colors)]
+        condition = cfg(prior.embed([""] * len(texts)), prior.embed(texts), guidance)
+        z_T = torch.randn(len(texts), *prior.latent_shape, generator=generator)
+        images = prior.decode(sample(prior, condition, z_T, steps=steps)).clamp(0, 1)
+        things, hues = judge.name(images.float())
+        rows[thing] = (
+            (things.argmax(-1) == i).float().mean().item(),
+            (hues.argmax(-1) == torch.tensor([COLORS.index(c) for c in colors])).float().mean().item(),
+        )
+        print(f"{thing:16s} object {rows[thing][0]:4.0%}  colour {rows[thing][1]:4.0%}", flush=True)
+    objects = [rows[name] for name in grammar.OBJECTS]
+    return {
+        "samples": samples * len(rows),
+        "guidance": guidance,
+        "object": sum(r[0] for r in rows.values()) / len(rows),
+        "object_without_primitives": sum(r[0] for r in objects) / len(objects),
+        "colour": sum(r[1] for r in rows.values()) / len(rows),
+        "by_thing": {name: {"object": r[0], "colour": r[1]} for name, r in rows.items()},
+    }
+
+
 def main() -> None:
     """Sample, judge, report."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -39,31 +67,9 @@ def main() -> None:
     parser.add_argument("--guidance", type=float, default=4.0)
     parser.add_argument("--steps", type=int, default=50)
     options = parser.parse_args()
-    prior, judge = LatentPrior.load(options.teacher, device="cpu"), load_judge()
-    start, rows, generator = time.perf_counter(), {}, torch.Generator().manual_seed(123)
-    for i, thing in enumerate(THINGS):
-        colors = [COLORS[(i + 5 * k) % len(COLORS)] for k in range(options.samples)]
-        texts = [grammar.describe((thing,), (c,)) + VIEWS[k % len(VIEWS)] for k, c in enumerate(colors)]
-        condition = cfg(prior.embed([""] * len(texts)), prior.embed(texts), options.guidance)
-        z_T = torch.randn(len(texts), *prior.latent_shape, generator=generator)
-        images = prior.decode(sample(prior, condition, z_T, steps=options.steps)).clamp(0, 1)
-        things, hues = judge.name(images.float())
-        rows[thing] = (
-            (things.argmax(-1) == i).float().mean().item(),
-            (hues.argmax(-1) == torch.tensor([COLORS.index(c) for c in colors])).float().mean().item(),
-        )
-        print(f"{thing:16s} object {rows[thing][0]:4.0%}  colour {rows[thing][1]:4.0%}", flush=True)
-    objects = [rows[name] for name in grammar.OBJECTS]
-    result = {
-        "samples": options.samples * len(rows),
-        "guidance": options.guidance,
-        "object": sum(r[0] for r in rows.values()) / len(rows),
-        "object_without_primitives": sum(r[0] for r in objects) / len(objects),
-        "colour": sum(r[1] for r in rows.values()) / len(rows),
-        "autoencoder_psnr_db": autoencoder_psnr(prior),
-        "seconds": time.perf_counter() - start,
-        "by_thing": {name: {"object": r[0], "colour": r[1]} for name, r in rows.items()},
-    }
+    prior, start = LatentPrior.load(options.teacher, device="cpu"), time.perf_counter()
+    result = evaluate(prior, load_judge(), options.samples, options.guidance, options.steps)
+    result |= {"autoencoder_psnr_db": autoencoder_psnr(prior), "seconds": time.perf_counter() - start}
     print({k: round(v, 3) for k, v in result.items() if isinstance(v, float)})
     write_result("teacher", result)
 

@@ -1,0 +1,32 @@
+"""What comes out, judged: run with `make quality` (a quarter of an hour on two cores)."""
+
+import pytest
+from judge import load_judge
+from main_job import CPU
+from main_job import evaluate as evaluate_main_job
+from teacher import autoencoder_psnr
+from teacher import evaluate as evaluate_teacher
+
+from splatdistill.priors.latent import LatentPrior
+
+pytestmark = pytest.mark.quality
+
+
+@pytest.fixture(scope="module")
+def prior() -> LatentPrior:
+    return LatentPrior.load("embedded", CPU)
+
+
+def test_the_teachers_samples_show_what_was_asked(prior: LatentPrior) -> None:
+    result = evaluate_teacher(prior, load_judge(), samples=4, guidance=4.0, steps=50)
+    assert result["object"] >= 0.80 and result["colour"] >= 0.95, result
+
+
+def test_the_autoencoder_keeps_small_parts(prior: LatentPrior) -> None:
+    assert autoencoder_psnr(prior) >= 30.0
+
+
+def test_splats_show_what_was_asked(prior: LatentPrior) -> None:
+    result, _ = evaluate_main_job(prior, load_judge(), "sdi", 20)
+    assert result["object"] >= 0.70 and result["colour"] >= 0.90, result
+    assert all(run["gaussians"] >= 50 for run in result["runs"])

@@ -54,28 +54,29 @@ def _crops(images: np.ndarray, rng: torch.Generator) -> Tensor:
     return torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
-def train_autoencoder(path: Path, steps: int, seed: int = 1) -> None:
+def train_autoencoder(path: Path, steps: int, seed: int = 1, device: torch.device | str = "cpu") -> None:
     """Train for `steps` steps of 48 crops; save the weights and their average to `path`, resuming from it.
 
     The learning rate is constant for 70 % of the run, then falls linearly. 500 steps give one log line.
     """
     torch.manual_seed(seed)
     model: Any = make_autoencoder()
-    model.to(memory_format=torch.channels_last)
+    device = torch.device(device)
+    model.to(device, memory_format=torch.channels_last)
     average = torch.optim.swa_utils.AveragedModel(
         model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.999)
     )
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=1e-4, betas=(0.9, 0.99))
     first = 0
     if path.exists():
-        state = torch.load(path, weights_only=True)
+        state = torch.load(path, weights_only=True, map_location=device)
         model.load_state_dict(state["model"])
         average.load_state_dict(state["average"])
         optimizer.load_state_dict(state["optimizer"])
         first = state["step"]
 
     def loss_of(images: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast(device.type, torch.bfloat16):
             latents = model.encoder(images).float()
             output = model.decoder(latents + LATENT_NOISE * noise).float()
         loss = _reconstruction_loss(output, images) + 0.01 * _latent_loss(latents)
@@ -88,8 +89,8 @@ def train_autoencoder(path: Path, steps: int, seed: int = 1) -> None:
             parts = [data.group(np.random.default_rng((seed, step, i)), IMAGE_SIZE) for i in range(64)]
             pool = np.concatenate([part.images for part in parts])
         chosen = pool[torch.randint(len(pool), (BATCH,), generator=rng).numpy()]
-        images = _foggy(_crops(chosen, rng), rng).contiguous(memory_format=torch.channels_last)
-        noise = torch.randn(BATCH, 4, CROP // 4, CROP // 4, generator=rng)
+        images = _foggy(_crops(chosen, rng), rng).to(device, memory_format=torch.channels_last)
+        noise = torch.randn(BATCH, 4, CROP // 4, CROP // 4, generator=rng).to(device)
         warm, fall = min(1.0, (step + 1) / 200), min(1.0, (steps - step) / (0.3 * steps))
         for g in optimizer.param_groups:
             g["lr"] = 2e-3 * warm * fall

@@ -48,17 +48,20 @@ class DenoiserSettings:
 
 @torch.no_grad()
 def encode_pictures(autoencoder: Any, path: Path, settings: DenoiserSettings) -> None:
-    """Render and encode the training set: an .npz of latents [n, 4, 16, 16] fp16 and ids [n, 24] int16."""
+    """Render and encode the training set: an .npz of latents [n, 4, 16, 16] fp16 and ids [n, 24] int16.
+
+    The autoencoder works where it is, in bfloat16.
+    """
+    device = next(autoencoder.parameters()).device
     tokenizer = make_tokenizer(grammar.vocabulary())
     latents = np.empty((settings.pictures, LATENT_CHANNELS, LATENT_SIZE, LATENT_SIZE), np.float16)
     captions: list[str] = []
     start = time.perf_counter()
     for pictures in data.groups(settings.seed, settings.pictures, IMAGE_SIZE, torch.get_num_threads()):
-        images = (
-            torch.from_numpy(pictures.images).permute(0, 3, 1, 2).float() / 127.5 - 1
-        )  # NHWC memory: fast
-        with torch.autocast("cpu", torch.bfloat16):
-            encoded = autoencoder.encoder(images).float() * autoencoder.config.scaling_factor
+        images = torch.from_numpy(pictures.images).to(device).permute(0, 3, 1, 2)  # NHWC memory: fast
+        with torch.autocast(device.type, torch.bfloat16):
+            encoded = autoencoder.encoder(images.float() / 127.5 - 1).float()
+        encoded = (encoded * autoencoder.config.scaling_factor).cpu()
         first = len(captions)
         captions += pictures.captions
         latents[first : len(captions)] = encoded.numpy()[: settings.pictures - first]
@@ -75,7 +78,7 @@ def noised(scheduler: DDIMScheduler, latents: Tensor, noise: Tensor, t: Tensor) 
 
     latents, noise and both results [B, C, h, w]; t [B].
     """
-    alpha_bar = scheduler.alphas_cumprod[t].view(-1, 1, 1, 1)
+    alpha_bar = scheduler.alphas_cumprod.to(t.device)[t].view(-1, 1, 1, 1)
     signal, sigma = alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
     return signal * latents + sigma * noise, signal * noise - sigma * latents
 
@@ -83,14 +86,14 @@ def noised(scheduler: DDIMScheduler, latents: Tensor, noise: Tensor, t: Tensor) 
 class Denoiser:
     """Network, text encoder, optimizer and moving averages, with exact save and load."""
 
-    def __init__(self, settings: DenoiserSettings):
+    def __init__(self, settings: DenoiserSettings, device: torch.device | str = "cpu"):
         torch.manual_seed(settings.seed)
-        self.settings = settings
+        self.settings, self.device = settings, torch.device(device)
         self.tokenizer = make_tokenizer(grammar.vocabulary())
         unet: Any = make_unet()
         self.networks = torch.nn.ModuleDict(
             {"unet": unet.to(memory_format=torch.channels_last), "text": make_text_encoder(self.tokenizer)}
-        )
+        ).to(self.device)
         decay = torch.optim.swa_utils.get_ema_multi_avg_fn(settings.ema)
         self.average = torch.optim.swa_utils.AveragedModel(self.networks, multi_avg_fn=decay)
         named = list(self.networks.named_parameters())
@@ -117,7 +120,7 @@ class Denoiser:
 
     def loss(self, z_t: Tensor, target: Tensor, t: Tensor, ids: Tensor) -> Tensor:
         """Mean squared error of v over a batch. z_t, target [B, C, h, w], t [B], ids [B, L]."""
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast(self.device.type, torch.bfloat16):
             text = self.networks["text"](input_ids=ids).last_hidden_state
             predicted = self.networks["unet"](z_t, t, text).sample
         return F.mse_loss(predicted.float(), target)
@@ -132,12 +135,30 @@ class Denoiser:
 
     def load(self, path: Path) -> None:
         """Continue from what `save` wrote."""
-        state = torch.load(path, weights_only=True)
+        state = torch.load(path, weights_only=True, map_location=self.device)
         self.networks.load_state_dict(state["networks"])
         self.average.load_state_dict(state["average"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
         self.step = state["step"]
+
+
+def draw_batch(
+    settings: DenoiserSettings, step: int, latents: Tensor, scheduler: DDIMScheduler
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The batch of one step, which (seed, step) alone decide: z_t and v target [B, C, h, w], t [B], rows [B].
+
+    t is the larger of two uniform draws: the text decides most where there is most noise.
+    """
+    device = latents.device
+    rng = torch.Generator(device).manual_seed(settings.seed * 1_000_003 + step)
+    drawn: Any = {"generator": rng, "device": device}
+    rows = torch.randint(len(latents), (settings.batch,), **drawn)
+    z = latents[rows].float()
+    noise = torch.randn(z.shape, **drawn)
+    t = torch.randint(len(scheduler.alphas_cumprod), (2, settings.batch), **drawn).amax(0)
+    z_t, target = noised(scheduler, z, noise, t)
+    return z_t.contiguous(memory_format=torch.channels_last), target, t, rows
 
 
 def train_denoiser(
@@ -154,32 +175,27 @@ def train_denoiser(
         compiled: use torch.compile (1.5 times faster here, two minutes to start).
         stop: end early, after this step, as an interruption would; None runs to the end.
     """
-    settings, scheduler = denoiser.settings, make_scheduler()
-    levels = len(scheduler.alphas_cumprod)
+    settings, scheduler, device = denoiser.settings, make_scheduler(), denoiser.device
     with np.load(dataset) as arrays:
-        latents, ids = torch.from_numpy(arrays["latents"]), torch.from_numpy(arrays["ids"])
+        latents, ids = (torch.from_numpy(arrays[name]).to(device) for name in ("latents", "ids"))
     step_loss = torch.compile(denoiser.loss) if compiled else denoiser.loss
-    started, first, total = time.perf_counter(), denoiser.step, 0.0
+    started, first, total = time.perf_counter(), denoiser.step, torch.zeros((), device=device)
     last = settings.steps if stop is None else min(stop, settings.steps)
     for step in range(denoiser.step, last):
-        rng = torch.Generator().manual_seed(settings.seed * 1_000_003 + step)
-        chosen = torch.randint(len(latents), (settings.batch,), generator=rng)
-        z = latents[chosen].float()
-        noise = torch.randn(z.shape, generator=rng)
-        t = torch.randint(levels, (2, settings.batch), generator=rng).amax(0)  # mostly where the text decides
-        z_t, target = noised(scheduler, z, noise, t)
+        z_t, target, t, chosen = draw_batch(settings, step, latents, scheduler)
         warm, fall = (step + 1) / settings.warmup, (settings.steps - step) / (settings.fall * settings.steps)
-        loss = step_loss(z_t.contiguous(memory_format=torch.channels_last), target, t, ids[chosen].long())
+        loss = step_loss(z_t, target, t, ids[chosen].long())
         denoiser.networks.zero_grad(set_to_none=True)
         loss.backward()
         denoiser.update(min(1.0, warm, fall))
-        total += loss.item()
+        total += loss.detach()
         if denoiser.step % 100 == 0:
             rate = (denoiser.step - first) * settings.batch / (time.perf_counter() - started)
-            line = {"step": denoiser.step, "loss": round(total / 100, 5), "samples_per_s": round(rate, 1)}
+            mean = round(total.item() / 100, 5)
+            line = {"step": denoiser.step, "loss": mean, "samples_per_s": round(rate, 1)}
             with open(folder / "losses.jsonl", "a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
             log.info("denoiser %s", line)
-            total = 0.0
+            total.zero_()
         if denoiser.step % 500 == 0 or denoiser.step == last:
             denoiser.save(folder / "denoiser.pt")

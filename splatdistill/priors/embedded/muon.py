@@ -55,7 +55,7 @@ class Muon(torch.optim.Optimizer):
             for shape, parameters in same.items():
                 gradients = torch.stack([p.grad.reshape(shape) for p in parameters])
                 if "momentum" not in self.state[parameters[0]]:
-                    self.state.update({p: {"momentum": torch.zeros(shape)} for p in parameters})
+                    self.state.update({p: {"momentum": gradients.new_zeros(shape)} for p in parameters})
                 momentum = torch.stack([self.state[p]["momentum"] for p in parameters])
                 momentum.lerp_(gradients, 1 - group["momentum"])
                 updates = orthogonalize(gradients.lerp_(momentum, group["momentum"]))

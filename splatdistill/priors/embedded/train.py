@@ -7,6 +7,7 @@ folder DIR/teacher then loads with StableDiffusionPipeline.from_pretrained and w
 from __future__ import annotations
 
 import argparse
+import copy
 import logging
 import sys
 from dataclasses import replace
@@ -29,7 +30,7 @@ AUTOENCODER_STEPS = 5_000
 def load_autoencoder(path: Path) -> AutoencoderTiny:
     """The averaged autoencoder; scaling_factor is 1 / the standard deviation of 2,048 encoded pictures."""
     model: Any = make_autoencoder()
-    average = torch.load(path, weights_only=True)["average"]
+    average = torch.load(path, weights_only=True, map_location="cpu")["average"]
     model.load_state_dict(
         {k.removeprefix("module."): v for k, v in average.items() if k.startswith("module.")}
     )
@@ -72,22 +73,24 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--out", type=Path, required=True, help="folder for checkpoints, losses and the teacher"
     )
-    parser.add_argument(
-        "--steps", type=int, default=DenoiserSettings.steps, help="denoiser steps of 64 samples"
-    )
+    parser.add_argument("--steps", type=int, default=DenoiserSettings.steps, help="denoiser steps")
+    parser.add_argument("--batch", type=int, default=DenoiserSettings.batch, help="samples a denoiser step")
     parser.add_argument(
         "--pictures", type=int, default=DenoiserSettings.pictures, help="distinct training pictures"
     )
     parser.add_argument("--autoencoder-steps", type=int, default=AUTOENCODER_STEPS)
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--no-compile", action="store_true", help="do not compile the denoiser")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(options.threads)
-    settings = replace(DenoiserSettings(), steps=options.steps, pictures=options.pictures)
+    settings = replace(
+        DenoiserSettings(), steps=options.steps, batch=options.batch, pictures=options.pictures
+    )
     try:
         options.out.mkdir(parents=True, exist_ok=True)
-        train(options.out, settings, options.autoencoder_steps, compiled=not options.no_compile)
+        train(options.out, settings, options.autoencoder_steps, not options.no_compile, device=options.device)
     except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -100,21 +103,22 @@ def train(
     autoencoder_steps: int,
     compiled: bool = True,
     sheet: bool = True,
+    device: torch.device | str = "cpu",
 ) -> Path:
     """Run all stages in `folder`, skipping what is done; returns the teacher's folder.
 
     `compiled`: torch.compile the denoiser; `sheet`: end with samples.png.
     """
-    train_autoencoder(folder / "autoencoder.pt", autoencoder_steps)
+    train_autoencoder(folder / "autoencoder.pt", autoencoder_steps, device=device)
     autoencoder = load_autoencoder(folder / "autoencoder.pt")
     dataset = folder / "pictures.npz"
     if not dataset.exists():
-        encode_pictures(autoencoder, dataset, settings)
-    denoiser = Denoiser(settings)
+        encode_pictures(copy.deepcopy(autoencoder).to(device), dataset, settings)
+    denoiser = Denoiser(settings, device)
     if (folder / "denoiser.pt").exists():
         denoiser.load(folder / "denoiser.pt")
     train_denoiser(denoiser, dataset, folder, compiled)
-    networks: Any = denoiser.average.module
+    networks: Any = denoiser.average.module.cpu()
     teacher = folder / "teacher"
     export(teacher, autoencoder, networks["unet"], networks["text"], denoiser.tokenizer)
     if sheet:

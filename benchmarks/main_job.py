@@ -2,7 +2,7 @@
 
 `python benchmarks/main_job.py [--prompts N] [--seeds N] [--method sdi] [key=value ...]` runs what
 `python -m splatdistill.train` runs, has the judge name eight turntable views, prints a line a run, writes
-benchmarks/results/main_job-METHOD.json and a sheet of all results to outputs/main_job-METHOD.png.
+benchmarks/results/main_job-METHOD.json and, beside it, a picture of all results, four views each.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import write_result
+from common import RESULTS, write_result
 from judge import COLORS, THINGS, Judge, load_judge
 from PIL import Image
 
@@ -117,8 +117,7 @@ def main() -> None:
     )
     print({k: round(v, 3) for k, v in result.items() if isinstance(v, float)})
     write_result(f"main_job-{options.method}", result)
-    Path("outputs").mkdir(exist_ok=True)
-    sheet(strips).save(f"outputs/main_job-{options.method}.png")
+    sheet(strips).save(RESULTS / f"main_job-{options.method}.png")
 
 
 if __name__ == "__main__":

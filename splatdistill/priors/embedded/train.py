@@ -110,7 +110,7 @@ def train(
     `compiled`: torch.compile the denoiser; `sheet`: end with samples.png.
     """
     train_autoencoder(folder / "autoencoder.pt", autoencoder_steps, device=device)
-    autoencoder = load_autoencoder(folder / "autoencoder.pt")
+    autoencoder: Any = load_autoencoder(folder / "autoencoder.pt")
     dataset = folder / "pictures.npz"
     if not dataset.exists():
         encode_pictures(copy.deepcopy(autoencoder).to(device), dataset, settings)

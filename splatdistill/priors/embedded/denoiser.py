@@ -96,10 +96,11 @@ class Denoiser:
         ).to(self.device)
         decay = torch.optim.swa_utils.get_ema_multi_avg_fn(settings.ema)
         self.average = torch.optim.swa_utils.AveragedModel(self.networks, multi_avg_fn=decay)
-        named = list(self.networks.named_parameters())
         edge = ("conv_in", "conv_out", "embedding")  # not maps from features to features
-        matrices = [p for name, p in named if p.ndim > 1 and not any(part in name for part in edge)]
-        others = [p for _, p in named if all(p is not matrix for matrix in matrices)]
+        matrices: list[Tensor] = []
+        others: list[Tensor] = []
+        for name, p in self.networks.named_parameters():
+            (matrices if p.ndim > 1 and not any(part in name for part in edge) else others).append(p)
         self.optimizers: list[torch.optim.Optimizer] = [
             Muon(matrices, lr=settings.matrix_rate),
             torch.optim.AdamW(

@@ -7,7 +7,6 @@ folder DIR/teacher then loads with StableDiffusionPipeline.from_pretrained and w
 from __future__ import annotations
 
 import argparse
-import copy
 import logging
 import sys
 from dataclasses import replace
@@ -113,14 +112,14 @@ def train(
     autoencoder: Any = load_autoencoder(folder / "autoencoder.pt")
     dataset = folder / "pictures.npz"
     if not dataset.exists():
-        encode_pictures(copy.deepcopy(autoencoder).to(device), dataset, settings)
+        encode_pictures(autoencoder.to(device), dataset, settings)
     denoiser = Denoiser(settings, device)
     if (folder / "denoiser.pt").exists():
         denoiser.load(folder / "denoiser.pt")
     train_denoiser(denoiser, dataset, folder, compiled)
     networks: Any = denoiser.average.module.cpu()
     teacher = folder / "teacher"
-    export(teacher, autoencoder, networks["unet"], networks["text"], denoiser.tokenizer)
+    export(teacher, autoencoder.cpu(), networks["unet"], networks["text"], denoiser.tokenizer)
     if sheet:
         sample_sheet(teacher, folder / "samples.png")
     return teacher

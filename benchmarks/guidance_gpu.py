@@ -24,6 +24,7 @@ from torch import Tensor
 from splatdistill.cameras import Cameras, OrbitRanges, sample_orbit
 from splatdistill.gaussians import init_blob
 from splatdistill.guidance import InversionSettings, Method, build_method, distill
+from splatdistill.guidance.noise import Pair, Query
 from splatdistill.priors.base import Conditioning
 from splatdistill.priors.latent import LatentPrior
 from splatdistill.prompts import perp_neg_mix
@@ -152,8 +153,8 @@ class Ours:
     def loss(self, z: Tensor, t: int, cond: Conditioning, stage: Callable[[str], None]) -> Tensor:
         """The loss of SDI over views [V, 4, h, w]."""
 
-        def noise(*arguments):
-            found = self.method.noise(*arguments)
+        def noise(asked: Query) -> Pair:
+            found = self.method.noise(asked)
             stage("inversion")
             return found
 

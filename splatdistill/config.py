@@ -22,6 +22,7 @@ from splatdistill.densification import DensificationConfig
 from splatdistill.errors import UserError
 from splatdistill.guidance import InversionSettings, build_method
 from splatdistill.losses import LossWeights
+from splatdistill.schedules import SqrtAnneal
 
 Colour = tuple[float, float, float]
 
@@ -47,6 +48,7 @@ class TimestepConfig:
     """Each view's t is uniform in [low, high]: fractions of T that go from their first number to their second
     over the run. Low equal to high is the annealed t of SDI."""
 
+    shape: Literal["linear", "sqrt"] = "linear"  # evenly, or fast at first
     high: tuple[float, float] = (0.98, 0.2)
     low: tuple[float, float] = (0.98, 0.2)
 
@@ -182,7 +184,11 @@ def method_defaults(name: str) -> Config:
     config = Config(
         method=name,
         guidance=GuidanceConfig(scale=method.guidance),
-        timestep=TimestepConfig(high=(high(0.0), high(1.0)), low=(low(0.0), low(1.0))),
+        timestep=TimestepConfig(
+            shape="sqrt" if isinstance(high, SqrtAnneal) else "linear",
+            high=(high(0.0), high(1.0)),
+            low=(low(0.0), low(1.0)),
+        ),
     )
     return replace(config, inversion=method.noise) if isinstance(method.noise, InversionSettings) else config
 

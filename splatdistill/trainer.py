@@ -23,7 +23,7 @@ from splatdistill.priors.base import Prior
 from splatdistill.prompts import PromptCache, ViewPrompts, conditioning, pick_backgrounds
 from splatdistill.rendering import render
 from splatdistill.report import MetricsWriter, write_report
-from splatdistill.schedules import Linear, TimestepSchedule
+from splatdistill.schedules import Linear, SqrtAnneal, TimestepSchedule
 
 Metrics = dict[str, float]
 
@@ -108,8 +108,9 @@ def save(state: TrainState, out: Path) -> None:
 
 def method_of(config: Config) -> Method:
     """Return the distillation method with the run's own guidance, inversion and noise levels."""
-    method = build_method(config.method, config.inversion)
-    levels = TimestepSchedule(low=Linear(*config.timestep.low), high=Linear(*config.timestep.high))
+    method = build_method(config.method, config.inversion, config.seed)
+    line = SqrtAnneal if config.timestep.shape == "sqrt" else Linear
+    levels = TimestepSchedule(low=line(*config.timestep.low), high=line(*config.timestep.high))
     return dataclasses.replace(method, guidance=config.guidance.scale, timesteps=levels)
 
 

@@ -8,6 +8,7 @@ import torch
 
 from splatdistill.errors import UserError
 from splatdistill.guidance import METHODS, InversionSettings, build_method, random_noise
+from splatdistill.priors.base import ToyPrior
 
 
 def test_sdi_is_the_papers():
@@ -20,8 +21,8 @@ def test_sdi_is_the_papers():
 def test_sds_is_dreamfusions():
     sds = METHODS["sds"]
     assert sds.noise is random_noise and sds.guidance == 100.0
-    alpha_bar = torch.tensor([0.1, 0.9])
-    torch.testing.assert_close(sds.weight(alpha_bar), 1.0 - alpha_bar)
+    prior, t = ToyPrior(torch.zeros(1, 2, 2)), torch.tensor([100, 900])
+    torch.testing.assert_close(sds.weight(prior, t), 1.0 - prior.alphas_cumprod[t])
     assert sds.timesteps.high(1.0) < sds.timesteps.high(0.0) == 0.98
 
 

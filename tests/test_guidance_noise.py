@@ -12,6 +12,7 @@ import torch
 from splatdistill.guidance.noise import (
     FixedNoise,
     InversionSettings,
+    Query,
     ddim_inversion,
     inversion_grid,
     landing_timesteps,
@@ -248,7 +249,7 @@ def test_inversion_leaves_z_and_its_graph_alone():
 
 def test_random_noise_is_standard_and_mixes_at_the_level_of_t():
     prior, z, t = toy(), latents(500), torch.full((500,), 300)
-    eps, z_t = random_noise(prior, z, t, branches(prior, 500), torch.Generator().manual_seed(0))
+    eps, z_t = random_noise(Query(prior, z, t, branches(prior, 500), torch.Generator().manual_seed(0)))
     assert eps.mean().abs() < 0.03 and abs(eps.std() - 1.0) < 0.03
     alpha_bar = prior.alphas_cumprod[300]
     torch.testing.assert_close(z_t, (alpha_bar.sqrt() * z + (1 - alpha_bar).sqrt() * eps).float())
@@ -256,7 +257,7 @@ def test_random_noise_is_standard_and_mixes_at_the_level_of_t():
 
 def test_fixed_noise_is_what_was_given():
     prior, z = toy(), latents(2)
-    eps, _ = FixedNoise(latents(2, seed=5))(prior, z, torch.tensor([1, 2]), branches(prior, 2))
+    eps, _ = FixedNoise(latents(2, seed=5))(Query(prior, z, torch.tensor([1, 2]), branches(prior, 2)))
     assert torch.equal(eps, latents(2, seed=5))
 
 

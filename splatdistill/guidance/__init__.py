@@ -2,7 +2,15 @@
 
 from splatdistill.guidance.core import Distillation, Method, distill, sample
 from splatdistill.guidance.methods import METHODS, build_method
-from splatdistill.guidance.noise import FixedNoise, InversionSettings, ddim_inversion, random_noise
+from splatdistill.guidance.noise import (
+    FixedNoise,
+    InversionSettings,
+    Source,
+    TrajectorySettings,
+    ddim_inversion,
+    predicted_noise,
+    random_noise,
+)
 
 __all__ = [
     "METHODS",
@@ -10,9 +18,12 @@ __all__ = [
     "FixedNoise",
     "InversionSettings",
     "Method",
+    "Source",
+    "TrajectorySettings",
     "build_method",
     "ddim_inversion",
     "distill",
+    "predicted_noise",
     "random_noise",
     "sample",
 ]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from splatdistill import ops
-from splatdistill.guidance.noise import NoiseSource, gaussian_like
+from splatdistill.guidance.noise import NoiseSource, Query, Source, gaussian_like
 from splatdistill.priors.base import Conditioning, Prior, alpha_bar_at
 from splatdistill.schedules import TimestepSchedule
 
@@ -20,14 +20,17 @@ from splatdistill.schedules import TimestepSchedule
 class Method:
     """A distillation method: where the noise comes from, how the residual is weighted, its paper's settings.
 
-    weight maps alpha_bar [B] to w [B]; guidance is the scale g of e_g; timesteps is the schedule of t.
+    weight maps (prior, t [B]) to w [B]; guidance is the scale g of e_g; timesteps is the schedule of t. An
+    editing method compares with a source; `negative` is a text that the noise source asks for beside.
     """
 
     name: str
     noise: NoiseSource
-    weight: Callable[[Tensor], Tensor]
+    weight: Callable[[Prior, Tensor], Tensor]
     guidance: float
     timesteps: TimestepSchedule
+    edits: bool = False
+    negative: str | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,22 +57,23 @@ def distill(
     cond: Conditioning,
     method: Method,
     generator: torch.Generator | None = None,
+    source: Source | None = None,
 ) -> Distillation:
     """Score distillation of latents z [B,C,h,w] at timesteps t [B].
 
     loss = sum |z - stopgrad(z - gradient)|^2 / (2 B), so that backward injects the gradient summed over a
-    sample and averaged over the batch. `cond` holds the guidance scale of e_g.
+    sample and averaged over the batch. `cond` holds the guidance scale of e_g. An editing method needs the
+    source; raises ValueError without one.
     """
+    if method.edits and source is None:
+        raise ValueError(f"distill: method '{method.name}' needs the source that it edits")
     t = t.cpu()
     with torch.no_grad():
         clean = z.detach().contiguous()
-        eps, z_t = method.noise(prior, clean, t, cond, generator)
+        eps, z_t = method.noise(Query(prior, clean, t, cond, generator, source))
         outputs = prior.predict(z_t, t, cond)
-        alpha_bar = alpha_bar_at(prior, t)
-        weight = method.weight(alpha_bar).float().unsqueeze(1)
-        coefficients = torch.cat(
-            [ops.prediction_coefficients(alpha_bar, prior.prediction_type), weight], dim=1
-        )
+        conversion = ops.prediction_coefficients(alpha_bar_at(prior, t), prior.prediction_type)
+        coefficients = torch.cat([conversion, method.weight(prior, t).float().unsqueeze(1)], dim=1)
         gradient, x0_hat, norms = ops.noise_residual(
             z_t, outputs, cond.weights.to(z.device), coefficients.to(z.device), eps, cond.perp_neg
         )

@@ -1,7 +1,10 @@
-"""Noise sources: from clean latents z and timesteps t to (eps, z_t), z_t = sqrt(ab) z + sqrt(1-ab) eps."""
+"""Noise sources: from clean latents z and timesteps t to (eps, z_t).
 
+eps is what the teacher's guided prediction at z_t is compared with: the noise in z_t, or another prediction.
+"""
+
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -9,13 +12,61 @@ from torch import Tensor
 from splatdistill import ops
 from splatdistill.priors.base import Conditioning, Prior, alpha_bar_at
 
+Pair = tuple[Tensor, Tensor]
 
-class NoiseSource(Protocol):
-    """(prior, z [B,C,h,w], t [B] on the CPU, cond, generator) -> (eps, z_t), [B,C,h,w] without gradient."""
 
-    def __call__(
-        self, prior: Prior, z: Tensor, t: Tensor, cond: Conditioning, generator: torch.Generator | None
-    ) -> tuple[Tensor, Tensor]: ...
+@dataclass(frozen=True, eq=False)
+class Source:
+    """What an edit starts from: latents z [B,C,h,w] of the source in the same views, and its branches."""
+
+    z: Tensor
+    cond: Conditioning
+
+
+@dataclass(frozen=True, eq=False)
+class Query:
+    """What a noise source is asked: the latents z [B,C,h,w] at timesteps t [B], on the CPU, and with what."""
+
+    prior: Prior
+    z: Tensor
+    t: Tensor
+    cond: Conditioning
+    generator: torch.Generator | None = None
+    origin: Source | None = None
+
+    @property
+    def levels(self) -> int:
+        """T, the number of timesteps."""
+        return len(self.prior.alphas_cumprod)
+
+    @property
+    def source(self) -> Source:
+        """What is edited; raises ValueError where nothing is."""
+        if self.origin is None:
+            raise ValueError("this method edits: it needs a source")
+        return self.origin
+
+    def gaussian(self) -> Tensor:
+        """Fresh noise from N(0, I) [B,C,h,w]."""
+        return gaussian_like(self.z, self.generator)
+
+    def uniform(self) -> Tensor:
+        """U(0, 1) [B], float64 on the CPU; one draw for each group of views."""
+        device = "cpu" if self.generator is None else self.generator.device
+        count = len(self.t) // self.prior.group
+        u = torch.rand(count, generator=self.generator, device=device, dtype=torch.float64).cpu()
+        return u.repeat_interleave(self.prior.group)
+
+    def noised(self, eps: Tensor, z: Tensor | None = None, t: Tensor | None = None) -> Tensor:
+        """z, or other latents, with the noise eps at t, or another level."""
+        return add_noise(self.prior, self.z if z is None else z, self.t if t is None else t, eps)
+
+    def predict(self, z_t: Tensor, cond: Conditioning | None = None, t: Tensor | None = None) -> Tensor:
+        """The guided prediction at z_t, of other branches or at another level where they are given."""
+        return predicted_noise(self.prior, z_t, self.t if t is None else t, cond or self.cond)
+
+
+NoiseSource = Callable[[Query], Pair]  # -> (eps, z_t), both [B,C,h,w] and without gradient
 
 
 def add_noise(prior: Prior, z: Tensor, t: Tensor, eps: Tensor) -> Tensor:
@@ -30,12 +81,19 @@ def gaussian_like(z: Tensor, generator: torch.Generator | None) -> Tensor:
     return torch.randn(z.shape, generator=generator, device=device, dtype=z.dtype).to(z.device)
 
 
-def random_noise(
-    prior: Prior, z: Tensor, t: Tensor, cond: Conditioning, generator: torch.Generator | None = None
-) -> tuple[Tensor, Tensor]:
+def predicted_noise(prior: Prior, z_t: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
+    """The guided prediction eps_hat [B,C,h,w] at z_t [B,C,h,w], t [B]."""
+    coefficients = ops.prediction_coefficients(alpha_bar_at(prior, t), prior.prediction_type)
+    unweighted = torch.cat([coefficients, torch.ones(len(t), 1)], dim=1).to(z_t.device)
+    outputs, weights = prior.predict(z_t, t, cond), cond.weights.to(z_t.device)
+    nothing = torch.zeros_like(z_t)
+    return ops.noise_residual(z_t, outputs, weights, unweighted, nothing, cond.perp_neg)[0]
+
+
+def random_noise(asked: Query) -> Pair:
     """Fresh noise from N(0, I): SDS (2209.14988)."""
-    eps = gaussian_like(z, generator)
-    return eps, add_noise(prior, z, t, eps)
+    eps = asked.gaussian()
+    return eps, asked.noised(eps)
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,11 +102,9 @@ class FixedNoise:
 
     eps: Tensor
 
-    def __call__(
-        self, prior: Prior, z: Tensor, t: Tensor, cond: Conditioning, generator: torch.Generator | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def __call__(self, asked: Query) -> Pair:
         """(eps, z_t) for the fixed eps."""
-        return self.eps, add_noise(prior, z, t, self.eps)
+        return self.eps, asked.noised(self.eps)
 
 
 @dataclass(frozen=True)
@@ -71,11 +127,9 @@ class InversionSettings:
         if self.steps < 1 or self.eta < 0.0 or not 0.0 <= self.tau < 1.0:
             raise ValueError("inversion: expected steps >= 1, eta >= 0 and 0 <= tau < 1")
 
-    def __call__(
-        self, prior: Prior, z: Tensor, t: Tensor, cond: Conditioning, generator: torch.Generator | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def __call__(self, asked: Query) -> Pair:
         """(kappa, z_t) by `ddim_inversion`."""
-        return ddim_inversion(prior, z, t, cond, self, generator)
+        return ddim_inversion(asked.prior, asked.z, asked.t, asked.cond, self, asked.generator)
 
 
 def inversion_grid(num_timesteps: int, settings: InversionSettings) -> Tensor:
@@ -132,7 +186,13 @@ def ddim_inversion(
     """
     t = t.cpu()
     landing = landing_timesteps(t, len(prior.alphas_cumprod), settings, generator, prior.group)  # [B]
-    x = _walk(prior, z, t, landing, cond.with_guidance(settings.guidance), settings, generator)
+    grid = inversion_grid(len(prior.alphas_cumprod), settings)
+    moves = (grid < (t if settings.published else landing)[:, None]).sum(dim=1).clamp(min=1)  # [B]
+    path = path_along(grid, moves, landing)
+    eta = settings.eta if settings.published else 0.0
+    x = walk(
+        prior, z, path, moves, cond.with_guidance(settings.guidance), clean=True, eta=eta, generator=generator
+    )
     ab_t, ab_landing = alpha_bar_at(prior, t), alpha_bar_at(prior, landing)
     if settings.published:
         kappa, _ = ops.recover_noise(z, x, ops.recover_coefficients(ab_t, ab_t).to(z.device))
@@ -144,36 +204,88 @@ def ddim_inversion(
     return kappa, z_t
 
 
-def _walk(
+def path_along(grid: Tensor, moves: Tensor, last: Tensor) -> Tensor:
+    """Each sample's timesteps [B, M + 1]: the first `moves` [B] of the grid, then `last` [B]."""
+    steps = torch.arange(int(moves.max()) + 1)
+    return torch.where(steps < moves[:, None], grid[steps.clamp(max=len(grid) - 1)], last[:, None])
+
+
+@torch.no_grad()
+def walk(
     prior: Prior,
-    z: Tensor,
-    t: Tensor,
-    landing: Tensor,
+    x: Tensor,
+    path: Tensor,
+    moves: Tensor,
     cond: Conditioning,
-    settings: InversionSettings,
-    generator: torch.Generator | None,
+    clean: bool = False,
+    eta: float = 0.0,
+    generator: torch.Generator | None = None,
 ) -> Tensor:
-    """The latents [B,C,h,w] at timesteps `landing` [B], by DDIM moves from z along the grid."""
-    grid = inversion_grid(len(prior.alphas_cumprod), settings)
-    moves = (grid < (t if settings.published else landing)[:, None]).sum(dim=1).clamp(min=1)  # [B]
+    """Move x [B,C,h,w] by DDIM along the timesteps path [B, M + 1], sample b as often as moves[b] says.
+
+    clean: x are clean latents, whose alpha_bar is 1 whatever the first timestep. eta: noise of each move, as
+    a share of the DDIM deviation (2010.02502, eq. 16). All move together; who has arrived leaves the batch.
+    """
     # a model of x0 says nothing of the noise in clean latents: its first level is that of timestep 0
-    clean = prior.alphas_cumprod[0].item() if prior.prediction_type == "sample" else 1.0
-    x = z.clone(memory_format=torch.contiguous_format)
-    for i in range(int(moves.max())):
+    first = prior.alphas_cumprod[0].item() if prior.prediction_type == "sample" else 1.0
+    x = x.clone(memory_format=torch.contiguous_format)
+    for i in range(path.shape[1] - 1):
         live = (moves > i).nonzero().flatten()  # [n]
-        now = grid[i].expand(len(live))
-        following = torch.where(moves[live] == i + 1, landing[live], grid[min(i + 1, len(grid) - 1)])
-        ab_now = torch.full((len(live),), clean, dtype=torch.float64) if i == 0 else alpha_bar_at(prior, now)
-        ab_next = alpha_bar_at(prior, following)
+        now, ab_next = path[live, i], alpha_bar_at(prior, path[live, i + 1])
+        ab_now = torch.full_like(ab_next, first) if clean and i == 0 else alpha_bar_at(prior, now)
         coefficients = ops.ddim_coefficients(ab_now, ab_next, prior.prediction_type)  # [n, 7]
         branches = cond.select(live)
-        live = live.to(z.device)
+        live = live.to(x.device)
         noise = None
-        if settings.published and settings.eta > 0.0:
+        if eta > 0.0:
             deviation = ((1.0 - ab_now) / (1.0 - ab_next) * (1.0 - ab_next / ab_now)).sqrt()
-            coefficients[:, 6] = settings.eta * deviation
+            coefficients[:, 6] = eta * deviation
             noise = gaussian_like(x, generator)[live]
-        x_i, weights = x[live], branches.weights.to(z.device)
+        x_i, weights = x[live], branches.weights.to(x.device)
         outputs = prior.predict(x_i, now, branches)
-        x[live] = ops.ddim_step(x_i, outputs, weights, coefficients.to(z.device), noise, branches.perp_neg)
+        x[live] = ops.ddim_step(x_i, outputs, weights, coefficients.to(x.device), noise, branches.perp_neg)
     return x
+
+
+@dataclass(frozen=True)
+class TrajectorySettings:
+    """How DSD (2412.06780) finds its noise, on the DDIM path from its own seed. A noise source when called.
+
+    steps: moves of the whole path from T - 1 to 0. seed: of the path's start, one for all views. spread:
+    t_delta is t + floor(U(0, spread (t - lowest T))). scale: guidance of the prediction compared with.
+    """
+
+    steps: int = 10
+    seed: int = 0
+    spread: float = 0.1
+    lowest: float = 0.32
+    scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.spread < 0.0 or not 0.0 <= self.lowest < 1.0:
+            raise ValueError("trajectory: expected steps >= 1, spread >= 0 and 0 <= lowest < 1")
+
+    def __call__(self, asked: Query) -> Pair:
+        """(e_1 at t_delta, z_t): both noised with eps*, the guided prediction on the path at t_delta."""
+        further = self.further(asked)
+        eps = self.on_path(asked, further)
+        compared = asked.predict(asked.noised(eps, t=further), asked.cond.with_guidance(self.scale), further)
+        return compared, asked.noised(eps)
+
+    def further(self, asked: Query) -> Tensor:
+        """t_delta [B], from 1 to T - 1; draws nothing where spread is 0."""
+        last = asked.levels - 1
+        if self.spread == 0.0:
+            return asked.t.clamp(1, last)
+        room = (self.spread * (asked.t - int(self.lowest * asked.levels)).double()).clamp(min=0.0)
+        room = torch.minimum(room, (last - asked.t).double())
+        return (asked.t + (room * asked.uniform()).long()).clamp(1, last)
+
+    def on_path(self, asked: Query, t: Tensor) -> Tensor:
+        """The guided prediction eps* [B,C,h,w] at t [B] on each view's DDIM path from the common start."""
+        start = torch.randn(asked.z.shape[1:], generator=torch.Generator().manual_seed(self.seed))
+        grid = torch.linspace(asked.levels - 1, 0, self.steps + 1).long()
+        moves = (grid > t[:, None]).sum(dim=1)
+        path = path_along(grid, moves, t)
+        x = walk(asked.prior, start.to(asked.z).expand_as(asked.z), path, moves, asked.cond)
+        return asked.predict(x, t=t)

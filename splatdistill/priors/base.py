@@ -19,19 +19,22 @@ class Conditioning:
     weights [R,B] float32: as in `ops.ddim_step`, but on the CPU, where asking which are zero waits for no
     GPU. With `perp_neg`, branches from 2 on are negatives and weights[0] is unused.
     extra [R,B,...]: what else the network reads in each branch, such as cameras; None for nothing.
+    negative [B,L,D]: a text that a method compares with, see `negated`; None for the null text.
     """
 
     embeddings: Tensor
     weights: Tensor
     perp_neg: bool = False
     extra: Tensor | None = None
+    negative: Tensor | None = None
 
     def select(self, index: Tensor) -> "Conditioning":
         """The conditioning of the samples in `index` [n]."""
         here = index.to(self.embeddings.device)
         extra = None if self.extra is None else self.extra[:, here]
         embeddings, weights = self.embeddings[:, here], self.weights[:, index.cpu()]
-        return replace(self, embeddings=embeddings, weights=weights, extra=extra)
+        negative = None if self.negative is None else self.negative[here]
+        return replace(self, embeddings=embeddings, weights=weights, extra=extra, negative=negative)
 
     def with_guidance(self, g: float) -> "Conditioning":
         """The same branches at scale `g`: eps = eps_null + g (eps_text - eps_null [+ sum_i w_i perp_i]).
@@ -45,6 +48,13 @@ class Conditioning:
         weights = self.weights * (g / self.weights[1])  # [R, B]
         weights[0] = 1.0
         return replace(self, weights=weights)
+
+    def negated(self) -> "Conditioning":
+        """The prediction for the negative text alone."""
+        alone = self.with_guidance(0.0)
+        if self.negative is None:
+            return alone
+        return replace(alone, embeddings=torch.cat([self.negative[None], self.embeddings[1:]]))
 
 
 def cfg(null: Tensor, text: Tensor, g: float) -> Conditioning:

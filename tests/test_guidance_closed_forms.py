@@ -1,0 +1,282 @@
+"""Every method on a Gaussian, whose score is known, against its paper's equation written out here."""
+
+# pyright: reportArgumentType=false
+
+from itertools import pairwise
+
+import pytest
+import torch
+
+from splatdistill.guidance import METHODS, Source, distill, sample
+from splatdistill.guidance.core import Method
+from splatdistill.guidance.methods import one, pds_coefficients
+from splatdistill.guidance.noise import TrajectorySettings, path_along, walk
+from splatdistill.priors.base import ToyPrior, cfg, scaled_linear_alphas_cumprod
+from splatdistill.schedules import annealed
+
+SHAPE, VARIANCE = (3, 2, 2), 0.5
+PREDICTIONS = ["epsilon", "v_prediction", "sample", "flow"]
+TEXTS = ("", "text", "source", "ugly")
+T = torch.tensor([80, 400, 901])
+AB = scaled_linear_alphas_cumprod()
+
+
+def toy(prediction_type: str = "epsilon") -> ToyPrior:
+    generator = torch.Generator().manual_seed(7)
+    return ToyPrior(
+        {text: torch.randn(SHAPE, generator=generator) for text in TEXTS}, VARIANCE, prediction_type
+    )
+
+
+def latents(seed: int) -> torch.Tensor:
+    return torch.randn(3, *SHAPE, generator=torch.Generator().manual_seed(seed))
+
+
+def branches(prior: ToyPrior, g: float, text: str = "text"):
+    hidden = prior.embed(["", text]).unsqueeze(1).expand(-1, 3, -1, -1)
+    return cfg(hidden[0], hidden[1], g)
+
+
+def at(values: torch.Tensor) -> torch.Tensor:
+    return values.double().view(-1, 1, 1, 1)
+
+
+def score(prior: ToyPrior, x: torch.Tensor, t: torch.Tensor, text: str) -> torch.Tensor:
+    """The optimal noise prediction for N(mean, variance), in float64."""
+    ab, mean = at(AB[t]), prior.mean[text].double()
+    return (1 - ab).sqrt() * (x.double() - ab.sqrt() * mean) / (ab * VARIANCE + 1 - ab)
+
+
+def guided(prior: ToyPrior, x: torch.Tensor, t: torch.Tensor, g: float, text: str = "text") -> torch.Tensor:
+    null = score(prior, x, t, "")
+    return null + g * (score(prior, x, t, text) - null)
+
+
+def noised(z: torch.Tensor, t: torch.Tensor, eps: torch.Tensor) -> torch.Tensor:
+    return at(AB[t]).sqrt() * z.double() + (1 - at(AB[t])).sqrt() * eps.double()
+
+
+def drawn(seed: int = 4) -> torch.Tensor:
+    return torch.randn(3, *SHAPE, generator=torch.Generator().manual_seed(seed))
+
+
+def gradient(name: str, prior: ToyPrior, z: torch.Tensor, g: float, **more) -> torch.Tensor:
+    cond = more.pop("cond", None) or branches(prior, g)
+    generator = torch.Generator().manual_seed(4)
+    return distill(prior, z, T, cond, METHODS[name], generator, **more).gradient.double()
+
+
+def close(actual: torch.Tensor, expected: torch.Tensor) -> None:
+    torch.testing.assert_close(actual, expected, atol=1e-4 * expected.abs().max().item(), rtol=1e-4)
+
+
+@pytest.mark.parametrize("prediction_type", PREDICTIONS)
+def test_csd_is_the_difference_of_text_and_null(prediction_type: str) -> None:
+    prior, z = toy(prediction_type), latents(0)
+    x = noised(z, T, drawn())
+    expected = (1 - at(AB[T])) * (score(prior, x, T, "text") - score(prior, x, T, ""))
+    close(gradient("csd", prior, z, 1.0), expected)
+
+
+@pytest.mark.parametrize("prediction_type", PREDICTIONS)
+@pytest.mark.parametrize("negative", [None, "ugly"])
+def test_nfsd_drops_the_noise(prediction_type: str, negative: str | None) -> None:
+    """g (e_y - e_null) + (e_null below 200, else e_null - e_negative)."""
+    from dataclasses import replace
+
+    prior, z = toy(prediction_type), latents(0)
+    cond = branches(prior, 7.5)
+    if negative:
+        cond = replace(cond, negative=prior.embed([negative]).expand(3, -1, -1))
+    x = noised(z, T, drawn())
+    null, text = score(prior, x, T, ""), score(prior, x, T, "text")
+    late = at(T) < 200
+    domain = torch.where(late, null, null - score(prior, x, T, negative or ""))
+    expected = (1 - at(AB[T])) * (7.5 * (text - null) + domain)
+    close(gradient("nfsd", prior, z, 7.5, cond=cond), expected)
+
+
+@pytest.mark.parametrize("prediction_type", PREDICTIONS)
+def test_dds_is_the_difference_of_target_and_source(prediction_type: str) -> None:
+    prior, z, origin = toy(prediction_type), latents(0), latents(1)
+    eps = drawn()
+    expected = guided(prior, noised(z, T, eps), T, 7.5) - guided(
+        prior, noised(origin, T, eps), T, 7.5, "source"
+    )
+    source = Source(origin, branches(prior, 7.5, "source"))
+    close(gradient("dds", prior, z, 7.5, source=source), expected)
+
+
+def test_dds_of_the_source_itself_is_zero() -> None:
+    prior, z = toy(), latents(0)
+    source = Source(z, branches(prior, 7.5))
+    assert gradient("dds", prior, z, 7.5, source=source).abs().max() < 1e-5
+    assert gradient("pds", prior, z, 100.0, source=Source(z, branches(prior, 100.0))).abs().max() < 1e-2
+
+
+@pytest.mark.parametrize("prediction_type", PREDICTIONS)
+def test_pds_is_the_difference_of_stochastic_latents(prediction_type: str) -> None:
+    """ztilde = (z_t' - mu) / sigma, the same noises for target and source; t' two below t, beta that of t."""
+    prior, z, origin = toy(prediction_type), latents(0), latents(1)
+    eps, other = drawn(), drawn(11)
+    below = T - 2
+    ab, ab_below, alpha = at(AB[T]), at(AB[below]), at(AB[T] / AB[T - 1])
+    sigma = ((1 - ab_below) / (1 - ab) * (1 - alpha)).sqrt()
+
+    def stochastic(clean: torch.Tensor, text: str) -> torch.Tensor:
+        x = noised(clean, T, eps)
+        e = guided(prior, x, T, 30.0, text)
+        x0 = (x - (1 - ab).sqrt() * e) / ab.sqrt()
+        mu = ab_below.sqrt() * (1 - alpha) / (1 - ab) * x0 + alpha.sqrt() * (1 - ab_below) / (1 - ab) * x
+        return (noised(clean, below, other) - mu) / sigma
+
+    expected = stochastic(z, "text") - stochastic(origin, "source")
+    source = Source(origin, branches(prior, 30.0, "source"))
+    close(gradient("pds", prior, z, 30.0, source=source), expected)
+
+
+def test_pds_pulls_toward_the_source_only_by_its_mismatch_of_steps() -> None:
+    """With a posterior of the same two levels psi would vanish, and PDS be DDS with another weight."""
+    chi, pull = pds_coefficients(toy(), T)
+    assert (chi > 0).all() and (pull > 0).all()
+    ab, below = AB[T], AB[T - 2]
+    consistent = (
+        below.sqrt() * (1 - ab / below) / (1 - ab) + (ab / below).sqrt() * (1 - below) / (1 - ab) * ab.sqrt()
+    )
+    torch.testing.assert_close(consistent, below.sqrt())
+
+
+def test_editing_methods_say_what_they_lack() -> None:
+    prior = toy()
+    with pytest.raises(ValueError, match="source"):
+        gradient("dds", prior, latents(0), 7.5)
+
+
+@pytest.mark.parametrize("prediction_type", PREDICTIONS)
+def test_ism_compares_with_the_null_prediction_before(prediction_type: str) -> None:
+    """Unconditional DDIM inversion in strides of 200 to s, then one step to t."""
+    prior, z = toy(prediction_type), latents(0)
+    u = torch.rand(3, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    s = (T - (1000 * (0.05 + 0.05 * u)).long()).clamp(min=0)
+    first = AB[0] if prediction_type == "sample" else torch.ones((), dtype=torch.float64)
+    rows = []
+    for b in range(3):
+        x, level, compared = z[b : b + 1].double(), first, z[:1]
+        path = [*range(0, int(s[b]), 200), int(s[b]), int(T[b])]
+        for now, following in pairwise(path):
+            e = (
+                _clean_score(prior, x, prediction_type)
+                if at_start
+                else score(prior, x, torch.tensor([now]), "")
+            )
+            compared = e if following == int(T[b]) else compared
+            clean = (x - (1 - level).sqrt() * e) / level.sqrt()
+            level = AB[following]
+            x = level.sqrt() * clean + (1 - level).sqrt() * e
+        ab = AB[T[b]]
+        rows.append(((1 - ab) / ab).sqrt() * (guided(prior, x, T[b : b + 1], 7.5) - compared))
+    close(gradient("ism", prior, z, 7.5), torch.cat(rows))
+
+
+def _clean_score(prior: ToyPrior, x: torch.Tensor, prediction_type: str) -> torch.Tensor:
+    """What the network says of clean latents at timestep 0, read at the level that inversion gives them."""
+    t = torch.zeros(len(x), dtype=torch.long)
+    e = score(prior, x, t, "")
+    ab = AB[0]
+    if prediction_type == "epsilon":
+        return e
+    clean = (x - (1 - ab).sqrt() * e) / ab.sqrt()
+    if prediction_type == "v_prediction":  # v read at alpha_bar 1 is eps
+        return ab.sqrt() * e - (1 - ab).sqrt() * clean
+    if prediction_type == "flow":
+        return e - clean + x
+    return e
+
+
+@pytest.mark.parametrize("prediction_type", PREDICTIONS)
+def test_dsd_compares_two_levels_under_the_noise_of_its_path(prediction_type: str) -> None:
+    prior, z = toy(prediction_type), latents(0)
+    start = torch.randn(SHAPE, generator=torch.Generator().manual_seed(0)).double()
+    u = torch.rand(3, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    room = torch.minimum((0.1 * (T - 320)).clamp(min=0), 999.0 - T)
+    further = (T + (room * u).long()).clamp(1, 999)
+    rows = []
+    for b in range(3):
+        grid = [step for step in torch.linspace(999, 0, 11).long().tolist() if step > further[b]]
+        x, path = start[None], [*grid, int(further[b])]
+        for now, following in pairwise(path):
+            e = guided(prior, x, torch.tensor([now]), 7.5)
+            clean = (x - (1 - AB[now]).sqrt() * e) / AB[now].sqrt()
+            x = AB[following].sqrt() * clean + (1 - AB[following]).sqrt() * e
+        there, here, own = further[b : b + 1], T[b : b + 1], z[b : b + 1]
+        eps = guided(prior, x, there, 7.5)
+        compared = score(prior, noised(own, there, eps), there, "text")
+        rows.append((1 - AB[here]).item() * (guided(prior, noised(own, here, eps), here, 7.5) - compared))
+    close(gradient("dsd", prior, z, 7.5), torch.cat(rows))
+
+
+def test_dsd_published_has_the_scales_of_its_codes_classifier_free_guidance() -> None:
+    published = METHODS["dsd_published"]
+    assert isinstance(published.noise, TrajectorySettings)
+    assert (published.guidance, published.noise.scale) == (8.5, 2.0)  # text + s (text - null), s 7.5 and 1
+
+
+@pytest.mark.parametrize("prediction_type", PREDICTIONS)
+def test_dsd_with_a_step_for_each_of_ddims_is_the_ddim_sample(prediction_type: str) -> None:
+    """DSD*: at the path's own levels, the noise that it finds is the one that DDIM sees there."""
+    prior, steps = toy(prediction_type), 12
+    grid = torch.linspace(999, 0, steps + 1).long()
+    settings = TrajectorySettings(steps=steps, spread=0.0, seed=3)
+    start = torch.randn(SHAPE, generator=torch.Generator().manual_seed(3)).expand(3, *SHAPE)
+    cond = branches(prior, 7.5)
+    path = grid.expand(3, -1)
+    expected = walk(prior, start, path, torch.full((3,), steps), cond)
+    ab = AB[grid[0]].float()
+    z = start * (1 - (1 - ab).sqrt()) / ab.sqrt()  # noised with the start itself it is the start
+    from splatdistill.guidance.noise import FixedNoise, Query
+
+    eps = start
+    for t in grid[:-1].tolist():
+        now = torch.full((3,), t)
+        method = Method("star", FixedNoise(eps), one, 7.5, annealed(0.98, 0.2))
+        result = distill(prior, z, now, cond, method)
+        z = result.x0_hat
+        eps = settings.on_path(Query(prior, z, now, cond), now)
+        torch.testing.assert_close(eps, result.noise + result.gradient, atol=2e-3, rtol=2e-3)
+    last = torch.full((3,), int(grid[-1]))
+    x = AB[last[0]].sqrt().float() * z + (1 - AB[last[0]]).sqrt().float() * eps
+    torch.testing.assert_close(x, expected, atol=2e-3, rtol=2e-3)
+
+
+def test_all_methods_have_the_published_defaults() -> None:
+    defaults = {
+        "sds": 100.0,
+        "sdi": 7.5,
+        "dsd": 7.5,
+        "dds": 7.5,
+        "pds": 100.0,
+        "csd": 1.0,
+        "nfsd": 7.5,
+        "ism": 7.5,
+    }
+    assert {name: METHODS[name].guidance for name in defaults} == defaults
+    dsd = METHODS["dsd"].timesteps
+    assert dsd.low(0.0) == dsd.high(0.0) == 0.98 and dsd.low(1.0) == pytest.approx(0.32)
+    assert dsd.low(0.25) == pytest.approx(0.65)  # the square root of progress
+
+
+def test_walks_of_different_lengths_do_not_disturb_each_other() -> None:
+    prior, x, cond = toy(), latents(2), branches(toy(), 3.0)
+    grid, last, moves = (
+        torch.tensor([999, 700, 400, 100]),
+        torch.tensor([650, 350, 50]),
+        torch.tensor([2, 3, 4]),
+    )
+    together = walk(prior, x, path_along(grid, moves, last), moves, cond)
+    for b in range(3):
+        index = torch.tensor([b])
+        alone = walk(
+            prior, x[index], path_along(grid, moves[index], last[index]), moves[index], cond.select(index)
+        )
+        torch.testing.assert_close(together[index], alone)
+    assert sample(prior, cond, x, 4).isfinite().all()

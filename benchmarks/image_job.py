@@ -24,10 +24,10 @@ from splatdistill.cameras import Cameras, orbit
 from splatdistill.formats.ply import read_ply
 from splatdistill.guidance import sample
 from splatdistill.pictures import Reference
+from splatdistill.priors import load_prior
 from splatdistill.priors.base import cfg
 from splatdistill.priors.embedded import grammar
 from splatdistill.priors.embedded.solids import raycast
-from splatdistill.priors.image import ImagePrior
 from splatdistill.rendering import render
 from splatdistill.train import main as train
 
@@ -69,7 +69,7 @@ def reconstruct(picture: Tensor, seed: int, words: list[str]) -> tuple[Tensor, T
 
 
 @torch.no_grad()
-def sampled_psnr(prior: ImagePrior, count: int, guidance: float, steps: int = 50) -> float:
+def sampled_psnr(prior: Any, count: int, guidance: float, steps: int = 50) -> float:
     """Mean PSNR in dB of the teacher's own samples of the other views of held-out scenes."""
     psnr = []
     for index in range(count):
@@ -95,7 +95,7 @@ def main() -> None:
     parser.add_argument("--guidance", type=float, default=2.0, help="of these samples")
     parser.add_argument("overrides", nargs="*")
     options = parser.parse_intermixed_args()
-    prior = ImagePrior.load(options.prior)
+    prior = load_prior(options.prior)
     sampled = sampled_psnr(prior, options.samples, options.guidance)
     print(f"samples of the teacher: {sampled:.2f} dB")
     rows: list[dict[str, Any]] = []

@@ -171,10 +171,11 @@ def is_embedded(prior: str) -> bool:
 
 
 def presets_for(prior: str, method: str) -> list[Path]:
-    """Return the presets: that of the prior, or of the Stable Diffusion family; then its and the method's."""
+    """Return the presets: of the family, embedded or Stable Diffusion; of the prior in it; of the method."""
     family = "embedded" if is_embedded(prior) else "sd"
-    paths = [preset_folder() / f"{name}.yaml" for name in (family, f"{family}_{method}")]
-    return [path for path in paths if path.is_file()]
+    task = Path(prior).name.replace("unet_", "-").partition("-")[2]  # of embedded-image, or of DIR/unet_image
+    names = (family, f"{family}-{task}", f"{family}_{method}")
+    return [path for name in names if (path := preset_folder() / f"{name}.yaml").is_file()]
 
 
 def method_defaults(name: str) -> Config:

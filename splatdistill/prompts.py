@@ -36,14 +36,23 @@ def view_word(azimuth_deg: float, elevation_deg: float) -> str:
 
 @dataclass(frozen=True)
 class ViewPrompts:
-    """A prompt that follows the camera; `negative` takes the empty text's place in the null branch."""
+    """A prompt that follows the camera; `negative` takes the empty text's place in the null branch.
+
+    With view_words False it does not name the view, for a teacher that is told the cameras.
+    """
 
     prompt: str
     negative: str = ""
+    view_words: bool = True
 
     def text(self, view: str, background: str | None = None) -> str:
         """The prompt with its view words and, where the background has a name, "NAME background"."""
-        return f"{self.prompt}, {view}" + (f", {background} background" if background else "")
+        words = [
+            self.prompt,
+            view if self.view_words else "",
+            f"{background} background" if background else "",
+        ]
+        return ", ".join(word for word in words if word)
 
     def null_text(self, background: str | None = None) -> str:
         """The text of the null branch: `negative`, and the background, so that guidance leaves that alone."""

@@ -163,7 +163,7 @@ def train(
     reference: a picture that the view from its camera is held to.
     """
     method = method_of(config)
-    prompts, cache = ViewPrompts(config.prompt, config.negative_prompt), PromptCache(prior)
+    prompts, cache = ViewPrompts(config.prompt, config.negative_prompt, prior.view_words), PromptCache(prior)
     views, scene = config.views, config.gaussians
     generator = state.generator
     if state.step == 0:

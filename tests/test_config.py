@@ -158,3 +158,11 @@ def test_dumped_keys_are_the_dotted_keys():
             yield from flatten(value, f"{prefix}{key}.") if nested else [prefix + key]
 
     assert list(flatten(yaml.safe_load(dump(Config())))) == list(dotted_keys(Config()))
+
+
+def test_a_priors_own_preset_comes_after_its_familys(tmp_path) -> None:
+    assert resolve({"prior": {"name": "embedded"}}).views.count == 4
+    assert resolve({"prior": {"name": "embedded-image"}}).views.count == 3
+    (tmp_path / "vocabulary.json").write_text("[]")
+    config = resolve({"prior": {"name": str(tmp_path / "unet_image")}})
+    assert config.views.count == 3 and config.backgrounds.in_prompt

@@ -112,26 +112,32 @@ def test_a_multiview_unet_starts_as_the_plain_teacher_and_trains(trained: Path, 
     torch.testing.assert_close(joined, alone, atol=1e-4, rtol=1e-4)
 
 
-def test_an_image_conditioned_unet_starts_as_the_plain_teacher_and_trains(
-    trained: Path, tmp_path: Path
-) -> None:
+def test_an_image_conditioned_unet_trains_and_leans_on_the_picture(trained: Path, tmp_path: Path) -> None:
     from splatdistill.cameras import orbit
     from splatdistill.pictures import Reference
     from splatdistill.priors import load_prior
     from splatdistill.priors.base import cfg
     from splatdistill.priors.embedded.train import train_beside
-    from splatdistill.priors.image import ImagePrior
+    from splatdistill.priors.image import JoinedImagePrior
 
-    settings = replace(SETTINGS, steps=2, batch=8, task="image")
-    train_beside(tmp_path, settings, str(trained / "teacher"), compiled=False)
     teacher = shutil.copytree(trained / "teacher", tmp_path / "teacher")
-    for part in ("unet_image", "clip_camera_projection"):
-        shutil.copytree(tmp_path / part, teacher / part)
+    for task in ("multiview", "image"):
+        settings = replace(SETTINGS, steps=2, batch=8, task=task)
+        train_beside(tmp_path / task, settings, str(teacher), compiled=False)
+        shutil.copytree(tmp_path / task / f"unet_{task}", teacher / f"unet_{task}")
     prior = load_prior(str(teacher / "unet_image"), dtype=torch.float32)
-    assert isinstance(prior, ImagePrior) and prior.latent_shape == (4, 16, 16)
-    prior.look_at(Reference(torch.rand(3, 64, 64), torch.ones(1, 64, 64), orbit(0, 15.0, 3.0, 40.0, 64, 64)))
-    nothing = prior.embed(["", ""])
-    cameras = orbit([0.0, 90.0], 10.0, 3.0, 40.0, 64, 64)
-    cond = prior.with_cameras(cfg(nothing, nothing, 2.0), cameras, torch.ones(2, 3))
-    outputs = prior.predict(torch.randn(2, 4, 16, 16), torch.tensor([500, 100]), cond)
-    assert outputs.shape == (2, 2, 4, 16, 16) and outputs.isfinite().all()
+    assert isinstance(prior, JoinedImagePrior) and prior.group == 3 and not prior.view_words
+    hidden = prior.embed(["", ""]).unsqueeze(1).expand(-1, 3, -1, -1)
+    z_t = torch.randn(3, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+
+    def outputs(picture: torch.Tensor, azimuth: float = 0.0) -> torch.Tensor:
+        camera = orbit(azimuth, 15.0, 3.0, 40.0, 64, 64)
+        prior.look_at(Reference(picture, torch.ones(1, 64, 64), camera))
+        views = orbit([azimuth + 30.0, azimuth + 150.0, azimuth + 270.0], 10.0, 3.0, 40.0, 64, 64)
+        cond = prior.with_cameras(cfg(hidden[0], hidden[1], 2.0), views, torch.ones(3, 3))
+        return prior.predict(z_t, torch.full((3,), 500), cond)
+
+    null, text = outputs(torch.zeros(3, 64, 64))
+    other_null, other_text = outputs(torch.ones(3, 64, 64))
+    assert null.shape == z_t.shape and torch.equal(null, other_null) and not torch.allclose(text, other_text)
+    torch.testing.assert_close(outputs(torch.zeros(3, 64, 64), 70.0)[1], text, atol=1e-4, rtol=1e-3)

@@ -1,4 +1,4 @@
-"""ImagePrior on tiny random networks in the layouts in which Zero-1-to-3 is published."""
+"""Zero123Prior on tiny random networks in the layouts in which Zero-1-to-3 is published."""
 
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false
 
@@ -20,7 +20,7 @@ from splatdistill.guidance import InversionSettings, build_method, distill
 from splatdistill.pictures import Reference
 from splatdistill.priors import load_prior
 from splatdistill.priors.base import cfg
-from splatdistill.priors.image import ImagePrior, relative_pose
+from splatdistill.priors.image import Zero123Prior, relative_pose
 
 WIDTH = 16  # of CLIP's embedding and of the token
 
@@ -63,7 +63,7 @@ def picture(size: int = 32) -> Reference:
     return Reference(rgb, alpha, orbit(0.0, 20.0, 3.0, 40.0, size, size))
 
 
-def conditioned(prior: ImagePrior, azimuth: float = 90.0):
+def conditioned(prior: Zero123Prior, azimuth: float = 90.0):
     hidden = prior.embed(["", "anything"]).unsqueeze(1).expand(-1, 2, -1, -1)
     cameras = orbit([azimuth, azimuth + 90.0], 10.0, 3.2, 40.0, 32, 32)
     return prior.with_cameras(cfg(hidden[0], hidden[1], 3.0), cameras, torch.ones(2, 3))
@@ -71,7 +71,7 @@ def conditioned(prior: ImagePrior, azimuth: float = 90.0):
 
 def test_a_published_folder_loads_and_predicts(folder: Path) -> None:
     prior: Any = load_prior(str(folder), dtype=torch.float32)
-    assert isinstance(prior, ImagePrior) and prior.latent_shape[0] == 4
+    assert isinstance(prior, Zero123Prior) and prior.latent_shape[0] == 4
     prior.look_at(picture())
     cond: Any = conditioned(prior)
     assert cond.embeddings.shape == (2, 2, 1, prior.projection.out_features)
@@ -86,7 +86,7 @@ def test_a_published_folder_loads_and_predicts(folder: Path) -> None:
 
 def test_the_token_is_the_projection_of_embedding_and_pose(folder: Path) -> None:
     prior: Any = load_prior(str(folder), dtype=torch.float32)
-    assert isinstance(prior, ImagePrior)
+    assert isinstance(prior, Zero123Prior)
     prior.look_at(picture())
     cond: Any = conditioned(prior)
     white = picture().before(torch.ones(2, 3))
@@ -114,7 +114,7 @@ def test_the_pose_is_relative() -> None:
 
 def test_it_distils(folder: Path) -> None:
     prior: Any = load_prior(str(folder), dtype=torch.float32)
-    assert isinstance(prior, ImagePrior)
+    assert isinstance(prior, Zero123Prior)
     prior.look_at(picture())
     z = torch.randn(2, *prior.latent_shape)
     method = build_method("sdi", InversionSettings(steps=3))
@@ -125,7 +125,7 @@ def test_it_distils(folder: Path) -> None:
 
 def test_without_a_picture_it_says_so(folder: Path) -> None:
     prior: Any = load_prior(str(folder), dtype=torch.float32)
-    assert isinstance(prior, ImagePrior)
+    assert isinstance(prior, Zero123Prior)
     with pytest.raises(UserError, match="--image"):
         conditioned(prior)
 

@@ -175,3 +175,28 @@ def test_the_vocabulary_is_printed(capsys):
 def test_folder_names_are_plain():
     assert slug("A red/../ mushroom's #1!") == "a-red-mushroom-s-1"
     assert slug("キノコ") == "splat"
+
+
+def test_a_picture_becomes_a_splat_and_stays_with_the_run(teacher, workplace, monkeypatch):
+    from PIL import Image, ImageDraw
+
+    picture = Image.new("RGB", (32, 32), "white")
+    ImageDraw.Draw(picture).ellipse((8, 8, 24, 24), fill="red")
+    picture.save(workplace / "my mug.png")
+    words = ["--image", "my mug.png", "--prior", teacher, "--steps", "4", *SMALL, "prior.dtype=float32"]
+    assert main(words) == 0
+    out = workplace / "outputs" / "my-mug-0"
+    assert {path.name for path in out.iterdir()} == {*OUTPUTS, "reference.png"}
+    with monkeypatch.context() as patch:
+        stop_after(patch, 2)
+        assert main([*words, "--out", "stopped"]) == 130
+    (workplace / "my mug.png").unlink()  # the run has its own
+    assert main(["--resume", "stopped"]) == 0
+    assert Path("stopped/splat.ply").read_bytes() == (out / "splat.ply").read_bytes()
+
+
+def test_a_picture_that_cannot_be_read_is_one_line(teacher, workplace, capfd):
+    (workplace / "it.png").write_bytes(b"nothing")
+    line = mistake(capfd, "--image", "it.png", "--prior", teacher, "--out", "run")
+    assert "it.png" in line and "PNG" in line
+    assert not (workplace / "run" / "config.yaml").exists()

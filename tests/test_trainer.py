@@ -228,3 +228,26 @@ def test_the_result_says_what_it_was_made_of(tmp_path):
     for line in ("prompt: a red ball", "method: sdi", "seed: 0", "version: "):
         assert f"comment {line}" in header
     assert (tmp_path / "preview.png").stat().st_size and (tmp_path / "turntable.webp").stat().st_size
+
+
+def test_the_view_from_a_pictures_camera_is_held_to_the_picture(tmp_path) -> None:
+    from splatdistill.cameras import orbit
+    from splatdistill.pictures import Reference
+
+    y, x = torch.meshgrid(torch.arange(16), torch.arange(16), indexing="ij")
+    alpha = ((x - 8) ** 2 + (y - 8) ** 2 < 20).float()[None]
+    blue = torch.tensor([0.0, 0.0, 1.0])[:, None, None].expand(3, 16, 16)
+    reference = Reference(blue, alpha, orbit(0.0, 15.0, 3.0, 40.0, 16, 16))
+    config = tiny("steps=60", "checkpoint_every=60")
+    errors = {}
+    for name, picture in (("held", reference), ("free", None)):
+        (tmp_path / name / "checkpoints").mkdir(parents=True)
+        state = trainer.new_state(config, CPU)
+        assert trainer.train(config, toy(), state, tmp_path / name, reference=picture)
+        with torch.no_grad():
+            view = render(state.gaussians, reference.camera, torch.ones(3))
+        shown = reference.before(torch.ones(1, 3)).permute(0, 2, 3, 1)
+        errors[name] = (view.rgb - shown).square().mean().item()
+    assert errors["held"] < 0.3 * errors["free"]
+    lines = (tmp_path / "held" / "metrics.jsonl").read_text().splitlines()
+    assert {"reference_rgb", "reference_mask"} <= set(json.loads(lines[-1]))

@@ -72,6 +72,7 @@ class Prior(Protocol):
 
     alphas_cumprod [T] is float64 on the CPU, latent_shape is (C, h, w), image_size the side in pixels.
     Samples come in groups of `group` views, evenly around the object at one noise level; 1: each on its own.
+    view_words: whether a prompt should name the view.
     """
 
     name: str
@@ -82,6 +83,7 @@ class Prior(Protocol):
     latent_shape: tuple[int, int, int]
     image_size: int
     group: int
+    view_words: bool
 
     def encode(self, rgb: Tensor) -> Tensor:
         """Scaled latents [V,C,h,w] of images [V,3,H,W] in [0,1]; differentiable."""
@@ -149,6 +151,7 @@ class ToyPrior:
     """
 
     group = 1
+    view_words = True
 
     def __init__(
         self,

@@ -1,9 +1,11 @@
-"""Image-conditioned priors: how a pictured thing looks from another camera (Zero-1-to-3, 2303.11328).
+"""Image-conditioned priors: how a pictured thing looks from other cameras.
 
-The UNet reads the picture's latents beside the noisy ones, and one token instead of a text: a projection of
-the picture's CLIP embedding and of the way from the picture's camera to the asked one.
+Zero-1-to-3 (2303.11328): the UNet reads the picture's latents beside the noisy ones, and one token instead of
+a text, a projection of the picture's CLIP embedding and of the way from its camera to the asked one.
+The embedded one is a multi-view UNet instead, in which the picture is one more view, without noise.
 """
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,15 +29,69 @@ from splatdistill.priors.latent import (
     user_errors,
     weights_file,
 )
+from splatdistill.priors.multiview import CAMERA, VIEWS, MultiViewPrior, camera_matrices
 
-POSE = 4  # numbers
+SEEN = VIEWS - 1  # views that the embedded UNet draws beside the picture
 
 
 class ImagePrior(LatentPrior):
+    """What both have: a picture to look at, and no use for view words."""
+
+    view_words = False
+    _reference: Reference | None = None
+
+    def look_at(self, reference: Reference) -> None:
+        """Take this as the picture; expected before `with_cameras`."""
+        self._reference = reference.resized(self.image_size).to(self.device)
+
+    @property
+    def reference(self) -> Reference:
+        """The picture; raises UserError where there is none."""
+        if self._reference is None:
+            raise UserError(f"prior '{self.name}' needs a picture to start from; give --image FILE")
+        return self._reference
+
+
+class JoinedImagePrior(ImagePrior, MultiViewPrior):
+    """A multi-view UNet whose groups are the picture, clean, and three views around the thing.
+
+    Cameras are told relative to the picture's azimuth. Text branches work as in other priors; in the null
+    branch there is no picture either.
+    """
+
+    group = SEEN
+
+    @torch.no_grad()
+    def with_cameras(self, cond: Conditioning, cameras: Cameras, background: Tensor) -> Conditioning:
+        """The conditioning with what `_network` reads of cameras [B] and of the picture on backgrounds [B,3].
+
+        extra [R,B,32 + C h w]: the camera, the picture's camera and its latents.
+        """
+        picture = self.encode(self.reference.before(background.to(self.device))).flatten(1)  # [B, C h w]
+        turned = cameras.turned(-self.reference.camera.azimuth_deg.item())
+        front = self.reference.camera.turned(-self.reference.camera.azimuth_deg.item())
+        own, theirs = (camera_matrices(c).to(self.device) for c in (turned, front))
+        told = torch.cat([own, theirs.expand_as(own), picture], dim=1)
+        nothing = torch.cat([own, torch.zeros_like(told[:, CAMERA:])], dim=1)
+        return replace(cond, extra=torch.stack([nothing] + [told] * (len(cond.weights) - 1)))
+
+    def _network(self, z_t: Tensor, t: Tensor, embeddings: Tensor, *extra: Tensor) -> Tensor:
+        cameras, reference, picture = extra[0].split([CAMERA, CAMERA, z_t[0].numel()], dim=1)
+
+        def joined(first: Tensor, rest: Tensor) -> Tensor:  # [n, ...] -> [n / 3 * 4, ...]
+            groups = rest.unflatten(0, (-1, SEEN))
+            return torch.cat([first.unflatten(0, (-1, SEEN))[:, :1], groups], dim=1).flatten(0, 1)
+
+        z = joined(picture.view_as(z_t), z_t)
+        levels, hidden = joined(torch.zeros_like(t), t), joined(embeddings, embeddings)
+        outputs = super()._network(z, levels, hidden, joined(reference, cameras))
+        return outputs.unflatten(0, (-1, VIEWS))[:, 1:].flatten(0, 1)
+
+
+class Zero123Prior(ImagePrior):
     """A `LatentPrior` that reads a picture and a camera where others read a text; see `load` and `look_at`.
 
-    Reads Zero-1-to-3's folders in diffusers layout, with safetensors. A folder without image_encoder/ has a
-    projection of the camera alone.
+    Reads Zero-1-to-3's folders in diffusers layout, with safetensors.
     """
 
     def __init__(
@@ -50,7 +106,6 @@ class ImagePrior(LatentPrior):
         super().__init__(name, unet, vae, None, None, scheduler)
         self.projection = projection.eval().requires_grad_(False)
         self.encoder = None if encoder is None else encoder.eval().requires_grad_(False)
-        self._reference: Reference | None = None
         self._mean, self._std = torch.zeros(3, 1, 1), torch.ones(3, 1, 1)
 
     @classmethod
@@ -61,8 +116,8 @@ class ImagePrior(LatentPrior):
         dtype: torch.dtype | None = None,
         *,
         vae_dtype: torch.dtype | None = None,
-    ) -> "ImagePrior":
-        """The prior called "embedded-image", or the one in a local folder; as `LatentPrior.load`."""
+    ) -> "Zero123Prior":
+        """The prior in a local folder; as `LatentPrior.load`."""
         dtype = default_dtype(device) if dtype is None else dtype
         if vae_dtype is None:
             vae_dtype = torch.bfloat16 if dtype == torch.float16 else dtype
@@ -92,10 +147,6 @@ class ImagePrior(LatentPrior):
         std = given.get("image_std", (0.26862954, 0.26130258, 0.27577711))
         self._mean, self._std = (torch.tensor(x, device=self.device).view(3, 1, 1) for x in (mean, std))
 
-    def look_at(self, reference: Reference) -> None:
-        """Take this as the picture; expected before `with_cameras`."""
-        self._reference = reference.resized(self.image_size).to(self.device)
-
     def embed(self, texts: list[str]) -> Tensor:
         """Zeros [n,1,D]: this network reads no text."""
         return torch.zeros(len(texts), 1, self.projection.out_features, device=self.device)
@@ -103,11 +154,9 @@ class ImagePrior(LatentPrior):
     @torch.no_grad()
     def with_cameras(self, cond: Conditioning, cameras: Cameras, background: Tensor) -> Conditioning:
         """Two branches for cameras [B]: nothing, and the picture before backgrounds [B,3] with the token."""
-        if self._reference is None:
-            raise UserError(f"prior '{self.name}' needs a picture to start from; give --image FILE")
-        pictures = self._reference.before(background.to(self.device))  # [B, 3, S, S]
+        pictures = self.reference.before(background.to(self.device))  # [B, 3, S, S]
         latents = self.encode(pictures) / self._scale + self._shift  # as the autoencoder gives them
-        told = [relative_pose(self._reference.camera, cameras).to(self.device)]
+        told = [relative_pose(self.reference.camera, cameras).to(self.device)]
         if self.encoder is not None:
             told.insert(0, self._embedding(pictures))
         token = self.projection(torch.cat(told, dim=1))[:, None]  # [B, 1, D]

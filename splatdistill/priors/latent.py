@@ -50,6 +50,7 @@ class LatentPrior:
     """A latent diffusion model as a `Prior`; see `load`. `vocabulary`: the words it knows, None for any."""
 
     group = 1
+    view_words = True
 
     def __init__(
         self,

@@ -35,13 +35,13 @@ def group(
     threads: int = 1,
     count: int = GROUP,
     views: int = 1,
-    even: bool = True,
+    reference: bool = False,
     textureless: bool = False,
 ) -> Pictures:
     """Render one group of scenes of one structure, drawn when `things` is None.
 
-    With several views, each scene fills so many pictures in turn, before one background: seen from evenly all
-    around at one elevation, or from anywhere.
+    With several views, each scene fills so many pictures in turn, before one background, seen from evenly all
+    around at one elevation; with a reference, the first of them from anywhere, and no caption names a view.
 
     Args:
         rng: source of everything random.
@@ -50,14 +50,14 @@ def group(
         threads: rendering threads.
         count: number of pictures, a multiple of `views`.
         views: pictures of each scene.
-        even: cameras evenly all around.
+        reference: the first view of each scene is a picture to start from.
         textureless: everything in one light grey, and no colour in the captions.
     """
     things = things or grammar.sample_structure(rng)
     batch = grammar.build(things, count // views, rng, 0.0 if textureless else 0.75).repeated(views)
     if textureless:
         batch.table[..., 14:] = grammar.TEXTURELESS
-    cameras = grammar.sample_cameras(count, size, rng, views if even else 1)
+    cameras = grammar.sample_cameras(count, size, rng, views, reference)
     drawn = rng.choice(list(grammar.BACKGROUNDS), count // views, p=[0.5, 0.25, 0.25])
     backgrounds = [str(name) for name in np.repeat(drawn, views)]
     colors = np.array([grammar.BACKGROUNDS[name] for name in backgrounds], np.float32)
@@ -67,7 +67,7 @@ def group(
     ]
     return Pictures(
         images,
-        grammar.captions(batch, cameras, backgrounds, rng),
+        grammar.captions(batch, cameras, backgrounds, rng, 0.0 if reference else 0.7),
         [things] * count,
         shown,
         cameras,
@@ -75,8 +75,8 @@ def group(
 
 
 def groups(
-    seed: int, count: int, size: int, threads: int = 1, views: int = 1, even: bool = True
+    seed: int, count: int, size: int, threads: int = 1, views: int = 1, reference: bool = False
 ) -> Iterator[Pictures]:
     """Yield whole groups until `count` pictures are made; group i depends on all arguments but threads."""
     for i in range(-(-count // GROUP)):
-        yield group(np.random.default_rng((seed, i)), size, threads=threads, views=views, even=even)
+        yield group(np.random.default_rng((seed, i)), size, threads=threads, views=views, reference=reference)

@@ -23,7 +23,6 @@ from splatdistill.priors.embedded.networks import (
     IMAGE_SIZE,
     LATENT_CHANNELS,
     LATENT_SIZE,
-    TEXT_WIDTH,
     is_shared,
     make_scheduler,
     make_text_encoder,
@@ -31,7 +30,6 @@ from splatdistill.priors.embedded.networks import (
     make_unet,
     tokenize,
 )
-from splatdistill.priors.image import POSE, relative_pose
 from splatdistill.priors.latent import LatentPrior
 from splatdistill.priors.multiview import VIEWS, camera_matrices
 
@@ -53,7 +51,7 @@ class DenoiserSettings:
     fall: float = 0.4  # the last part of the run lowers the learning rates to zero
     ema: float = 0.999
     seed: int = 2
-    task: Literal["text", "multiview", "image"] = "text"  # what the network is told: see `Denoiser.loss`
+    task: Literal["text", "multiview", "image"] = "text"  # what it learns to draw from
 
     @property
     def views(self) -> int:
@@ -75,8 +73,8 @@ def encode_pictures(autoencoder: Any, path: Path, settings: DenoiserSettings) ->
     orbits: list[Tensor] = []
     start = time.perf_counter()
     threads = torch.get_num_threads()
-    even = settings.task == "multiview"
-    for pictures in data.groups(settings.seed, settings.pictures, IMAGE_SIZE, threads, settings.views, even):
+    kind = settings.views, settings.task == "image"
+    for pictures in data.groups(settings.seed, settings.pictures, IMAGE_SIZE, threads, *kind):
         images = torch.from_numpy(pictures.images).to(device).permute(0, 3, 1, 2)  # NHWC memory: fast
         with torch.autocast(device.type, torch.bfloat16):
             encoded = autoencoder.encoder(images.float() / 127.5 - 1).float()
@@ -114,10 +112,7 @@ class Denoiser:
         unet: Any = make_unet(settings.task)
         text: Any = make_text_encoder(self.tokenizer)
         self.networks = torch.nn.ModuleDict(
-            {
-                "unet": unet.to(memory_format=torch.channels_last),
-                "text": torch.nn.Linear(POSE, TEXT_WIDTH) if settings.task == "image" else text,
-            }
+            {"unet": unet.to(memory_format=torch.channels_last), "text": text}
         ).to(self.device)
         if settings.task != "text":  # the rest is the plain teacher's and stays as it is
             text.requires_grad_(False)
@@ -143,19 +138,12 @@ class Denoiser:
         return ((name, p) for name, p in self.networks.named_parameters() if p.requires_grad)
 
     def start_from(self, teacher: LatentPrior) -> None:
-        """Take over the weights of a plain teacher; what it has none for stays as it is."""
+        """Take over the weights of another teacher; what it has none for stays as it is."""
         averages: Any = self.average.module
         both: list[Any] = [self.networks, averages]
         for networks in both:
-            state = teacher.unet.state_dict()
-            kernel = networks["unet"].conv_in.weight
-            if kernel.shape != state["conv_in.weight"].shape:  # what it reads beside changes nothing at first
-                wide = torch.zeros_like(kernel)
-                wide[:, :LATENT_CHANNELS] = state["conv_in.weight"]
-                state["conv_in.weight"] = wide
-            networks["unet"].load_state_dict(state, strict=False)
-            if self.settings.task != "image":
-                networks["text"].load_state_dict(teacher.text_encoder.state_dict())
+            networks["unet"].load_state_dict(teacher.unet.state_dict(), strict=False)
+            networks["text"].load_state_dict(teacher.text_encoder.state_dict())
 
     def update(self, rate: float) -> None:
         """Take one step along the gradients, at `rate` times the learning rates."""
@@ -167,19 +155,17 @@ class Denoiser:
         self.average.update_parameters(self.networks)
         self.step += 1
 
-    def loss(self, z_t: Tensor, target: Tensor, t: Tensor, told: dict[str, Tensor]) -> Tensor:
-        """Mean squared error of v over a batch. z_t, target [B, C, h, w], t [B].
+    def loss(self, z_t: Tensor, target: Tensor, t: Tensor, ids: Tensor, cameras: Tensor | None) -> Tensor:
+        """Mean squared error of v over a batch.
 
-        told: a text's ids [B, L]; for several views also cameras [B, 16]; for a picture instead its latents
-        as the autoencoder gives them, picture [B, C, h, w], and pose [B, 4], both zero for nothing.
+        z_t, target [B, C, h, w], t [B], ids [B, L], cameras [B, 16] for several views; for a picture, the
+        first view of each group is clean and no part of the error.
         """
         with torch.autocast(self.device.type, torch.bfloat16):
-            if "ids" in told:
-                hidden = self.networks["text"](input_ids=told["ids"]).last_hidden_state
-            else:
-                hidden = (self.networks["text"](told["pose"]) * told["pose"].any(1, True))[:, None]
-                z_t = torch.cat([z_t, told["picture"]], 1).contiguous(memory_format=torch.channels_last)
-            predicted = self.networks["unet"](z_t, t, hidden, class_labels=told.get("cameras")).sample
+            text = self.networks["text"](input_ids=ids).last_hidden_state
+            predicted = self.networks["unet"](z_t, t, text, class_labels=cameras).sample
+        asked = slice(1 if self.settings.task == "image" else 0, None)
+        predicted, target = (x.unflatten(0, (-1, self.settings.views))[:, asked] for x in (predicted, target))
         return F.mse_loss(predicted.float(), target)
 
     def save(self, path: Path) -> None:
@@ -207,66 +193,58 @@ class Dataset:
     latents: Tensor
     ids: Tensor
     orbits: Tensor
+    nothing: Tensor  # [L], the ids of an empty text
 
     @classmethod
-    def load(cls, path: Path, device: torch.device) -> Dataset:
+    def load(cls, path: Path, nothing: Tensor, device: torch.device) -> Dataset:
         """The arrays of an .npz, on the device."""
         with np.load(path) as arrays:
-            return cls(*(torch.from_numpy(arrays[name]).to(device) for name in ("latents", "ids", "orbits")))
+            latents, ids, orbits = (torch.from_numpy(arrays[name]) for name in ("latents", "ids", "orbits"))
+        return cls(latents.to(device), ids.to(device), orbits.to(device), nothing.to(device))
 
-    def cameras(self, rows: Tensor) -> Cameras:
-        """The cameras [B] of some pictures."""
+    def cameras(self, rows: Tensor, relative: bool = False) -> Cameras:
+        """The cameras [B] of some pictures; relative: azimuths from that of each group's first."""
         azimuth, elevation, distance = self.orbits[rows].cpu().T
+        if relative:
+            azimuth = (azimuth - azimuth[::VIEWS].repeat_interleave(VIEWS)) % 360.0
         return orbit(azimuth, elevation, distance, 40.0, IMAGE_SIZE, IMAGE_SIZE)
 
 
-@dataclass(frozen=True)
-class Training:
-    """Draws the batches of a training: the task, the pictures, the noise levels, and the latents' scale."""
+def draw_batch(
+    settings: DenoiserSettings, step: int, dataset: Dataset, scheduler: DDIMScheduler
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
+    """The arguments of `Denoiser.loss` at one step, which (seed, step) alone decide.
 
-    settings: DenoiserSettings
-    data: Dataset
-    scheduler: DDIMScheduler
-    scale: float = 1.0
-
-    def batch(self, step: int) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
-        """The arguments of `Denoiser.loss` at one step, which (seed, step) alone decide.
-
-        t is the larger of two uniform draws: the text decides most where there is most noise. Views of one
-        scene that are denoised together share it.
-        """
-        settings, device = self.settings, self.data.latents.device
-        rng = torch.Generator(device).manual_seed(settings.seed * 1_000_003 + step)
-        drawn: Any = {"generator": rng, "device": device}
-        together = VIEWS if settings.task == "multiview" else 1
-        count = settings.batch // together
-        rows = torch.randint(len(self.data.latents) // together, (count, 1), **drawn) * together
-        rows = (rows + torch.arange(together, device=device)).flatten()
-        z = self.data.latents[rows].float()
-        noise = torch.randn(z.shape, **drawn)
-        t = torch.randint(len(self.scheduler.alphas_cumprod), (2, count), **drawn).amax(0)
-        t = t.repeat_interleave(together)
-        z_t, target = noised(self.scheduler, z, noise, t)
-        told = {"ids": self.data.ids[rows].long()}
-        if settings.task == "multiview":
-            told["cameras"] = camera_matrices(self.data.cameras(rows)).to(device)
-        if settings.task == "image":
-            turn = torch.randint(1, VIEWS, (count,), **drawn)
-            seen = rows // VIEWS * VIEWS + (rows + turn) % VIEWS  # another view of the same scene
-            kept = torch.rand(count, 1, **drawn) > EMPTY
-            pose = relative_pose(self.data.cameras(seen), self.data.cameras(rows)).to(device)
-            picture = self.data.latents[seen].float() / self.scale
-            told = {"pose": pose * kept, "picture": picture * kept[:, :, None, None]}
-        return z_t.contiguous(memory_format=torch.channels_last), target, t, told
+    t is the larger of two uniform draws: the text decides most where there is most noise. Views of one scene
+    come together and share it, but for a picture, which has none. Told of cameras relative to the picture,
+    and of no text in half of the scenes; of no picture in some.
+    """
+    device, views = dataset.latents.device, settings.views
+    rng = torch.Generator(device).manual_seed(settings.seed * 1_000_003 + step)
+    drawn: Any = {"generator": rng, "device": device}
+    scenes = settings.batch // views
+    rows = torch.randint(len(dataset.latents) // views, (scenes, 1), **drawn) * views
+    rows = (rows + torch.arange(views, device=device)).flatten()
+    z, ids = dataset.latents[rows].float(), dataset.ids[rows].long()
+    noise = torch.randn(z.shape, **drawn)
+    t = torch.randint(len(scheduler.alphas_cumprod), (2, scenes), **drawn).amax(0).repeat_interleave(views)
+    z_t, target = noised(scheduler, z, noise, t)
+    cameras = None
+    if settings.task == "multiview":
+        cameras = camera_matrices(dataset.cameras(rows)).to(device)
+    if settings.task == "image":
+        cameras = camera_matrices(dataset.cameras(rows, relative=True)).to(device)
+        shown = (torch.rand(scenes, **drawn) > EMPTY).float()
+        z_t[::views] = z[::views] * shown[:, None, None, None]
+        cameras[::views] *= shown[:, None]
+        t[::views] = 0
+        silent = torch.rand(scenes, **drawn) < 0.5
+        ids[silent.repeat_interleave(views)] = dataset.nothing
+    return z_t.contiguous(memory_format=torch.channels_last), target, t, ids, cameras
 
 
 def train_denoiser(
-    denoiser: Denoiser,
-    dataset: Path,
-    folder: Path,
-    compiled: bool = True,
-    stop: int | None = None,
-    scale: float = 1.0,
+    denoiser: Denoiser, dataset: Path, folder: Path, compiled: bool = True, stop: int | None = None
 ) -> None:
     """Train to settings.steps; log each 100 steps to losses.jsonl, save each 500.
 
@@ -278,16 +256,16 @@ def train_denoiser(
         folder: where denoiser.pt and losses.jsonl go.
         compiled: use torch.compile (1.5 times faster here, two minutes to start).
         stop: end early, after this step, as an interruption would; None runs to the end.
-        scale: the autoencoder's scaling factor.
     """
     settings, device = denoiser.settings, denoiser.device
-    training = Training(settings, Dataset.load(dataset, device), make_scheduler(), scale)
+    pictures = Dataset.load(dataset, tokenize(denoiser.tokenizer, [""])[0], device)
+    scheduler = make_scheduler()
     step_loss = torch.compile(denoiser.loss) if compiled else denoiser.loss
     started, first, total = time.perf_counter(), denoiser.step, torch.zeros((), device=device)
     last = settings.steps if stop is None else min(stop, settings.steps)
     for step in range(denoiser.step, last):
         warm, fall = (step + 1) / settings.warmup, (settings.steps - step) / (settings.fall * settings.steps)
-        loss = step_loss(*training.batch(step))
+        loss = step_loss(*draw_batch(settings, step, pictures, scheduler))
         denoiser.networks.zero_grad(set_to_none=True)
         loss.backward()
         denoiser.update(min(1.0, warm, fall))

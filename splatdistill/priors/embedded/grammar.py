@@ -126,18 +126,26 @@ def build(things: tuple[str, ...], n: int, rng: np.random.Generator, named: floa
     return Batch(solids.packed(), things, list(zip(*columns, strict=True)), sizes)
 
 
-def sample_cameras(n: int, size: int, rng: np.random.Generator, views: int = 1) -> Cameras:
+def sample_cameras(
+    n: int, size: int, rng: np.random.Generator, views: int = 1, reference: bool = False
+) -> Cameras:
     """Draw n training cameras: every azimuth, elevations -10..50, one in eight from overhead.
 
-    Each `views` in turn are spread evenly around one scene and share the rest.
+    Each `views` in turn are spread evenly around one scene and share the rest; with a reference, the first
+    of them is anywhere instead and the others are so.
     """
     scenes = n // views
-    overhead = rng.random(scenes) < 0.125
-    elevation = np.where(overhead, rng.uniform(60, 85, scenes), rng.uniform(-10, 50, scenes))
-    first, distance = rng.uniform(0, 360, scenes), rng.uniform(2.8, 3.2, scenes)
-    azimuth = first[:, None] + np.arange(views) * (360.0 / views)  # [scenes, views]
-    elevation, distance = (np.repeat(values, views).tolist() for values in (elevation, distance))
-    return orbit((azimuth % 360.0).ravel().tolist(), elevation, distance, 40.0, size, size)
+
+    def ring(count: int) -> tuple[np.ndarray, ...]:  # azimuth, elevation and distance, each [scenes, count]
+        overhead = rng.random(scenes) < 0.125
+        elevation = np.where(overhead, rng.uniform(60, 85, scenes), rng.uniform(-10, 50, scenes))
+        first, distance = rng.uniform(0, 360, scenes), rng.uniform(2.8, 3.2, scenes)
+        azimuth = (first[:, None] + np.arange(count) * (360.0 / count)) % 360.0
+        return azimuth, elevation[:, None].repeat(count, 1), distance[:, None].repeat(count, 1)
+
+    rings = [ring(1), ring(views - 1)] if reference else [ring(views)]
+    azimuth, elevation, distance = (np.concatenate(x, 1).ravel().tolist() for x in zip(*rings, strict=True))
+    return orbit(azimuth, elevation, distance, 40.0, size, size)
 
 
 def _article(phrase: str) -> str:
@@ -165,10 +173,13 @@ def parse(text: str) -> tuple[tuple[str, ...], tuple[str | None, ...]] | None:
     return tuple(things), tuple(colors)
 
 
-def captions(batch: Batch, cameras: Cameras, backgrounds: list[str], rng: np.random.Generator) -> list[str]:
+def captions(
+    batch: Batch, cameras: Cameras, backgrounds: list[str], rng: np.random.Generator, views: float = 0.7
+) -> list[str]:
     """Caption n pictures; 6 % are empty and 6 % name the background alone, for classifier-free guidance.
 
-    70 % of the others carry the view words. Gray and black backgrounds are always named, white ones in half.
+    A share `views` of the others carry the view words. Gray and black backgrounds are always named, white
+    ones in half.
     """
     texts = []
     azimuths, elevations = cameras.azimuth_deg.tolist(), cameras.elevation_deg.tolist()
@@ -184,7 +195,7 @@ def captions(batch: Batch, cameras: Cameras, backgrounds: list[str], rng: np.ran
         text = describe(things, batch.colors[i], batch.sizes[i])
         opening = OPENINGS[rng.integers(len(OPENINGS))]
         text = opening + (text.split(" ", 1)[1] if opening == "a toy " else text)
-        if rng.random() < 0.7:
+        if rng.random() < views:
             text += f", {view_word(azimuths[i], elevations[i])}"
         if background != "white" or rng.random() < 0.5:
             text += f", {background} background"

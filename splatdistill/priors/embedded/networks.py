@@ -71,13 +71,12 @@ def make_autoencoder() -> AutoencoderTiny:
 def make_unet(task: str = "text") -> UNet2DConditionModel:
     """The denoiser: attention to itself and to the text at 8x8 and 4x4, where it is cheap.
 
-    For "multiview" it reads cameras, which at first change nothing, and attends across the views; for "image"
-    it reads the latents of a picture beside the noisy ones.
+    But for "text" it reads cameras, which at first change nothing, and attends across the views of a group.
     """
     camera = {"class_embed_type": "projection", "projection_class_embeddings_input_dim": CAMERA}
     unet: Any = UNet2DConditionModel(
         sample_size=LATENT_SIZE,
-        in_channels=LATENT_CHANNELS * (2 if task == "image" else 1),
+        in_channels=LATENT_CHANNELS,
         out_channels=LATENT_CHANNELS,
         block_out_channels=(64, 128, 128),
         layers_per_block=1,
@@ -89,10 +88,10 @@ def make_unet(task: str = "text") -> UNet2DConditionModel:
         addition_embed_type_num_heads=8,
         resnet_time_scale_shift="scale_shift",
         norm_num_groups=16,
-        **(camera if task == "multiview" else {}),
+        **({} if task == "text" else camera),
     )
     unet.set_attn_processor(AttnProcessor())  # on a CPU its backward is faster than the fused attention's
-    if task == "multiview":
+    if task != "text":
         torch.nn.init.zeros_(unet.class_embedding.linear_2.weight)
         torch.nn.init.zeros_(unet.class_embedding.linear_2.bias)
         join_views(unet, VIEWS)
@@ -171,10 +170,3 @@ def export_beside(folder: Path, unet: UNet2DConditionModel) -> None:
     unet.half().save_config(folder)
     own = {name: value.contiguous() for name, value in unet.state_dict().items() if not is_shared(name)}
     save_file(own, folder / "diffusion_pytorch_model.safetensors")
-
-
-def export_projection(folder: Path, projection: torch.nn.Linear) -> None:
-    """Write the map from a pose to the token of an image-conditioned UNet, as Zero-1-to-3's is published."""
-    folder.mkdir(parents=True, exist_ok=True)
-    state = {f"proj.{name}": value.half() for name, value in projection.state_dict().items()}
-    save_file(state, folder / "diffusion_pytorch_model.safetensors")

@@ -41,7 +41,7 @@ SEED = 55_000  # far from the teachers'
 class ScorerSettings:
     """How the scorer is trained; `pictures` are rendered once and reused over the epochs."""
 
-    steps: int = 6_000
+    steps: int = 4_000
     batch: int = 128
     pictures: int = 96_000
     learning_rate: float = 1e-3
@@ -64,7 +64,9 @@ def make_scorer(vocab: int, start: int, end: int) -> CLIPModel:
         vision_config=tower | {"num_hidden_layers": LAYERS, "image_size": IMAGE_SIZE, "patch_size": 8},
         projection_dim=WIDTH,
     )
-    return CLIPModel(config)
+    model = CLIPModel(config)
+    model.set_attn_implementation("eager")  # on a CPU its backward is faster than the fused attention's
+    return model
 
 
 def descriptions(seed: int, count: int, threads: int) -> tuple[Tensor, list[str]]:

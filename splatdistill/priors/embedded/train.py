@@ -2,9 +2,8 @@
 
 Stages: autoencoder, encoded pictures, denoiser, export. Each continues where an interrupted run stopped; the
 folder DIR/teacher then loads with StableDiffusionPipeline.from_pretrained and with `--prior DIR/teacher`.
-With `--task multiview` a finished teacher learns to draw four views together, with `--task image` to draw
-what a picture shows from elsewhere: DIR/unet_multiview, DIR/unet_image and DIR/clip_camera_projection belong
-into that teacher's folder.
+With `--task multiview` a finished teacher learns to draw four views together, and with `--task image` that
+one to draw what a picture shows from elsewhere: DIR/unet_multiview, DIR/unet_image belong into its folder.
 """
 
 from __future__ import annotations
@@ -28,10 +27,10 @@ from splatdistill.priors.embedded.networks import (
     IMAGE_SIZE,
     export,
     export_beside,
-    export_projection,
     make_autoencoder,
 )
 from splatdistill.priors.latent import LatentPrior
+from splatdistill.priors.multiview import MultiViewPrior
 
 AUTOENCODER_STEPS = 5_000
 
@@ -151,19 +150,26 @@ def train_beside(
     compiled: bool = True,
     device: torch.device | str = "cpu",
 ) -> None:
-    """Train a UNet for another task in `folder`, from the plain teacher in whose folder it belongs."""
-    plain, dataset = LatentPrior.load(teacher, dtype=torch.float32), folder / "pictures.npz"
+    """Train a UNet for another task in `folder`, from the teacher in whose folder it belongs."""
+    folder.mkdir(parents=True, exist_ok=True)
+    start = LatentPrior.load(teacher, dtype=torch.float32)
+    if settings.task == "image":
+        start = MultiViewPrior.load(beside(teacher, "multiview"), dtype=torch.float32)
+    dataset = folder / "pictures.npz"
     if not dataset.exists():
-        encode_pictures(plain.vae.to(device, memory_format=torch.channels_last), dataset, settings)
+        encode_pictures(start.vae.to(device, memory_format=torch.channels_last), dataset, settings)
     denoiser = Denoiser(settings, device)
-    denoiser.start_from(plain)
+    denoiser.start_from(start)
     if (folder / "denoiser.pt").exists():
         denoiser.load(folder / "denoiser.pt")
-    train_denoiser(denoiser, dataset, folder, compiled, scale=plain.vae.config.scaling_factor)
+    train_denoiser(denoiser, dataset, folder, compiled)
     networks: Any = denoiser.average.module.cpu()
     export_beside(folder / f"unet_{settings.task}", networks["unet"])
-    if settings.task == "image":
-        export_projection(folder / "clip_camera_projection", networks["text"])
+
+
+def beside(teacher: str, task: str) -> str:
+    """The name of another UNet of a teacher, a name itself or a folder."""
+    return f"embedded-{task}" if teacher == "embedded" else str(Path(teacher) / f"unet_{task}")
 
 
 if __name__ == "__main__":

@@ -164,11 +164,8 @@ def test_ism_compares_with_the_null_prediction_before(prediction_type: str) -> N
         x, level, compared = z[b : b + 1].double(), first, z[:1]
         path = [*range(0, int(s[b]), 200), int(s[b]), int(T[b])]
         for now, following in pairwise(path):
-            e = (
-                _clean_score(prior, x, prediction_type)
-                if at_start
-                else score(prior, x, torch.tensor([now]), "")
-            )
+            null = score(prior, x, torch.tensor([now]), "")
+            e = null if now else _clean_score(prior, x, prediction_type)
             compared = e if following == int(T[b]) else compared
             clean = (x - (1 - level).sqrt() * e) / level.sqrt()
             level = AB[following]

@@ -20,7 +20,7 @@ import yaml
 from splatdistill.cameras import OrbitRanges
 from splatdistill.densification import DensificationConfig
 from splatdistill.errors import UserError
-from splatdistill.guidance import InversionSettings, build_method
+from splatdistill.guidance import METHODS, InversionSettings, build_method
 from splatdistill.losses import LossWeights
 from splatdistill.schedules import SqrtAnneal
 
@@ -72,6 +72,14 @@ class ImageConfig:
     fov_deg: float = 40.0
     rgb: float = 500.0  # weights of the mean squared errors before a plain background, and of alpha
     mask: float = 500.0
+
+
+@dataclass(frozen=True)
+class EditConfig:
+    """A splat to change, and what it shows; the prompt says what it should."""
+
+    splat: str = ""  # a .ply or the folder of a run; none
+    source_prompt: str = ""
 
 
 @dataclass(frozen=True)
@@ -147,6 +155,7 @@ class Config:
     inversion: InversionSettings = field(default_factory=InversionSettings)
     timestep: TimestepConfig = field(default_factory=TimestepConfig)
     image: ImageConfig = field(default_factory=ImageConfig)
+    edit: EditConfig = field(default_factory=EditConfig)
     views: ViewConfig = field(default_factory=ViewConfig)
     backgrounds: BackgroundConfig = field(default_factory=BackgroundConfig)
     gaussians: GaussiansConfig = field(default_factory=GaussiansConfig)
@@ -358,6 +367,10 @@ def check(config: Config) -> Config:
     for low, high in zip(config.timestep.low, config.timestep.high):
         if not 0.0 < low <= high <= 1.0:
             raise UserError(f"timestep: expected 0 < low <= high <= 1, got low {low} and high {high}")
+    if METHODS[config.method].edits and not config.edit.splat:
+        raise UserError(
+            f"method '{config.method}' edits a splat: use python -m splatdistill.edit --splat FILE"
+        )
     if config.gaussians.sh_degree not in range(4):
         raise UserError(f"gaussians.sh_degree must be 0, 1, 2 or 3, got {config.gaussians.sh_degree}")
     if config.backgrounds.in_prompt and not config.backgrounds.colours:

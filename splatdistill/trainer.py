@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from splatdistill import __version__, checkpoint
-from splatdistill.cameras import sample_orbit
+from splatdistill.cameras import Cameras, sample_orbit
 from splatdistill.config import BackgroundConfig, Config, ImageConfig, OptimizerConfig
 from splatdistill.densification import Densifier, final_prune
 from splatdistill.formats.ply import write_ply
-from splatdistill.gaussians import NAMES, clamp_to_sphere_, from_tensors, init_blob, sh_degree_of
-from splatdistill.guidance import Method, build_method, distill
+from splatdistill.gaussians import NAMES, clamp_to_sphere_, from_tensors, init_blob, select, sh_degree_of
+from splatdistill.guidance import Method, Source, build_method, distill
 from splatdistill.losses import reference_errors, regularisation
 from splatdistill.pictures import Reference
 from splatdistill.priors.base import Prior
@@ -45,13 +45,19 @@ class TrainState:
     bad_in_a_row: int = 0
 
 
-def new_state(config: Config, device: torch.device) -> TrainState:
-    """Return the state before the first step; the seed alone decides it."""
+def new_state(
+    config: Config, device: torch.device, origin: torch.nn.ParameterDict | None = None
+) -> TrainState:
+    """Return the state before the first step: a blob that the seed decides, or the splat that is edited."""
     torch.manual_seed(config.seed)  # what gsplat's strategies draw from
     generator = torch.Generator().manual_seed(config.seed)
     scene = config.gaussians
-    gaussians = init_blob(
-        scene.count, scene.radius, opacity=scene.opacity, sh_degree=scene.sh_degree, generator=generator
+    gaussians = (
+        init_blob(
+            scene.count, scene.radius, opacity=scene.opacity, sh_degree=scene.sh_degree, generator=generator
+        )
+        if origin is None
+        else select(origin, slice(None))
     ).to(device)
     densifier = Densifier(config.densification)
     optimizers = make_optimizers(gaussians, config.optimizer)
@@ -137,6 +143,23 @@ def gradient_norm(gaussians: torch.nn.ParameterDict) -> float:
     return float(torch.nn.utils.get_total_norm([p.grad for p in gaussians.values() if p.grad is not None]))
 
 
+@torch.no_grad()
+def look_at_source(
+    origin: torch.nn.ParameterDict,
+    prior: Prior,
+    config: Config,
+    cache: PromptCache,
+    cameras: Cameras,
+    names: list[str] | None,
+    background: Tensor,
+) -> Source:
+    """The latents of the splat before the edit, seen as the splat is, and the branches of its prompt."""
+    z = prior.encode(render(origin, cameras, background).rgb.permute(0, 3, 1, 2))
+    prompts = ViewPrompts(config.edit.source_prompt, config.negative_prompt, prior.view_words)
+    cond = conditioning(prompts, cache, cameras, names, config.guidance.scale, config.guidance.mode)
+    return Source(z, prior.with_cameras(cond, cameras, background))
+
+
 def reference_loss(
     state: TrainState, reference: Reference, background: Tensor, degree: int, weights: ImageConfig
 ) -> tuple[Tensor, dict[str, Tensor]]:
@@ -156,11 +179,12 @@ def train(
     on_step: Callable[[int, Metrics], None] = lambda step, metrics: None,
     should_stop: Callable[[], bool] = lambda: False,
     reference: Reference | None = None,
+    origin: torch.nn.ParameterDict | None = None,
 ) -> bool:
     """Run the remaining steps, writing checkpoints/ and metrics.jsonl in `out`; return whether all were run.
 
     should_stop is asked between steps. A run that it stops is saved, as is one that raises Diverged.
-    reference: a picture that the view from its camera is held to.
+    reference: a picture that the view from its camera is held to. origin: the splat that is edited.
     """
     method = method_of(config)
     prompts, cache = ViewPrompts(config.prompt, config.negative_prompt, prior.view_words), PromptCache(prior)
@@ -187,7 +211,10 @@ def train(
             guidance = config.guidance
             cond = conditioning(prompts, cache, cameras, names, guidance.scale, guidance.mode)
             cond = prior.with_cameras(cond, cameras, background)
-            distillation = distill(prior, z, t, cond, method, generator)
+            source = None
+            if origin is not None:
+                source = look_at_source(origin, prior, config, cache, cameras, names, background)
+            distillation = distill(prior, z, t, cond, method, generator, source)
             penalty, terms = regularisation(view, state.gaussians, config.losses)
             loss = distillation.loss + penalty
             if reference is not None:

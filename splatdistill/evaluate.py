@@ -63,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def report(args: argparse.Namespace) -> None:
-    """Make the runs of a suite, measure, and write evaluation.json and evaluation.png."""
+    """Make the runs of a suite, measure, and write evaluation.json, evaluation.md and evaluation.png."""
     out = args.out or Path("outputs") / (f"suite-{args.suite}" if args.suite else "evaluation")
     scorer = Scorer.load(args.clip)
     others = None
@@ -83,6 +83,8 @@ def report(args: argparse.Namespace) -> None:
     Console(width=None if sys.stdout.isatty() else 200).print(table(groups))
     with atomic_write(out / "evaluation.json") as file:
         file.write(json.dumps({"clip": args.clip, "groups": groups}, indent=1).encode() + b"\n")
+    with atomic_write(out / "evaluation.md") as file:
+        file.write(markdown(groups).encode())
     with atomic_write(out / "evaluation.png") as file:
         sheet(runs).save(file, format="PNG")
     print(f"{out / 'evaluation.json'} has every figure, {out / 'evaluation.png'} shows every run")
@@ -108,20 +110,37 @@ def read_lines(path: Path) -> list[str]:
         raise UserError(f"cannot read {path}: {error}; expected one text a line") from error
 
 
-def table(groups: dict[str, dict[str, Any]]) -> Table:
-    """The summaries, a row a group: mean and 95 % interval."""
-    result = Table(title="mean [95 % interval]")
-    result.add_column("prior, method")
-    result.add_column("runs", justify="right")
+def cells(groups: dict[str, dict[str, Any]]) -> list[list[str]]:
+    """The summaries as a table of text: a heading, and a row a group with means and 95 % intervals."""
     names = [name for name in (*SHARES, *MEANS) if any(name in g["summary"] for g in groups.values())]
-    for name in names:
-        result.add_column(name.replace("_", " "), justify="right")
-    result.add_column("Frechet", justify="right")
+    rows = [["prior, method", "runs", *(name.replace("_", " ") for name in names), "Frechet", "diversity"]]
     for key, group in groups.items():
-        cells = [cell(group["summary"].get(name)) for name in names]
-        distance = group.get("frechet_to_teacher")
-        result.add_row(key, str(len(group["rows"])), *cells, "" if distance is None else f"{distance:.3f}")
+        distance, spread = group.get("frechet_to_teacher"), group["diversity"]
+        row = [key, str(len(group["rows"])), *(cell(group["summary"].get(name)) for name in names)]
+        row += [
+            "" if distance is None else f"{distance:.3f}",
+            f"{spread['pairwise_distance']:.3f}" if spread else "",
+        ]
+        rows.append(row)
+    return rows
+
+
+def table(groups: dict[str, dict[str, Any]]) -> Table:
+    """The summaries for a terminal."""
+    heading, *rows = cells(groups)
+    result = Table(title="mean [95 % interval]")
+    for name in heading:
+        result.add_column(name, justify="left" if name == heading[0] else "right")
+    for row in rows:
+        result.add_row(*row)
     return result
+
+
+def markdown(groups: dict[str, dict[str, Any]]) -> str:
+    """The summaries for a document, a column a group."""
+    heading, *columns = (list(column) for column in zip(*cells(groups), strict=True))
+    lines = [f"| {' | '.join(row)} |" for row in (heading, *columns)]
+    return "\n".join([lines[0], "|" + "---|" * len(heading), *lines[1:]]) + "\n"
 
 
 def cell(value: dict[str, Any] | None) -> str:

@@ -5,14 +5,16 @@ shN [N, K - 1, 3] spherical-harmonic coefficients of the colour, K = (degree + 1
 """
 
 import math
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import Parameter, ParameterDict
 
 NAMES = ("means", "scales", "quats", "opacities", "sh0", "shN")
 SH_C0 = 0.28209479177387814  # Y_00 = 1 / (2 sqrt(pi))
+Values = TypeVar("Values", Tensor, np.ndarray)
 
 
 class Activated(NamedTuple):
@@ -36,12 +38,12 @@ def activated(gaussians: ParameterDict) -> Activated:
     )
 
 
-def rgb_to_sh0(rgb: Tensor) -> Tensor:
+def rgb_to_sh0(rgb: Values) -> Values:
     """The degree-0 SH coefficient of a colour in [0, 1], any shape."""
     return (rgb - 0.5) / SH_C0
 
 
-def sh0_to_rgb(sh0: Tensor) -> Tensor:
+def sh0_to_rgb(sh0: Values) -> Values:
     """The colour of a degree-0 SH coefficient, any shape; the inverse of `rgb_to_sh0`."""
     return sh0 * SH_C0 + 0.5
 
@@ -50,6 +52,11 @@ def from_tensors(**tensors: Tensor) -> ParameterDict:
     """A scene from one tensor for each of NAMES: copied, float32, trainable, in gsplat's order."""
     copies = {name: tensors[name].detach().to(torch.float32).contiguous().clone() for name in NAMES}
     return ParameterDict([(name, Parameter(copy)) for name, copy in copies.items()])  # a dict would be sorted
+
+
+def from_arrays(**arrays: np.ndarray) -> ParameterDict:
+    """A scene from one float32 array for each of NAMES, whose memory it takes over; trainable."""
+    return ParameterDict([(name, Parameter(torch.from_numpy(arrays[name]))) for name in NAMES])
 
 
 def init_blob(

@@ -141,3 +141,36 @@ def test_an_image_conditioned_unet_trains_and_leans_on_the_picture(trained: Path
     other_null, other_text = outputs(torch.ones(3, 64, 64))
     assert null.shape == z_t.shape and torch.equal(null, other_null) and not torch.allclose(text, other_text)
     torch.testing.assert_close(outputs(torch.zeros(3, 64, 64), 70.0)[1], text, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.slow
+def test_compiled_blocks_have_the_gradients_of_the_eager_network() -> None:
+    from splatdistill.priors.embedded.denoiser import compile_blocks
+
+    torch.manual_seed(0)
+    unet: Any = networks.make_unet().to(memory_format=torch.channels_last)
+    x = torch.randn(8, 4, 16, 16).contiguous(memory_format=torch.channels_last)
+    t, hidden, target = torch.randint(0, 1000, (8,)), torch.randn(8, 24, 128), torch.randn(8, 4, 16, 16)
+
+    def gradients() -> dict[str, torch.Tensor]:
+        unet.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            predicted = unet(x, t, hidden).sample
+        torch.nn.functional.mse_loss(predicted.float(), target).backward()
+        return {name: p.grad.clone() for name, p in unet.named_parameters()}
+
+    eager = gradients()
+    compile_blocks(unet)
+    for name, gradient in gradients().items():
+        assert torch.nn.functional.cosine_similarity(gradient.flatten(), eager[name].flatten(), 0) > 0.9, name
+
+
+def test_a_weight_without_a_gradient_stops_the_training(trained: Path, tmp_path: Path) -> None:
+    from splatdistill.priors.embedded.denoiser import train_denoiser
+
+    shutil.copy(trained / "pictures.npz", tmp_path)
+    denoiser = Denoiser(SETTINGS)
+    unet: Any = denoiser.networks["unet"]
+    unet.mid_block.register_forward_hook(lambda module, inputs, output: output.detach())
+    with pytest.raises(RuntimeError, match=r"no gradient, such as unet\."):
+        train_denoiser(denoiser, tmp_path / "pictures.npz", tmp_path, compiled=False)

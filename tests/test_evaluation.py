@@ -148,6 +148,8 @@ def test_the_command_writes_a_table_json_and_a_picture(
     assert group["rows"][0]["prompt"] == "a red dog"
     assert (tmp_path / "report" / "evaluation.png").stat().st_size > 0
     assert "sdi" in capsys.readouterr().out
+    lines = (tmp_path / "report" / "evaluation.md").read_text().splitlines()
+    assert lines[0].endswith("sdi |") and any(line.startswith("| object | 0.00 [0.00,") for line in lines)
 
 
 def test_mistakes_are_one_line(tmp_path: Path, folders: tuple[Path, Path], capsys) -> None:

@@ -1,11 +1,14 @@
 import numpy as np
 import pytest
 import torch
+from format_errors import BOUNDS, BYTE, errors, scene
+from gsplat import export_splats
 from plyfile import PlyData, PlyElement
 
 from splatdistill import gaussians as G
 from splatdistill.errors import UserError
 from splatdistill.formats.ply import read_ply, write_ply
+from splatdistill.formats.splat import read_splat
 
 AWKWARD = ' a "red"\nmushroom\r\t\\n: é 🍄 \x00 comment end_header\nelement vertex 9  '
 
@@ -184,3 +187,61 @@ def test_a_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
         write_ply(tmp_path / "a.ply", blob(seed=1))
     assert [p.name for p in tmp_path.iterdir()] == ["a.ply"]
     assert (tmp_path / "a.ply").read_bytes() == before
+
+
+def by_gaussforge(path, name):
+    """The splats of a file as gaussforge converts them to .ply, in the axes of the file."""
+    import gaussforge
+
+    result = gaussforge.GaussForge().convert(path.read_bytes(), name, "ply")
+    assert "error" not in result, result
+    converted = path.with_name("gaussforge.ply")
+    converted.write_bytes(result["data"])
+    return read_ply(converted)[0]
+
+
+def by_gsplat(path, scene, kind):
+    """Write a scene by gsplat's exporter, in the order of our reading: that of the nearest centres."""
+    export_splats(**{name: scene[name].detach() for name in G.NAMES}, format=kind, save_to=str(path))
+    read = read_splat if kind == "splat" else read_ply
+    back, _ = read(path)
+    return G.select(back, torch.cdist(scene["means"], back["means"]).argmin(1))
+
+
+@pytest.mark.parametrize("degree", range(4))
+def test_files_of_gsplat_are_read(tmp_path, degree):
+    original = scene(200, degree)
+    with torch.no_grad():
+        original["opacities"].clamp_(min=-3.0)  # it leaves out what is invisible
+    exact = errors(original, by_gsplat(tmp_path / "a.ply", original, "ply"))
+    packed = errors(original, by_gsplat(tmp_path / "b.ply", original, "ply_compressed"))
+    assert max(exact.values()) == 0
+    assert all(packed[name] <= bound for name, bound in BOUNDS[".compressed.ply"].items()), packed
+    simple = errors(original, by_gsplat(tmp_path / "c.splat", original, "splat"))
+    assert simple["centre"] == 0 and simple["scale"] < 1e-6  # it cuts the bytes where we round them
+    assert max(simple["opacity"], simple["colour"]) <= 2 * BYTE and simple["rotation_deg"] < 1.8
+
+
+@pytest.mark.parametrize("degree", range(4))
+def test_gaussforge_reads_the_same_scene(tmp_path, degree):
+    pytest.importorskip("gaussforge")
+    scene = blob(degree=degree)
+    write_ply(tmp_path / "a.ply", scene)
+    theirs = by_gaussforge(tmp_path / "a.ply", "ply")
+    assert all(torch.equal(theirs[name], scene[name]) for name in G.NAMES)
+
+
+def test_large_files_are_read_in_pieces(tmp_path, monkeypatch):
+    scene = blob(50, 2)
+    write_ply(tmp_path / "a.ply", scene)
+    monkeypatch.setattr("splatdistill.formats.plyheader.MAX_PIECE_BYTES", 1000)
+    back, _ = read_ply(tmp_path / "a.ply")
+    assert all(torch.equal(back[name], scene[name]) for name in G.NAMES)
+
+
+def test_a_header_of_many_elements_and_lists_is_no_trap(tmp_path):
+    lines = b"".join(b"element e%d 0\nproperty list char char p\n" % i for i in range(5_000))
+    head = b"ply\nformat binary_little_endian 1.0\n"
+    (tmp_path / "a.ply").write_bytes(head + lines + b"element vertex 1\nproperty float x\nend_header\n")
+    with pytest.raises(UserError, match="no vertex element"):
+        read_ply(tmp_path / "a.ply")

@@ -14,6 +14,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import DDIMScheduler
+from diffusers.models.attention import BasicTransformerBlock
+from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor
 
 from splatdistill.cameras import Cameras, orbit
@@ -145,6 +147,12 @@ class Denoiser:
             networks["unet"].load_state_dict(teacher.unet.state_dict(), strict=False)
             networks["text"].load_state_dict(teacher.text_encoder.state_dict())
 
+    def check_gradients(self) -> None:
+        """Raise RuntimeError where a trained weight got no gradient: it would silently stay as it is."""
+        still = [name for name, p in self.trained() if p.grad is None or not p.grad.any()]
+        if still:
+            raise RuntimeError(f"{len(still)} weights get no gradient, such as {still[0]}")
+
     def update(self, rate: float) -> None:
         """Take one step along the gradients, at `rate` times the learning rates."""
         torch.nn.utils.clip_grad_norm_(self.networks.parameters(), 1.0)
@@ -243,6 +251,18 @@ def draw_batch(
     return z_t.contiguous(memory_format=torch.channels_last), target, t, ids, cameras
 
 
+def compile_blocks(unet: torch.nn.Module) -> None:
+    """Compile the UNet's residual and transformer blocks in place, each on its own.
+
+    As one whole, compiled by torch 2.13 for a CPU in bfloat16, all before the last upsampler gets gradients
+    of exactly zero.
+    """
+    torch._dynamo.config.recompile_limit = 64  # the blocks are variants of two functions
+    for module in unet.modules():
+        if isinstance(module, ResnetBlock2D | BasicTransformerBlock):
+            module.compile()
+
+
 def train_denoiser(
     denoiser: Denoiser, dataset: Path, folder: Path, compiled: bool = True, stop: int | None = None
 ) -> None:
@@ -254,20 +274,23 @@ def train_denoiser(
         denoiser: fresh or loaded.
         dataset: what `encode_pictures` wrote.
         folder: where denoiser.pt and losses.jsonl go.
-        compiled: use torch.compile (1.5 times faster here, two minutes to start).
+        compiled: use torch.compile on the UNet's blocks (a minute to start).
         stop: end early, after this step, as an interruption would; None runs to the end.
     """
     settings, device = denoiser.settings, denoiser.device
     pictures = Dataset.load(dataset, tokenize(denoiser.tokenizer, [""])[0], device)
     scheduler = make_scheduler()
-    step_loss = torch.compile(denoiser.loss) if compiled else denoiser.loss
+    if compiled:
+        compile_blocks(denoiser.networks["unet"])
     started, first, total = time.perf_counter(), denoiser.step, torch.zeros((), device=device)
     last = settings.steps if stop is None else min(stop, settings.steps)
     for step in range(denoiser.step, last):
         warm, fall = (step + 1) / settings.warmup, (settings.steps - step) / (settings.fall * settings.steps)
-        loss = step_loss(*draw_batch(settings, step, pictures, scheduler))
+        loss = denoiser.loss(*draw_batch(settings, step, pictures, scheduler))
         denoiser.networks.zero_grad(set_to_none=True)
         loss.backward()
+        if step == first + 1:  # at the very first, what follows a layer that starts at zero has none
+            denoiser.check_gradients()
         denoiser.update(min(1.0, warm, fall))
         total += loss.detach()
         if denoiser.step % 100 == 0:

@@ -1,0 +1,228 @@
+"""What do the splat formats lose, and how large are they?
+
+python benchmarks/format_errors.py: writes benchmarks/results/format_errors.json, a table in docs/FORMATS.md
+
+A scene of random Gaussians within radius 1 is written and read back. .glb and .sog, which we only write, are
+decoded here, with NumPy and Pillow alone.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import re
+import struct
+import tempfile
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from common import write_result
+from PIL import Image
+from torch import Tensor
+from torch.nn import ParameterDict
+
+from splatdistill import formats
+from splatdistill.cameras import turntable
+from splatdistill.formats.compressed_ply import morton_order
+from splatdistill.gaussians import from_tensors, init_blob, select, sh0_to_rgb
+from splatdistill.orientation import reorient
+from splatdistill.rendering import render
+
+PAGE = Path(__file__).parents[1] / "docs" / "FORMATS.md"
+BEGIN, END = "<!-- errors: benchmarks/format_errors.py -->\n", "<!-- end of errors -->"
+IN_ORDER = (".ply", ".splat", ".spz", ".glb")  # the others are sorted along a Morton curve
+BYTE = 0.5 / 255 + 1e-6  # what rounding to 8 bits may cost
+BOUNDS = {  # the most that a scene within radius 1 may lose; tests hold the formats to it
+    ".ply": dict(centre=0, scale=0, rotation_deg=0, opacity=0, colour=0, sh=0),
+    ".compressed.ply": dict(
+        centre=1e-3, scale=0.01, rotation_deg=0.3, opacity=BYTE, colour=BYTE, sh=1 / 64 + 1e-6
+    ),
+    ".splat": dict(centre=3e-7, scale=1e-6, rotation_deg=0.9, opacity=BYTE, colour=BYTE, sh=math.inf),
+    ".spz": dict(centre=3e-7, scale=0.032, rotation_deg=0.3, opacity=BYTE, colour=0.0038, sh=0.0105),
+    ".glb": dict(centre=3e-7, scale=2e-6, rotation_deg=1e-3, opacity=1e-6, colour=3e-7, sh=3e-6),
+    ".sog": dict(centre=2e-5, scale=0.025, rotation_deg=1.2, opacity=BYTE, colour=4e-3, sh=5e-3),
+}
+COLUMNS = ("centre", "scale", "rotation_deg", "opacity", "colour", "sh")
+
+
+def main() -> None:
+    """Print the table and write it and the results."""
+    torch.set_num_threads(1)
+    rows = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for ending in formats.FORMATS:
+            rows[ending] = measure(ending, Path(folder))
+            print(ending, rows[ending])
+    write_result("format_errors", {"rows": rows, "bounds": BOUNDS})
+    before, _, after = PAGE.read_text(encoding="utf-8").partition(BEGIN)
+    after = after[after.index(END) :]
+    PAGE.write_text(before + BEGIN + table(rows) + after, encoding="utf-8")
+
+
+def measure(ending: str, folder: Path) -> dict[str, float]:
+    """One row: bytes a Gaussian, the worst errors at SH degree 3, PSNR of renders at degrees 0 and 3."""
+    row = {}
+    for degree in (0, 3):
+        original = scene(4000, degree)
+        back = round_trip(folder / f"scene{ending}", original)
+        size = (folder / f"scene{ending}").stat().st_size / 4000
+        row |= {f"bytes_{degree}": size, f"psnr_{degree}": psnr(original, back)}
+        if degree == 3:
+            row |= errors(original, back)
+    return row
+
+
+def scene(count: int, sh_degree: int, seed: int = 0) -> ParameterDict:
+    """Random Gaussians within radius 1: scales, opacities and colours as trained scenes have them."""
+    generator = torch.Generator().manual_seed(seed)
+    gaussians = init_blob(count, 0.9, 0.02, 0.5, sh_degree, 0.2, generator)
+    with torch.no_grad():
+        gaussians["scales"] += 0.7 * torch.randn(count, 3, generator=generator)
+        gaussians["opacities"] += 2.0 * torch.randn(count, generator=generator)
+        gaussians["quats"] *= 0.5 + torch.rand(count, 1, generator=generator)
+        gaussians["sh0"].clamp_(-1.7, 1.7)  # colours in [0, 1]
+        noise = torch.randn(gaussians["shN"].shape, generator=generator)
+        gaussians["shN"].copy_((0.1 * noise).clamp(-0.9, 0.9))
+    return gaussians
+
+
+def round_trip(path: Path, gaussians: ParameterDict) -> ParameterDict:
+    """Write and read back; the Gaussians come in their first order."""
+    formats.write(path, gaussians)
+    form = formats.format_of(path)
+    if path.suffix == ".glb":
+        back = reorient(decode_glb(path), form.up, "z")
+    elif path.suffix == ".sog":
+        back = reorient(decode_sog(path), form.up, "z")
+    else:
+        back, _ = formats.read(path)
+    if path.name.endswith(IN_ORDER) and not path.name.endswith(".compressed.ply"):
+        return back
+    stored = reorient(gaussians, "z", form.up)["means"].detach().numpy()
+    return select(back, torch.from_numpy(morton_order(stored).argsort()))
+
+
+def errors(original: ParameterDict, back: ParameterDict) -> dict[str, float]:
+    """The worst errors: centre (units), scale (relative), rotation (degrees), opacity, colour, SH above 0."""
+    a, b = ({name: t.detach().double() for name, t in s.items()} for s in (original, back))
+    p, q = (torch.nn.functional.normalize(s["quats"], dim=-1) for s in (a, b))
+    chord = torch.minimum((p - q).norm(dim=-1), (p + q).norm(dim=-1))  # q and -q are one rotation
+    pairs = {
+        "centre": (a["means"], b["means"]),
+        "scale": (a["scales"].exp() / a["scales"].exp(), b["scales"].exp() / a["scales"].exp()),
+        "opacity": (a["opacities"].sigmoid(), b["opacities"].sigmoid()),
+        "colour": (sh0_to_rgb(a["sh0"]), sh0_to_rgb(b["sh0"])),
+    }
+    worst = {name: _largest(x - y) for name, (x, y) in pairs.items()}
+    worst["rotation_deg"] = math.degrees(4 * math.asin(min(float(chord.max()) / 2, 1.0)))
+    same = a["shN"].shape == b["shN"].shape
+    return worst | {"sh": _largest(a["shN"] - b["shN"]) if same else math.inf}
+
+
+def _largest(values: Tensor) -> float:
+    return float(values.abs().max()) if values.numel() else 0.0
+
+
+@torch.no_grad()
+def psnr(original: ParameterDict, back: ParameterDict) -> float:
+    """Decibels between renders of four views on grey."""
+    cameras, grey = turntable(4, 15.0, 3.2, 40.0, 128), torch.full((3,), 0.5)
+    a, b = (render(s, cameras, grey).rgb.clamp(0, 1) for s in (original, back))
+    return float(-10 * ((a - b) ** 2).mean().clamp(min=1e-20).log10())
+
+
+def decode_glb(path: Path) -> ParameterDict:
+    """The splats of a .glb by KHR_gaussian_splatting, in the axes of the file."""
+    content = path.read_bytes()
+    magic, version, length, json_length, json_kind = struct.unpack_from("<4sIII4s", content)
+    assert (magic, version, length, json_kind) == (b"glTF", 2, len(content), b"JSON")
+    document = json.loads(content[20 : 20 + json_length])
+    binary_length, binary_kind = struct.unpack_from("<I4s", content, 20 + json_length)
+    binary = content[28 + json_length :]
+    assert binary_kind == b"BIN\0" and len(binary) == binary_length
+    (primitive,) = document["meshes"][0]["primitives"]
+
+    def values(name: str) -> Tensor:
+        accessor = document["accessors"][primitive["attributes"][name]]
+        view = document["bufferViews"][accessor["bufferView"]]
+        width = {"SCALAR": 1, "VEC3": 3, "VEC4": 4}[accessor["type"]]
+        assert accessor["componentType"] == 5126 and view["byteLength"] == accessor["count"] * width * 4
+        array = np.frombuffer(binary, "<f4", accessor["count"] * width, view["byteOffset"])
+        return torch.tensor(array.reshape(-1, width).copy())
+
+    prefix = "KHR_gaussian_splatting:"
+    names = [f"{prefix}SH_DEGREE_{degree}_COEF_{n}" for degree in range(1, 4) for n in range(2 * degree + 1)]
+    higher = [values(name) for name in names if name in primitive["attributes"]]
+    means = values("POSITION")
+    return from_tensors(
+        means=means,
+        quats=values(f"{prefix}ROTATION")[:, [3, 0, 1, 2]],
+        scales=values(f"{prefix}SCALE").log(),
+        opacities=values(f"{prefix}OPACITY")[:, 0].double().clamp(1e-9, 1 - 1e-9).logit(),
+        sh0=values(f"{prefix}SH_DEGREE_0_COEF_0")[:, None],
+        shN=torch.stack(higher, 1) if higher else torch.zeros(len(means), 0, 3),
+    )
+
+
+def decode_sog(path: Path) -> ParameterDict:
+    """The splats of a .sog, in the axes of the file."""
+    with zipfile.ZipFile(path) as archive:
+        meta = json.loads(archive.read("meta.json"))
+
+        def pixels(part: str, index: int = 0) -> np.ndarray:  # [pixels, 4]
+            picture = Image.open(io.BytesIO(archive.read(meta[part]["files"][index])))
+            return np.asarray(picture.convert("RGBA")).reshape(-1, 4)
+
+        count = meta["count"]
+        codebooks = {
+            name: np.array(meta[name]["codebook"]) for name in ("scales", "sh0", "shN") if name in meta
+        }
+        low, high = (np.array(meta["means"][side]) for side in ("mins", "maxs"))
+        steps = pixels("means")[:count, :3] + 256.0 * pixels("means", 1)[:count, :3]
+        bent = low + (high - low) * steps / 65535
+        quats, sh0 = pixels("quats")[:count], pixels("sh0")[:count]
+        others = (quats[:, :3] / 255 - 0.5) * math.sqrt(2)
+        wxyz = np.empty((count, 4))
+        for row, largest, three in zip(wxyz, quats[:, 3] - 252, others):
+            row[:] = np.insert(three, largest, math.sqrt(max(0.0, 1 - three @ three)))
+        scales = codebooks["scales"][pixels("scales")[:count, :3]]
+        higher = np.zeros((count, 0, 3))
+        if "shN" in meta:
+            bands = meta["shN"]["bands"]
+            rows = pixels("shN").reshape(-1, bands * (bands + 2), 4)[:, :, :3]
+            labels = pixels("shN", 1)[:count].astype(int)
+            higher = codebooks["shN"][rows[labels[:, 0] + 256 * labels[:, 1]]]
+    values = dict(
+        means=np.sign(bent) * np.expm1(abs(bent)),
+        quats=wxyz,
+        scales=scales,
+        opacities=np.log(np.maximum(sh0[:, 3], 0.25) / np.maximum(255.0 - sh0[:, 3], 0.25)),
+        sh0=codebooks["sh0"][sh0[:, None, :3]],
+        shN=higher,
+    )
+    return from_tensors(**{name: torch.tensor(value) for name, value in values.items()})
+
+
+def table(rows: dict[str, dict[str, float]]) -> str:
+    """The rows in Markdown."""
+    heads = "bytes (SH 0), bytes (SH 3), centre, scale, rotation, opacity, colour, SH 1-3, PSNR (SH 0), "
+    heads += "PSNR (SH 3)"
+    lines = ["| format | " + heads.replace(", ", " | ") + " |", "|---" + "|---:" * 10 + "|"]
+    for ending, row in rows.items():
+        cells = [f"{row['bytes_0']:.1f}", f"{row['bytes_3']:.1f}"]
+        for name in COLUMNS:
+            value = row[name] * (100 if name == "scale" else 1)
+            unit = {"scale": " %", "rotation_deg": "°"}.get(name, "")
+            cells.append("lost" if math.isinf(value) else "0" if value == 0 else f"{value:.2g}{unit}")
+        cells += ["exact" if row[key] > 150 else f"{row[key]:.1f} dB" for key in ("psnr_0", "psnr_3")]
+        lines.append(
+            f"| `{ending}` | " + " | ".join(re.sub(r"e-0(\d)", r"e-\1", cell) for cell in cells) + " |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()

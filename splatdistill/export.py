@@ -1,0 +1,128 @@
+"""`python -m splatdistill.export IN OUT`: a splat in another format, or as a mesh. Parses and runs; no maths.
+
+Everything heavy is imported after the arguments were read, so help and mistakes answer at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from splatdistill import __version__
+from splatdistill.errors import UserError
+from splatdistill.train import Parser, note
+
+if TYPE_CHECKING:
+    from torch.nn import ParameterDict
+
+MESH_UP, RESOLUTION = "y", 128  # of .obj and .glb
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Return the command line as a namespace."""
+    parser = Parser(
+        prog="python -m splatdistill.export",
+        description="A splat as .ply, .compressed.ply, .splat, .spz, .glb or .sog, or as a mesh.",
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("source", type=Path, metavar="IN", help=".ply (plain or compressed), .splat or .spz")
+    add("target", type=Path, metavar="OUT", help="the ending says which format")
+    add(
+        "--up",
+        choices=("y", "z", "-y"),
+        help="the axis that is up in OUT; by default .ply z, as trained; .splat and .sog -y; the others y",
+    )
+    add("--from-up", choices=("y", "z", "-y"), help="the axis that is up in IN; default by format, as above")
+    add("--prune", type=float, metavar="OPACITY", help="leave out Gaussians of lower opacity, 0 to 1")
+    add("--mesh", action="store_true", help="triangles with vertex colours (.glb or .obj) instead of splats")
+    add("--resolution", type=int, metavar="N", help="of a mesh: cells along its longest side; default 128")
+    add("--overwrite", action="store_true", help="replace OUT if it is there")
+    add("--version", action="version", version=f"splatdistill {__version__}")
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    return parser.parse_args(join_values(words))
+
+
+def join_values(words: list[str]) -> list[str]:
+    """Write `--up -y` as `--up=-y`: by itself, -y looks like an option."""
+    joined = []
+    for word in words:
+        if word == "-y" and joined and joined[-1] in ("--up", "--from-up"):
+            joined[-1] += "=-y"
+        else:
+            joined.append(word)
+    return joined
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; return its exit status: 0, 2 a user's mistake, 130 interrupted."""
+    args = parse(arguments)
+    try:
+        export(args)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        note("interrupted; nothing was written")
+        return 130
+    return 0
+
+
+def export(args: argparse.Namespace) -> None:
+    """Read, prune, turn, write and tell."""
+    from splatdistill import formats
+    from splatdistill.gaussians import sh_degree_of
+
+    mesh = args.mesh or args.target.suffix.lower() == ".obj"
+    check(args, mesh)
+    format = None if mesh else formats.format_of(args.target)
+    gaussians, comments = formats.read(args.source, args.from_up)
+    count = len(gaussians["means"])
+    if args.prune is not None:
+        gaussians = prune(gaussians, args.prune)
+    kept = len(gaussians["means"])
+    if not kept:
+        raise UserError(f"no Gaussian of {args.source} is left to write; give a lower --prune")
+    words = [f"{count - kept} of lower opacity than {args.prune} left out"] if kept < count else []
+    if format is None:
+        from splatdistill.formats.mesh import write_mesh
+        from splatdistill.orientation import reorient
+
+        turned = reorient(gaussians, "z", args.up or MESH_UP)
+        triangles = write_mesh(
+            args.target, turned, comments, RESOLUTION if args.resolution is None else args.resolution
+        )
+        note(f"{args.target}: {', '.join([f'{triangles} triangles', *words])}")
+        return
+    dropped = formats.write(args.target, gaussians, comments, args.up)
+    if dropped:
+        words.append(f"{dropped} not finite or out of range left out")
+    if not format.view_dependent and sh_degree_of(gaussians):
+        words.append("view-dependent colour left out, which the format lacks")
+    note(f"{args.target}: {', '.join([f'{kept - dropped} Gaussians', *words])}")
+
+
+def check(args: argparse.Namespace, mesh: bool) -> None:
+    """Raise UserError for options that do not fit together, and for a file that would be lost."""
+    if args.prune is not None and not 0 <= args.prune <= 1:
+        raise UserError(f"--prune {args.prune}: expected an opacity from 0 to 1")
+    if mesh and args.target.suffix.lower() not in (".obj", ".glb"):
+        raise UserError(f"{args.target} has the ending of no mesh format; expected .obj or .glb")
+    if args.resolution is not None and not mesh:
+        raise UserError("--resolution is for meshes; give --mesh, or an OUT that ends in .obj")
+    if args.target.exists() and not args.overwrite:
+        raise UserError(f"{args.target} exists; give --overwrite or another name")
+
+
+def prune(gaussians: ParameterDict, opacity: float) -> ParameterDict:
+    """The Gaussians of at least this opacity, and those whose opacity is no number: writing counts them."""
+    from splatdistill.gaussians import select
+
+    return select(gaussians, ~(gaussians["opacities"].detach().sigmoid() < opacity))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,184 @@
+"""The compressed .ply of PlayCanvas and SuperSplat: 16 bytes a Gaussian, one more for each SH coefficient.
+
+Gaussians lie in Morton order, in chunks of 256. A chunk holds the bounds of its centres, log scales and
+colours (18 floats); a Gaussian holds four 32-bit words of fractions between them: position and scale in
+11 10 11 bits, the quaternion as the index of its largest component and 10 bits for each other, and the
+colour and opacity in bytes.
+An element `sh` follows with the higher bands (channel-major), 256 steps over [-4, 4].
+"""
+
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from torch.nn import ParameterDict
+
+from splatdistill.errors import UserError
+from splatdistill.files import atomic_write
+from splatdistill.formats.packing import (
+    Splats,
+    allocate,
+    from_smallest_three,
+    logit,
+    quantize,
+    smallest_three,
+    to_splats,
+)
+from splatdistill.formats.plyheader import Header, gather, header_bytes, numbered
+from splatdistill.gaussians import from_arrays, rgb_to_sh0, sh0_to_rgb
+
+CHUNK = 256  # Gaussians
+AXES, CHANNELS = ("x", "y", "z"), ("r", "g", "b")
+SCALE_AXES = ("scale_x", "scale_y", "scale_z")
+PACKED = ["packed_position", "packed_rotation", "packed_scale", "packed_color"]
+GROUPS: tuple[tuple[str, ...], ...] = (AXES, SCALE_AXES, CHANNELS)  # what a chunk bounds
+LOG_SCALE_BOUND = 20.0  # readers clip log scales to this
+SH_RANGE = 8.0  # of the higher bands, around 0
+SH_VALUES = ((np.arange(256) + 0.5) / 256 - 0.5).astype(np.float32) * SH_RANGE
+SH_VALUES[[0, -1]] = -SH_RANGE / 2, SH_RANGE / 2
+ROTATION_RANGE = np.sqrt(0.5)  # of the three smaller components, around 0
+
+
+def bounds_of(axes: tuple[str, ...]) -> list[str]:
+    """Names of the lower, then the upper bounds that a chunk has for a group."""
+    return [f"{side}_{axis}" for side in ("min", "max") for axis in axes]
+
+
+def write_compressed_ply(
+    path: str | Path, gaussians: ParameterDict, comments: dict[str, str] | None = None
+) -> int:
+    """Write a scene in Morton order and return how many Gaussians were left out because they are not finite.
+
+    comments as in `write_ply`. Raises UserError when nothing is left or the file cannot be written.
+    """
+    splats, dropped = to_splats(gaussians)
+    splats = splats.select(morton_order(splats.means))
+    count = len(splats.means)
+    chunks, words = _encode(splats)
+    sh = splats.shN.transpose(0, 2, 1).reshape(count, -1)  # channel-major
+    elements = {
+        "chunk": (len(chunks), "float", [name for group in GROUPS for name in bounds_of(group)]),
+        "vertex": (count, "uint", PACKED),
+    }
+    if sh.shape[1]:
+        elements["sh"] = (count, "uchar", numbered("f_rest", sh.shape[1]))
+    with atomic_write(path) as file:
+        file.write(header_bytes(elements, comments or {}))
+        file.write(chunks.astype("<f4").tobytes())
+        file.write(words.astype("<u4").tobytes())
+        file.write(np.clip(np.floor((sh / SH_RANGE + 0.5) * 256), 0, 255).astype("u1").tobytes())
+    return dropped
+
+
+def _encode(splats: Splats) -> tuple[np.ndarray, np.ndarray]:
+    """The chunks [ceil(N / 256), 18] and the packed words [N, 4] of Gaussians in their order."""
+    scales = splats.log_scales.clip(-LOG_SCALE_BOUND, LOG_SCALE_BOUND)
+    starts = np.arange(0, len(scales), CHUNK)
+    chunk = np.arange(len(scales)) // CHUNK
+    chunks, fractions = [], []
+    for values in (splats.means, scales, sh0_to_rgb(splats.sh0)):
+        low, high = (f.reduceat(values, starts).astype(np.float64) for f in (np.minimum, np.maximum))
+        extent = np.where(high > low, high - low, 1.0)
+        chunks += [low, high]
+        fractions.append((values - low[chunk]) / extent[chunk])
+    colours = np.column_stack([fractions[2], splats.opacities])
+    largest, others = smallest_three(splats.quats.astype(np.float64))
+    rotations = _pack(others * ROTATION_RANGE + 0.5, (10, 10, 10)) | largest.astype(np.uint32) << 30
+    packed = [_pack(fractions[0], (11, 10, 11)), rotations]
+    packed += [_pack(fractions[1], (11, 10, 11)), _pack(colours, (8, 8, 8, 8))]
+    return np.column_stack(chunks), np.column_stack(packed)
+
+
+def _pack(fractions: np.ndarray, bits: tuple[int, ...]) -> np.ndarray:
+    """Numbers in [0, 1] [N, len(bits)] in one 32-bit word each row, the first one uppermost."""
+    words = np.zeros(len(fractions), np.uint32)
+    for column, width in enumerate(bits):
+        words = words << width | quantize(fractions[:, column], (1 << width) - 1)
+    return words
+
+
+def _unpack(words: np.ndarray, bits: tuple[int, ...]) -> np.ndarray:
+    """The inverse of `_pack`."""
+    fractions = np.empty((len(words), len(bits)), np.float32)
+    for column, width in reversed(list(enumerate(bits))):
+        fractions[:, column] = (words & ((1 << width) - 1)) / np.float32((1 << width) - 1)
+        words = words >> width
+    return fractions
+
+
+def morton_order(means: np.ndarray) -> np.ndarray:
+    """The order of points [N, 3] along a Z-shaped curve through 1024^3 cells of their box."""
+    low, high = means.min(0).astype(np.float64), means.max(0).astype(np.float64)
+    cells = quantize((means - low) / np.where(high > low, high - low, 1.0), 1023)
+    codes = np.zeros(len(means), np.uint32)
+    for bit in range(10):
+        for axis in range(3):
+            codes |= (cells[:, axis] >> bit & 1) << (3 * bit + axis)
+    return codes.argsort(kind="stable")
+
+
+def decode(file: BinaryIO, header: Header) -> ParameterDict:
+    """The scene of an open compressed .ply; raises UserError."""
+    vertex, degree = header.element("vertex"), _checked_degree(header)
+    arrays = allocate(vertex.count, degree)
+    chunk = header.element("chunk")
+    chunks = np.concatenate([rows for _, rows in header.read(file, "chunk")] or [np.empty(0, chunk.dtype)])
+    groups = {
+        group: gather(chunks, bounds_of(group)) for group in GROUPS if group[0] != "r" or _coloured(header)
+    }
+    for piece, rows in header.read(file, "vertex"):
+        index = np.arange(piece.start, piece.stop) // CHUNK
+
+        def between(group: tuple[str, ...], fractions: np.ndarray, index: np.ndarray = index) -> np.ndarray:
+            low, high = np.split(groups[group][index], 2, 1)
+            with np.errstate(over="ignore", invalid="ignore"):
+                return low * (1 - fractions) + high * fractions
+
+        arrays["means"][piece] = between(AXES, _unpack(rows["packed_position"], (11, 10, 11)))
+        arrays["scales"][piece] = between(SCALE_AXES, _unpack(rows["packed_scale"], (11, 10, 11)))
+        colours = _unpack(rows["packed_color"], (8, 8, 8, 8))
+        rgb = between(CHANNELS, colours[:, :3]) if CHANNELS in groups else colours[:, :3]
+        arrays["sh0"][piece, 0] = rgb_to_sh0(rgb)
+        arrays["opacities"][piece] = logit(colours[:, 3])
+        words = rows["packed_rotation"]
+        others = (_unpack(words, (10, 10, 10)) - np.float32(0.5)) / np.float32(ROTATION_RANGE)
+        arrays["quats"][piece] = from_smallest_three(words >> 30, others)
+    if degree:
+        for piece, rows in header.read(file, "sh"):
+            steps = rows.view("u1").reshape(len(rows), 3, -1)  # channel-major
+            arrays["shN"][piece] = SH_VALUES[steps].transpose(0, 2, 1)
+    return from_arrays(**arrays)
+
+
+def _coloured(header: Header) -> bool:
+    """Whether chunks bound the colours too; the first files of the format did not."""
+    return set(bounds_of(CHANNELS)) <= set(header.element("chunk").dtype.names or ())
+
+
+def _checked_degree(header: Header) -> int:
+    """The SH degree of a compressed .ply whose elements fit each other; raises UserError when they do not."""
+    vertex, chunk = header.element("vertex"), header.element("chunk")
+    needed = [*bounds_of(AXES), *bounds_of(SCALE_AXES)]
+    missing = [name for name in needed if name not in (chunk.dtype.names or ())]
+    missing += [n for n in PACKED if n not in (vertex.dtype.names or ()) or vertex.dtype[n].str[1:] != "u4"]
+    if missing:
+        raise UserError(
+            f"{header.path} has no usable property {missing[0]}; expected a compressed splat .ply"
+        )
+    if chunk.count != -(-vertex.count // CHUNK):
+        raise UserError(
+            f"{header.path} has {chunk.count} chunks for {vertex.count} Gaussians; expected one for {CHUNK}"
+        )
+    if "sh" not in header.elements or not header.elements["sh"].dtype.names:  # gsplat writes an empty one
+        return 0
+    sh = header.element("sh")
+    degree = {9: 1, 24: 2, 45: 3}.get(len(sh.dtype.names or ()))
+    if (
+        degree is None
+        or sh.count != vertex.count
+        or sh.dtype != np.dtype([(name, "u1") for name in numbered("f_rest", degree * (degree + 2) * 3)])
+    ):
+        raise UserError(
+            f"{header.path} has an sh element of another shape; expected 9, 24 or 45 bytes a Gaussian"
+        )
+    return degree

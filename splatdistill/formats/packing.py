@@ -1,0 +1,122 @@
+"""What the formats share: values as they are stored, quaternions by three components, safe reading."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import ParameterDict
+
+from splatdistill.errors import UserError
+from splatdistill.gaussians import finite_mask
+
+ROWS = 1 << 14  # Gaussians that an importer decodes at a time: what it needs beside the result stays small
+LOG_SCALE_MIN, LOG_SCALE_MAX = -87.0, 88.0  # exp() of these is still a normal float32
+HALF_STEP = 0.25 / 255  # an opacity stored as 0 or 255 stands for the middle of what is rounded to it
+
+
+class Splats(NamedTuple):
+    """Gaussians as files store them: NumPy float32, in a fixed order, all finite."""
+
+    means: np.ndarray  # [N, 3]
+    quats: np.ndarray  # [N, 4] wxyz, unit length
+    log_scales: np.ndarray  # [N, 3]
+    opacities: np.ndarray  # [N] in [0, 1]
+    sh0: np.ndarray  # [N, 3]
+    shN: np.ndarray  # [N, K - 1, 3]
+
+    def select(self, index: np.ndarray) -> "Splats":
+        """The chosen Gaussians; index is a mask or an order."""
+        return Splats(*(values[index] for values in self))
+
+
+def to_splats(gaussians: ParameterDict, reach: float = np.inf) -> tuple[Splats, int]:
+    """The values of a scene, and how many Gaussians were left out: not finite, or farther out than `reach`.
+
+    A quaternion of length zero becomes the identity. Raises UserError when no Gaussian is left.
+    """
+    keep = finite_mask(gaussians)
+    keep &= (gaussians["means"].detach().abs() <= reach).all(1)
+    keep &= (gaussians["scales"].detach() <= LOG_SCALE_MAX).all(1)
+    if not keep.any():
+        raise UserError(f"none of the {len(keep)} Gaussians can be stored; expected finite parameters")
+    values = {name: tensor.detach()[keep].cpu() for name, tensor in gaussians.items()}
+    quats = values["quats"].double()
+    norm = quats.norm(dim=-1, keepdim=True)
+    identity = torch.tensor([1.0, 0.0, 0.0, 0.0], dtype=torch.float64)
+    splats = Splats(
+        _array(values["means"]),
+        _array(torch.where(norm > 0, quats / norm, identity)),
+        _array(values["scales"].clamp(min=LOG_SCALE_MIN)),
+        _array(values["opacities"].double().sigmoid()),
+        _array(values["sh0"][:, 0]),
+        _array(values["shN"]),
+    )
+    return splats, int((~keep).sum())
+
+
+def _array(values: Tensor) -> np.ndarray:
+    return values.float().contiguous().numpy()
+
+
+def allocate(count: int, sh_degree: int) -> dict[str, np.ndarray]:
+    """Arrays for `gaussians.from_arrays`, to be filled by an importer."""
+    shapes = {
+        "means": (count, 3),
+        "scales": (count, 3),
+        "quats": (count, 4),
+        "opacities": (count,),
+        "sh0": (count, 1, 3),
+        "shN": (count, (sh_degree + 1) ** 2 - 1, 3),
+    }
+    return {name: np.empty(shape, np.float32) for name, shape in shapes.items()}
+
+
+def pieces(count: int, rows: int = ROWS) -> Iterator[slice]:
+    """Slices of at most `rows` that cover `count` rows in order."""
+    for start in range(0, count, rows):
+        yield slice(start, min(start + rows, count))
+
+
+@contextmanager
+def opened(path: str | Path) -> Iterator[BinaryIO]:
+    """Open a file for reading; raises UserError when it cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            yield file
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def quantize(values: np.ndarray, levels: int) -> np.ndarray:
+    """Whole numbers 0 ... levels nearest to `levels` times values in [0, 1]; others are clipped."""
+    return np.rint(np.clip(values, 0, 1) * np.float64(levels)).astype(np.uint32)
+
+
+def logit(opacities: np.ndarray) -> np.ndarray:
+    """Logits of opacities in [0, 1] that were stored in 8 bits; always finite."""
+    clipped = np.clip(opacities, HALF_STEP, 1 - HALF_STEP)
+    return np.log(clipped / (1 - clipped))
+
+
+def smallest_three(quats: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Which component of unit quaternions [N, 4] is largest [N], and the others [N, 3] when that is positive.
+
+    The others keep their order and lie within +-1 / sqrt(2).
+    """
+    largest = np.abs(quats).argmax(1)
+    is_largest = np.arange(4) == largest[:, None]  # [N, 4]
+    sign = np.where(quats[is_largest] < 0, -1.0, 1.0)
+    return largest, quats[~is_largest].reshape(-1, 3) * sign[:, None]
+
+
+def from_smallest_three(largest: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Quaternions [N, 4] from what `smallest_three` gives."""
+    quats = np.empty((len(others), 4), others.dtype)
+    is_largest = np.arange(4) == largest[:, None]
+    quats[~is_largest] = others.ravel()
+    quats[is_largest] = np.sqrt(np.maximum(0, 1 - (others * others).sum(1)))
+    return quats

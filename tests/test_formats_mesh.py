@@ -1,0 +1,115 @@
+import numpy as np
+import pytest
+import torch
+from format_errors import scene
+from test_formats_glb import document_of
+
+from splatdistill.cameras import orbit
+from splatdistill.errors import UserError
+from splatdistill.formats.mesh import surface, write_mesh
+from splatdistill.formats.packing import to_splats
+from splatdistill.gaussians import from_tensors, rgb_to_sh0
+from splatdistill.rendering import render
+
+needs_skimage = pytest.mark.usefixtures("skimage")
+
+
+@pytest.fixture
+def skimage():
+    pytest.importorskip("skimage", reason="needs the [formats] extra")
+
+
+def ball(count=400, radius=0.5, scale=0.06):
+    """Opaque Gaussians all over a sphere: red where x > 0, else blue."""
+    turn = np.pi * (1 + 5**0.5) * np.arange(count)
+    z = 1 - 2 * (np.arange(count) + 0.5) / count
+    points = np.stack([np.cos(turn) * np.sqrt(1 - z * z), np.sin(turn) * np.sqrt(1 - z * z), z], 1) * radius
+    rgb = np.where(points[:, :1] > 0, [[0.9, 0.1, 0.1]], [[0.1, 0.1, 0.9]])
+    return from_tensors(
+        means=torch.tensor(points),
+        quats=torch.tensor([[1.0, 0, 0, 0]]).repeat(count, 1),
+        scales=torch.full((count, 3), scale).log(),
+        opacities=torch.full((count,), 3.0),
+        sh0=rgb_to_sh0(torch.tensor(rgb))[:, None],
+        shN=torch.zeros(count, 0, 3),
+    )
+
+
+@needs_skimage
+def test_a_ball_becomes_a_closed_surface_that_faces_outward():
+    mesh = surface(to_splats(ball())[0], 64)
+    edges = np.sort(np.concatenate([mesh.faces[:, [0, 1]], mesh.faces[:, [1, 2]], mesh.faces[:, [2, 0]]]), 1)
+    assert (np.unique(edges, axis=0, return_counts=True)[1] == 2).all()
+    corners = mesh.vertices[mesh.faces].astype(float)
+    volume = np.einsum("ij,ij->i", corners[:, 0], np.cross(corners[:, 1], corners[:, 2])).sum() / 6
+    outer = np.linalg.norm(mesh.vertices, axis=1).max()
+    assert 0.5 < outer < 0.75 and volume > 0  # a shell: the inner side is a surface too
+    radii = np.linalg.norm(mesh.vertices, axis=1)
+    outside = radii > 0.5
+    assert ((mesh.normals * mesh.vertices).sum(1)[outside] > 0).all()
+    assert np.linalg.norm(mesh.normals, axis=1) == pytest.approx(np.ones(len(radii)), abs=1e-5)
+    right = mesh.vertices[:, 0] > 0.1
+    assert (mesh.colours[right, 0] > mesh.colours[right, 2]).all()
+    assert mesh.colours[mesh.vertices[:, 0] > 0.3].mean(0) == pytest.approx([0.9, 0.1, 0.1], abs=0.05)
+
+
+@needs_skimage
+def test_the_silhouette_is_that_of_the_render():
+    gaussians = ball()
+    camera = orbit(30.0, 20.0, 3.0, 40.0, 64, 64)
+    with torch.no_grad():
+        seen = render(gaussians, camera).alpha[0, :, :, 0].numpy() > 0.5
+    vertices = surface(to_splats(gaussians)[0], 96).vertices
+    R, t = camera.viewmats[0, :3, :3].numpy(), camera.viewmats[0, :3, 3].numpy()
+    points = vertices @ R.T + t
+    pixels = points[:, :2] / points[:, 2:] * camera.Ks[0, 0, 0].item() + 32
+    width = np.ptp(pixels[:, 0])
+    assert width == pytest.approx(seen.any(0).sum(), abs=3)
+
+
+@needs_skimage
+def test_small_and_thin_gaussians_do_not_fall_between_the_points_of_the_grid():
+    gaussians = ball()
+    with torch.no_grad():
+        gaussians["scales"][:, 2] = -9.0
+    assert len(surface(to_splats(gaussians)[0], 24).faces) > 100
+
+
+@needs_skimage
+def test_both_files_hold_the_same_triangles(tmp_path):
+    count = write_mesh(tmp_path / "a.obj", ball(), None, 32)
+    assert write_mesh(tmp_path / "a.glb", ball(), {"prompt": "x"}, 32) == count
+    lines = (tmp_path / "a.obj").read_text().splitlines()
+    vertices = np.array([line.split()[1:] for line in lines if line.startswith("v ")], float)
+    faces = [[int(word.split("//")[0]) - 1 for word in line.split()[1:]] for line in lines if line[0] == "f"]
+    document, binary = document_of(tmp_path / "a.glb")
+    (primitive,) = document["meshes"][0]["primitives"]
+    assert primitive["mode"] == 4 and document["extensionsUsed"] == ["KHR_materials_unlit"]
+    accessors, views = document["accessors"], document["bufferViews"]
+    position = accessors[primitive["attributes"]["POSITION"]]
+    stored = np.frombuffer(binary, "<f4", 3 * position["count"], views[position["bufferView"]]["byteOffset"])
+    indices = accessors[primitive["indices"]]
+    corners = np.frombuffer(binary, "<u4", indices["count"], views[indices["bufferView"]]["byteOffset"])
+    assert len(faces) == count == indices["count"] / 3 and indices["componentType"] == 5125
+    assert np.array_equal(corners.reshape(-1, 3), faces)
+    assert np.abs(stored.reshape(-1, 3) - vertices[:, :3]).max() < 1e-5
+    assert vertices[:, 3:].min() >= 0 and vertices[:, 3:].max() <= 1
+
+
+@needs_skimage
+def test_a_scene_too_thin_for_a_surface_and_a_bad_grid_are_user_errors(tmp_path):
+    gaussians = ball(3)
+    with torch.no_grad():
+        gaussians["opacities"].fill_(-3.0)
+    with pytest.raises(UserError, match="no surface"):
+        write_mesh(tmp_path / "a.obj", gaussians)
+    for resolution in (0, 7, 513):
+        with pytest.raises(UserError, match="expected 8 to 512"):
+            write_mesh(tmp_path / "a.obj", ball(), None, resolution)
+    assert not list(tmp_path.iterdir())
+
+
+def test_without_scikit_image_a_mesh_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "skimage.measure", None)
+    with pytest.raises(UserError, match=r"splatdistill\[formats\]"):
+        write_mesh(tmp_path / "a.obj", scene(5, 0))

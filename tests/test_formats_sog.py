@@ -1,0 +1,83 @@
+import io
+import json
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+from format_errors import BOUNDS, decode_sog, errors, round_trip, scene
+from PIL import Image
+from test_formats_ply import by_gaussforge
+
+from splatdistill.formats.sog import codebook, palette, write_sog
+
+
+@pytest.mark.parametrize("degree", range(4))
+def test_the_archive_has_playcanvas_layout(tmp_path, degree):
+    write_sog(tmp_path / "a.sog", scene(150, degree), {"prompt": "x"})
+    with zipfile.ZipFile(tmp_path / "a.sog") as archive:
+        assert archive.testzip() is None
+        meta = json.loads(archive.read("meta.json"))
+        sizes = {
+            n: Image.open(io.BytesIO(archive.read(n))).size for n in archive.namelist() if n != "meta.json"
+        }
+    assert meta["version"] == 2 and meta["count"] == 150 and meta["asset"]["extras"] == {"prompt": "x"}
+    assert all(len(meta[name]["codebook"]) == 256 for name in ("scales", "sh0", *(["shN"] if degree else [])))
+    coefficients = degree * (degree + 2)
+    if degree:
+        assert meta["shN"]["bands"] == degree and sizes.pop("shN_centroids.webp") == (64 * coefficients, 3)
+    assert len(sizes) == 5 + bool(degree) and all(w * h >= 150 for w, h in sizes.values())
+
+
+@pytest.mark.parametrize("degree", [0, 3])
+@pytest.mark.parametrize("count", [1, 900])
+def test_errors_stay_within_what_is_promised(tmp_path, degree, count):
+    original = scene(count, degree)
+    found = errors(original, round_trip(tmp_path / "a.sog", original))
+    assert all(found[name] <= bound for name, bound in BOUNDS[".sog"].items()), found
+
+
+@pytest.mark.parametrize("degree", range(4))
+def test_gaussforge_reads_the_same_scene(tmp_path, degree):
+    pytest.importorskip("gaussforge")
+    write_sog(tmp_path / "a.sog", scene(200, degree))
+    found = errors(decode_sog(tmp_path / "a.sog"), by_gaussforge(tmp_path / "a.sog", "sog"))
+    assert max(found["centre"], found["scale"], found["colour"], found["sh"]) < 1e-5
+    assert found["opacity"] < 2e-3 and found["rotation_deg"] < 0.01
+
+
+def test_invisible_gaussians_keep_their_colour(tmp_path):
+    """A picture format may drop the colour of pixels whose alpha is 0."""
+    gaussians = scene(20, 0)
+    with torch.no_grad():
+        gaussians["opacities"].fill_(-20.0)
+    found = errors(gaussians, round_trip(tmp_path / "a.sog", gaussians))
+    assert found["colour"] < 4e-3
+
+
+def test_equal_scenes_give_equal_bytes(tmp_path):
+    for name in "ab":
+        write_sog(tmp_path / f"{name}.sog", scene(20, 1))
+    assert (tmp_path / "a.sog").read_bytes() == (tmp_path / "b.sog").read_bytes()
+
+
+def test_a_codebook_keeps_few_values_and_outliers():
+    for values in (np.full(10, 3.0), np.array([0.0, 1.0, 5.0]), np.append(np.linspace(0, 1, 9999), 100.0)):
+        codes, centres = codebook(values)
+        assert len(centres) == 256 and codes.dtype == np.uint8
+        assert abs(centres[codes] - values).max() <= np.ptp(values) / 510 + 1e-12
+    normal = np.random.default_rng(0).normal(size=(500, 3))
+    codes, centres = codebook(normal)
+    assert codes.shape == (500, 3) and np.sqrt(((centres[codes] - normal) ** 2).mean()) < np.ptp(normal) / 900
+
+
+def test_a_palette_is_exact_while_it_is_large_enough_and_close_beyond():
+    rows = np.random.default_rng(0).normal(size=(1000, 9)).astype(np.float32)
+    labels, colours = palette(rows, 10)
+    assert len(colours) == 1000 and np.array_equal(colours[labels], rows)
+    labels, colours = palette(rows, 8)
+    assert len(colours) == 256 and labels.max() == 255
+    spread = ((rows - rows.mean(0)) ** 2).sum()
+    assert ((rows - colours[labels]) ** 2).sum() < 0.4 * spread
+    labels, colours = palette(np.repeat(rows[:3], 400, 0), 2)
+    assert len(colours) == 3

@@ -1,0 +1,196 @@
+import gzip
+import struct
+import tracemalloc
+
+import numpy as np
+import pytest
+import torch
+from format_errors import BOUNDS, errors, round_trip, scene
+from fuzz_formats import version_4
+from test_formats_ply import by_gaussforge
+
+from splatdistill.errors import UserError
+from splatdistill.formats.spz import FREE_BYTES, read_spz, write_spz
+from splatdistill.gaussians import NAMES
+
+
+def header(version=3, count=10, degree=0, fraction=12, flags=0):
+    return struct.pack("<IIIBBBB", 0x5053474E, version, count, degree, fraction, flags, 0)
+
+
+@pytest.mark.parametrize("degree", range(4))
+def test_the_stream_has_niantics_layout(tmp_path, degree):
+    gaussians = scene(7, degree)
+    with torch.no_grad():
+        gaussians["means"][0] = torch.tensor([0.5, -0.25, 0.0])
+        gaussians["quats"][0] = torch.tensor([0.5, -0.5, 0.5, 0.5])  # w x y z; all are the largest
+        gaussians["scales"][0] = torch.tensor([-10.0, -2.0, 5.9375])
+    assert write_spz(tmp_path / "a.spz", gaussians) == 0
+    content = gzip.decompress((tmp_path / "a.spz").read_bytes())
+    magic, version, count, sh_degree, fraction, flags, reserved = struct.unpack("<IIIBBBB", content[:16])
+    assert (magic, version, count, sh_degree, flags, reserved) == (0x5053474E, 3, 7, degree, 0, 0)
+    assert len(content) == 16 + 7 * (20 + 3 * degree * (degree + 2))
+    fixed = [int.from_bytes(content[16 + 3 * i : 19 + 3 * i], "little", signed=True) for i in range(3)]
+    assert [value / 2**fraction for value in fixed] == [0.5, -0.25, 0.0]
+    scales = content[16 + 7 * 13 : 16 + 7 * 13 + 3]
+    assert list(scales) == [0, 128, 255]
+    word = int.from_bytes(content[16 + 7 * 16 : 16 + 7 * 16 + 4], "little")
+    assert word >> 30 == 0  # x, made positive: y z w follow, negative
+    assert [word >> shift & 0x3FF for shift in (20, 10, 0)] == [512 + 361] * 3  # 511 / sqrt(2)
+
+
+@pytest.mark.parametrize("degree", [0, 3])
+def test_errors_stay_within_what_is_promised(tmp_path, degree):
+    original = scene(700, degree)
+    found = errors(original, round_trip(tmp_path / "a.spz", original))
+    assert all(found[name] <= bound for name, bound in BOUNDS[".spz"].items()), found
+
+
+@pytest.mark.parametrize("degree", range(4))
+def test_gaussforge_reads_the_same_scene(tmp_path, degree):
+    """It is built on Niantic's own library; it keeps the axes of the file."""
+    pytest.importorskip("gaussforge")
+    write_spz(tmp_path / "a.spz", scene(60, degree))
+    theirs, ours = by_gaussforge(tmp_path / "a.spz", "spz"), read_spz(tmp_path / "a.spz")[0]
+    found = errors(ours, theirs)
+    assert max(found["centre"], found["scale"], found["colour"], found["sh"]) < 1e-5
+    assert found["opacity"] < 2e-3 and found["rotation_deg"] < 0.01
+
+
+@pytest.mark.parametrize("version", [2, 3, 4])
+def test_files_of_niantics_library_are_read(tmp_path, version):
+    gaussforge = pytest.importorskip("gaussforge")
+    if version == 4:
+        pytest.importorskip("zstandard")
+    from splatdistill.formats.ply import write_ply
+
+    original = scene(60, 2)
+    write_ply(tmp_path / "a.ply", original)
+    content = (tmp_path / "a.ply").read_bytes()
+    result = gaussforge.GaussForge().convert(content, "ply", "spz", spz_version=version)
+    (tmp_path / "a.spz").write_bytes(result["data"])
+    back, _ = read_spz(tmp_path / "a.spz")  # it turns nothing
+    found = errors(original, back)
+    assert found["centre"] < 1.3e-4 and found["scale"] < 0.033 and found["opacity"] < 2e-3
+    assert found["rotation_deg"] < (12 if version == 2 else 0.3)  # version 2 lacks w
+    assert found["colour"] < 0.004 and found["sh"] < 0.07
+
+
+@pytest.mark.parametrize("degree", range(4))
+def test_version_4_is_read_like_version_3(tmp_path, degree):
+    pytest.importorskip("zstandard")
+    write_spz(tmp_path / "a.spz", scene(20, degree))
+    (tmp_path / "b.spz").write_bytes(version_4(gzip.decompress((tmp_path / "a.spz").read_bytes())))
+    old, new = (read_spz(tmp_path / f"{name}.spz")[0] for name in "ab")
+    assert all(torch.equal(old[name], new[name]) for name in NAMES)
+
+
+def test_equal_scenes_give_equal_bytes(tmp_path):
+    for name in "ab":
+        write_spz(tmp_path / f"{name}.spz", scene(20, 1))
+    assert (tmp_path / "a.spz").read_bytes() == (tmp_path / "b.spz").read_bytes()
+
+
+def test_far_points_cost_precision_and_too_far_ones_are_left_out(tmp_path):
+    gaussians = scene(4, 0)
+    with torch.no_grad():
+        gaussians["means"][0, 0] = 5000.0
+        gaussians["means"][1, 0] = 1e6
+    assert write_spz(tmp_path / "a.spz", gaussians) == 1
+    back, _ = read_spz(tmp_path / "a.spz")
+    torch.testing.assert_close(back["means"], gaussians["means"][[0, 2, 3]], atol=2**-11, rtol=0)
+
+
+def test_a_file_without_gaussians_is_an_empty_scene(tmp_path):
+    (tmp_path / "a.spz").write_bytes(gzip.compress(header(count=0, degree=2)))
+    back, _ = read_spz(tmp_path / "a.spz")
+    assert back["means"].shape == (0, 3) and back["shN"].shape == (0, 8, 3)
+
+
+@pytest.mark.parametrize(
+    "content, expected",
+    [
+        (b"", "start"),
+        (b"NGSQ" + bytes(100), "start"),
+        (b"NGSP", "within its header|zstandard"),
+        (b"\x1f\x8b" + bytes(50), "damaged"),
+        (gzip.compress(header()[:9]), "within its header"),
+        (gzip.compress(header() + bytes(199)), "ends before"),
+        (gzip.compress(header() + bytes(range(200)))[:60], "damaged"),
+        (gzip.compress(header(version=1) + bytes(200)), "version 2, 3 or 4"),
+        (gzip.compress(header(version=5) + bytes(200)), "version 2, 3 or 4"),
+        (gzip.compress(header(degree=4) + bytes(2000)), "SH degree 4"),
+        (gzip.compress(header(fraction=24) + bytes(200)), "24 bits"),
+        (gzip.compress(b"PSGN" + header()[4:] + bytes(200)), "version 2, 3 or 4"),
+        (gzip.compress(header(count=2**32 - 1) + bytes(200)), "8 times its size"),
+    ],
+)
+def test_what_is_no_whole_spz_is_a_user_error(tmp_path, content, expected):
+    (tmp_path / "a.spz").write_bytes(content)
+    with pytest.raises(UserError, match=expected):
+        read_spz(tmp_path / "a.spz")
+
+
+def test_every_truncation_is_a_user_error(tmp_path):
+    write_spz(tmp_path / "a.spz", scene(4, 1))
+    content = (tmp_path / "a.spz").read_bytes()
+    for length in range(len(content) - 8):  # the last 8 bytes, gzip's checksum, are not waited for
+        (tmp_path / "b.spz").write_bytes(content[:length])
+        with pytest.raises(UserError):
+            read_spz(tmp_path / "b.spz")
+
+
+def test_streams_that_lie_are_user_errors(tmp_path):
+    pytest.importorskip("zstandard")
+    write_spz(tmp_path / "a.spz", scene(20, 1))
+    sound = version_4(gzip.decompress((tmp_path / "a.spz").read_bytes()))
+    table = struct.unpack_from("<I", sound, 16)[0]
+
+    def changed(place, value):
+        return sound[:place] + value + sound[place + len(value) :]
+
+    other_axes = version_4(
+        gzip.decompress((tmp_path / "a.spz").read_bytes()), struct.pack("<III", 0xADBE0003, 4, 6)
+    )
+    for content, expected in [
+        (changed(15, b"\5"), "no room"),
+        (changed(16, b"\xff\xff\xff\xff"), "no room"),
+        (changed(table, b"\xff" * 8), "beyond its end"),
+        (changed(table + 6 * 16, b"\0\0\0\0"), "damaged"),
+        (changed(8, struct.pack("<I", 25)), "ends before|damaged"),
+        (sound[:-3], "ends before|damaged"),
+        (other_axes, "axes number 6"),
+    ]:
+        (tmp_path / "b.spz").write_bytes(content)
+        with pytest.raises(UserError, match=expected):
+            read_spz(tmp_path / "b.spz")
+
+
+@pytest.mark.parametrize("packed", [gzip.compress, version_4])
+def test_bombs_are_refused_before_they_go_off(tmp_path, packed):
+    pytest.importorskip("zstandard")
+    count = 10 * FREE_BYTES // 20
+    (tmp_path / "a.spz").write_bytes(packed(header(count=count) + bytes(20 * count)))
+    tracemalloc.start()
+    with pytest.raises(UserError, match="8 times its size"):
+        read_spz(tmp_path / "a.spz")
+    assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    tracemalloc.stop()
+
+
+def test_version_4_without_its_package_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "zstandard", None)
+    (tmp_path / "a.spz").write_bytes(header(version=4) + bytes(100))
+    with pytest.raises(UserError, match=r"splatdistill\[formats\]"):
+        read_spz(tmp_path / "a.spz")
+
+
+def test_scales_and_harmonics_are_clipped_to_what_fits(tmp_path):
+    gaussians = scene(1, 1)
+    with torch.no_grad():
+        gaussians["scales"][0] = torch.tensor([-50.0, 50.0, 0.0])
+        gaussians["shN"][0] = torch.tensor([[-9.0, 9.0, 0.0]])
+    write_spz(tmp_path / "a.spz", gaussians)
+    back, _ = read_spz(tmp_path / "a.spz")
+    assert back["scales"][0].tolist() == [-10, 5.9375, 0]
+    assert np.allclose(back["shN"][0, 0].detach(), [-1, 127 / 128, 0])

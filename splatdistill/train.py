@@ -22,13 +22,14 @@ from splatdistill.files import writable_folder
 
 if TYPE_CHECKING:
     import torch
+    from torch.nn import ParameterDict
 
     from splatdistill.config import Config
     from splatdistill.pictures import Reference
 
 RESULT = "splat.ply"  # written last: a folder that holds it is a finished run
 OUTPUTS = (RESULT, "preview.png", "turntable.webp", "metrics.jsonl", "config.yaml", "checkpoints")
-REFERENCE = "reference.png"  # beside them, where the run started from a picture
+REFERENCE, SOURCE = "reference.png", "source.ply"  # beside them, where the run started from such
 CHOICES = (
     "prompt",
     "image",
@@ -109,8 +110,13 @@ def start(args: argparse.Namespace) -> int:
     if args.prompt is not None and not args.prompt.strip():
         raise UserError("the prompt is empty; say what to make, such as --prompt 'a red mushroom'")
     config = configure(args)
+    name = slug(config.prompt or Path(config.image.path).stem)
+    return begin(config, args.out or Path("outputs") / f"{name}-{config.seed}", args)
+
+
+def begin(config: Config, out: Path, args: argparse.Namespace) -> int:
+    """Run a configuration from its first step; return the exit status."""
     check_words(config, args.allow_unknown)
-    out = args.out or Path("outputs") / f"{slug(config.prompt or Path(config.image.path).stem)}-{config.seed}"
     check_folder(out, args.overwrite)
     device = pick_device(args.device)
     if device.type == "cuda" and args.prior is None and config.prior.name == "embedded":
@@ -162,7 +168,7 @@ def check_words(config: Config, allow_unknown: bool) -> None:
         return
     from splatdistill.priors.embedded import grammar
 
-    for text in filter(None, (config.prompt, config.negative_prompt)):
+    for text in filter(None, (config.prompt, config.negative_prompt, config.edit.source_prompt)):
         for warning in grammar.check_prompt(text, allow_unknown):
             note(warning)
 
@@ -203,6 +209,7 @@ def run(config: Config, out: Path, device: torch.device, saved: dict[str, Any] |
     from splatdistill import trainer
     from splatdistill.config import dump
     from splatdistill.files import atomic_write
+    from splatdistill.formats.ply import write_ply
     from splatdistill.priors import load_prior
     from splatdistill.priors.image import ImagePrior
     from splatdistill.progress import progress_for
@@ -212,25 +219,25 @@ def run(config: Config, out: Path, device: torch.device, saved: dict[str, Any] |
     reference = read_reference(config, out / REFERENCE if saved else Path(config.image.path))
     if isinstance(prior, ImagePrior) and reference is not None:
         prior.look_at(reference)
+    origin = read_source(config, out / SOURCE if saved else Path(config.edit.splat), device)
     held = None if reference is None else reference.resized(config.views.size).to(device)
     if saved is None:
-        for name in (
-            *OUTPUTS,
-            REFERENCE,
-        ):  # an older run in this folder goes only now that the new one can begin
+        for name in (*OUTPUTS, REFERENCE, SOURCE):  # an older run goes only now that the new one can begin
             remove(out / name)
         (out / "checkpoints").mkdir()
         with atomic_write(out / "config.yaml") as file:
             file.write(dump(config).encode())
         if reference is not None:
             reference.save(out / REFERENCE)
-    state = trainer.unpack(saved, config, device) if saved else trainer.new_state(config, device)
+        if origin is not None:
+            write_ply(out / SOURCE, origin)
+    state = trainer.unpack(saved, config, device) if saved else trainer.new_state(config, device, origin)
     if state.step:
         note(f"continuing after step {state.step} of {config.steps}")
     begin = time.perf_counter()
     try:
         with interruptible() as should_stop, progress_for(config, state.step) as on_step:
-            finished = trainer.train(config, prior, state, out, on_step, should_stop, held)
+            finished = trainer.train(config, prior, state, out, on_step, should_stop, held, origin)
     except trainer.Diverged as error:
         print(f"error: {error}; try other settings or another --seed", file=sys.stderr)
         return 1
@@ -254,6 +261,20 @@ def read_reference(config: Config, path: Path) -> Reference | None:
     side, image = rgb.shape[-1], config.image
     camera = orbit(0.0, image.elevation_deg, image.distance, image.fov_deg, side, side)
     return Reference(rgb, alpha, camera)
+
+
+def read_source(config: Config, path: Path, device: torch.device) -> ParameterDict | None:
+    """Return the splat that is edited; None for a run that makes one."""
+    if not config.edit.splat:
+        return None
+    from splatdistill import formats
+    from splatdistill.gaussians import finite_mask, select
+
+    gaussians, _ = formats.read(path)
+    gaussians = select(gaussians, finite_mask(gaussians))
+    if not len(gaussians["means"]):
+        raise UserError(f"{path} holds no finite Gaussian to edit")
+    return gaussians.to(device)
 
 
 @contextmanager

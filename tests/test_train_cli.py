@@ -64,11 +64,11 @@ def stop_after(monkeypatch, steps: int) -> None:
     """Let the next run be asked to stop after some steps, as by Ctrl-C."""
     original = trainer.train
 
-    def train(config, prior, state, out, on_step, should_stop, reference):
+    def train(config, prior, state, out, on_step, should_stop, reference, origin):
         def stop() -> bool:
             return state.step >= steps or should_stop()
 
-        return original(config, prior, state, out, on_step, stop, reference)
+        return original(config, prior, state, out, on_step, stop, reference, origin)
 
     monkeypatch.setattr(trainer, "train", train)
 

@@ -1,0 +1,89 @@
+"""`python -m splatdistill.edit`: change what a splat shows, as far as two prompts differ. Parses; no maths.
+
+It is a run like any other, from the splat instead of a blob, by a method that compares with it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from splatdistill import __version__
+from splatdistill.errors import UserError
+from splatdistill.train import Parser, begin, note
+
+METHODS = ("pds", "dds", "sds")
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Return the command line as a namespace; flags that were not given are None or False."""
+    parser = Parser(prog="python -m splatdistill.edit", description="Edit a splat.", allow_abbrev=False)
+    add = parser.add_argument
+    add("--splat", required=True, metavar="FILE|RUN", help="a splat file, or the folder of a finished run")
+    add("--source-prompt", help="what it shows; default the run's own prompt")
+    add("--target-prompt", required=True, help="what it should show")
+    add("--method", choices=METHODS, default="pds", help="default pds")
+    add(
+        "--prior",
+        help="embedded (default), embedded-multiview, sd21, sd15, or the folder of a diffusers model",
+    )
+    add("--steps", type=int, help="optimisation steps")
+    add("--seed", type=int, help="default 0")
+    add("--out", type=Path, metavar="DIR", help="default outputs/<target prompt>-edit-<seed>")
+    add("--config", metavar="YAML", help="settings on top of the presets")
+    add("--device", help="cpu, cuda or cuda:N; default cuda where there is one")
+    add("--overwrite", action="store_true", help="replace the run in the output folder")
+    add(
+        "--allow-unknown",
+        action="store_true",
+        help="only warn of words that the embedded teacher does not know",
+    )
+    add("--version", action="version", version=f"splatdistill {__version__}")
+    add("overrides", nargs="*", metavar="key=value", help="any setting by its name in config.yaml")
+    return parser.parse_intermixed_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; return its exit status: 0, 1 diverged, 2 a user's mistake, 130 interrupted."""
+    args = parse(arguments)
+    try:
+        return start(args)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        note("interrupted; a run that had begun continues with `python -m splatdistill.train --resume DIR`")
+        return 130
+
+
+def start(args: argparse.Namespace) -> int:
+    """Find the splat and its prompt, and run."""
+    from splatdistill.config import load, resolve
+    from splatdistill.train import RESULT, slug
+
+    splat, source = Path(args.splat), args.source_prompt
+    if splat.is_dir():
+        if not (splat / RESULT).is_file():
+            raise UserError(f"{splat}: there is no finished run (no {RESULT})")
+        source = load(splat / "config.yaml").prompt if source is None else source
+        splat = splat / RESULT
+    if not source or not source.strip():
+        raise UserError("what does the splat show? say it with --source-prompt 'a red car'")
+    flags: dict[str, Any] = {
+        "prompt": args.target_prompt,
+        "method": args.method,
+        "edit": {"splat": str(splat), "source_prompt": source},
+    }
+    flags |= {name: getattr(args, name) for name in ("steps", "seed") if getattr(args, name) is not None}
+    if args.prior is not None:
+        flags["prior"] = {"name": args.prior}
+    config = resolve(flags, args.config, args.overrides)
+    out = args.out or Path("outputs") / f"{slug(config.prompt)}-edit-{config.seed}"
+    return begin(config, out, args)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

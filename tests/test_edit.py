@@ -1,0 +1,77 @@
+"""The editing verb, end to end on a tiny random pipeline."""
+
+from pathlib import Path
+
+import pytest
+from test_priors_latent import make_pipeline
+from test_train_cli import SMALL, stop_after
+
+from splatdistill import edit, train
+from splatdistill.formats.ply import read_ply, write_ply
+from splatdistill.gaussians import init_blob
+
+TINY = ["--steps", "4", *SMALL, "prior.dtype=float32"]
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    return str(make_pipeline(tmp_path_factory.mktemp("teacher"), "AutoencoderTiny"))
+
+
+@pytest.fixture(autouse=True)
+def workplace(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def words(teacher: str, *more: str) -> list[str]:
+    prompts = ["--source-prompt", "a red dog", "--target-prompt", "a red mushroom"]
+    return ["--splat", "in.ply", *prompts, "--prior", teacher, *TINY, *more]
+
+
+@pytest.mark.parametrize("method", ["pds", "dds", "sds"])
+def test_a_file_of_degree_three_is_edited(teacher, method):
+    write_ply("in.ply", init_blob(40, sh_degree=3))
+    before = Path("in.ply").read_bytes()
+    assert edit.main(words(teacher, "--method", method, "--out", "run")) == 0
+    edited, comments = read_ply("run/splat.ply")
+    assert edited["shN"].shape[1] == 15 and comments["method"] == method
+    assert comments["prompt"] == "a red mushroom"
+    assert Path("in.ply").read_bytes() == before
+
+
+def test_a_run_brings_its_own_source_prompt_and_resumes_exactly(teacher, monkeypatch):
+    start = ["--prompt", "a red dog", "--prior", teacher, "--out", "start", *TINY]
+    assert train.main(start) == 0
+    change = ["--splat", "start", "--target-prompt", "a red mushroom", "--prior", teacher, *TINY]
+    assert edit.main([*change, "--out", "whole"]) == 0
+    with monkeypatch.context() as patch:
+        stop_after(patch, 2)
+        assert edit.main([*change, "--out", "stopped"]) == 130
+    Path("start/splat.ply").unlink()  # the run has its own
+    assert train.main(["--resume", "stopped"]) == 0
+    assert Path("stopped/splat.ply").read_bytes() == Path("whole/splat.ply").read_bytes()
+
+
+def test_mistakes_are_one_line(teacher, capfd):
+    write_ply("in.ply", init_blob(10))
+    Path("broken.ply").write_bytes(b"ply\nnothing")
+    cases = [
+        (["--splat", "in.ply", "--target-prompt", "a red mushroom", "--prior", teacher], "--source-prompt"),
+        ([*words(teacher), "--splat", "broken.ply"], "broken.ply"),
+        ([*words(teacher), "--splat", "none.ply"], "none.ply"),
+        ([*words(teacher), "--method", "sdi"], "invalid choice"),
+        (["--splat", "in.ply"], "--target-prompt"),
+    ]
+    for given, said in cases:
+        try:
+            status = edit.main(given)
+        except SystemExit as stop:
+            status = stop.code
+        lines = capfd.readouterr().err.strip().splitlines()
+        assert status == 2 and len(lines) == 1 and said in lines[0], lines
+
+
+def test_a_method_that_edits_needs_a_splat(capfd):
+    assert train.main(["--prompt", "a red dog", "--method", "pds"]) == 2
+    assert "splatdistill.edit" in capfd.readouterr().err

@@ -12,14 +12,14 @@ from torch import Tensor
 
 from splatdistill import __version__, checkpoint
 from splatdistill.cameras import Cameras, sample_orbit
-from splatdistill.config import BackgroundConfig, Config, ImageConfig, OptimizerConfig
+from splatdistill.config import BackgroundConfig, Config, ImageConfig, OptimizerConfig, is_embedded
 from splatdistill.densification import Densifier, final_prune
 from splatdistill.formats.ply import write_ply
 from splatdistill.gaussians import NAMES, clamp_to_sphere_, from_tensors, init_blob, select, sh_degree_of
 from splatdistill.guidance import Method, Source, build_method, distill
 from splatdistill.losses import reference_errors, regularisation
 from splatdistill.pictures import Reference
-from splatdistill.priors.base import Prior
+from splatdistill.priors.base import Conditioning, Prior
 from splatdistill.prompts import PromptCache, ViewPrompts, conditioning, pick_backgrounds
 from splatdistill.rendering import render
 from splatdistill.report import MetricsWriter, write_report
@@ -143,21 +143,41 @@ def gradient_norm(gaussians: torch.nn.ParameterDict) -> float:
     return float(torch.nn.utils.get_total_norm([p.grad for p in gaussians.values() if p.grad is not None]))
 
 
-@torch.no_grad()
-def look_at_source(
-    origin: torch.nn.ParameterDict,
-    prior: Prior,
-    config: Config,
-    cache: PromptCache,
-    cameras: Cameras,
-    names: list[str] | None,
-    background: Tensor,
-) -> Source:
-    """The latents of the splat before the edit, seen as the splat is, and the branches of its prompt."""
-    z = prior.encode(render(origin, cameras, background).rgb.permute(0, 3, 1, 2))
-    prompts = ViewPrompts(config.edit.source_prompt, config.negative_prompt, prior.view_words)
-    cond = conditioning(prompts, cache, cameras, names, config.guidance.scale, config.guidance.mode)
-    return Source(z, prior.with_cameras(cond, cameras, background))
+class Questions:
+    """What the teacher is asked about the views of a step: the prompts, and the splat that is edited."""
+
+    def __init__(
+        self, config: Config, method: Method, prior: Prior, origin: torch.nn.ParameterDict | None = None
+    ) -> None:
+        self.config, self.prior, self.origin, self.cache = config, prior, origin, PromptCache(prior)
+        against = config.negative_prompt or method.negative  # where the method asks for a text beside
+        if method.negative is None or (not config.negative_prompt and is_embedded(config.prior.name)):
+            against = None
+        self.against = against
+        null = "" if method.negative is not None else config.negative_prompt
+        self.prompts = ViewPrompts(config.prompt, null, prior.view_words)
+        self.source_prompts = ViewPrompts(config.edit.source_prompt, null, prior.view_words)
+
+    def branches(
+        self, prompts: ViewPrompts, cameras: Cameras, names: list[str] | None, background: Tensor
+    ) -> Conditioning:
+        """The guidance branches for cameras [V] before backgrounds [V,3], named where prompts name them."""
+        guidance = self.config.guidance
+        cond = conditioning(prompts, self.cache, cameras, names, guidance.scale, guidance.mode)
+        if self.against is not None:
+            cond = dataclasses.replace(cond, negative=self.cache([self.against] * len(cameras)))
+        return self.prior.with_cameras(cond, cameras, background)
+
+    def ask(
+        self, cameras: Cameras, names: list[str] | None, background: Tensor
+    ) -> tuple[Conditioning, Source | None]:
+        """The branches, and in an edit the splat as it was, in the same views, with its own branches."""
+        cond = self.branches(self.prompts, cameras, names, background)
+        if self.origin is None:
+            return cond, None
+        with torch.no_grad():
+            z = self.prior.encode(render(self.origin, cameras, background).rgb.permute(0, 3, 1, 2))
+        return cond, Source(z, self.branches(self.source_prompts, cameras, names, background))
 
 
 def reference_loss(
@@ -187,7 +207,7 @@ def train(
     reference: a picture that the view from its camera is held to. origin: the splat that is edited.
     """
     method = method_of(config)
-    prompts, cache = ViewPrompts(config.prompt, config.negative_prompt, prior.view_words), PromptCache(prior)
+    questions = Questions(config, method, prior, origin)
     views, scene = config.views, config.gaussians
     generator = state.generator
     if state.step == 0:
@@ -208,12 +228,7 @@ def train(
             z = prior.encode(view.rgb.permute(0, 3, 1, 2))  # [V, C, h, w]
             levels = len(prior.alphas_cumprod)
             t = method.timesteps.sample(progress, views.count, levels, generator, prior.group)  # [V]
-            guidance = config.guidance
-            cond = conditioning(prompts, cache, cameras, names, guidance.scale, guidance.mode)
-            cond = prior.with_cameras(cond, cameras, background)
-            source = None
-            if origin is not None:
-                source = look_at_source(origin, prior, config, cache, cameras, names, background)
+            cond, source = questions.ask(cameras, names, background)
             distillation = distill(prior, z, t, cond, method, generator, source)
             penalty, terms = regularisation(view, state.gaussians, config.losses)
             loss = distillation.loss + penalty

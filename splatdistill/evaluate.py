@@ -17,12 +17,12 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
+from splatdistill.cli import Parser, exit_status
 from splatdistill.errors import UserError
 from splatdistill.evaluation import MEANS, SHARES, VIEWS, evaluate, look
 from splatdistill.files import atomic_write, writable_folder
 from splatdistill.scoring import Scorer
 from splatdistill.suites import SUITES, make_runs
-from splatdistill.train import Parser
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -51,19 +51,11 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit status: 0, 2 a user's mistake, 130 interrupted."""
     args = parse(arguments)
-    try:
-        report(args)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on from here", file=sys.stderr)
-        return 130
-    return 0
+    return exit_status(lambda: report(args), "interrupted; the same command goes on from here")
 
 
-def report(args: argparse.Namespace) -> None:
-    """Make the runs of a suite, measure, and write evaluation.json, evaluation.md and evaluation.png."""
+def report(args: argparse.Namespace) -> int:
+    """Make the runs of a suite, measure, write evaluation.json, .md and .png; return the exit status."""
     out = args.out or Path("outputs") / (f"suite-{args.suite}" if args.suite else "evaluation")
     scorer = Scorer.load(args.clip)
     others = None
@@ -88,6 +80,7 @@ def report(args: argparse.Namespace) -> None:
     with atomic_write(out / "evaluation.png") as file:
         sheet(runs).save(file, format="PNG")
     print(f"{out / 'evaluation.json'} has every figure, {out / 'evaluation.png'} shows every run")
+    return 0
 
 
 def numbers(text: str) -> list[int]:

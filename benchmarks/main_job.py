@@ -1,6 +1,6 @@
 """How well and how fast does the main job work? Text to splat for many prompts, named by the judge.
 
-`python benchmarks/main_job.py [--prompts N] [--seeds N] [--method sdi] [key=value ...]` runs what
+`python benchmarks/main_job.py [--prompts N<=24] [--seeds N] [--method sdi] [key=value ...]` runs what
 `python -m splatdistill.train` runs, has the judge name eight turntable views, prints a line a run, writes
 benchmarks/results/main_job-METHOD.json and, beside it, a picture of all results, four views each.
 """
@@ -28,18 +28,9 @@ from splatdistill.priors import load_prior
 from splatdistill.priors.base import Prior
 from splatdistill.priors.embedded import grammar
 from splatdistill.report import render_views
+from splatdistill.suites import objects
 
 CPU = torch.device("cpu")
-
-
-def prompts(count: int) -> list[tuple[str, str, str]]:
-    """`count` prompts with their thing and colour, over all objects and colours, in a fixed order."""
-    names, colors = list(grammar.OBJECTS), list(grammar.COLORS)
-    chosen = []
-    for i in range(count):
-        thing, color = names[(i * 7) % len(names)], colors[(i * 5 + i // len(names)) % len(colors)]
-        chosen.append((grammar.describe((thing,), (color,)), thing, color))
-    return chosen
 
 
 def run(prior: Prior, config: Config, out: Path) -> tuple[torch.nn.ParameterDict, float]:
@@ -66,15 +57,17 @@ def evaluate(
 ) -> tuple[dict[str, Any], list[torch.Tensor]]:
     """Run `count` prompts; the shares named right with a row a run, and a strip [3, 96, 384] of each."""
     rows, strips = [], []
-    for prompt, thing, color in prompts(count):
+    for prompt in objects()[:count]:
+        things, colors = grammar.parse(prompt) or ((prompt,), (None,))
+        thing, color = things[0], colors[0]
         for seed in range(seeds):
             flags = {"prompt": prompt, "seed": seed, "method": method, "prior": {"name": prior.name}}
             config = resolve(flags, None, overrides)
             with tempfile.TemporaryDirectory() as folder:
                 (Path(folder) / "checkpoints").mkdir()
                 splat, seconds = run(prior, config, Path(folder))
-            things, hues = (p.mean(0) for p in judge.name(look(splat, 8, 64)))
-            named, hue = THINGS[int(things.argmax())], COLORS[int(hues.argmax())]
+            kinds, hues = (p.mean(0) for p in judge.name(look(splat, 8, 64)))
+            named, hue = THINGS[int(kinds.argmax())], COLORS[int(hues.argmax())]
             row = {
                 "prompt": prompt,
                 "seed": seed,

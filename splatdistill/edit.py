@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from splatdistill import __version__
+from splatdistill.cli import Parser, exit_status
 from splatdistill.errors import UserError
-from splatdistill.train import Parser, begin, note
+from splatdistill.train import begin
 
 METHODS = ("pds", "dds", "sds")
 
@@ -49,14 +50,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit status: 0, 1 diverged, 2 a user's mistake, 130 interrupted."""
     args = parse(arguments)
-    try:
-        return start(args)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        note("interrupted; a run that had begun continues with `python -m splatdistill.train --resume DIR`")
-        return 130
+    again = "python -m splatdistill.train --resume DIR"
+    return exit_status(lambda: start(args), f"interrupted; a run that had begun continues with `{again}`")
 
 
 def start(args: argparse.Namespace) -> int:

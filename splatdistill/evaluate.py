@@ -17,12 +17,12 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
+from splatdistill.cli import Parser, exit_status
 from splatdistill.errors import UserError
 from splatdistill.evaluation import MEANS, SHARES, VIEWS, evaluate, look
 from splatdistill.files import atomic_write, writable_folder
 from splatdistill.scoring import Scorer
 from splatdistill.suites import SUITES, make_runs
-from splatdistill.train import Parser
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -51,19 +51,11 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit status: 0, 2 a user's mistake, 130 interrupted."""
     args = parse(arguments)
-    try:
-        report(args)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on from here", file=sys.stderr)
-        return 130
-    return 0
+    return exit_status(lambda: report(args), "interrupted; the same command goes on from here")
 
 
-def report(args: argparse.Namespace) -> None:
-    """Make the runs of a suite, measure, and write evaluation.json, evaluation.md and evaluation.png."""
+def report(args: argparse.Namespace) -> int:
+    """Make the runs of a suite, measure, write evaluation.json, .md and .png; return the exit status."""
     out = args.out or Path("outputs") / (f"suite-{args.suite}" if args.suite else "evaluation")
     scorer = Scorer.load(args.clip)
     others = None
@@ -80,7 +72,7 @@ def report(args: argparse.Namespace) -> None:
     if not runs:
         raise UserError("nothing to evaluate; give folders of finished runs, or --suite NAME")
     groups = evaluate(runs, scorer, others, not args.no_teacher)
-    Console(width=None if sys.stdout.isatty() else 200).print(table(groups))
+    Console(width=None if sys.stdout.isatty() else 120).print(table(groups))
     with atomic_write(out / "evaluation.json") as file:
         file.write(json.dumps({"clip": args.clip, "groups": groups}, indent=1).encode() + b"\n")
     with atomic_write(out / "evaluation.md") as file:
@@ -88,6 +80,7 @@ def report(args: argparse.Namespace) -> None:
     with atomic_write(out / "evaluation.png") as file:
         sheet(runs).save(file, format="PNG")
     print(f"{out / 'evaluation.json'} has every figure, {out / 'evaluation.png'} shows every run")
+    return 0
 
 
 def numbers(text: str) -> list[int]:
@@ -111,17 +104,17 @@ def read_lines(path: Path) -> list[str]:
 
 
 def cells(groups: dict[str, dict[str, Any]]) -> list[list[str]]:
-    """The summaries as a table of text: a heading, and a row a group with means and 95 % intervals."""
+    """The summaries as a table of text: a heading, and a row a figure with means and 95 % intervals."""
     names = [name for name in (*SHARES, *MEANS) if any(name in g["summary"] for g in groups.values())]
-    rows = [["prior, method", "runs", *(name.replace("_", " ") for name in names), "Frechet", "diversity"]]
-    for key, group in groups.items():
-        distance, spread = group.get("frechet_to_teacher"), group["diversity"]
-        row = [key, str(len(group["rows"])), *(cell(group["summary"].get(name)) for name in names)]
-        row += [
-            "" if distance is None else f"{distance:.3f}",
-            f"{spread['pairwise_distance']:.3f}" if spread else "",
-        ]
-        rows.append(row)
+    rows = [["prior, method", *groups], ["runs", *(str(len(group["rows"])) for group in groups.values())]]
+    for name in names:
+        rows.append([name.replace("_", " "), *(cell(g["summary"].get(name)) for g in groups.values())])
+    distances = [group.get("frechet_to_teacher") for group in groups.values()]
+    spreads = [group["diversity"] for group in groups.values()]
+    rows.append(["Frechet", *("" if distance is None else f"{distance:.3f}" for distance in distances)])
+    rows.append(
+        ["diversity", *(f"{spread['pairwise_distance']:.3f}" if spread else "" for spread in spreads)]
+    )
     return rows
 
 
@@ -137,10 +130,9 @@ def table(groups: dict[str, dict[str, Any]]) -> Table:
 
 
 def markdown(groups: dict[str, dict[str, Any]]) -> str:
-    """The summaries for a document, a column a group."""
-    heading, *columns = (list(column) for column in zip(*cells(groups), strict=True))
-    lines = [f"| {' | '.join(row)} |" for row in (heading, *columns)]
-    return "\n".join([lines[0], "|" + "---|" * len(heading), *lines[1:]]) + "\n"
+    """The summaries for a document."""
+    lines = [f"| {' | '.join(row)} |" for row in cells(groups)]
+    return "\n".join([lines[0], "|---" * (len(groups) + 1) + "|", *lines[1:]]) + "\n"
 
 
 def cell(value: dict[str, Any] | None) -> str:

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from splatdistill import __version__
+from splatdistill.cli import Parser, exit_status, note
 from splatdistill.errors import UserError
-from splatdistill.train import Parser, note
 
 if TYPE_CHECKING:
     from torch.nn import ParameterDict
@@ -60,19 +60,11 @@ def join_values(words: list[str]) -> list[str]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit status: 0, 2 a user's mistake, 130 interrupted."""
     args = parse(arguments)
-    try:
-        export(args)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        note("interrupted; nothing was written")
-        return 130
-    return 0
+    return exit_status(lambda: export(args), "interrupted; nothing was written")
 
 
-def export(args: argparse.Namespace) -> None:
-    """Read, prune, turn, write and tell."""
+def export(args: argparse.Namespace) -> int:
+    """Read, prune, turn, write and tell; return the exit status."""
     from splatdistill import formats
     from splatdistill.gaussians import sh_degree_of
 
@@ -96,13 +88,14 @@ def export(args: argparse.Namespace) -> None:
             args.target, turned, comments, RESOLUTION if args.resolution is None else args.resolution
         )
         note(f"{args.target}: {', '.join([f'{triangles} triangles', *words])}")
-        return
+        return 0
     dropped = formats.write(args.target, gaussians, comments, args.up)
     if dropped:
         words.append(f"{dropped} not finite or out of range left out")
     if not format.view_dependent and sh_degree_of(gaussians):
         words.append("view-dependent colour left out, which the format lacks")
     note(f"{args.target}: {', '.join([f'{kept - dropped} Gaussians', *words])}")
+    return 0
 
 
 def check(args: argparse.Namespace, mesh: bool) -> None:

@@ -24,6 +24,7 @@ class Scorer:
     def __init__(self, model: Any, tokenizer: Any, mean: Tensor, std: Tensor) -> None:
         self.model = model.eval().requires_grad_(False)
         self.tokenizer = tokenizer
+        self._known: dict[str, Tensor] = {}
         self.size: int = model.config.vision_config.image_size
         self.mean, self.std = (x.to(model.device).view(1, 3, 1, 1) for x in (mean, std))
 
@@ -58,12 +59,16 @@ class Scorer:
 
     @torch.no_grad()
     def texts(self, texts: list[str]) -> Tensor:
-        """Unit embeddings [n,D] of texts; longer ones are cut to what the model reads."""
-        length = self.model.config.text_config.max_position_embeddings
-        tokens = self.tokenizer(
-            texts, padding="max_length", max_length=length, truncation=True, return_tensors="pt"
-        )
-        return text_embeddings(self.model, tokens.input_ids.to(self.model.device))
+        """Unit embeddings [n,D] of texts, each embedded once; longer ones are cut to what the model reads."""
+        new = [text for text in dict.fromkeys(texts) if text not in self._known]
+        if new:
+            length = self.model.config.text_config.max_position_embeddings
+            tokens = self.tokenizer(
+                new, padding="max_length", max_length=length, truncation=True, return_tensors="pt"
+            )
+            embeddings = text_embeddings(self.model, tokens.input_ids.to(self.model.device))
+            self._known.update(zip(new, embeddings, strict=True))
+        return torch.stack([self._known[text] for text in texts])
 
 
 def image_embeddings(model: CLIPModel, pixels: Tensor) -> Tensor:

@@ -14,9 +14,10 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from splatdistill import __version__
+from splatdistill.cli import Parser, exit_status, note
 from splatdistill.errors import UserError
 from splatdistill.files import writable_folder
 
@@ -30,25 +31,8 @@ if TYPE_CHECKING:
 RESULT = "splat.ply"  # written last: a folder that holds it is a finished run
 OUTPUTS = (RESULT, "preview.png", "turntable.webp", "metrics.jsonl", "config.yaml", "checkpoints")
 REFERENCE, SOURCE = "reference.png", "source.ply"  # beside them, where the run started from such
-CHOICES = (
-    "prompt",
-    "image",
-    "negative_prompt",
-    "method",
-    "prior",
-    "steps",
-    "seed",
-    "out",
-    "config",
-)  # what a run is
-
-
-class Parser(argparse.ArgumentParser):
-    """Mistakes end in one line and status 2."""
-
-    def error(self, message: str) -> NoReturn:
-        """Exit with one line instead of the whole usage."""
-        self.exit(2, f"error: {message}; --help lists the options\n")
+# the options that say what a run is
+CHOICES = ("prompt", "image", "negative_prompt", "method", "prior", "steps", "seed", "out", "config")
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -90,19 +74,13 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit status: 0, 1 diverged, 2 a user's mistake, 130 interrupted."""
     args = parse(arguments)
-    try:
-        if args.list_words:
-            from splatdistill.priors.embedded import grammar
+    if args.list_words:
+        from splatdistill.priors.embedded import grammar
 
-            print(grammar.word_list())
-            return 0
-        return resume(args) if args.resume else start(args)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        note("interrupted; a run that had begun continues with --resume DIR")
-        return 130
+        print(grammar.word_list())
+        return 0
+    command = resume if args.resume else start
+    return exit_status(lambda: command(args), "interrupted; a run that had begun continues with --resume DIR")
 
 
 def start(args: argparse.Namespace) -> int:
@@ -149,7 +127,7 @@ def configure(args: argparse.Namespace) -> Config:
     names = ("prompt", "negative_prompt", "method", "steps", "seed")
     flags: dict[str, Any] = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     if args.image is not None:
-        flags |= {"image": {"path": args.image}, "prior": {"name": "embedded-image"}}
+        flags["image"] = {"path": args.image}
     if args.prior is not None:
         flags["prior"] = {"name": args.prior}
     config = resolve(flags, args.config, args.overrides)
@@ -217,8 +195,16 @@ def run(config: Config, out: Path, device: torch.device, saved: dict[str, Any] |
     dtype = None if config.prior.dtype == "auto" else getattr(torch, config.prior.dtype)
     prior = load_prior(config.prior.name, device, dtype)
     reference = read_reference(config, out / REFERENCE if saved else Path(config.image.path))
-    if isinstance(prior, ImagePrior) and reference is not None:
-        prior.look_at(reference)
+    if config.views.count % prior.group:
+        raise UserError(
+            f"this teacher sees {prior.group} views at a time; views.count is {config.views.count}, "
+            "not a multiple"
+        )
+    if isinstance(prior, ImagePrior):
+        if reference is not None:
+            prior.look_at(reference)
+    elif not config.prompt.strip():
+        raise UserError("this teacher reads a text: give --prompt too, or an image-conditioned --prior")
     origin = read_source(config, out / SOURCE if saved else Path(config.edit.splat), device)
     held = None if reference is None else reference.resized(config.views.size).to(device)
     if saved is None:
@@ -305,11 +291,6 @@ def remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
-
-
-def note(text: str) -> None:
-    """Print one line for the user, beside the progress."""
-    print(text, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

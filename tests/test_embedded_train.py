@@ -148,7 +148,8 @@ def test_compiled_blocks_have_the_gradients_of_the_eager_network() -> None:
     from splatdistill.priors.embedded.denoiser import compile_blocks
 
     torch.manual_seed(0)
-    unet: Any = networks.make_unet().to(memory_format=torch.channels_last)
+    unet: Any = networks.make_unet()
+    unet.to(memory_format=torch.channels_last)
     x = torch.randn(8, 4, 16, 16).contiguous(memory_format=torch.channels_last)
     t, hidden, target = torch.randint(0, 1000, (8,)), torch.randn(8, 24, 128), torch.randn(8, 4, 16, 16)
 

@@ -177,15 +177,20 @@ def test_folder_names_are_plain():
     assert slug("キノコ") == "splat"
 
 
-def test_a_picture_becomes_a_splat_and_stays_with_the_run(teacher, workplace, monkeypatch):
+def draw_ball(path: Path) -> None:
     from PIL import Image, ImageDraw
 
     picture = Image.new("RGB", (32, 32), "white")
     ImageDraw.Draw(picture).ellipse((8, 8, 24, 24), fill="red")
-    picture.save(workplace / "my mug.png")
-    words = ["--image", "my mug.png", "--prior", teacher, "--steps", "4", *SMALL, "prior.dtype=float32"]
+    picture.save(path)
+
+
+def test_a_picture_becomes_a_splat_and_stays_with_the_run(teacher, workplace, monkeypatch):
+    draw_ball(workplace / "my mug.png")
+    words = ["--image", "my mug.png", "--prompt", "a red mug", "--prior", teacher, "--steps", "4"]
+    words += [*SMALL, "prior.dtype=float32"]
     assert main(words) == 0
-    out = workplace / "outputs" / "my-mug-0"
+    out = workplace / "outputs" / "a-red-mug-0"
     assert {path.name for path in out.iterdir()} == {*OUTPUTS, "reference.png"}
     with monkeypatch.context() as patch:
         stop_after(patch, 2)
@@ -200,3 +205,23 @@ def test_a_picture_that_cannot_be_read_is_one_line(teacher, workplace, capfd):
     line = mistake(capfd, "--image", "it.png", "--prior", teacher, "--out", "run")
     assert "it.png" in line and "PNG" in line
     assert not (workplace / "run" / "config.yaml").exists()
+
+
+def test_a_picture_alone_asks_for_a_teacher_that_reads_it(teacher, workplace, capfd):
+    draw_ball(workplace / "it.png")
+    line = mistake(capfd, "--image", "it.png", "--prior", teacher, "--out", "run")
+    assert "--prompt" in line and "--prior" in line
+    assert not (workplace / "run" / "config.yaml").exists()
+
+
+def test_views_that_do_not_fill_the_groups_of_a_teacher_lose_nothing(teacher, workplace, capfd, monkeypatch):
+    from splatdistill.priors.latent import LatentPrior
+
+    words = ["--prompt", "a red mug", "--prior", teacher, "--steps", "2", *SMALL, "--out", "run"]
+    assert main(words) == 0
+    before = (workplace / "run" / "splat.ply").read_bytes()
+    monkeypatch.setattr(LatentPrior, "group", 3)
+    capfd.readouterr()
+    line = mistake(capfd, *words, "--overwrite", "views.count=4")
+    assert "views.count" in line and "3" in line
+    assert (workplace / "run" / "splat.ply").read_bytes() == before

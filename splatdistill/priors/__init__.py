@@ -25,7 +25,7 @@ def load_prior(
         config = json.loads((folder / place / "config.json").read_text("utf-8"))
         if CAMERA in (config.get("projection_class_embeddings_input_dim"), config.get("camera_dim")):
             cls = JoinedImagePrior if place == "unet_image" else MultiViewPrior
-        elif config.get("in_channels") == 8:
+        elif config.get("in_channels") == 2 * config.get("out_channels", 0):
             cls = Zero123Prior
     except (OSError, ValueError, AttributeError):
         pass  # `load` will name what is broken

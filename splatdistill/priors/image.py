@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from diffusers import DDIMScheduler
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection
@@ -20,15 +19,7 @@ from splatdistill.cameras import Cameras
 from splatdistill.errors import UserError
 from splatdistill.pictures import Reference
 from splatdistill.priors.base import Conditioning, cfg_weights
-from splatdistill.priors.latent import (
-    LatentPrior,
-    default_dtype,
-    load_network,
-    locate,
-    quiet,
-    user_errors,
-    weights_file,
-)
+from splatdistill.priors.latent import LatentPrior, weights_file
 from splatdistill.priors.multiview import CAMERA, VIEWS, MultiViewPrior, camera_matrices
 
 SEEN = VIEWS - 1  # views that the embedded UNet draws beside the picture
@@ -102,37 +93,19 @@ class Zero123Prior(ImagePrior):
         scheduler: Any,
         projection: nn.Linear,
         encoder: Any | None = None,
+        normal: tuple[Tensor, Tensor] | None = None,
     ) -> None:
+        """`encoder` reads pictures of the mean and standard deviation `normal`, [3, 1, 1] each."""
         super().__init__(name, unet, vae, None, None, scheduler)
         self.projection = projection.eval().requires_grad_(False)
         self.encoder = None if encoder is None else encoder.eval().requires_grad_(False)
-        self._mean, self._std = torch.zeros(3, 1, 1), torch.ones(3, 1, 1)
+        self.mean, self.std = normal or (torch.zeros(3, 1, 1), torch.ones(3, 1, 1))
 
     @classmethod
-    def load(
-        cls,
-        name_or_path: str | Path,
-        device: torch.device | str = "cpu",
-        dtype: torch.dtype | None = None,
-        *,
-        vae_dtype: torch.dtype | None = None,
-    ) -> "Zero123Prior":
-        """The prior in a local folder; as `LatentPrior.load`."""
-        dtype = default_dtype(device) if dtype is None else dtype
-        if vae_dtype is None:
-            vae_dtype = torch.bfloat16 if dtype == torch.float16 else dtype
-        name = str(name_or_path)
-        folder, place = locate(name)
-        with user_errors(name, folder), quiet():
-            unet = cls._load_unet(folder, place, dtype).to(device)
-            vae = load_network(folder, "vae", vae_dtype).to(device)
-            scheduler = DDIMScheduler.from_pretrained(folder, subfolder="scheduler", local_files_only=True)
-            prior = cls(name, unet, vae, scheduler, load_projection(folder).to(device))
-            if (folder / "image_encoder").is_dir():
-                prior._load_encoder(folder)
-            return prior
-
-    def _load_encoder(self, folder: Path) -> None:
+    def _load_reader(cls, folder: Path, device: torch.device | str) -> dict[str, Any]:
+        reader: dict[str, Any] = {"projection": load_projection(folder).to(device)}
+        if not (folder / "image_encoder").is_dir():
+            return reader
         encoder: Any = CLIPVisionModelWithProjection.from_pretrained(
             folder,
             subfolder="image_encoder",
@@ -140,12 +113,12 @@ class Zero123Prior(ImagePrior):
             use_safetensors=True,
             local_files_only=True,
         )
-        self.encoder = encoder.to(self.device).eval().requires_grad_(False)
         place = folder / "feature_extractor"
         given = CLIPImageProcessor.get_image_processor_dict(place)[0] if place.is_dir() else {}
         mean = given.get("image_mean", (0.48145466, 0.4578275, 0.40821073))  # CLIP's
         std = given.get("image_std", (0.26862954, 0.26130258, 0.27577711))
-        self._mean, self._std = (torch.tensor(x, device=self.device).view(3, 1, 1) for x in (mean, std))
+        normal = tuple(torch.tensor(x, device=device).view(3, 1, 1) for x in (mean, std))
+        return reader | {"encoder": encoder.to(device), "normal": normal}
 
     def embed(self, texts: list[str]) -> Tensor:
         """Zeros [n,1,D]: this network reads no text."""
@@ -169,7 +142,7 @@ class Zero123Prior(ImagePrior):
         encoder: Any = self.encoder
         side = encoder.config.image_size
         fitted = F.interpolate(pictures, (side, side), mode="bicubic", antialias=True).clamp(0.0, 1.0)
-        return encoder((fitted - self._mean) / self._std).image_embeds
+        return encoder((fitted - self.mean) / self.std).image_embeds
 
     def _network(self, z_t: Tensor, t: Tensor, embeddings: Tensor, *extra: Tensor) -> Tensor:
         z_t = torch.cat([z_t, extra[0]], dim=1).to(self.dtype)

@@ -7,7 +7,7 @@ import contextlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -89,7 +89,7 @@ class LatentPrior:
         dtype: torch.dtype | None = None,
         *,
         vae_dtype: torch.dtype | None = None,
-    ) -> "LatentPrior":
+    ) -> Self:
         """The prior called "embedded", "sd15" or "sd21", or the one in a local folder of diffusers layout.
 
         A pipeline's folder may hold other UNets beside unet/: name one's folder to get the pipeline with it.
@@ -105,20 +105,24 @@ class LatentPrior:
         name = str(name_or_path)
         folder, place = locate(name)
         with user_errors(name, folder), quiet():
-            networks = {
-                "unet": cls._load_unet(folder, place, dtype).to(device),
-                "vae": load_network(folder, "vae", vae_dtype).to(device),
-                "text_encoder": load_network(folder, "text_encoder", torch.float32).to(device),
-            }
-            tokenizer = CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer", local_files_only=True)
+            unet = cls._load_unet(folder, place, dtype).to(device)
+            vae = load_network(folder, "vae", vae_dtype).to(device)
             scheduler = DDIMScheduler.from_pretrained(folder, subfolder="scheduler", local_files_only=True)
-            words = folder / "vocabulary.json"
-            vocabulary = frozenset(json.loads(words.read_text("utf-8"))) if words.is_file() else None
-            return cls(name, **networks, tokenizer=tokenizer, scheduler=scheduler, vocabulary=vocabulary)
+            return cls(name, unet, vae, scheduler=scheduler, **cls._load_reader(folder, device))
 
     @classmethod
     def _load_unet(cls, folder: Path, place: str, dtype: torch.dtype) -> Any:
         return load_network(folder, "unet", dtype) if place == "unet" else load_beside(folder, place, dtype)
+
+    @classmethod
+    def _load_reader(cls, folder: Path, device: torch.device | str) -> dict[str, Any]:
+        """What reads the condition, as arguments of the class."""
+        words = folder / "vocabulary.json"
+        return {
+            "text_encoder": load_network(folder, "text_encoder", torch.float32).to(device),
+            "tokenizer": CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer", local_files_only=True),
+            "vocabulary": frozenset(json.loads(words.read_text("utf-8"))) if words.is_file() else None,
+        }
 
     def encode(self, rgb: Tensor) -> Tensor:
         """Scaled latents [V,C,h,w] of images [V,3,H,W] in [0,1]; differentiable.
@@ -235,7 +239,7 @@ def _download(alias: str) -> Path:
 def user_errors(name: str, folder: Path) -> Iterator[None]:
     """Turn whatever a missing or corrupt folder raises into one UserError."""
     if not (folder / "model_index.json").is_file():
-        known = ", ".join(["embedded", "embedded-multiview", "embedded-image", *ALIASES])
+        known = ", ".join(["embedded", "embedded-multiview", *ALIASES])
         raise UserError(
             f"prior '{name}': no diffusers pipeline at {folder} (no model_index.json); "
             f"expected one of {known} or a local diffusers folder"

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from splatdistill.priors.embedded import data
-from splatdistill.priors.embedded.networks import IMAGE_SIZE, make_autoencoder
+from splatdistill.priors.embedded.networks import IMAGE_SIZE, LATENT_CHANNELS, make_autoencoder
 
 log = logging.getLogger(__name__)
 
@@ -23,10 +23,13 @@ LATENT_NOISE = 0.05  # the decoder learns to forgive what a denoiser leaves
 
 
 def _reconstruction_loss(output: Tensor, target: Tensor) -> Tensor:
-    """L1 on pixels and, to keep edges and eyes, on their differences to both sides. [B, 3, H, W] each."""
+    """L1 and squared error on pixels and, for edges and eyes, L1 on their differences to both sides.
+
+    output, target [B, 3, H, W].
+    """
     error = output - target
     dx, dy = error[..., 1:] - error[..., :-1], error[..., 1:, :] - error[..., :-1, :]
-    return error.abs().mean() + 0.5 * (dx.abs().mean() + dy.abs().mean())
+    return error.abs().mean() + 2.0 * error.square().mean() + 0.5 * (dx.abs().mean() + dy.abs().mean())
 
 
 def _latent_loss(latents: Tensor) -> Tensor:
@@ -90,7 +93,7 @@ def train_autoencoder(path: Path, steps: int, seed: int = 1, device: torch.devic
             pool = np.concatenate([part.images for part in parts])
         chosen = pool[torch.randint(len(pool), (BATCH,), generator=rng).numpy()]
         images = _foggy(_crops(chosen, rng), rng).to(device, memory_format=torch.channels_last)
-        noise = torch.randn(BATCH, 4, CROP // 4, CROP // 4, generator=rng).to(device)
+        noise = torch.randn(BATCH, LATENT_CHANNELS, CROP // 4, CROP // 4, generator=rng).to(device)
         warm, fall = min(1.0, (step + 1) / 200), min(1.0, (steps - step) / (0.3 * steps))
         for g in optimizer.param_groups:
             g["lr"] = 2e-3 * warm * fall

@@ -63,7 +63,7 @@ class DenoiserSettings:
 
 @torch.no_grad()
 def encode_pictures(autoencoder: Any, path: Path, settings: DenoiserSettings) -> None:
-    """Render and encode the training set: an .npz of latents [n, 4, 16, 16] fp16, ids [n, 24] int16 and
+    """Render and encode the training set: an .npz of latents [n, 8, 16, 16] fp16, ids [n, 24] int16 and
     orbits [n, 3], the cameras' azimuth and elevation in degrees and their distance.
 
     The autoencoder works where it is, in bfloat16.
@@ -113,6 +113,7 @@ class Denoiser:
         self.tokenizer = make_tokenizer(grammar.vocabulary())
         unet: Any = make_unet(settings.task)
         text: Any = make_text_encoder(self.tokenizer)
+        text.set_attn_implementation("eager")  # for so short texts its backward is faster than the fused one
         self.networks = torch.nn.ModuleDict(
             {"unet": unet.to(memory_format=torch.channels_last), "text": text}
         ).to(self.device)

@@ -19,7 +19,7 @@ from splatdistill.priors.multiview import CAMERA, VIEWS, join_views
 
 IMAGE_SIZE = 64
 LATENT_SIZE = 16
-LATENT_CHANNELS = 4
+LATENT_CHANNELS = 8
 MAX_TOKENS = 24
 TEXT_WIDTH = 128
 START, END = "<|startoftext|>", "<|endoftext|>"
@@ -58,7 +58,7 @@ def _merge(parts: list[str], pair: tuple[str, str]) -> list[str]:
 
 
 def make_autoencoder() -> AutoencoderTiny:
-    """Pictures [B, 3, 64, 64] in [-1, 1] to latents [B, 4, 16, 16] and back."""
+    """Pictures [B, 3, 64, 64] in [-1, 1] to latents [B, 8, 16, 16] and back."""
     return AutoencoderTiny(
         encoder_block_out_channels=(32, 32, 32),
         decoder_block_out_channels=(32, 32, 32),

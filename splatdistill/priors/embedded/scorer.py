@@ -11,7 +11,6 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -103,13 +102,6 @@ def contrast(images: Tensor, texts: Tensor, same: Tensor, scale: Tensor) -> Tens
     return 0.5 * (F.cross_entropy(logits, right) + F.cross_entropy(logits.mT, right))
 
 
-def batches(settings: ScorerSettings, count: int, first: int) -> Iterator[tuple[Tensor, torch.Generator]]:
-    """The rows [batch] of every step from `first` on, and the step's own generator."""
-    for step in range(first, settings.steps):
-        rng = torch.Generator().manual_seed(settings.seed * 1_000_003 + step)
-        yield torch.randint(count, (settings.batch,), generator=rng), rng
-
-
 def train_scorer(settings: ScorerSettings, threads: int) -> tuple[CLIPModel, Any]:
     """Render, train; the model in eval mode, and its tokenizer."""
     torch.manual_seed(settings.seed)
@@ -124,7 +116,9 @@ def train_scorer(settings: ScorerSettings, threads: int) -> tuple[CLIPModel, Any
         torch.optim.AdamW(others, lr=settings.learning_rate, weight_decay=1e-2),
     ]
     start = time.perf_counter()
-    for step, (rows, rng) in enumerate(batches(settings, len(pictures), 0)):
+    for step in range(settings.steps):
+        rng = torch.Generator().manual_seed(settings.seed * 1_000_003 + step)
+        rows = torch.randint(len(pictures), (settings.batch,), generator=rng)
         images = spoiled(pictures[rows].float() / 255, rng)
         words = ids[rows]
         same = (words[:, None] == words[None]).all(-1)

@@ -32,7 +32,7 @@ from splatdistill.priors.embedded.networks import (
 from splatdistill.priors.latent import LatentPrior
 from splatdistill.priors.multiview import MultiViewPrior
 
-AUTOENCODER_STEPS = 5_000
+AUTOENCODER_STEPS = 10_000
 
 
 def load_autoencoder(path: Path) -> AutoencoderTiny:

@@ -1,0 +1,35 @@
+"""What the commands share: mistakes told in one line, notes beside the progress, exit statuses."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+from splatdistill.errors import UserError
+
+
+class Parser(argparse.ArgumentParser):
+    """Mistakes end in one line and status 2."""
+
+    def error(self, message: str) -> NoReturn:
+        """Exit with one line instead of the whole usage."""
+        self.exit(2, f"error: {message}; --help lists the options\n")
+
+
+def exit_status(command: Callable[[], int], interrupted: str) -> int:
+    """Run a command; its status, or 2 after a user's mistake, or 130 with this note when interrupted."""
+    try:
+        return command()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        note(interrupted)
+        return 130
+
+
+def note(text: str) -> None:
+    """Print one line for the user, beside the progress."""
+    print(text, file=sys.stderr, flush=True)

@@ -20,9 +20,10 @@ import yaml
 from splatdistill.cameras import OrbitRanges
 from splatdistill.densification import DensificationConfig
 from splatdistill.errors import UserError
-from splatdistill.guidance import METHODS, InversionSettings, build_method
+from splatdistill.guidance import METHODS, InversionSettings, StudentSettings, build_method
 from splatdistill.losses import LossWeights
 from splatdistill.schedules import SqrtAnneal
+from splatdistill.shading import Shading
 
 Colour = tuple[float, float, float]
 
@@ -39,8 +40,9 @@ class PriorConfig:
 class GuidanceConfig:
     """How the prompt steers: eps = eps_null + scale (eps_text - eps_null)."""
 
-    scale: float = 7.5
+    scale: float = 7.5  # for method clip, a factor of its loss
     mode: Literal["view", "perp_neg"] = "view"  # view words only, or the other views as negatives too
+    clip: str = "embedded"  # for method clip: the scorer, or a CLIP model's folder or name
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,7 @@ class ViewConfig:
 
     count: int = 4
     size: int = 64  # pixels; resized to what the prior expects where the two differ
+    opposite: int = 1  # so many cameras of a step divide the circle evenly: 2 are antithetic (MV-SDI)
     ranges: OrbitRanges = field(default_factory=OrbitRanges)
 
 
@@ -153,6 +156,7 @@ class Config:
     prior: PriorConfig = field(default_factory=PriorConfig)
     guidance: GuidanceConfig = field(default_factory=GuidanceConfig)
     inversion: InversionSettings = field(default_factory=InversionSettings)
+    student: StudentSettings = field(default_factory=StudentSettings)
     timestep: TimestepConfig = field(default_factory=TimestepConfig)
     image: ImageConfig = field(default_factory=ImageConfig)
     edit: EditConfig = field(default_factory=EditConfig)
@@ -162,6 +166,7 @@ class Config:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     densification: DensificationConfig = field(default_factory=DensificationConfig)
     losses: LossWeights = field(default_factory=LossWeights)
+    shading: Shading = field(default_factory=Shading)
     guard: GuardConfig = field(default_factory=GuardConfig)
     report: ReportConfig = field(default_factory=ReportConfig)
 
@@ -344,6 +349,7 @@ def check(config: Config) -> Config:
         "steps": config.steps,
         "views.count": config.views.count,
         "views.size": config.views.size,
+        "views.opposite": config.views.opposite,
         "gaussians.count": config.gaussians.count,
         "checkpoint_every": config.checkpoint_every,
         "guard.bad_steps": config.guard.bad_steps,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -38,14 +40,69 @@ def slope(points: Tensor, axis: int) -> Tensor:
     return torch.where(before[..., 2:].abs() < after[..., 2:].abs(), before, after)
 
 
-def textureless(render: Render, cameras: Cameras, background: float = 1.0) -> Tensor:
-    """The thing in one light grey under a lamp and a headlight, [V, H, W, 3], as DreamFusion judges geometry.
-
-    Source: 2209.14988, section 3.2; the lights are those of the embedded teacher's scenes.
-    """
+def light(render: Render, cameras: Cameras) -> Tensor:
+    """How bright a lamp, a headlight and the surroundings make each pixel, [V, H, W, 1] in [0, 1.05]."""
     n = normals(render.depth, cameras)
     toward_lamp = F.normalize(n.new_tensor(TOWARD_LAMP), dim=0)
     toward_eye = F.normalize(cameras.positions.to(n), dim=-1)[:, None, None]
-    light = AMBIENT + LAMP * (n @ toward_lamp).clamp(min=0.0) + HEADLIGHT * (n * toward_eye).sum(-1).abs()
-    shaded = (ALBEDO * light.clamp(max=1.05))[..., None].expand(-1, -1, -1, 3)
-    return render.alpha * shaded + (1.0 - render.alpha) * background
+    sum_of = AMBIENT + LAMP * (n @ toward_lamp).clamp(min=0.0) + HEADLIGHT * (n * toward_eye).sum(-1).abs()
+    return sum_of.clamp(max=1.05)[..., None]
+
+
+def textureless(render: Render, cameras: Cameras, background: Tensor | float = 1.0) -> Tensor:
+    """The thing in one light grey under the lights, [V, H, W, 3], as DreamFusion judges geometry.
+
+    background: a grey, or colours [V, 3]. Source: 2209.14988, section 3.2; the lights are those of the
+    embedded teacher's scenes.
+    """
+    shaded = (ALBEDO * light(render, cameras)).expand(-1, -1, -1, 3)
+    return render.alpha * shaded + (1.0 - render.alpha) * spread(background)
+
+
+def lambertian(render: Render, cameras: Cameras, background: Tensor) -> Tensor:
+    """The thing's own colours under the lights, [V, H, W, 3], before backgrounds [V, 3]."""
+    behind = (1.0 - render.alpha) * spread(background)
+    return (render.rgb - behind) * light(render, cameras) + behind
+
+
+def spread(background: Tensor | float) -> Tensor | float:
+    """A colour for each view [V, 3] as [V, 1, 1, 3]; a number stays one."""
+    return background[:, None, None] if isinstance(background, Tensor) else background
+
+
+@dataclass(frozen=True)
+class Shading:
+    """DreamFusion's lighting of training views (2209.14988, section 3.2): from the share `start` of the run
+    on, a view is lit with probability `lambertian`, and without its colours with `textureless`.
+
+    Raises ValueError for probabilities that do not fit into one.
+    """
+
+    start: float = 0.2
+    lambertian: float = 0.0
+    textureless: float = 0.0
+
+    def __post_init__(self) -> None:
+        if min(self.lambertian, self.textureless) < 0.0 or self.lambertian + self.textureless > 1.0:
+            raise ValueError("shading: expected lambertian and textureless from 0, together at most 1")
+
+
+def shade(
+    render: Render,
+    cameras: Cameras,
+    background: Tensor,
+    shading: Shading,
+    progress: float,
+    generator: torch.Generator,
+) -> Tensor:
+    """The pictures [V, H, W, 3] of a step, each lit or not; draws nothing where no view can be lit.
+
+    progress: the share of the run that is done. background [V, 3].
+    """
+    if progress < shading.start or shading.lambertian + shading.textureless == 0.0:
+        return render.rgb
+    kind = torch.rand(len(cameras), generator=generator)[:, None, None, None].to(render.rgb)
+    background = background.to(render.rgb)
+    lit, plain = lambertian(render, cameras, background), textureless(render, cameras, background)
+    pictures = torch.where(kind < shading.lambertian + shading.textureless, plain, render.rgb)
+    return torch.where(kind < shading.lambertian, lit, pictures)

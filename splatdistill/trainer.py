@@ -11,19 +11,22 @@ import torch
 from torch import Tensor
 
 from splatdistill import __version__, checkpoint
-from splatdistill.cameras import Cameras, sample_orbit
-from splatdistill.config import BackgroundConfig, Config, ImageConfig, OptimizerConfig, is_embedded
+from splatdistill.cameras import sample_orbit
+from splatdistill.config import BackgroundConfig, Config, ImageConfig, OptimizerConfig
 from splatdistill.densification import Densifier, final_prune
 from splatdistill.formats.ply import write_ply
 from splatdistill.gaussians import NAMES, clamp_to_sphere_, from_tensors, init_blob, select, sh_degree_of
-from splatdistill.guidance import Method, Source, build_method, distill
+from splatdistill.guidance import Method, build_method
+from splatdistill.guidance.noise import Variational
+from splatdistill.guides import Shot, make_guide
 from splatdistill.losses import reference_errors, regularisation
 from splatdistill.pictures import Reference
-from splatdistill.priors.base import Conditioning, Prior
-from splatdistill.prompts import PromptCache, ViewPrompts, conditioning, pick_backgrounds
+from splatdistill.priors.base import Prior
+from splatdistill.prompts import pick_backgrounds
 from splatdistill.rendering import render
 from splatdistill.report import MetricsWriter, write_report
 from splatdistill.schedules import Linear, SqrtAnneal, TimestepSchedule
+from splatdistill.shading import shade
 
 Metrics = dict[str, float]
 
@@ -39,6 +42,7 @@ class TrainState:
     gaussians: torch.nn.ParameterDict
     optimizers: dict[str, torch.optim.Optimizer]
     densifier: Densifier
+    method: Method  # VSD's learns
     generator: torch.Generator  # cameras, backgrounds, timesteps and noise
     step: int = 0  # steps done
     skipped: int = 0  # of them, how many were bad
@@ -62,7 +66,7 @@ def new_state(
     densifier = Densifier(config.densification)
     optimizers = make_optimizers(gaussians, config.optimizer)
     densifier.initialise(gaussians, optimizers)
-    return TrainState(gaussians, optimizers, densifier, generator)
+    return TrainState(gaussians, optimizers, densifier, method_of(config), generator)
 
 
 def make_optimizers(
@@ -83,6 +87,7 @@ def pack(state: TrainState) -> dict[str, Any]:
         "gaussians": {name: state.gaussians[name].detach() for name in NAMES},
         "optimizers": {name: optimizer.state_dict() for name, optimizer in state.optimizers.items()},
         "densifier": state.densifier.state_dict(),
+        "student": state.method.noise.state_dict() if isinstance(state.method.noise, Variational) else {},
         "generator": state.generator.get_state(),
         "global_rng": {"cpu": torch.get_rng_state(), "cuda": cuda},
         "step": state.step,
@@ -99,6 +104,8 @@ def unpack(saved: dict[str, Any], config: Config, device: torch.device) -> Train
     for name, optimizer in state.optimizers.items():
         optimizer.load_state_dict(saved["optimizers"][name])
     state.densifier.load_state_dict(saved["densifier"])
+    if isinstance(state.method.noise, Variational):
+        state.method.noise.load_state_dict(saved["student"])
     state.generator.set_state(saved["generator"])
     torch.set_rng_state(saved["global_rng"]["cpu"])
     if saved["global_rng"]["cuda"] is not None and torch.cuda.is_available():
@@ -114,7 +121,7 @@ def save(state: TrainState, out: Path) -> None:
 
 def method_of(config: Config) -> Method:
     """Return the distillation method with the run's own guidance, inversion and noise levels."""
-    method = build_method(config.method, config.inversion, config.seed)
+    method = build_method(config.method, config.inversion, config.student, config.seed)
     line = SqrtAnneal if config.timestep.shape == "sqrt" else Linear
     levels = TimestepSchedule(low=line(*config.timestep.low), high=line(*config.timestep.high))
     return dataclasses.replace(method, guidance=config.guidance.scale, timesteps=levels)
@@ -143,43 +150,6 @@ def gradient_norm(gaussians: torch.nn.ParameterDict) -> float:
     return float(torch.nn.utils.get_total_norm([p.grad for p in gaussians.values() if p.grad is not None]))
 
 
-class Questions:
-    """What the teacher is asked about the views of a step: the prompts, and the splat that is edited."""
-
-    def __init__(
-        self, config: Config, method: Method, prior: Prior, origin: torch.nn.ParameterDict | None = None
-    ) -> None:
-        self.config, self.prior, self.origin, self.cache = config, prior, origin, PromptCache(prior)
-        against = config.negative_prompt or method.negative  # where the method asks for a text beside
-        if method.negative is None or (not config.negative_prompt and is_embedded(config.prior.name)):
-            against = None
-        self.against = against
-        null = "" if method.negative is not None else config.negative_prompt
-        self.prompts = ViewPrompts(config.prompt, null, prior.view_words)
-        self.source_prompts = ViewPrompts(config.edit.source_prompt, null, prior.view_words)
-
-    def branches(
-        self, prompts: ViewPrompts, cameras: Cameras, names: list[str] | None, background: Tensor
-    ) -> Conditioning:
-        """The guidance branches for cameras [V] before backgrounds [V,3], named where prompts name them."""
-        guidance = self.config.guidance
-        cond = conditioning(prompts, self.cache, cameras, names, guidance.scale, guidance.mode)
-        if self.against is not None:
-            cond = dataclasses.replace(cond, negative=self.cache([self.against] * len(cameras)))
-        return self.prior.with_cameras(cond, cameras, background)
-
-    def ask(
-        self, cameras: Cameras, names: list[str] | None, background: Tensor
-    ) -> tuple[Conditioning, Source | None]:
-        """The branches, and in an edit the splat as it was, in the same views, with its own branches."""
-        cond = self.branches(self.prompts, cameras, names, background)
-        if self.origin is None:
-            return cond, None
-        with torch.no_grad():
-            z = self.prior.encode(render(self.origin, cameras, background).rgb.permute(0, 3, 1, 2))
-        return cond, Source(z, self.branches(self.source_prompts, cameras, names, background))
-
-
 def reference_loss(
     state: TrainState, reference: Reference, background: Tensor, degree: int, weights: ImageConfig
 ) -> tuple[Tensor, dict[str, Tensor]]:
@@ -206,8 +176,7 @@ def train(
     should_stop is asked between steps. A run that it stops is saved, as is one that raises Diverged.
     reference: a picture that the view from its camera is held to. origin: the splat that is edited.
     """
-    method = method_of(config)
-    questions = Questions(config, method, prior, origin)
+    guide = make_guide(config, state.method, prior, origin)
     views, scene = config.views, config.gaussians
     generator = state.generator
     if state.step == 0:
@@ -219,19 +188,17 @@ def train(
             set_learning_rates(state, config.optimizer, progress)
 
             # Look at the scene from all around, each view before a plain background of its own.
-            cameras = sample_orbit(views.ranges, views.count, views.size, generator, prior.group)
+            together = max(prior.group, views.opposite)
+            cameras = sample_orbit(views.ranges, views.count, views.size, generator, together)
             names, background = draw_backgrounds(config.backgrounds, views.count, generator)
             degree = min(sh_degree_of(state.gaussians), state.step // scene.sh_every)
             view = render(state.gaussians, cameras, background, degree)
 
-            # Distil: noise the latents, ask the teacher, and take its disagreement as the gradient.
-            z = prior.encode(view.rgb.permute(0, 3, 1, 2))  # [V, C, h, w]
-            levels = len(prior.alphas_cumprod)
-            t = method.timesteps.sample(progress, views.count, levels, generator, prior.group)  # [V]
-            cond, source = questions.ask(cameras, names, background)
-            distillation = distill(prior, z, t, cond, method, generator, source)
+            # Ask the guide what is wrong with the pictures, and the regularisers with the Gaussians.
+            shown = shade(view, cameras, background, config.shading, progress, generator)
+            guided = guide(Shot(shown, cameras, background, names), progress, generator)
             penalty, terms = regularisation(view, state.gaussians, config.losses)
-            loss = distillation.loss + penalty
+            loss = guided.loss + penalty
             if reference is not None:
                 held, errors = reference_loss(state, reference, background[:1], degree, config.image)
                 loss, terms = loss + held, terms | errors
@@ -253,8 +220,8 @@ def train(
             state.step += 1
 
             metrics: Metrics = {
-                "t": float(t.double().mean()),
-                "loss": distillation.loss.item(),
+                "t": float(guided.t.double().mean()),
+                "loss": guided.loss.item(),
                 "gradient_norm": norm,
                 "gaussians": len(state.gaussians["means"]),
                 "skipped": state.skipped,

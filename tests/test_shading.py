@@ -2,9 +2,9 @@
 
 import torch
 
-from splatdistill.cameras import orbit
+from splatdistill.cameras import orbit, turntable
 from splatdistill.rendering import Render
-from splatdistill.shading import normals, textureless
+from splatdistill.shading import AMBIENT, Shading, lambertian, normals, shade, textureless
 
 
 def test_a_wall_across_the_view_faces_the_camera() -> None:
@@ -42,3 +42,39 @@ def test_textureless_is_grey_on_the_thing_and_background_elsewhere() -> None:
     assert (picture[0, 0] == 1.0).all()
     inside = picture[0, 2:6, 2:6]
     assert (inside[..., 0] == inside[..., 1]).all() and inside.min() > 0.3 and inside.max() < 0.9
+
+
+def test_the_schedule_lights_some_views_and_leaves_the_rest() -> None:
+    views = 64
+    cameras = turntable(views, 15.0, 3.0, 40.0, 4)
+    rgb, alpha = torch.full((views, 4, 4, 3), 0.5), torch.ones(views, 4, 4, 1)
+    view = Render(rgb, alpha, torch.full((views, 4, 4, 1), 2.0), {})
+    background = torch.zeros(views, 3)
+
+    def kinds(progress: float, **probabilities: float) -> tuple[int, int]:
+        shading = Shading(start=0.2, **probabilities)
+        shown = shade(view, cameras, background, shading, progress, torch.Generator().manual_seed(0))
+        plain, lit = textureless(view, cameras, 0.0), lambertian(view, cameras, background)
+        return (
+            sum(torch.equal(a, b) for a, b in zip(shown, plain, strict=True)),
+            sum(torch.equal(a, b) for a, b in zip(shown, lit, strict=True)),
+        )
+
+    assert kinds(0.1, lambertian=1.0) == (0, 0)
+    assert kinds(0.2, lambertian=1.0) == (0, views)
+    assert kinds(1.0, textureless=1.0) == (views, 0)
+    grey, lit = kinds(1.0, lambertian=0.25, textureless=0.25)
+    assert 0.1 * views < grey < 0.4 * views and 0.1 * views < lit < 0.4 * views
+
+
+def test_lambertian_darkens_the_thing_and_not_the_background() -> None:
+    cameras = turntable(1, 15.0, 3.0, 40.0, 4)
+    alpha = torch.zeros(1, 4, 4, 1)
+    alpha[:, :2] = 1.0
+    background = torch.tensor([[0.2, 0.4, 0.6]])
+    rgb = alpha * 0.5 + (1 - alpha) * background[:, None, None]
+    shown = lambertian(Render(rgb, alpha, torch.full((1, 4, 4, 1), 2.0), {}), cameras, background)
+    torch.testing.assert_close(shown[:, 2:], rgb[:, 2:])
+    factor = shown[:, :2] / rgb[:, :2]
+    torch.testing.assert_close(factor, factor[..., :1].expand_as(factor))
+    assert factor.min() >= AMBIENT and factor.max() <= 1.05

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from splatdistill import ops
+from splatdistill.cameras import Cameras
 from splatdistill.guidance.noise import NoiseSource, Query, Source, gaussian_like
 from splatdistill.priors.base import Conditioning, Prior, alpha_bar_at
 from splatdistill.schedules import TimestepSchedule
@@ -21,7 +22,8 @@ class Method:
     """A distillation method: where the noise comes from, how the residual is weighted, its paper's settings.
 
     weight maps (prior, t [B]) to w [B]; guidance is the scale g of e_g; timesteps is the schedule of t. An
-    editing method compares with a source; `negative` is a text that the noise source asks for beside.
+    editing method compares with a source; one by CLIP asks no teacher; `negative` is a text that the noise
+    source asks for beside.
     """
 
     name: str
@@ -30,6 +32,7 @@ class Method:
     guidance: float
     timesteps: TimestepSchedule
     edits: bool = False
+    by_clip: bool = False
     negative: str | None = None
 
 
@@ -58,19 +61,23 @@ def distill(
     method: Method,
     generator: torch.Generator | None = None,
     source: Source | None = None,
+    cameras: Cameras | None = None,
 ) -> Distillation:
     """Score distillation of latents z [B,C,h,w] at timesteps t [B].
 
     loss = sum |z - stopgrad(z - gradient)|^2 / (2 B), so that backward injects the gradient summed over a
     sample and averaged over the batch. `cond` holds the guidance scale of e_g. An editing method needs the
-    source; raises ValueError without one.
+    source; VSD's student wants to know the cameras [B]. Raises ValueError for an edit without a source, and
+    for a method by CLIP.
     """
     if method.edits and source is None:
         raise ValueError(f"distill: method '{method.name}' needs the source that it edits")
+    if method.by_clip:
+        raise ValueError("distill: CLIP's loss is of pictures, see guidance/clip.py")
     t = t.cpu()
     with torch.no_grad():
         clean = z.detach().contiguous()
-        eps, z_t = method.noise(Query(prior, clean, t, cond, generator, source))
+        eps, z_t = method.noise(Query(prior, clean, t, cond, generator, source, cameras))
         outputs = prior.predict(z_t, t, cond)
         conversion = ops.prediction_coefficients(alpha_bar_at(prior, t), prior.prediction_type)
         coefficients = torch.cat([conversion, method.weight(prior, t).float().unsqueeze(1)], dim=1)

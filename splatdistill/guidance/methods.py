@@ -15,7 +15,9 @@ from splatdistill.guidance.noise import (
     InversionSettings,
     Pair,
     Query,
+    StudentSettings,
     TrajectorySettings,
+    Variational,
     inversion_grid,
     path_along,
     random_noise,
@@ -199,14 +201,31 @@ class Interval:
 # Interval Score Matching, 2311.11284: gradient = sqrt((1 - ab) / ab) (e_g(z_t, y) - e(z_s, null)).
 ISM = Method(name="ism", noise=Interval(), weight=x0_weight, guidance=7.5, timesteps=Uniform)
 
+# Variational Score Distillation, 2305.16213: gradient = (1 - ab) (e_g(z_t, y) - e_lora(z_t, y, camera)).
+VSD = Method(
+    name="vsd",
+    noise=Variational(),
+    weight=sds_weight,
+    guidance=7.5,
+    timesteps=TimestepSchedule(low=Linear(0.02, 0.02), high=Linear(0.98, 0.50)),
+)
+
+# Dream Fields, 2112.01455, and CLIP-Mesh, 2203.13333: no teacher, but 100 (1 - cos(picture, text)) by CLIP.
+CLIP = Method(name="clip", noise=random_noise, weight=one, guidance=1.0, timesteps=Uniform, by_clip=True)
+
 SDIS = (SDI, SDI_PUBLISHED, SDI_PUBLISHED_PERP_NEG)
-METHODS = {m.name: m for m in (SDS, *SDIS, DSD, DSD_PUBLISHED, DDS, PDS, CSD, NFSD, ISM)}
+METHODS = {m.name: m for m in (SDS, *SDIS, DSD, DSD_PUBLISHED, DDS, PDS, CSD, NFSD, ISM, VSD, CLIP)}
 
 
-def build_method(name: str, inversion: InversionSettings | None = None, seed: int = 0) -> Method:
-    """The method called `name`, with other inversion settings where it inverts and they are given.
+def build_method(
+    name: str,
+    inversion: InversionSettings | None = None,
+    student: StudentSettings | None = None,
+    seed: int = 0,
+) -> Method:
+    """The method called `name`, with other settings where it inverts or has a student and they are given.
 
-    seed: where DSD's path starts. Raises UserError for an unknown name.
+    seed: where DSD's path starts, and VSD's student. Raises UserError for an unknown name.
     """
     if name not in METHODS:
         near = difflib.get_close_matches(name, METHODS, n=1, cutoff=0.0)[0]
@@ -214,6 +233,8 @@ def build_method(name: str, inversion: InversionSettings | None = None, seed: in
     method = METHODS[name]
     if isinstance(method.noise, TrajectorySettings):
         return replace(method, noise=replace(method.noise, seed=seed))
+    if isinstance(method.noise, Variational):
+        return replace(method, noise=Variational(student, seed))
     if inversion is None or not isinstance(method.noise, InversionSettings):
         return method
     return replace(method, noise=inversion)

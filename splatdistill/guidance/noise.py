@@ -5,11 +5,13 @@ eps is what the teacher's guided prediction at z_t is compared with: the noise i
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from splatdistill import ops
+from splatdistill.cameras import Cameras
 from splatdistill.priors.base import Conditioning, Prior, alpha_bar_at
 
 Pair = tuple[Tensor, Tensor]
@@ -33,6 +35,7 @@ class Query:
     cond: Conditioning
     generator: torch.Generator | None = None
     origin: Source | None = None
+    cameras: Cameras | None = None  # of the samples [B], where there are any
 
     @property
     def levels(self) -> int:
@@ -289,3 +292,63 @@ class TrajectorySettings:
         path = path_along(grid, moves, t)
         x = walk(asked.prior, start.to(asked.z).expand_as(asked.z), path, moves, asked.cond)
         return asked.predict(x, t=t)
+
+
+@dataclass(frozen=True)
+class StudentSettings:
+    """How VSD's student learns: the adapter's rank, AdamW's rate, and its steps for each of the run.
+
+    Raises ValueError for values outside their range.
+    """
+
+    rank: int = 4
+    rate: float = 1e-4
+    steps: int = 1
+
+    def __post_init__(self) -> None:
+        if self.rank < 1 or self.rate <= 0.0 or self.steps < 0:
+            raise ValueError("student: expected rank >= 1, rate > 0 and steps >= 0")
+
+
+class Variational:
+    """VSD's noise source: (the student's prediction, z_t) at fresh noise; then the student learns.
+
+    The student comes to be at the first call. Its state is part of a run's checkpoint.
+    """
+
+    def __init__(self, settings: StudentSettings | None = None, seed: int = 0, student: Any = None) -> None:
+        self.settings, self.seed, self.student = settings or StudentSettings(), seed, student
+        self._saved: dict[str, Any] = {}
+
+    def __call__(self, asked: Query) -> Pair:
+        """(e_student(z_t), z_t)."""
+        if self.student is None:
+            from splatdistill.guidance.student import Student  # heavy
+
+            self.student = Student(asked.prior, self.settings, self.seed)
+            self._restore()
+        z_t = asked.noised(asked.gaussian())
+        compared = self.student.predict(asked, z_t)
+        self.student.learn(asked)
+        return compared, z_t
+
+    def state_dict(self) -> dict[str, Any]:
+        """What `load_state_dict` needs to go on; empty before the first call."""
+        if self.student is None:
+            return self._saved
+        learned = {name: p.detach() for name, p in self.student.learned.items()}
+        return {"learned": learned, "optimizer": self.student.optimizer.state_dict()}
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        """Continue from there, at once or as soon as there is a student."""
+        self._saved = saved
+        if self.student is not None:
+            self._restore()
+
+    def _restore(self) -> None:
+        if not self._saved:
+            return
+        with torch.no_grad():
+            for name, p in self.student.learned.items():
+                p.copy_(self._saved["learned"][name])
+        self.student.optimizer.load_state_dict(self._saved["optimizer"])

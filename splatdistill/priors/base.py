@@ -197,9 +197,10 @@ class ToyPrior:
 
         E[x0 | z_t] = mean + sqrt(ab) var (z_t - sqrt(ab) mean) / (ab var + 1 - ab), and eps from z_t and it.
         """
-        return run_branches(self._network, z_t, t, cond)
+        return run_branches(self.network, z_t, t, cond)
 
-    def _network(self, z_t: Tensor, t: Tensor, embeddings: Tensor) -> Tensor:
+    def network(self, z_t: Tensor, t: Tensor, embeddings: Tensor) -> Tensor:
+        """The prediction [n,C,h,w] at z_t [n,C,h,w], t [n] for texts [n,L,D]."""
         alpha_bar = alpha_bar_at(self, t).view(-1, 1, 1, 1)
         signal, sigma = (
             alpha_bar.sqrt().to(z_t),

@@ -54,7 +54,7 @@ class JoinedImagePrior(ImagePrior, MultiViewPrior):
 
     @torch.no_grad()
     def with_cameras(self, cond: Conditioning, cameras: Cameras, background: Tensor) -> Conditioning:
-        """The conditioning with what `_network` reads of cameras [B] and of the picture on backgrounds [B,3].
+        """The conditioning with what `network` reads of cameras [B] and of the picture on backgrounds [B,3].
 
         extra [R,B,32 + C h w]: the camera, the picture's camera and its latents.
         """
@@ -66,7 +66,8 @@ class JoinedImagePrior(ImagePrior, MultiViewPrior):
         nothing = torch.cat([own, torch.zeros_like(told[:, CAMERA:])], dim=1)
         return replace(cond, extra=torch.stack([nothing] + [told] * (len(cond.weights) - 1)))
 
-    def _network(self, z_t: Tensor, t: Tensor, embeddings: Tensor, *extra: Tensor) -> Tensor:
+    def network(self, z_t: Tensor, t: Tensor, embeddings: Tensor, *extra: Tensor) -> Tensor:
+        """As in `LatentPrior`, n a multiple of three; extra[0] is what `with_cameras` says."""
         cameras, reference, picture = extra[0].split([CAMERA, CAMERA, z_t[0].numel()], dim=1)
 
         def joined(first: Tensor, rest: Tensor) -> Tensor:  # [n, ...] -> [n / 3 * 4, ...]
@@ -75,7 +76,7 @@ class JoinedImagePrior(ImagePrior, MultiViewPrior):
 
         z = joined(picture.view_as(z_t), z_t)
         levels, hidden = joined(torch.zeros_like(t), t), joined(embeddings, embeddings)
-        outputs = super()._network(z, levels, hidden, joined(reference, cameras))
+        outputs = super().network(z, levels, hidden, joined(reference, cameras))
         return outputs.unflatten(0, (-1, VIEWS))[:, 1:].flatten(0, 1)
 
 
@@ -144,7 +145,8 @@ class Zero123Prior(ImagePrior):
         fitted = F.interpolate(pictures, (side, side), mode="bicubic", antialias=True).clamp(0.0, 1.0)
         return encoder((fitted - self.mean) / self.std).image_embeds
 
-    def _network(self, z_t: Tensor, t: Tensor, embeddings: Tensor, *extra: Tensor) -> Tensor:
+    def network(self, z_t: Tensor, t: Tensor, embeddings: Tensor, *extra: Tensor) -> Tensor:
+        """As in `LatentPrior`; extra[0] are the latents [n,C,h,w] of the picture."""
         z_t = torch.cat([z_t, extra[0]], dim=1).to(self.dtype)
         hidden = embeddings.to(self.dtype)
         return self.unet(z_t, t, encoder_hidden_states=hidden, return_dict=False)[0].float()

@@ -69,7 +69,7 @@ class LatentPrior:
         if unet.device.type == "cuda":  # the layout of its tensor cores
             for network in (unet, vae):
                 network.to(memory_format=torch.channels_last)
-        self._denoise = Graphed(self._network)
+        self._denoise = Graphed(self.network)
         self.tokenizer = tokenizer
         self.vocabulary = vocabulary
         self.device, self.dtype = self.unet.device, self.unet.dtype
@@ -160,7 +160,8 @@ class LatentPrior:
         """Raw float32 outputs [R,B,C,h,w] of the UNet at z_t [B,C,h,w], t [B]; the branches in one batch."""
         return run_branches(self._denoise, z_t, t.to(self.device), cond)
 
-    def _network(self, z_t: Tensor, t: Tensor, embeddings: Tensor) -> Tensor:
+    def network(self, z_t: Tensor, t: Tensor, embeddings: Tensor) -> Tensor:
+        """Raw float32 outputs [n,C,h,w] of the UNet at z_t [n,C,h,w], t [n], embeddings [n,L,D]."""
         hidden = embeddings.to(self.dtype)
         return self.unet(z_t.to(self.dtype), t, encoder_hidden_states=hidden, return_dict=False)[0].float()
 

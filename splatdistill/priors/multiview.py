@@ -46,7 +46,8 @@ class MultiViewPrior(LatentPrior):
         matrices = camera_matrices(cameras).to(self.device)
         return replace(cond, extra=matrices.expand(len(cond.weights), -1, -1))
 
-    def _network(self, z_t: Tensor, t: Tensor, embeddings: Tensor, *extra: Tensor) -> Tensor:
+    def network(self, z_t: Tensor, t: Tensor, embeddings: Tensor, *extra: Tensor) -> Tensor:
+        """As in `LatentPrior`, n a multiple of four, seen by the cameras extra[0] [n,16]."""
         z_t, hidden, cameras = (x.to(self.dtype) for x in (z_t, embeddings, extra[0]))
         known = {"encoder_hidden_states": hidden, "class_labels": cameras, "return_dict": False}
         return self.unet(z_t, t, **known)[0].float()

@@ -8,11 +8,10 @@ import pytest
 import torch
 
 from splatdistill.guidance import METHODS, Source, distill, sample
-from splatdistill.guidance.core import Method
-from splatdistill.guidance.methods import one, pds_coefficients
+from splatdistill.guidance.flat import dsd_star
+from splatdistill.guidance.methods import pds_coefficients
 from splatdistill.guidance.noise import TrajectorySettings, path_along, walk
 from splatdistill.priors.base import ToyPrior, cfg, scaled_linear_alphas_cumprod
-from splatdistill.schedules import annealed
 
 SHAPE, VARIANCE = (3, 2, 2), 0.5
 PREDICTIONS = ["epsilon", "v_prediction", "sample", "flow"]
@@ -220,29 +219,15 @@ def test_dsd_published_has_the_scales_of_its_codes_classifier_free_guidance() ->
 
 @pytest.mark.parametrize("prediction_type", PREDICTIONS)
 def test_dsd_with_a_step_for_each_of_ddims_is_the_ddim_sample(prediction_type: str) -> None:
-    """DSD*: at the path's own levels, the noise that it finds is the one that DDIM sees there."""
-    prior, steps = toy(prediction_type), 12
-    grid = torch.linspace(999, 0, steps + 1).long()
-    settings = TrajectorySettings(steps=steps, spread=0.0, seed=3)
-    start = torch.randn(SHAPE, generator=torch.Generator().manual_seed(3)).expand(3, *SHAPE)
+    prior, steps, seed = toy(prediction_type), 12, 3
     cond = branches(prior, 7.5)
-    path = grid.expand(3, -1)
-    expected = walk(prior, start, path, torch.full((3,), steps), cond)
-    ab = AB[grid[0]].float()
-    z = start * (1 - (1 - ab).sqrt()) / ab.sqrt()  # noised with the start itself it is the start
-    from splatdistill.guidance.noise import FixedNoise, Query
-
-    eps = start
-    for t in grid[:-1].tolist():
-        now = torch.full((3,), t)
-        method = Method("star", FixedNoise(eps), one, 7.5, annealed(0.98, 0.2))
-        result = distill(prior, z, now, cond, method)
-        z = result.x0_hat
-        eps = settings.on_path(Query(prior, z, now, cond), now)
-        torch.testing.assert_close(eps, result.noise + result.gradient, atol=2e-3, rtol=2e-3)
-    last = torch.full((3,), int(grid[-1]))
-    x = AB[last[0]].sqrt().float() * z + (1 - AB[last[0]]).sqrt().float() * eps
-    torch.testing.assert_close(x, expected, atol=2e-3, rtol=2e-3)
+    found = dsd_star(prior, cond, steps, seed, 3, METHODS["dsd"])
+    start = torch.randn(SHAPE, generator=torch.Generator().manual_seed(seed)).expand(3, *SHAPE)
+    path = torch.linspace(999, 0, steps + 1).long().expand(3, -1)
+    last = walk(prior, start, path, torch.full((3,), steps), cond)
+    clean = torch.full((3,), -1)
+    end = walk(prior, last, torch.stack([path[:, -1], clean], dim=1), torch.ones(3).long(), cond)
+    torch.testing.assert_close(found, end, atol=1e-4, rtol=1e-5)
 
 
 def test_all_methods_have_the_published_defaults() -> None:

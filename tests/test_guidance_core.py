@@ -7,7 +7,8 @@ import pytest
 import torch
 from diffusers import DDIMScheduler
 
-from splatdistill.guidance.core import Method, distill, sample, sampling_timesteps
+from splatdistill.guidance.core import Method, distill, sample
+from splatdistill.guidance.flat import cached_sdi
 from splatdistill.guidance.methods import SDI, SDS, build_method, x0_weight
 from splatdistill.guidance.noise import FixedNoise, InversionSettings
 from splatdistill.priors.base import ToyPrior, cfg
@@ -98,14 +99,8 @@ def test_sdi_without_eta_has_no_gradient_variance_and_sds_has():
 def test_cached_sdi_with_assigned_targets_is_the_ddim_sample(prediction_type):
     prior, noise = toy(prediction_type), latents(2)
     cond, steps = guided(prior, 2, 7.5), 12
-    timesteps = sampling_timesteps(1000, steps)
-    ab = prior.alphas_cumprod[timesteps[0]].float()
-    z, eps = noise * (1 - (1 - ab).sqrt()) / ab.sqrt(), noise  # these mix to the noise itself
-    for t in timesteps:
-        result = distill(prior, z, t.repeat(2), cond, fixed(eps))
-        eps = result.noise + result.gradient / x0_weight(prior, t[None]).float()
-        z = result.target
-    torch.testing.assert_close(z, sample(prior, cond, noise, steps), atol=2e-5, rtol=1e-4)
+    found = cached_sdi(prior, cond, noise, steps, SDI)
+    torch.testing.assert_close(found, sample(prior, cond, noise, steps), atol=2e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])

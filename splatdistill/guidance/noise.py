@@ -286,12 +286,16 @@ class TrajectorySettings:
 
     def on_path(self, asked: Query, t: Tensor) -> Tensor:
         """The guided prediction eps* [B,C,h,w] at t [B] on each view's DDIM path from the common start."""
-        start = torch.randn(asked.z.shape[1:], generator=torch.Generator().manual_seed(self.seed))
+        start = self.start(asked.prior).to(asked.z)
         grid = torch.linspace(asked.levels - 1, 0, self.steps + 1).long()
         moves = (grid > t[:, None]).sum(dim=1)
         path = path_along(grid, moves, t)
-        x = walk(asked.prior, start.to(asked.z).expand_as(asked.z), path, moves, asked.cond)
+        x = walk(asked.prior, start.expand_as(asked.z), path, moves, asked.cond)
         return asked.predict(x, t=t)
+
+    def start(self, prior: Prior) -> Tensor:
+        """The noise [C,h,w] that the seed decides."""
+        return torch.randn(prior.latent_shape, generator=torch.Generator().manual_seed(self.seed))
 
 
 @dataclass(frozen=True)

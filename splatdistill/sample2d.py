@@ -1,0 +1,202 @@
+"""`python -m splatdistill.sample2d --prompt TEXT`: a distillation method on flat pictures instead of a splat.
+
+Writes picture.png, trajectory.png (from left to right over the run: above what is optimised, below what the
+teacher made of it) and metrics.json, with the distance to the teacher's own DDIM samples.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from splatdistill import __version__
+from splatdistill.cli import Parser, exit_status, note
+from splatdistill.errors import UserError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from torch import Tensor
+
+    from splatdistill.config import Config
+    from splatdistill.guidance.core import Distillation
+    from splatdistill.priors.base import Conditioning, Prior
+
+MODES = ("ddim", "cached", "inversion")
+STATES = 10  # of a trajectory
+RATE = 0.05
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Return the command line as a namespace; flags that were not given are None or False."""
+    parser = Parser(
+        prog="python -m splatdistill.sample2d", description="Distil pictures.", allow_abbrev=False
+    )
+    add = parser.add_argument
+    add("--prompt", required=True, help="what to draw: 'a red mushroom, front view'")
+    add("--method", help="sdi (default), sds, dsd, csd, ... ; dds and pds edit")
+    add(
+        "--mode",
+        choices=MODES,
+        help="of sdi: by inversion (default), with the cached noise (DDIM, exactly), or DDIM itself",
+    )
+    add("--source-prompt", help="for dds and pds: what is edited, a DDIM sample of this")
+    add("--prior", help="embedded (default), sd21, sd15, or the folder of a diffusers model")
+    add("--steps", type=int, help="default those of the preset; of ddim and cached 50")
+    add("--rate", type=float, default=RATE, help=f"Adam's, on latents; default {RATE}")
+    add("--count", type=int, default=4, help="pictures, each from noise of its own; default 4")
+    add("--seed", type=int, help="default 0")
+    add("--device", help="cpu, cuda or cuda:N; default cuda where there is one")
+    add("--out", type=Path, metavar="DIR", help="default outputs/2d-<prompt>-<method>-<seed>")
+    add(
+        "--allow-unknown",
+        action="store_true",
+        help="only warn of words that the embedded teacher does not know",
+    )
+    add("--version", action="version", version=f"splatdistill {__version__}")
+    add("overrides", nargs="*", metavar="key=value", help="any setting by its name in config.yaml")
+    return parser.parse_intermixed_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; return its exit status: 0, 2 a user's mistake, 130 interrupted."""
+    args = parse(arguments)
+    return exit_status(lambda: start(args), "interrupted; nothing was written")
+
+
+def start(args: argparse.Namespace) -> int:
+    """Distil, write and tell; return the exit status."""
+    import torch
+
+    from splatdistill.config import resolve
+    from splatdistill.files import atomic_write, writable_folder
+    from splatdistill.guidance import METHODS
+    from splatdistill.priors import load_prior
+    from splatdistill.train import check_words, pick_device, slug
+
+    flags: dict[str, Any] = {"prompt": args.prompt}
+    flags |= {name: getattr(args, name) for name in ("method", "seed") if getattr(args, name) is not None}
+    if args.prior is not None:
+        flags["prior"] = {"name": args.prior}
+    exact = args.mode in ("ddim", "cached")
+    if args.steps is not None or exact:
+        flags["steps"] = 50 if args.steps is None else args.steps
+    method = METHODS.get(flags.get("method", "sdi"))
+    if method is not None and method.edits:
+        if not args.source_prompt:
+            raise UserError(f"method '{method.name}' edits: say what with --source-prompt 'a red car'")
+        flags["edit"] = {"splat": "none", "source_prompt": args.source_prompt}
+    config = resolve(flags, None, args.overrides)
+    if config.method == "clip":
+        raise UserError(
+            "method 'clip' compares pictures, and has no latents; use python -m splatdistill.train"
+        )
+    if args.mode is not None and config.method != "sdi":
+        raise UserError(f"--mode is for method sdi, not for {config.method}")
+    if args.count < 1 or not args.rate > 0.0:
+        raise UserError(f"expected --count of 1 or more and --rate above 0, got {args.count} and {args.rate}")
+    check_words(config, args.allow_unknown)
+    name = f"2d-{slug(config.prompt)}-{args.mode if exact else config.method}-{config.seed}"
+    out = args.out or Path("outputs") / name
+    writable_folder(out)
+    dtype = None if config.prior.dtype == "auto" else getattr(torch, config.prior.dtype)
+    prior = load_prior(config.prior.name, pick_device(args.device), dtype)
+    if prior.group > 1:
+        raise UserError("flat pictures have no cameras; give a teacher of single views")
+    z, metrics, trajectory = play(config, prior, args.mode or "inversion", args.count, args.rate)
+    with atomic_write(out / "picture.png") as file:
+        row(prior.decode(z)).save(file, format="PNG")
+    with atomic_write(out / "trajectory.png") as file:
+        strip(prior, trajectory).save(file, format="PNG")
+    with atomic_write(out / "metrics.json") as file:
+        file.write(json.dumps(metrics, indent=1).encode() + b"\n")
+    others = (
+        "" if metrics["psnr_to_other"] is None else f", to other samples {metrics['psnr_to_other']:.1f} dB"
+    )
+    note(f"{out / 'picture.png'}: to the DDIM sample {metrics['psnr_to_ddim']:.1f} dB{others}")
+    return 0
+
+
+def play(
+    config: Config, prior: Prior, mode: str, count: int, rate: float
+) -> tuple[Tensor, dict[str, Any], list[tuple[Tensor, Tensor]]]:
+    """Latents [count,C,h,w] of the method, how far they are from DDIM samples, and how they came about.
+
+    The trajectory holds pairs of the first picture's latents and of what the teacher made of them.
+    """
+    import torch
+
+    from splatdistill.guidance import Source, sample
+    from splatdistill.guidance.flat import cached_sdi, distil_latents, from_noise
+    from splatdistill.trainer import method_of
+
+    generator = torch.Generator().manual_seed(config.seed)
+    method, steps = method_of(config), config.steps
+    z_T = torch.randn(count, *prior.latent_shape, generator=generator).to(prior.device)
+    cond = asked(config.prompt, config, prior, count)
+    ddim = sample(prior, cond, z_T, 50)
+    trajectory: list[tuple[Tensor, Tensor]] = []
+
+    def watch(step: int, z: Tensor, said: Distillation) -> None:
+        if step in {round(k * (steps - 1) / (STATES - 1)) for k in range(STATES)}:
+            trajectory.append((z[:1].clone(), said.x0_hat[:1].clone()))
+
+    if mode == "ddim":
+        z = sample(prior, cond, z_T, steps)
+    elif mode == "cached":
+        z = cached_sdi(prior, cond, z_T, steps, method, watch)
+    else:
+        z, source = from_noise(prior, z_T, len(prior.alphas_cumprod) - 1)[0], None
+        if method.edits:
+            theirs = asked(config.edit.source_prompt, config, prior, count)
+            z = sample(prior, theirs, z_T, 50)
+            source = Source(z.clone(), theirs)
+        z = distil_latents(prior, cond, method, z, steps, rate, generator, source, watch=watch)
+    pictures, own = prior.decode(z), prior.decode(ddim)
+    metrics = {
+        "prompt": config.prompt,
+        "method": config.method if mode == "inversion" else mode,
+        "steps": steps,
+        "seed": config.seed,
+        "latent_rmse_to_ddim": (z - ddim).square().mean().sqrt().item(),
+        "psnr_to_ddim": psnr(pictures, own),
+        "psnr_to_other": psnr(pictures, own.roll(1, 0)) if count > 1 else None,
+    }
+    return z, metrics, trajectory or [(z[:1], z[:1])]
+
+
+def asked(prompt: str, config: Config, prior: Prior, count: int) -> Conditioning:
+    """The guidance branches of `count` pictures of one text, as it is said."""
+    from splatdistill.priors.base import cfg
+
+    null, text = prior.embed([config.negative_prompt]), prior.embed([prompt])
+    return cfg(null.expand(count, -1, -1), text.expand(count, -1, -1), config.guidance.scale)
+
+
+def psnr(pictures: Tensor, others: Tensor) -> float:
+    """Peak signal-to-noise ratio of pictures in [0, 1], in dB, the mean over pictures."""
+    errors = (pictures - others).square().flatten(1).mean(1).clamp(min=1e-10)
+    return (-10.0 * errors.log10()).mean().item()
+
+
+def row(pictures: Tensor) -> Image:
+    """Pictures [n,3,H,W] in [0,1] beside each other."""
+    from PIL import Image
+
+    pixels = (pictures.permute(2, 0, 3, 1).flatten(1, 2) * 255).round().byte()
+    return Image.fromarray(pixels.cpu().numpy())
+
+
+def strip(prior: Prior, trajectory: list[tuple[Tensor, Tensor]]) -> Image:
+    """The states above, the teacher's answers below."""
+    import torch
+
+    above, below = (prior.decode(torch.cat(side)) for side in zip(*trajectory, strict=True))
+    return row(torch.cat([above, below], dim=2))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

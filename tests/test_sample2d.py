@@ -1,0 +1,79 @@
+"""The flat playground, end to end on a tiny random pipeline."""
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from test_priors_latent import make_pipeline
+
+from splatdistill import sample2d
+
+ALL = ["sdi", "sdi_published", "sds", "dsd", "csd", "nfsd", "ism", "vsd"]
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    return str(make_pipeline(tmp_path_factory.mktemp("teacher"), "AutoencoderTiny"))
+
+
+@pytest.fixture(autouse=True)
+def workplace(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def words(teacher: str, *more: str) -> list[str]:
+    return ["--prompt", "a red mushroom", "--prior", teacher, "--count", "2", *more, "prior.dtype=float32"]
+
+
+def figures(folder: str) -> dict:
+    return json.loads(Path(folder, "metrics.json").read_text("utf-8"))
+
+
+@pytest.mark.parametrize("method", ALL)
+def test_every_method_draws(teacher, method):
+    assert sample2d.main(words(teacher, "--method", method, "--steps", "3", "--out", "o")) == 0
+    with Image.open("o/picture.png") as picture, Image.open("o/trajectory.png") as trajectory:
+        assert picture.size == (64, 32) and trajectory.size == (96, 64)
+    assert figures("o")["latent_rmse_to_ddim"] > 0
+
+
+@pytest.mark.parametrize("method", ["dds", "pds"])
+def test_editing_starts_from_a_sample_of_the_source(teacher, method):
+    source = ["--source-prompt", "a red dog", "--method", method, "--steps", "3", "--out", "o"]
+    assert sample2d.main(words(teacher, *source)) == 0
+    assert figures("o")["method"] == method
+
+
+def test_cached_noise_is_ddim_and_ddim_is_itself(teacher):
+    for mode, limit in (("cached", 1e-3), ("ddim", 1e-6)):
+        assert sample2d.main(words(teacher, "--mode", mode, "--out", mode)) == 0
+        assert figures(mode)["latent_rmse_to_ddim"] < limit
+    assert Image.open("cached/trajectory.png").width == 10 * 32
+
+
+def test_the_seed_decides(teacher):
+    steps = ["--method", "vsd", "--steps", "3"]
+    for name, seed in (("a", "1"), ("b", "1"), ("c", "2")):
+        assert sample2d.main(words(teacher, *steps, "--seed", seed, "--out", name)) == 0
+    first, same, other = (Path(name, "picture.png").read_bytes() for name in "abc")
+    assert first == same and first != other
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--method", "pds"], "--source-prompt"),
+        (["--method", "clip"], "splatdistill.train"),
+        (["--method", "sds", "--mode", "cached"], "--mode"),
+        (["--method", "sdx"], "sdx"),
+        (["--count", "0"], "--count"),
+        (["--rate", "0"], "--rate"),
+    ],
+)
+def test_mistakes_are_one_line(teacher, capfd, more, said):
+    assert sample2d.main(words(teacher, *more)) == 2
+    lines = capfd.readouterr().err.strip().splitlines()
+    assert len(lines) == 1 and said in lines[0]
+    assert not Path("outputs").exists()

@@ -33,3 +33,17 @@ def exit_status(command: Callable[[], int], interrupted: str) -> int:
 def note(text: str) -> None:
     """Print one line for the user, beside the progress."""
     print(text, file=sys.stderr, flush=True)
+
+
+def numbers(text: str, option: str) -> list[int]:
+    """The whole numbers that "0,1" or "0-7" stand for; raises UserError for other text."""
+    try:
+        result: list[int] = []
+        for part in text.split(","):
+            first, _, last = part.partition("-")
+            result += range(int(first), int(last or first) + 1)
+    except ValueError:
+        result = []
+    if not result:
+        raise UserError(f"{option} {text}: expected numbers such as 0,1 or 0-7")
+    return result

@@ -12,17 +12,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from splatdistill.cli import Parser, exit_status
+from splatdistill.cli import Parser, exit_status, numbers
 from splatdistill.errors import UserError
-from splatdistill.evaluation import MEANS, SHARES, VIEWS, evaluate, look
+from splatdistill.evaluation import MEANS, SHARES, evaluate
 from splatdistill.files import atomic_write, writable_folder
+from splatdistill.report import runs_sheet
 from splatdistill.scoring import Scorer
 from splatdistill.suites import SUITES, make_runs
+from splatdistill.train import RESULT
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -67,7 +67,9 @@ def report(args: argparse.Namespace) -> int:
         if any("=" not in word for word in words):
             raise UserError("with --suite the other words are settings, such as guidance.scale=3")
         methods, priors = args.methods.split(","), args.priors.split(",")
-        runs = list(make_runs(SUITES[args.suite](), out, methods, priors, numbers(args.seeds), words))
+        runs = list(
+            make_runs(SUITES[args.suite](), out, methods, priors, numbers(args.seeds, "--seeds"), words)
+        )
     writable_folder(out)
     if not runs:
         raise UserError("nothing to evaluate; give folders of finished runs, or --suite NAME")
@@ -78,21 +80,9 @@ def report(args: argparse.Namespace) -> int:
     with atomic_write(out / "evaluation.md") as file:
         file.write(markdown(groups).encode())
     with atomic_write(out / "evaluation.png") as file:
-        sheet(runs).save(file, format="PNG")
+        runs_sheet([run / RESULT for run in runs]).save(file, format="PNG")
     print(f"{out / 'evaluation.json'} has every figure, {out / 'evaluation.png'} shows every run")
     return 0
-
-
-def numbers(text: str) -> list[int]:
-    """The whole numbers that "0,1" or "0-7" stand for; raises UserError for other text."""
-    try:
-        result: list[int] = []
-        for part in text.split(","):
-            first, _, last = part.partition("-")
-            result += range(int(first), int(last or first) + 1)
-    except ValueError:
-        raise UserError(f"--seeds {text}: expected numbers such as 0,1 or 0-7") from None
-    return result
 
 
 def read_lines(path: Path) -> list[str]:
@@ -142,18 +132,6 @@ def cell(value: dict[str, Any] | None) -> str:
     digits = 1 if value["high"] > 10 else 2
     mean, low, high = (f"{value[key]:.{digits}f}" for key in ("mean", "low", "high"))
     return f"{mean} [{low}, {high}]"
-
-
-def sheet(runs: Sequence[Path], size: int = 96, columns: int = 4) -> Image.Image:
-    """Four views of every run, in rows."""
-    strips = []
-    for run in runs:
-        views = look(run, size).colour[:: VIEWS // 4]
-        strips.append(torch.cat(list(views), 2))
-    strips += [torch.ones_like(strips[0])] * (-len(strips) % columns)
-    lines = [torch.cat(strips[k : k + columns], 2) for k in range(0, len(strips), columns)]
-    pixels = (torch.cat(lines, 1).permute(1, 2, 0) * 255).round().byte()
-    return Image.fromarray(pixels.numpy())
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from torch.nn import ParameterDict
 from splatdistill.cameras import Cameras, turntable
 from splatdistill.errors import UserError
 from splatdistill.files import atomic_write
+from splatdistill.formats.ply import read_ply
 from splatdistill.rendering import render
 
 WHITE = (1.0, 1.0, 1.0)
@@ -106,6 +107,17 @@ def write_report(
     camera: dict[str, Any] = {"elevation_deg": elevation_deg, "distance": distance, "fov_deg": fov_deg}
     contact_sheet(gaussians, Path(directory) / "preview.png", 8, size, background, **camera)
     turntable_webp(gaussians, Path(directory) / "turntable.webp", frames, size, background, **camera)
+
+
+def runs_sheet(splats: Sequence[Path], size: int = 96, columns: int = 4) -> Image.Image:
+    """Four views of each splat file beside each other, so many splats in a row; size in pixels of a view."""
+    rows = []
+    for splat in splats:
+        views = render_views(read_ply(splat)[0], turntable(4, 15.0, 3.0, 40.0, size))
+        rows.append(torch.cat(list(views), 1))  # [size, 4 size, 3]
+    rows += [torch.full_like(rows[0], 255)] * (-len(rows) % columns)
+    lines = [torch.cat(rows[k : k + columns], 1) for k in range(0, len(rows), columns)]
+    return Image.fromarray(torch.cat(lines, 0).numpy())
 
 
 class MetricsWriter:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from splatdistill import __version__
-from splatdistill.cli import Parser, exit_status, note
+from splatdistill.cli import Parser, exit_status, note, numbers
 from splatdistill.errors import UserError
 from splatdistill.files import writable_folder
 
@@ -32,7 +32,7 @@ RESULT = "splat.ply"  # written last: a folder that holds it is a finished run
 OUTPUTS = (RESULT, "preview.png", "turntable.webp", "metrics.jsonl", "config.yaml", "checkpoints")
 REFERENCE, SOURCE = "reference.png", "source.ply"  # beside them, where the run started from such
 # the options that say what a run is
-CHOICES = ("prompt", "image", "negative_prompt", "method", "prior", "steps", "seed", "out", "config")
+CHOICES = ("prompt", "image", "negative_prompt", "method", "prior", "steps", "seed", "seeds", "out", "config")
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -48,7 +48,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--prior", help="embedded (default), sd21, sd15, or the folder of a diffusers model")
     add("--steps", type=int, help="optimisation steps")
     add("--seed", type=int, help="default 0")
-    add("--out", type=Path, metavar="DIR", help="default outputs/<prompt>-<seed>")
+    add("--seeds", metavar="0-7", help="a run for each, in DIR/SEED, and DIR/seeds.png; goes on where it was")
+    add("--out", type=Path, metavar="DIR", help="default outputs/<prompt>-<seed>, or -seeds")
     add(
         "--config", metavar="YAML", help="settings on top of the presets; a run's config.yaml repeats the run"
     )
@@ -79,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         print(grammar.word_list())
         return 0
-    command = resume if args.resume else start
+    command = resume if args.resume else several if args.seeds is not None else start
     return exit_status(lambda: command(args), "interrupted; a run that had begun continues with --resume DIR")
 
 
@@ -88,8 +89,37 @@ def start(args: argparse.Namespace) -> int:
     if args.prompt is not None and not args.prompt.strip():
         raise UserError("the prompt is empty; say what to make, such as --prompt 'a red mushroom'")
     config = configure(args)
-    name = slug(config.prompt or Path(config.image.path).stem)
-    return begin(config, args.out or Path("outputs") / f"{name}-{config.seed}", args)
+    return begin(config, args.out or Path("outputs") / f"{name_of(config)}-{config.seed}", args)
+
+
+def several(args: argparse.Namespace) -> int:
+    """A run for each seed, and one picture of all; return the exit status, that of the worst run."""
+    from splatdistill.config import load
+    from splatdistill.files import atomic_write
+    from splatdistill.report import runs_sheet
+
+    if args.seed is not None:
+        raise UserError("give --seed or --seeds, not both")
+    base, status, finished = args.out, 0, []
+    for seed in numbers(args.seeds, "--seeds"):
+        args.seed = seed
+        config = configure(args)
+        base = base or Path("outputs") / f"{name_of(config)}-seeds"
+        out = base / str(seed)
+        known = out / "config.yaml"
+        if not args.overwrite and known.is_file() and load(known) == config:
+            result = 0 if (out / RESULT).exists() else proceed(out, config, args.device)
+        else:
+            result = begin(config, out, args)
+        if result == 130:
+            return 130
+        status = max(status, result)
+        finished += [out] * (result == 0)
+    if base is not None and finished:
+        with atomic_write(base / "seeds.png") as file:
+            runs_sheet([out / RESULT for out in finished], 96, 2).save(file, format="PNG")
+        note(f"{base / 'seeds.png'} shows {len(finished)} runs, four views each")
+    return status
 
 
 def begin(config: Config, out: Path, args: argparse.Namespace) -> int:
@@ -104,7 +134,6 @@ def begin(config: Config, out: Path, args: argparse.Namespace) -> int:
 
 def resume(args: argparse.Namespace) -> int:
     """Continue the run in a folder under its own configuration; return the exit status."""
-    from splatdistill import checkpoint
     from splatdistill.config import load
 
     given = [f"--{name.replace('_', '-')}" for name in CHOICES if getattr(args, name) is not None]
@@ -114,10 +143,17 @@ def resume(args: argparse.Namespace) -> int:
     if not (args.resume / "config.yaml").is_file():
         raise UserError(f"--resume {args.resume}: there is no run (no config.yaml); give the folder of a run")
     config = load(args.resume / "config.yaml")
-    check_folder(args.resume, overwrite=True)
-    begun = any((args.resume / "checkpoints").glob("*.pt"))  # else it was killed before its first checkpoint
-    saved = checkpoint.latest(args.resume / "checkpoints") if begun else None
-    return run(config, args.resume, pick_device(args.device), saved)
+    return proceed(args.resume, config, args.device)
+
+
+def proceed(out: Path, config: Config, device: str | None) -> int:
+    """Continue an unfinished run, or do a finished one's last things again; return the exit status."""
+    from splatdistill import checkpoint
+
+    check_folder(out, overwrite=True)
+    begun = any((out / "checkpoints").glob("*.pt"))  # else it was killed before its first checkpoint
+    saved = checkpoint.latest(out / "checkpoints") if begun else None
+    return run(config, out, pick_device(device), saved)
 
 
 def configure(args: argparse.Namespace) -> Config:
@@ -278,6 +314,11 @@ def interruptible() -> Iterator[Callable[[], bool]]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+def name_of(config: Config) -> str:
+    """Return what the folder of a run is called, but for the seed."""
+    return slug(config.prompt or Path(config.image.path).stem)
 
 
 def slug(prompt: str) -> str:

@@ -12,8 +12,9 @@ from test_train_cli import SMALL
 
 from splatdistill import train
 from splatdistill.cameras import turntable
+from splatdistill.cli import numbers
 from splatdistill.config import Config
-from splatdistill.evaluate import main, numbers
+from splatdistill.evaluate import main
 from splatdistill.evaluation import (
     Seen,
     colourless,
@@ -164,4 +165,4 @@ def test_mistakes_are_one_line(tmp_path: Path, folders: tuple[Path, Path], capsy
         assert main(words) == 2
         lines = capsys.readouterr().err.strip().splitlines()
         assert len(lines) == 1 and said in lines[0]
-    assert numbers("0,3-5") == [0, 3, 4, 5]
+    assert numbers("0,3-5", "--seeds") == [0, 3, 4, 5]

@@ -225,3 +225,31 @@ def test_views_that_do_not_fill_the_groups_of_a_teacher_lose_nothing(teacher, wo
     line = mistake(capfd, *words, "--overwrite", "views.count=4")
     assert "views.count" in line and "3" in line
     assert (workplace / "run" / "splat.ply").read_bytes() == before
+
+
+def test_seeds_make_a_run_each_and_one_picture_and_go_on_where_they_were(teacher, workplace, monkeypatch):
+    from PIL import Image
+
+    words = command(teacher, "--method", "dsd", "--seeds", "0,3-4", "--out", "set")
+    with monkeypatch.context() as patch:
+        stop_after(patch, 2)
+        assert main(words) == 130
+    assert main(words) == 0
+    splats = [Path("set", seed, "splat.ply") for seed in ("0", "3", "4")]
+    assert len({path.read_bytes() for path in splats}) == 3
+    assert Image.open("set/seeds.png").size == (2 * 4 * 96, 2 * 96)
+    before = [path.stat().st_mtime_ns for path in splats]
+    assert main(words) == 0
+    assert [path.stat().st_mtime_ns for path in splats] == before
+    assert main(command(teacher, "--method", "dsd", "--seed", "3", "--out", "alone")) == 0
+    assert Path("alone/splat.ply").read_bytes() == splats[1].read_bytes()
+
+
+def test_seeds_of_other_settings_are_not_mixed(teacher, workplace, capfd):
+    assert main(command(teacher, "--seeds", "0", "--out", "set")) == 0
+    capfd.readouterr()
+    assert "holds a finished run" in mistake(
+        capfd, *command(teacher, "--seeds", "0-1", "--out", "set", "guidance.scale=3")
+    )
+    assert "--seeds" in mistake(capfd, *command(teacher, "--seeds", "5-3"))
+    assert "not both" in mistake(capfd, *command(teacher, "--seeds", "0", "--seed", "0"))

@@ -41,7 +41,9 @@ class GuidanceConfig:
     """How the prompt steers: eps = eps_null + scale (eps_text - eps_null)."""
 
     scale: float = 7.5  # for method clip, a factor of its loss
-    mode: Literal["view", "perp_neg"] = "view"  # view words only, or the other views as negatives too
+    mode: Literal["view", "perp_neg", "plain"] = (
+        "view"  # view words, the other views as negatives too, or none
+    )
     clip: str = "embedded"  # for method clip: the scorer, or a CLIP model's folder or name
 
 

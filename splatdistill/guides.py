@@ -54,8 +54,9 @@ class Teacher:
             against = None
         self.against = against
         null = "" if method.negative is not None else config.negative_prompt
-        self.prompts = ViewPrompts(config.prompt, null, prior.view_words)
-        self.source_prompts = ViewPrompts(config.edit.source_prompt, null, prior.view_words)
+        words = prior.view_words and config.guidance.mode != "plain"
+        self.prompts = ViewPrompts(config.prompt, null, words)
+        self.source_prompts = ViewPrompts(config.edit.source_prompt, null, words)
 
     def __call__(self, shot: Shot, progress: float, generator: torch.Generator) -> Guided:
         """Noise the latents, ask, and take the disagreement as the gradient."""

@@ -131,18 +131,18 @@ def conditioning(
     cameras: Cameras,
     background_names: Sequence[str | None] | None = None,
     guidance: float = 7.5,
-    mode: Literal["view", "perp_neg"] = "view",
+    mode: Literal["view", "perp_neg", "plain"] = "view",
 ) -> Conditioning:
-    """The guidance branches for `cameras`: CFG with view words ("view"), or perp-neg branches ("perp_neg").
+    """The guidance branches for `cameras`: CFG with the prompts' texts, or perp-neg branches ("perp_neg").
 
     Raises ValueError for another mode.
     """
-    if mode not in ("view", "perp_neg"):
-        raise ValueError(f"conditioning: mode must be 'view' or 'perp_neg', got {mode!r}")
+    if mode not in ("view", "perp_neg", "plain"):
+        raise ValueError(f"conditioning: mode must be 'view', 'perp_neg' or 'plain', got {mode!r}")
     count = len(cameras)
     names = background_names or [None] * count
     null = cache([prompts.null_text(name) for name in names])  # [V, L, D]
-    if mode == "view":
+    if mode != "perp_neg":
         return cfg(null, cache(prompts.texts(cameras, names)), guidance)
     views = torch.stack(
         [cache([prompts.text(word, name) for name in names]) for word in VIEW_WORDS]

@@ -1,0 +1,167 @@
+"""`python -m splatdistill.reproduce [CLAIM...]`: what the papers claim, measured on the shipped teacher.
+
+Writes OUT/reproduction/CLAIM.json, a plot of what has curves, and OUT/REPRODUCTION.md from all JSON files
+that are there. Runs of splats are kept in OUT/reproduction/runs and made once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from splatdistill import __version__
+from splatdistill.cli import Parser, exit_status, note
+from splatdistill.errors import UserError
+
+if TYPE_CHECKING:
+    from splatdistill.claims import Claim, Findings
+
+VERDICTS = {True: "holds here", False: "does not hold here", None: "measured"}
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Return the command line as a namespace."""
+    parser = Parser(
+        prog="python -m splatdistill.reproduce", description="Claims, measured.", allow_abbrev=False
+    )
+    add = parser.add_argument
+    add(
+        "claims",
+        nargs="*",
+        metavar="CLAIM",
+        help="default all that --list shows; key=value words go to all runs",
+    )
+    add("--list", action="store_true", help="print the claims, and exit")
+    add("--out", type=Path, default=Path("outputs"), metavar="DIR", help="default outputs")
+    add("--prompts", type=int, default=12, help="default 12, at most 24")
+    add("--seeds", type=int, default=4, help="for each prompt; default 4")
+    add("--draws", type=int, default=32, help="of noise, where variance is measured; default 32")
+    add("--steps", type=int, default=250, help="of optimisation; default 250")
+    add("--version", action="version", version=f"splatdistill {__version__}")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; return its exit status: 0, 2 a user's mistake, 130 interrupted."""
+    args = parse(arguments)
+    return exit_status(lambda: start(args), "interrupted; the same command makes only what is missing")
+
+
+def start(args: argparse.Namespace) -> int:
+    """Measure, write and tell; return the exit status."""
+    if min(args.prompts, args.seeds, args.draws) < 2 or args.steps < 2:
+        raise UserError("--prompts, --seeds, --draws and --steps: expected 2 or more, for an interval")
+    words = [word for word in args.claims if "=" in word]
+    asked = [word for word in args.claims if "=" not in word]
+
+    import torch
+
+    from splatdistill.claims import CLAIMS, Lab
+    from splatdistill.files import atomic_write, writable_folder
+    from splatdistill.priors import load_prior
+    from splatdistill.scoring import Scorer
+
+    if args.list:
+        print("\n".join(f"{name:8s} {claim.says}" for name, claim in CLAIMS.items()))
+        return 0
+    unknown = [name for name in asked if name not in CLAIMS]
+    if unknown:
+        raise UserError(f"unknown claim '{unknown[0]}'; expected one of {', '.join(CLAIMS)}")
+    folder = args.out / "reproduction"
+    writable_folder(folder)
+    prior = load_prior("embedded", dtype=torch.float32)
+    sizes: dict[str, Any] = {name: getattr(args, name) for name in ("prompts", "seeds", "draws", "steps")}
+    lab = Lab(prior, Scorer.load("embedded"), folder / "runs", **sizes, overrides=words)
+    for name in asked or CLAIMS:
+        begin = time.perf_counter()
+        findings = CLAIMS[name].measure(lab)
+        seconds = time.perf_counter() - begin
+        record = {"claim": name, **dataclasses.asdict(findings), "seconds": round(seconds), "lab": sizes}
+        record |= {"version": __version__, "torch": torch.__version__}
+        with atomic_write(folder / f"{name}.json") as file:
+            file.write(json.dumps(record, indent=1).encode() + b"\n")
+        if findings.lines:
+            plot(findings, folder / f"{name}.png")
+        note(f"{name}: {VERDICTS[findings.holds]}. {findings.reading}")
+    with atomic_write(args.out / "REPRODUCTION.md") as file:
+        file.write(document(folder, CLAIMS).encode())
+    note(f"{args.out / 'REPRODUCTION.md'} has what {folder} holds")
+    return 0
+
+
+def plot(findings: Findings, path: Path) -> None:
+    """Draw the curves with their intervals."""
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise UserError("plots need matplotlib: pip install 'splatdistill[reproduce]'") from None
+    from splatdistill.files import atomic_write
+
+    drawing = Figure(figsize=(7.0, 4.0), layout="constrained")
+    FigureCanvasAgg(drawing)
+    axes = drawing.add_subplot()
+    for curve in findings.lines:
+        axes.plot(curve.x, curve.mean, marker="o", markersize=3, label=curve.label)
+        axes.fill_between(curve.x, curve.low, curve.high, alpha=0.15)
+    axes.set_xlabel(findings.axes[0])
+    axes.set_ylabel(findings.axes[1])
+    if findings.logarithmic:
+        axes.set_yscale("log")
+    axes.legend(frameon=False, fontsize=8)
+    axes.spines[["top", "right"]].set_visible(False)
+    with atomic_write(path) as file:
+        drawing.savefig(file, format="png", dpi=120)
+
+
+def document(folder: Path, claims: dict[str, Claim]) -> str:
+    """The page for the records in a folder, in the claims' order."""
+    parts = [
+        "# What the papers claim, on the shipped teacher\n",
+        "Made by `python -m splatdistill.reproduce` from the JSON files in `reproduction/`. Numbers are",
+        "means, with 95 % intervals where something was repeated. A claim that does not hold on this small",
+        "teacher may well hold on others; the conditions are given with each.\n",
+    ]
+    for name, claim in claims.items():
+        path = folder / f"{name}.json"
+        if not path.is_file():
+            continue
+        record = json.loads(path.read_text("utf-8"))
+        parts += [f"## {name}: {VERDICTS[record['holds']]}\n", claim.says]
+        parts += [f"({claim.source})\n" if claim.source else "", f"**{record['reading']}**\n"]
+        parts += [*table(record), ""]
+        if record["lines"]:
+            parts.append(f"![{name}](reproduction/{name}.png)\n")
+        said = {**record["conditions"], **record["lab"]}
+        words = ", ".join(f"{key} {value}" for key, value in said.items())
+        parts.append(f"Conditions: {words}; {record['seconds']} s.\n")
+    return "\n".join(part for part in parts if part is not None)
+
+
+def table(record: dict[str, Any]) -> list[str]:
+    """The rows of a record in Markdown."""
+    heading = ["", *record["columns"]]
+    lines = [f"| {' | '.join(heading)} |", "|---" * len(heading) + "|"]
+    for label, cells in record["rows"]:
+        lines.append(f"| {' | '.join([label, *(cell(value) for value in cells)])} |")
+    return lines
+
+
+def cell(value: Any) -> str:
+    """A number, or a mean with its interval; empty for None."""
+    if value is None:
+        return ""
+    if isinstance(value, list):
+        mean, low, high = (f"{number:.3g}" for number in value)
+        return f"{mean} [{low}, {high}]"
+    return f"{value:.4g}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

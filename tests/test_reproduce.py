@@ -1,0 +1,97 @@
+"""The claims: their figures are those of what was measured, and the page says what the records say."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from splatdistill import reproduce
+from splatdistill.claims import CLAIMS, Findings, Lab
+from splatdistill.claims.base import Claim, below, interval, line, share
+from splatdistill.claims.solid import cost, outside
+from splatdistill.priors import load_prior
+from splatdistill.priors.embedded import grammar
+from splatdistill.scoring import Scorer
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory) -> Lab:
+    prior = load_prior("embedded", dtype=torch.float32)
+    folder = tmp_path_factory.mktemp("runs")
+    tiny = ["views.size=16", "views.count=2", "gaussians.count=50", "report.size=16", "report.frames=4"]
+    return Lab(prior, Scorer.load("embedded"), folder, 2, 2, 3, 4, [*tiny, "gaussians.final_opacity=0.01"])
+
+
+@pytest.mark.parametrize("name", ["sdi-1", "sdi-2", "dsd-1"])
+def test_what_is_exact_is_exact_however_little_is_measured(lab: Lab, name: str) -> None:
+    found = CLAIMS[name].measure(lab)
+    cells = dict(found.rows)
+    if name == "sdi-1":
+        assert cells["cached noise, target assigned"][0][0] < 1e-3
+        assert cells["DDIM from other noise"][0][0] > 0.1
+    if name == "sdi-2":
+        assert max(cell[2] for cell in cells["SDI, eta 0"]) < 1e-6
+        assert all(cell[0] > 0.01 for cell in cells["SDS"])
+    if name == "dsd-1":
+        assert cells["DSD*"][0][0] < 1e-3
+    assert all(len(row) == len(found.columns) for row in cells.values())
+
+
+def test_inversion_leaves_less_of_the_equation_open_than_chance(lab: Lab) -> None:
+    found = dict(CLAIMS["sdi-3"].measure(lab).rows)
+    mean = {name: sum(cell[0] for cell in cells) / len(cells) for name, cells in found.items()}
+    assert mean["inverted at +0, 10 steps"] < mean["random"]
+
+
+def test_costs_are_counted_once(lab: Lab) -> None:
+    first = cost(lab, "sds")
+    assert first[0] == 4 * 2 * 2  # steps, views, branches
+    assert cost(lab, "sds") == first
+
+
+def test_a_claim_about_splats_makes_its_runs_and_reads_them(lab: Lab) -> None:
+    found = CLAIMS["df-1"].measure(lab)
+    assert [len(cells) for _, cells in found.rows] == [3, 3]
+    assert len(list(lab.runs.glob("albedo-alone/*/*/splat.ply"))) == 4
+
+
+def test_the_mask_of_an_edit_is_the_thing_that_changes() -> None:
+    picture = torch.ones(1, 3, 20, 20)
+    alpha = torch.zeros(1, 1, 20, 20)
+    alpha[..., 2:18, 5:15] = 1.0
+    picture[..., 2:10, 5:15] = torch.tensor(grammar.COLORS["red"])[:, None, None] * 0.7  # in shade
+    picture[..., 10:18, 5:15] = torch.tensor(grammar.COLORS["blue"])[:, None, None]
+    same = outside(picture, alpha, "a red car on top of a blue cube")
+    assert not same[..., 2:10, 5:15].any()
+    assert same[..., 12:18, 5:15].all() and same[..., :, :3].all()
+
+
+def test_intervals_hold_their_mean_and_order_is_strict() -> None:
+    low, high = interval([1.0, 1.1, 0.9]), interval([2.0, 2.1, 1.9])
+    assert low[1] <= low[0] <= low[2] and below(low, high) and not below(high, low)
+    assert share([True, True, False])[0] == pytest.approx(2 / 3)
+    curve = line("it", [1, 2], [[1.0, 1.0], [3.0, 5.0]])
+    assert curve.mean == [1.0, 4.0] and curve.low[1] <= 4.0 <= curve.high[1]
+
+
+def test_records_become_a_page_and_a_plot(tmp_path, monkeypatch, capfd) -> None:
+    curve = line("SDS", [1, 2], [[1.0, 2.0], [3.0, 4.0]])
+    found = Findings(["RMSE"], [("SDS", [(1.0, 0.5, 1.5)])], False, "It is not so.", {"g": 4}, [curve])
+    claim = Claim("sdi-1", "a paper", "It is so.", lambda lab: found)
+    monkeypatch.setitem(CLAIMS, "sdi-1", claim)
+    assert reproduce.main(["sdi-1", "--out", str(tmp_path)]) == 0
+    page = (tmp_path / "REPRODUCTION.md").read_text("utf-8")
+    assert "sdi-1: does not hold here" in page and "**It is not so.**" in page
+    assert "| SDS | 1 [0.5, 1.5] |" in page
+    assert (tmp_path / "reproduction" / "sdi-1.png").read_bytes().startswith(b"\x89PNG")
+    record = json.loads((tmp_path / "reproduction" / "sdi-1.json").read_text("utf-8"))
+    assert record["holds"] is False and record["rows"] == [["SDS", [[1.0, 0.5, 1.5]]]]
+
+
+def test_mistakes_are_one_line(tmp_path, capfd) -> None:
+    for words, said in ((["sdi-9"], "sdi-9"), (["--seeds", "1"], "--seeds")):
+        assert reproduce.main([*words, "--out", str(tmp_path)]) == 2
+        lines = capfd.readouterr().err.strip().splitlines()
+        assert len(lines) == 1 and said in lines[0]
+    assert not Path(tmp_path, "reproduction").exists()

@@ -1,8 +1,8 @@
 """What a run does: one tree of frozen dataclasses, YAML presets that change parts of it, overrides by hand.
 
 Layers, later ones win: the defaults here; the method's own settings (guidance/methods.py); the preset of the
-prior (embedded.yaml or sd.yaml), and of both (embedded_sds.yaml) if there is one; --config; `key.sub=value`
-words; flags.
+prior's family (embedded.yaml or sd.yaml), of the method in it (embedded_sdi.yaml) and of the prior
+(embedded-image.yaml), where there are such; --config; `key.sub=value` words; flags.
 Values are never interpolated, so any prompt survives the way to config.yaml and back.
 """
 
@@ -187,10 +187,10 @@ def is_embedded(prior: str) -> bool:
 
 
 def presets_for(prior: str, method: str) -> list[Path]:
-    """Return the presets: of the family, embedded or Stable Diffusion; of the prior in it; of the method."""
+    """Return the presets: of the family, embedded or Stable Diffusion; of the method in it; of the prior."""
     family = "embedded" if is_embedded(prior) else "sd"
     task = Path(prior).name.replace("unet_", "-").partition("-")[2]  # of embedded-image, or of DIR/unet_image
-    names = (family, f"{family}-{task}", f"{family}_{method}")
+    names = (family, f"{family}_{method}", f"{family}-{task}")
     return [path for name in names if (path := preset_folder() / f"{name}.yaml").is_file()]
 
 

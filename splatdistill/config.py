@@ -82,8 +82,10 @@ class ImageConfig:
 class EditConfig:
     """A splat to change, and what it shows; the prompt says what it should."""
 
-    splat: str = ""  # a .ply or the folder of a run; none
+    splat: str = ""  # a splat file; none
     source_prompt: str = ""
+    shift: tuple[float, float, float] = (0.0, 0.0, 0.0)  # what moves it to the middle, the result goes back
+    scale: float = 1.0  # and then into the unit sphere
 
 
 @dataclass(frozen=True)
@@ -379,6 +381,8 @@ def check(config: Config) -> Config:
         raise UserError(
             f"method '{config.method}' edits a splat: use python -m splatdistill.edit --splat FILE"
         )
+    if config.edit.scale <= 0.0:
+        raise UserError(f"edit.scale must be above 0, got {config.edit.scale}")
     if config.gaussians.sh_degree not in range(4):
         raise UserError(f"gaussians.sh_degree must be 0, 1, 2 or 3, got {config.gaussians.sh_degree}")
     if config.backgrounds.in_prompt and not config.backgrounds.colours:

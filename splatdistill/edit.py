@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from splatdistill import __version__
-from splatdistill.cli import Parser, exit_status
+from splatdistill.cli import Parser, exit_status, note
 from splatdistill.errors import UserError
 from splatdistill.train import begin
 
@@ -56,7 +56,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def start(args: argparse.Namespace) -> int:
     """Find the splat and its prompt, and run."""
+    from splatdistill import formats
     from splatdistill.config import load, resolve
+    from splatdistill.gaussians import finite_mask, placement, select
     from splatdistill.train import RESULT, slug
 
     splat, source = Path(args.splat), args.source_prompt
@@ -67,10 +69,17 @@ def start(args: argparse.Namespace) -> int:
         splat = splat / RESULT
     if not source or not source.strip():
         raise UserError("what does the splat show? say it with --source-prompt 'a red car'")
+    gaussians, _ = formats.read(splat)
+    gaussians = select(gaussians, finite_mask(gaussians))
+    if not len(gaussians["means"]):
+        raise UserError(f"{splat} holds no finite Gaussian to edit")
+    shift, scale = placement(gaussians)
+    if scale != 1.0:
+        note(f"{splat} is edited in the unit sphere, {scale:.3g} times its size, and goes back afterwards")
     flags: dict[str, Any] = {
         "prompt": args.target_prompt,
         "method": args.method,
-        "edit": {"splat": str(splat), "source_prompt": source},
+        "edit": {"splat": str(splat), "source_prompt": source, "shift": list(shift), "scale": scale},
     }
     flags |= {name: getattr(args, name) for name in ("steps", "seed") if getattr(args, name) is not None}
     if args.prior is not None:

@@ -94,6 +94,29 @@ def sh_degree_of(gaussians: ParameterDict) -> int:
     return math.isqrt(gaussians["shN"].shape[1] + 1) - 1
 
 
+def moved(gaussians: ParameterDict, shift: tuple[float, float, float], scale: float) -> ParameterDict:
+    """A scene shifted and then scaled about the origin."""
+    means = (gaussians["means"].detach() + gaussians["means"].new_tensor(shift)) * scale
+    scales = gaussians["scales"].detach() + math.log(scale)
+    return from_tensors(**{**gaussians, "means": means, "scales": scales})
+
+
+def placement(gaussians: ParameterDict, radius: float = 0.78) -> tuple[tuple[float, float, float], float]:
+    """The shift and the scale of `moved` that bring a scene to the origin, within `radius` but for outliers.
+
+    Nothing is moved that is there already: within 1 of the origin, its middle within .3.
+    """
+    solid = gaussians["opacities"].detach().sigmoid() >= min(0.1, gaussians["opacities"].max().sigmoid())
+    means = gaussians["means"].detach()[solid].double()
+    low, high = (torch.stack([axis.quantile(q) for axis in means.T[:, :1_000_000]]) for q in (0.01, 0.99))
+    middle = (low + high) / 2
+    reach = float((means[:1_000_000] - middle).norm(dim=1).quantile(0.99).clamp(min=1e-6))
+    if reach + float(middle.norm()) <= 1.0 and float(middle.norm()) <= 0.3:
+        return (0.0, 0.0, 0.0), 1.0
+    x, y, z = (-middle).tolist()
+    return (x, y, z), radius / reach
+
+
 def select(gaussians: ParameterDict, mask: Tensor | slice) -> ParameterDict:
     """A copy of the chosen Gaussians; mask [N] bool, indices, or a slice."""
     return from_tensors(**{name: gaussians[name][mask] for name in NAMES})

@@ -290,13 +290,11 @@ def read_source(config: Config, path: Path, device: torch.device) -> ParameterDi
     if not config.edit.splat:
         return None
     from splatdistill import formats
-    from splatdistill.gaussians import finite_mask, select
+    from splatdistill.gaussians import finite_mask, moved, select
 
     gaussians, _ = formats.read(path)
     gaussians = select(gaussians, finite_mask(gaussians))
-    if not len(gaussians["means"]):
-        raise UserError(f"{path} holds no finite Gaussian to edit")
-    return gaussians.to(device)
+    return moved(gaussians, config.edit.shift, config.edit.scale).to(device)
 
 
 @contextmanager

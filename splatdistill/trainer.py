@@ -15,7 +15,15 @@ from splatdistill.cameras import sample_orbit
 from splatdistill.config import BackgroundConfig, Config, ImageConfig, OptimizerConfig
 from splatdistill.densification import Densifier, final_prune
 from splatdistill.formats.ply import write_ply
-from splatdistill.gaussians import NAMES, clamp_to_sphere_, from_tensors, init_blob, select, sh_degree_of
+from splatdistill.gaussians import (
+    NAMES,
+    clamp_to_sphere_,
+    from_tensors,
+    init_blob,
+    moved,
+    select,
+    sh_degree_of,
+)
 from splatdistill.guidance import Method, build_method
 from splatdistill.guidance.noise import Variational
 from splatdistill.guides import Shot, make_guide
@@ -257,4 +265,6 @@ def export(state: TrainState, config: Config, out: Path) -> int:
         "seed": str(config.seed),
         "version": __version__,
     }
-    return len(scene["means"]) - write_ply(out / "splat.ply", scene, comments)
+    x, y, z = config.edit.shift  # an edited splat goes back to where it came from
+    there = moved(moved(scene, (0.0, 0.0, 0.0), 1.0 / config.edit.scale), (-x, -y, -z), 1.0)
+    return len(scene["means"]) - write_ply(out / "splat.ply", there, comments)

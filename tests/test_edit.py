@@ -3,12 +3,13 @@
 from pathlib import Path
 
 import pytest
+import torch
 from test_priors_latent import make_pipeline
 from test_train_cli import SMALL, stop_after
 
 from splatdistill import edit, train
 from splatdistill.formats.ply import read_ply, write_ply
-from splatdistill.gaussians import init_blob
+from splatdistill.gaussians import init_blob, moved, placement
 
 TINY = ["--steps", "4", *SMALL, "prior.dtype=float32"]
 
@@ -75,3 +76,21 @@ def test_mistakes_are_one_line(teacher, capfd):
 def test_a_method_that_edits_needs_a_splat(capfd):
     assert train.main(["--prompt", "a red dog", "--method", "pds"]) == 2
     assert "splatdistill.edit" in capfd.readouterr().err
+
+
+def test_a_splat_from_elsewhere_is_edited_in_the_middle_and_goes_back(teacher, capfd):
+    near = init_blob(200, opacity=0.5)
+    far = moved(moved(near, (0.0, 0.0, 0.0), 40.0), (300.0, -20.0, 7.0), 1.0)
+    write_ply("in.ply", far)
+    assert edit.main(words(teacher, "--out", "run")) == 0
+    assert "times its size" in capfd.readouterr().err
+    edited, _ = read_ply("run/splat.ply")
+    middle = edited["means"].detach().median(0).values
+    assert torch.allclose(middle, torch.tensor([300.0, -20.0, 7.0]), atol=10.0)
+    assert edited["means"].detach().std(0).min() > 5.0
+
+
+def test_a_splat_in_its_place_stays_there():
+    assert placement(init_blob(200, opacity=0.5)) == ((0.0, 0.0, 0.0), 1.0)
+    shift, scale = placement(moved(init_blob(2000, radius=0.6, opacity=0.5), (5.0, 0.0, 0.0), 2.0))
+    assert shift[0] == pytest.approx(-10.0, abs=0.2) and scale == pytest.approx(0.78 / 1.2, rel=0.1)

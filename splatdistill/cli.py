@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import NoReturn
 
 from splatdistill.errors import UserError
@@ -33,3 +35,20 @@ def exit_status(command: Callable[[], int], interrupted: str) -> int:
 def note(text: str) -> None:
     """Print one line for the user, beside the progress."""
     print(text, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def interruptible() -> Iterator[Callable[[], bool]]:
+    """Yield a function that tells whether Ctrl-C or SIGTERM came; a second Ctrl-C interrupts at once."""
+    came: list[int] = []
+
+    def remember(number: int, frame: object) -> None:
+        came.append(number)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    previous = {number: signal.signal(number, remember) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: bool(came)
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

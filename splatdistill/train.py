@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import re
 import shutil
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from splatdistill import __version__
-from splatdistill.cli import Parser, exit_status, note
+from splatdistill.cli import Parser, exit_status, interruptible, note
 from splatdistill.errors import UserError
 from splatdistill.files import writable_folder
 
@@ -26,6 +25,10 @@ if TYPE_CHECKING:
 
     from splatdistill.config import Config
     from splatdistill.pictures import Reference
+    from splatdistill.priors.base import Prior
+    from splatdistill.session import Session
+    from splatdistill.trainer import TrainState
+    from splatdistill.viewer import Address
 
 RESULT = "splat.ply"  # written last: a folder that holds it is a finished run
 OUTPUTS = (RESULT, "preview.png", "turntable.webp", "metrics.jsonl", "config.yaml", "checkpoints")
@@ -53,6 +56,14 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     add("--device", help="cpu, cuda or cuda:N; default cuda where there is one")
     add("--resume", type=Path, metavar="DIR", help="continue a run that was stopped, exactly")
+    add(
+        "--viewer",
+        nargs="?",
+        const="",
+        metavar="[HOST:]PORT",
+        help="show the run in the browser; default 127.0.0.1:8080 or the next free port",
+    )
+    add("--viewer-remote", action="store_true", help="let HOST be one that other machines reach")
     add("--overwrite", action="store_true", help="replace the run in the output folder")
     add("--list-words", action="store_true", help="print the words that the embedded teacher knows, and exit")
     add(
@@ -93,7 +104,7 @@ def start(args: argparse.Namespace) -> int:
     device = pick_device(args.device)
     if device.type == "cuda" and args.prior is None and config.prior.name == "embedded":
         note("the embedded teacher draws 64x64 pictures; --prior sd21 uses Stable Diffusion on this GPU")
-    return run(config, out, device, saved=None)
+    return run(config, out, device, None, viewer_address(args))
 
 
 def resume(args: argparse.Namespace) -> int:
@@ -111,7 +122,16 @@ def resume(args: argparse.Namespace) -> int:
     check_folder(args.resume, overwrite=True)
     begun = any((args.resume / "checkpoints").glob("*.pt"))  # else it was killed before its first checkpoint
     saved = checkpoint.latest(args.resume / "checkpoints") if begun else None
-    return run(config, args.resume, pick_device(args.device), saved)
+    return run(config, args.resume, pick_device(args.device), saved, viewer_address(args))
+
+
+def viewer_address(args: argparse.Namespace) -> Address | None:
+    """Return where the run is to be shown, or None; raises UserError for what is no address."""
+    if args.viewer is None:
+        return None
+    from splatdistill.viewer import parse_address
+
+    return parse_address(args.viewer, args.viewer_remote)
 
 
 def configure(args: argparse.Namespace) -> Config:
@@ -174,7 +194,13 @@ def pick_device(name: str | None) -> torch.device:
     return device
 
 
-def run(config: Config, out: Path, device: torch.device, saved: dict[str, Any] | None) -> int:
+def run(
+    config: Config,
+    out: Path,
+    device: torch.device,
+    saved: dict[str, Any] | None,
+    address: Address | None = None,
+) -> int:
     """Load the teacher, run or continue the loop, write the results; return the exit status."""
     import torch
 
@@ -183,7 +209,6 @@ def run(config: Config, out: Path, device: torch.device, saved: dict[str, Any] |
     from splatdistill.files import atomic_write
     from splatdistill.priors import load_prior
     from splatdistill.priors.image import ImagePrior
-    from splatdistill.progress import progress_for
 
     dtype = None if config.prior.dtype == "auto" else getattr(torch, config.prior.dtype)
     prior = load_prior(config.prior.name, device, dtype)
@@ -210,20 +235,75 @@ def run(config: Config, out: Path, device: torch.device, saved: dict[str, Any] |
     state = trainer.unpack(saved, config, device) if saved else trainer.new_state(config, device)
     if state.step:
         note(f"continuing after step {state.step} of {config.steps}")
-    begin = time.perf_counter()
-    try:
-        with interruptible() as should_stop, progress_for(config, state.step) as on_step:
-            finished = trainer.train(config, prior, state, out, on_step, should_stop, held)
-    except trainer.Diverged as error:
-        print(f"error: {error}; try other settings or another --seed", file=sys.stderr)
-        return 1
-    if not finished:
-        note(f"stopped after step {state.step} of {config.steps}; continue with --resume {out}")
-        return 130
-    count = trainer.export(state, config, out)
-    seconds = time.perf_counter() - begin
-    note(f"{out / RESULT}: {count} Gaussians in {seconds:.0f} s; {out / 'turntable.webp'} shows them")
+    return optimise(config, prior, state, out, held, address)
+
+
+def optimise(
+    config: Config,
+    prior: Prior,
+    state: TrainState,
+    out: Path,
+    held: Reference | None,
+    address: Address | None,
+) -> int:
+    """Run the loop before the terminal and, at an address, a viewer; write the results; return the status."""
+    from splatdistill import trainer
+    from splatdistill.progress import progress_for
+    from splatdistill.session import Session
+
+    session = Session(lambda: state.gaussians, prior.decode, config.steps, state.step)
+    with interruptible() as interrupted, viewer_at(address, session, config, out):
+        begin = time.perf_counter()
+        try:
+            with progress_for(config, state.step) as show:
+
+                def on_step(step: int, metrics: trainer.Metrics) -> None:
+                    show(step, metrics)
+                    session.on_step(step, metrics)
+
+                def should_stop() -> bool:
+                    return session.should_stop(interrupted)
+
+                finished = trainer.train(
+                    config, prior, state, out, on_step, should_stop, held, session.on_views
+                )
+        except trainer.Diverged as error:
+            print(f"error: {error}; try other settings or another --seed", file=sys.stderr)
+            return 1
+        if not finished:
+            note(f"stopped after step {state.step} of {config.steps}; continue with --resume {out}")
+            return 130
+        count = trainer.export(state, config, out)
+        seconds = time.perf_counter() - begin
+        note(f"{out / RESULT}: {count} Gaussians in {seconds:.0f} s; {out / 'turntable.webp'} shows them")
+        if address is not None:
+            show_result(session, out, interrupted)
     return 0
+
+
+@contextmanager
+def viewer_at(address: Address | None, session: Session, config: Config, out: Path) -> Iterator[None]:
+    """Show a run at an address, while the block lasts; without one do nothing."""
+    if address is None:
+        yield
+        return
+    from splatdistill.viewer import Scenes, serve
+
+    comments = {"prompt": config.prompt, "method": config.method, "seed": str(config.seed)}
+    scenes = Scenes(session, comments, out / RESULT, out)
+    with serve(scenes, address, config.prompt or Path(config.image.path).name, config.method, live=True):
+        yield
+
+
+def show_result(session: Session, out: Path, interrupted: Callable[[], bool]) -> None:
+    """Leave the viewer open while a page looks at it."""
+    from splatdistill.formats.ply import read_ply
+
+    session.finish(read_ply(out / RESULT)[0])
+    if session.watched:
+        note("the viewer stays until its page is closed, or Ctrl-C")
+        session.wait_until_left(interrupted)
+    note(f"python -m splatdistill.view {out} shows it again")
 
 
 def read_reference(config: Config, path: Path) -> Reference | None:
@@ -237,23 +317,6 @@ def read_reference(config: Config, path: Path) -> Reference | None:
     side, image = rgb.shape[-1], config.image
     camera = orbit(0.0, image.elevation_deg, image.distance, image.fov_deg, side, side)
     return Reference(rgb, alpha, camera)
-
-
-@contextmanager
-def interruptible() -> Iterator[Callable[[], bool]]:
-    """Yield a function that tells whether Ctrl-C or SIGTERM came; a second Ctrl-C interrupts at once."""
-    came: list[int] = []
-
-    def remember(number: int, frame: object) -> None:
-        came.append(number)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    previous = {number: signal.signal(number, remember) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield lambda: bool(came)
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
 
 def slug(prompt: str) -> str:

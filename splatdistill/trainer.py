@@ -16,16 +16,17 @@ from splatdistill.config import BackgroundConfig, Config, ImageConfig, Optimizer
 from splatdistill.densification import Densifier, final_prune
 from splatdistill.formats.ply import write_ply
 from splatdistill.gaussians import NAMES, clamp_to_sphere_, from_tensors, init_blob, sh_degree_of
-from splatdistill.guidance import Method, build_method, distill
+from splatdistill.guidance import Distillation, Method, build_method, distill
 from splatdistill.losses import reference_errors, regularisation
 from splatdistill.pictures import Reference
 from splatdistill.priors.base import Prior
 from splatdistill.prompts import PromptCache, ViewPrompts, conditioning, pick_backgrounds
-from splatdistill.rendering import render
+from splatdistill.rendering import Render, render
 from splatdistill.report import MetricsWriter, write_report
 from splatdistill.schedules import Linear, TimestepSchedule
 
 Metrics = dict[str, float]
+SCENES = 10  # kept over a run, beside the first
 
 
 class Diverged(RuntimeError):
@@ -106,6 +107,13 @@ def save(state: TrainState, out: Path) -> None:
     checkpoint.save(checkpoint.path_for(out / "checkpoints", state.step), pack(state))
 
 
+def keep_scene(state: TrainState, config: Config, out: Path) -> None:
+    """Write the scene beside the checkpoints, where it stays, when another tenth of the run is done."""
+    before = max(state.step - config.checkpoint_every, -1)
+    if state.step * SCENES // config.steps > before * SCENES // config.steps:
+        write_ply(checkpoint.path_for(out / "checkpoints", state.step).with_suffix(".ply"), state.gaussians)
+
+
 def method_of(config: Config) -> Method:
     """Return the distillation method with the run's own guidance, inversion and noise levels."""
     method = build_method(config.method, config.inversion)
@@ -155,11 +163,13 @@ def train(
     on_step: Callable[[int, Metrics], None] = lambda step, metrics: None,
     should_stop: Callable[[], bool] = lambda: False,
     reference: Reference | None = None,
+    on_views: Callable[[Render, Distillation], None] = lambda view, distillation: None,
 ) -> bool:
     """Run the remaining steps, writing checkpoints/ and metrics.jsonl in `out`; return whether all were run.
 
-    should_stop is asked between steps. A run that it stops is saved, as is one that raises Diverged.
-    reference: a picture that the view from its camera is held to.
+    should_stop is asked between steps, and may take its time. A run that it stops is saved, as is one that
+    raises Diverged. reference: a picture that the view from its camera is held to. on_views gets the views of
+    each step and what the teacher made of them, to look at.
     """
     method = method_of(config)
     prompts, cache = ViewPrompts(config.prompt, config.negative_prompt, prior.view_words), PromptCache(prior)
@@ -167,6 +177,7 @@ def train(
     generator = state.generator
     if state.step == 0:
         save(state, out)  # from here on, a killed run can be resumed
+        keep_scene(state, config, out)
 
     with MetricsWriter(out / "metrics.jsonl", resume_step=state.step + 1) as metrics_file:
         while state.step < config.steps and not should_stop():
@@ -187,6 +198,7 @@ def train(
             cond = conditioning(prompts, cache, cameras, names, guidance.scale, guidance.mode)
             cond = prior.with_cameras(cond, cameras, background)
             distillation = distill(prior, z, t, cond, method, generator)
+            on_views(view, distillation)
             penalty, terms = regularisation(view, state.gaussians, config.losses)
             loss = distillation.loss + penalty
             if reference is not None:
@@ -228,6 +240,7 @@ def train(
                 )
             if state.step % config.checkpoint_every == 0 or state.step == config.steps:
                 save(state, out)
+                keep_scene(state, config, out)
 
     if state.step < config.steps:
         save(state, out)

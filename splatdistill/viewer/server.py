@@ -1,0 +1,185 @@
+"""A viser server that answers only pages of its own: Host and Origin are checked, nothing is shared.
+
+viser binds every interface, checks neither header, and lets any page open a public tunnel to it.
+"""
+
+import contextlib
+import io
+import ipaddress
+import logging
+import socket
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any
+from urllib.parse import urlsplit
+
+import viser
+import websockets.asyncio.server
+from websockets import Headers
+from websockets.http11 import Request, Response
+
+from splatdistill.cli import note
+from splatdistill.errors import UserError
+
+PORT, PORTS = 8080, 100  # the first that is tried, and how many
+LARGEST_MESSAGE = 2**20  # bytes, from a client
+_starting = threading.Lock()
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where a viewer listens; remote: whether on more than this machine."""
+
+    host: str = "127.0.0.1"
+    port: int = PORT
+    remote: bool = False
+
+    @property
+    def url(self) -> str:
+        """What to type into a browser."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"http://{host}:{self.port}"
+
+
+def parse_address(text: str, remote: bool = False) -> Address:
+    """The address that `[HOST:]PORT` or an empty text stands for.
+
+    Raises UserError for anything else, and for a host that other machines reach unless `remote` allows it.
+    """
+    host, _, port = text.rpartition(":")
+    host = {"": "127.0.0.1", "localhost": "127.0.0.1"}.get(host, host).strip("[]")
+    try:
+        number = int(port) if text else PORT
+        loopback = ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        number, loopback = -1, False
+    if not 0 <= number < 2**16:
+        raise UserError(f"viewer address '{text}': expected [HOST:]PORT, such as 8080 or 127.0.0.1:8080")
+    if not loopback and not remote:
+        raise UserError(
+            f"'{host}' is open to other machines, which could read and stop the run; give --viewer-remote if "
+            "that is meant, or use an ssh tunnel"
+        )
+    return Address(host, number, not loopback)
+
+
+def free_port(host: str, first: int) -> int:
+    """The first port from `first` on that is free (0: any); raises UserError when there is none."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    for port in range(first, min(first + PORTS, 2**16)):
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((host, port))
+            except OSError as error:
+                reason = error.strerror
+                continue
+            return probe.getsockname()[1]
+    raise UserError(f"no viewer at {host}: {reason} (ports {first} to {port}); give another [HOST:]PORT")
+
+
+def refusal(headers: Mapping[str, str], remote: bool) -> str | None:
+    """Why a request must not be answered, or None.
+
+    A page elsewhere may send requests here from a browser on this machine: its Origin gives it away, or, when
+    its own name was made to point here (DNS rebinding), the Host that the browser asks for.
+    """
+    hosts, origins = _all(headers, "Host"), _all(headers, "Origin")
+    if len(hosts) != 1 or len(origins) > 1:
+        return "expected one Host and at most one Origin"
+    try:
+        name = urlsplit(f"//{hosts[0]}").hostname or ""
+    except ValueError:
+        return "malformed Host"
+    if not _is_own_name(name, remote):
+        return "foreign Host"
+    if origins and origins[0].lower() not in (f"http://{hosts[0]}".lower(), f"https://{hosts[0]}".lower()):
+        return "foreign Origin"
+    return None
+
+
+def _all(headers: Mapping[str, str], name: str) -> list[str]:
+    return headers.get_all(name) if isinstance(headers, Headers) else [headers[name]] * (name in headers)
+
+
+def _is_own_name(name: str, remote: bool) -> bool:
+    if name == "localhost" or (remote and name == socket.gethostname().lower()):
+        return True
+    try:
+        return ipaddress.ip_address(name).is_loopback or remote
+    except ValueError:
+        return False
+
+
+class _Once(logging.Handler):
+    """Tells of the first error of a kind; a client must not fill the terminal."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.ERROR)
+        self._told: set[str] = set()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        error = record.exc_info[1] if record.exc_info else None
+        kind = type(error).__name__ if error else record.getMessage()
+        if kind not in self._told and len(self._told) < 10:
+            self._told.add(kind)
+            note(f"viewer: a connection ended with {kind}; the run goes on")
+
+
+class Server(viser.ViserServer):
+    """viser's server without its way out to a public address."""
+
+    def request_share_url(self, verbose: bool = True) -> None:
+        """Refuse: viser would open a tunnel to a public server, and any page may ask it to."""
+
+    def stop(self) -> None:
+        """Stop without a word."""
+        with contextlib.redirect_stdout(io.StringIO()):
+            super().stop()
+
+
+def start_server(address: Address) -> tuple[Server, Address]:
+    """Start a guarded server at the first free port from the given one on; return where that is.
+
+    Raises UserError when nothing can listen there.
+    """
+    port = free_port(address.host, address.port)
+    with _starting, _guarded(address.remote), contextlib.redirect_stdout(io.StringIO()):
+        server = Server(address.host, port, verbose=False)
+    loop = server.get_event_loop()
+    loop.call_soon_threadsafe(loop.set_exception_handler, lambda loop, context: None)  # a client's nonsense
+    return server, Address(address.host, server.get_port(), address.remote)
+
+
+@contextlib.contextmanager
+def _guarded(remote: bool) -> Iterator[None]:
+    """Let a server that starts meanwhile ask `refusal` first.
+
+    viser builds its websocket server in a function of its own thread and keeps no handle to it: what it calls
+    there is the one place to hook in.
+    """
+    original = websockets.asyncio.server.serve
+    logger = logging.Logger("splatdistill.viewer")  # outside the hierarchy: a server's own
+    logger.addHandler(_Once())
+    own_protocol = f"viser-v{viser.__version__}"
+
+    def serve(handler: Any, host: str, port: int, *, process_request: Any, **options: Any) -> Any:
+        def checked(connection: Any, request: Request) -> Response | None:
+            reason = refusal(request.headers, remote)
+            if reason is None and _all(request.headers, "Upgrade"):
+                spoken = _all(request.headers, "Sec-WebSocket-Protocol")
+                reason = None if own_protocol in spoken else "another version's page; reload it"
+            if reason is not None:
+                return connection.respond(HTTPStatus.FORBIDDEN, f"refused: {reason}\n")
+            return process_request(connection, request)
+
+        options |= {"max_size": LARGEST_MESSAGE, "logger": logger}
+        return original(handler, host, port, process_request=checked, **options)
+
+    websockets.asyncio.server.serve = serve  # pyright: ignore[reportAttributeAccessIssue]
+    try:
+        yield
+    finally:
+        websockets.asyncio.server.serve = original  # pyright: ignore[reportAttributeAccessIssue]

@@ -76,7 +76,8 @@ class Page:
 
     def open(self, url: str) -> None:
         """Go to an address and wait until it has loaded."""
-        self.call("Page.navigate", url=url)
+        reply = self.call("Page.navigate", url=url)
+        assert not reply.get("errorText"), reply
         while self._receive().get("method") != "Page.loadEventFired":
             pass
 
@@ -96,7 +97,7 @@ class Page:
         assert "exceptionDetails" not in result, result
         return result["result"].get("value")
 
-    def until(self, condition: str, frames: int = 20_000) -> Any:
+    def until(self, condition: str, frames: int = 3_000) -> Any:
         """Wait in the page, from one drawn frame to the next, for a condition; return its value."""
         wait = f"""new Promise((resolve, reject) => {{
             let left = {frames};

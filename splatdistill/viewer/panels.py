@@ -48,7 +48,14 @@ class Panels:
     def _training(self) -> None:
         empty = np.zeros(1)
         series = (uplot.Series(label="step"), uplot.Series(label="loss", stroke="#285aa0", width=1.5))
-        self.plot = self._gui.add_uplot((empty, empty), series, title="loss", height=170)
+        self.plot = self._gui.add_uplot(
+            (empty, empty),
+            series,
+            title="loss",
+            height=170,
+            scales={"x": uplot.Scale(time=False)},
+            legend=uplot.Legend(show=False),
+        )
         self.share = self._gui.add_slider(
             "Share of training",
             min=0.5,
@@ -57,10 +64,10 @@ class Panels:
             initial_value=0.9,
             hint="of the time while it runs; the viewer takes the rest: less for training, more frames here",
         )
+        self.stop = self._gui.add_button("Stop and save", icon=Icon.PLAYER_STOP, color="red")
         self.teacher = self._gui.add_checkbox("What the teacher sees", False)
         blank = np.full((TILE, 3 * TILE, 3), 255, np.uint8)
-        self.lesson = self._gui.add_image(blank, label="view, its one-step x0, noise", visible=False)
-        self.stop = self._gui.add_button("Stop and save", icon=Icon.PLAYER_STOP, color="red")
+        self.lesson = self._gui.add_image(blank, label="one view, its x0 in one step, the noise", visible=False)
 
     def _view(self, degree: int) -> None:
         gui = self._gui
@@ -102,9 +109,7 @@ class Panels:
             rows |= {name: f"{status.metrics[key]:.4g}" for name, key in SHOWN.items()}
         if self.live and not status.finished:
             left = (status.steps - status.step) / status.speed if status.speed else 0.0
-            rows["speed"] = f"{status.speed:.1f} it/s" + (
-                ", paused" if status.paused else f", {left:.0f} s left"
-            )
+            rows["it/s"], rows["left"] = f"{status.speed:.1f}", "paused" if status.paused else f"{left:.0f} s"
         _update(self.summary, content=summary(self._prompt, self._method, rows))
         if not self.live:
             return
@@ -151,7 +156,7 @@ class Panels:
             _update(button, disabled=count < 2)
 
 
-SHOWN = {"t": "t", "loss": "loss", "gradient norm": "gradient_norm"}
+SHOWN = {"t": "t", "loss": "loss", "gradient": "gradient_norm"}
 STYLE = "padding: 2px 14px 6px; font-size: 0.85em"
 
 
@@ -165,7 +170,7 @@ def summary(prompt: str, method: str, rows: dict[str, str]) -> str:
         f'<div style="{STYLE}; overflow-wrap: anywhere">'
         f'<div style="font-weight: 600; font-size: 1.15em">{html.escape(prompt)}</div>'
         f'<div style="color: gray; margin-bottom: 4px">{html.escape(method)}</div>'
-        f'<div style="display: grid; grid-template-columns: 7em 1fr; row-gap: 1px">{cells}</div></div>'
+        f'<div style="display: grid; grid-template-columns: 5.5em 1fr 5em 1fr; row-gap: 2px">{cells}</div></div>'
     )
 
 

@@ -31,8 +31,10 @@ if TYPE_CHECKING:
     from splatdistill.viewer import Address
 
 RESULT = "splat.ply"  # written last: a folder that holds it is a finished run
-OUTPUTS = (RESULT, "preview.png", "turntable.webp", "metrics.jsonl", "config.yaml", "checkpoints")
+OUTPUTS = (RESULT, "preview.png", "turntable.webp", "filmstrip.png", "report.html")
+OUTPUTS += ("metrics.jsonl", "config.yaml", "checkpoints")
 REFERENCE = "reference.png"  # beside them, where the run started from a picture
+FILM = "turntable.mp4"  # and where there is an ffmpeg
 # the options that say what a run is
 CHOICES = ("prompt", "image", "negative_prompt", "method", "prior", "steps", "seed", "out", "config")
 
@@ -225,7 +227,7 @@ def run(
         raise UserError("this teacher reads a text: give --prompt too, or an image-conditioned --prior")
     held = None if reference is None else reference.resized(config.views.size).to(device)
     if saved is None:
-        for name in (*OUTPUTS, REFERENCE):  # an older run goes only now that the new one can begin
+        for name in (*OUTPUTS, REFERENCE, FILM):  # an older run goes only now that the new one can begin
             remove(out / name)
         (out / "checkpoints").mkdir()
         with atomic_write(out / "config.yaml") as file:
@@ -275,7 +277,7 @@ def optimise(
             return 130
         count = trainer.export(state, config, out)
         seconds = time.perf_counter() - begin
-        note(f"{out / RESULT}: {count} Gaussians in {seconds:.0f} s; {out / 'turntable.webp'} shows them")
+        note(f"{out / RESULT}: {count} Gaussians in {seconds:.0f} s; {out / 'report.html'} shows them")
         if address is not None:
             show_result(session, out, interrupted)
     return 0

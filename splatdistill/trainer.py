@@ -253,7 +253,7 @@ def export(state: TrainState, config: Config, out: Path) -> int:
     splat.ply comes last, so that a folder which holds one holds all.
     """
     scene = final_prune(state.gaussians, config.gaussians.final_opacity, config.gaussians.final_scale)
-    write_report(scene, out, **dataclasses.asdict(config.report))
+    write_report(scene, out, config)
     comments = {
         "prompt": config.prompt,
         "method": config.method,

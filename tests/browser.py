@@ -136,9 +136,7 @@ class Page:
             ("mouseMoved", end),
             ("mouseReleased", end),
         ):
-            self.call(
-                "Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", buttons=1, clickCount=1
-            )
+            self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", buttons=1, clickCount=1)
 
     def screenshot(self, path: Path | None = None) -> np.ndarray:
         """The pixels [H, W, 3] of the window, also written to a .png."""
@@ -167,7 +165,11 @@ def browser(folder: Path, width: int = 1280, height: int = 720) -> Iterator[Page
     command = [PROGRAM, *FLAGS, f"--user-data-dir={folder / 'profile'}", f"--window-size={width},{height}"]
     environment = {"HOME": str(folder), "PATH": os.environ["PATH"]}
     process = subprocess.Popen(
-        [*command, "about:blank"], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, env=environment, text=True
+        [*command, "about:blank"],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        env=environment,
+        text=True,
     )
     try:
         assert process.stderr is not None

@@ -67,7 +67,9 @@ class Panels:
         self.stop = self._gui.add_button("Stop and save", icon=Icon.PLAYER_STOP, color="red")
         self.teacher = self._gui.add_checkbox("What the teacher sees", False)
         blank = np.full((TILE, 3 * TILE, 3), 255, np.uint8)
-        self.lesson = self._gui.add_image(blank, label="one view, its x0 in one step, the noise", visible=False)
+        self.lesson = self._gui.add_image(
+            blank, label="one view, its x0 in one step, the noise", visible=False
+        )
 
     def _view(self, degree: int) -> None:
         gui = self._gui

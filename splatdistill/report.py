@@ -138,7 +138,11 @@ def write_report(gaussians: ParameterDict, directory: str | Path, config: Config
     from splatdistill.formats.ply import read_ply
 
     folder, look = Path(directory), config.report
-    camera = {"elevation_deg": look.elevation_deg, "distance": look.distance, "fov_deg": look.fov_deg}
+    camera: dict[str, Any] = {
+        "elevation_deg": look.elevation_deg,
+        "distance": look.distance,
+        "fov_deg": look.fov_deg,
+    }
     contact_sheet(gaussians, folder / "preview.png", 8, look.size, look.background, **camera)
     around = turntable(look.frames, size=look.size, **camera)
     frames = list(render_views(gaussians, around, look.background).numpy())

@@ -119,14 +119,15 @@ def pack_splats(gaussians: ParameterDict) -> tuple[bytes, int]:
 def plot(records: Sequence[dict[str, Any]], key: str, name: str) -> str:
     """A line over the steps as SVG; empty where there are not two finite values."""
     points = [(r["step"], r[key]) for r in records if isinstance(r.get(key), int | float) and "step" in r]
-    if len(points) < 2:
+    if len(points) < 2 or points[-1][0] <= 0:
         return ""
     points = points[:: max(len(points) // POINTS, 1)] + points[-1:]
     width, height, left, right, top, bottom = 460, 190, 56, 14, 28, 26
-    xs, ys = ticks(*extent([x for x, _ in points])), ticks(*extent([y for _, y in points]))
+    last, ys = points[-1][0], ticks(*extent([y for _, y in points]))
+    xs = [x for x in ticks(0, last) if x <= last]
 
     def across(x: float) -> float:
-        return left + (x - xs[0]) / (xs[-1] - xs[0]) * (width - left - right)
+        return left + x / last * (width - left - right)
 
     def down(y: float) -> float:
         return height - bottom - (y - ys[0]) / (ys[-1] - ys[0]) * (height - top - bottom)
@@ -150,7 +151,7 @@ def plot(records: Sequence[dict[str, Any]], key: str, name: str) -> str:
 def extent(values: Sequence[float]) -> tuple[float, float]:
     """The range of values, widened where it is a single one."""
     low, high = min(values), max(values)
-    return (low, high) if high > low else (low - 0.5, high + 0.5)
+    return (low, high) if high > low else (low - 1, high + 1)
 
 
 def ticks(low: float, high: float) -> list[float]:

@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from websockets.sync.client import ClientConnection, connect
+from websockets.sync.client import connect
+from websockets.sync.connection import Connection
 
 PROGRAM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 FLAGS = [
@@ -39,7 +40,7 @@ PATIENCE = 120.0  # seconds until a browser that does not answer fails the test
 class Page:
     """One tab; it keeps what it requested and what its console said."""
 
-    def __init__(self, socket: ClientConnection, downloads: Path) -> None:
+    def __init__(self, socket: Connection, downloads: Path) -> None:
         self._socket, self._count = socket, 0
         self.downloads, self.requests, self.errors = downloads, [], []
         self.finished: list[str] = []

@@ -241,10 +241,10 @@ class App:
         """Give the browsers the Gaussians, if they do not have these."""
         if self._splats is None:
             self._splats = self._server.scene.add_gaussian_splats(
-                "/splat", **splats_for_client(shown.gaussians)
+                "/splat", *splats_for_client(shown.gaussians)
             )
         elif self._sent is not shown:
-            self._splats.set_gaussians(**splats_for_client(shown.gaussians))
+            self._splats.set_gaussians(*splats_for_client(shown.gaussians))
         self._sent = shown
 
     def _look(self) -> Look:

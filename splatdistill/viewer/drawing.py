@@ -103,12 +103,8 @@ def colours(view: Render, cameras: Cameras, look: Look) -> Tensor:
 
 
 @torch.no_grad()
-def splats_for_client(gaussians: ParameterDict) -> dict[str, np.ndarray]:
-    """The arrays of viser's `add_gaussian_splats`, whose shader draws degree 0 of the colours."""
+def splats_for_client(gaussians: ParameterDict) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Centres, covariances, colours and opacities for viser's shader, which draws SH degree 0."""
     means, quats, scales, opacities, sh = (v[finite_mask(gaussians)].cpu() for v in activated(gaussians))
-    return {
-        "centers": means.numpy(),
-        "covariances": covariances(quats, scales).numpy(),
-        "rgbs": sh0_to_rgb(sh[:, 0]).clamp(0, 1).numpy(),
-        "opacities": opacities[:, None].numpy(),
-    }
+    rgb = sh0_to_rgb(sh[:, 0]).clamp(0, 1)
+    return means.numpy(), covariances(quats, scales).numpy(), rgb.numpy(), opacities[:, None].numpy()

@@ -159,6 +159,7 @@ class Panels:
 
 
 SHOWN = {"t": "t", "loss": "loss", "gradient": "gradient_norm"}
+COLUMNS = "5.5em 1fr 4.5em 1fr"
 STYLE = "padding: 2px 14px 6px; font-size: 0.85em"
 
 
@@ -172,7 +173,7 @@ def summary(prompt: str, method: str, rows: dict[str, str]) -> str:
         f'<div style="{STYLE}; overflow-wrap: anywhere">'
         f'<div style="font-weight: 600; font-size: 1.15em">{html.escape(prompt)}</div>'
         f'<div style="color: gray; margin-bottom: 4px">{html.escape(method)}</div>'
-        f'<div style="display: grid; grid-template-columns: 5.5em 1fr 5em 1fr; row-gap: 2px">{cells}</div></div>'
+        f'<div style="display: grid; grid-template-columns: {COLUMNS}; row-gap: 2px">{cells}</div></div>'
     )
 
 

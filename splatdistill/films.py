@@ -1,5 +1,6 @@
 """Pictures in a row: an animated WebP everywhere, an .mp4 where ffmpeg is found."""
 
+import contextlib
 import itertools
 import shutil
 import subprocess
@@ -49,14 +50,15 @@ def write_mp4(path: str | Path, frames: Iterable[np.ndarray], fps: float) -> boo
         command += ["-r", f"{fps:g}", "-i", "-", "-threads", "1"]
         command += ["-vf", "pad=ceil(iw/2)*2:ceil(ih/2)*2", "-pix_fmt", "yuv420p"]  # what every player takes
         command += ["-fflags", "+bitexact", "-movflags", "+faststart", str(film)]
-        with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
-            assert process.stdin is not None
-            try:
-                for frame in itertools.chain([first], taken):
-                    process.stdin.write(np.ascontiguousarray(frame).tobytes())
-            except BrokenPipeError:
-                return False
-        if process.returncode:
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        assert process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # it gave up; its status says so
+            for frame in itertools.chain([first], taken):
+                process.stdin.write(np.ascontiguousarray(frame).tobytes())
+        with contextlib.suppress(BrokenPipeError):
+            process.stdin.close()
+        process.wait()
+        if process.returncode or not film.exists():
             return False
         with atomic_write(path) as file:
             file.write(film.read_bytes())

@@ -16,7 +16,7 @@ from PIL import Image
 
 from splatdistill.cli import note
 from splatdistill.gaussians import sh_degree_of
-from splatdistill.session import Snapshot
+from splatdistill.session import Lesson, Snapshot
 from splatdistill.viewer.drawing import Look, Pose, draw, splats_for_client
 from splatdistill.viewer.panels import FILM_SECONDS, RASTERIZER, Panels
 from splatdistill.viewer.path import Keyframe, along, film
@@ -31,7 +31,7 @@ IDLE, MOVING, FRAME = (
 STILL = 0.25  # seconds without a move until a view is drawn in full
 DRAFT_ROWS = 240  # pixels, while the camera moves
 FILM_ROWS = 720  # at most
-LONGEST_REST = 2.0  # seconds
+LONGEST_REST = 10.0  # seconds
 HOME = (3.0 * math.cos(math.radians(20.0)), 0.0, 3.0 * math.sin(math.radians(20.0)))
 
 
@@ -52,8 +52,7 @@ class App:
         self._server, self._scenes, self._session = server, scenes, scenes.session
         snapshot = self._session.snapshot
         degree = sh_degree_of(snapshot.gaussians) if snapshot else 3
-        self._name = prompt
-        self._panels = Panels(server, prompt, method, live, degree)
+        self.panels = Panels(server, prompt, method, live, degree)
         self._keyframes: list[Keyframe] = []
         self._preview: tuple[viser.ClientHandle, float] | None = None  # who, since when
         self._shown: Snapshot | None = None
@@ -61,6 +60,7 @@ class App:
         self._splats: viser.GaussianSplatHandle | None = None
         self._sent: Snapshot | None = None  # what they are
         self._drawn: dict[int, Drawn] = {}
+        self._lesson: Lesson | None = None
         self._history_length = 0
         self._told: set[str] = set()
         self._pending: set[str] = set()
@@ -78,8 +78,8 @@ class App:
         """End the threads; a film that is being made is given up."""
         self._closed.set()
         self._session.watch(False)
-        self._slow.shutdown(wait=False, cancel_futures=True)
-        self._thread.join(timeout=5.0)
+        self._slow.shutdown(cancel_futures=True)
+        self._thread.join()
 
     # ---- what clients do; all of it in viser's event loop, so nothing here may take long ----
 
@@ -95,15 +95,15 @@ class App:
         self._watch()
 
     def _watch(self) -> None:
-        lessons = self._panels.live and self._panels.teacher.value
+        lessons = self.panels.live and self.panels.teacher.value
         self._session.watch(bool(self._server.get_clients()), lessons)
 
     def _connect_controls(self) -> None:
-        panels, session = self._panels, self._session
+        panels, session = self.panels, self._session
         on, later = self._on, self._later
         if panels.live:
-            on(panels.pause, lambda _: session.resume() if session.status.paused else session.pause())
-            on(panels.step, lambda _: session.single_step())
+            on(panels.pause, lambda _: self._toggle_pause())
+            on(panels.step, lambda _: (session.single_step(), self._show_panels()))
             on(panels.stop, lambda _: session.stop())
             on(
                 panels.teacher,
@@ -121,6 +121,13 @@ class App:
         )
         on(panels.screenshot, lambda client: later("screenshot", lambda: self._send_screenshot(client)))
         on(panels.film, lambda client: later("film", lambda: self._send_film(client)))
+
+    def _toggle_pause(self) -> None:
+        if self._session.status.paused:
+            self._session.resume()
+        else:
+            self._session.pause()
+        self._show_panels()
 
     def _on(self, handle: Any, act: Callable[[viser.ClientHandle], object]) -> None:
         """Call `act` with the client that used a control."""
@@ -164,7 +171,7 @@ class App:
             if self._server.get_clients():
                 for job in (self._choose_scene, self._show_panels, self._fly, self._show_canvases):
                     self._guard(job)
-            self._rest(time.monotonic() - begin)
+            self._guard(lambda begin=begin: self._rest(time.monotonic() - begin))
 
     def _patience(self) -> float:
         if self._preview is not None:
@@ -172,14 +179,19 @@ class App:
         return MOVING if any(drawn.rows == DRAFT_ROWS for drawn in list(self._drawn.values())) else IDLE
 
     def _rest(self, spent: float) -> None:
-        """Leave the training its share of the time."""
-        status = self._session.status
-        if self._panels.live and not (status.paused or status.finished):
-            share = float(np.clip(self._panels.share.value, 0.5, 0.99))
-            self._closed.wait(min(spent * share / (1 - share), LONGEST_REST))
+        """Leave a training that goes on its share of the time."""
+        if not self.panels.live:
+            return
+        share = float(np.clip(self.panels.share.value, 0.5, 0.99))
+        end = time.monotonic() + min(spent * share / (1 - share), LONGEST_REST)
+        version = -1
+        while (left := end - time.monotonic()) > 0 and not self._closed.is_set():
+            if self._session.status.paused or self._session.status.finished:
+                return
+            version = self._session.wait(version, left)
 
     def _choose_scene(self) -> None:
-        panels, kept = self._panels, self._scenes.kept()
+        panels, kept = self.panels, self._scenes.kept()
         panels.show_scenes(len(kept))
         place = int(panels.scene.value)
         chosen = kept[place] if 0 <= place < len(kept) else None
@@ -190,7 +202,7 @@ class App:
         self._chosen = chosen
 
     def _show_panels(self) -> None:
-        panels, status, shown = self._panels, self._session.status, self._shown
+        panels, status, shown = self.panels, self._session.status, self._shown
         count = len(shown.gaussians["means"]) if shown else None
         panels.show_status(status, count, shown.step if shown else None)
         panels.show_mode()
@@ -201,14 +213,16 @@ class App:
         if len(history) != self._history_length:
             self._history_length = len(history)
             panels.show_history(history)
-        if self._session.lesson is not None and panels.teacher.value:
-            panels.show_lesson(self._session.lesson)
+        lesson = self._session.lesson
+        if lesson is not None and lesson is not self._lesson:
+            self._lesson = lesson
+            panels.show_lesson(lesson)
 
     def _show_canvases(self) -> None:
         shown = self._shown
         if shown is None:
             return
-        exact = self._panels.mode.value == RASTERIZER
+        exact = self.panels.mode.value == RASTERIZER
         look = self._look()
         if not exact:
             self._send_splats(shown)
@@ -220,7 +234,7 @@ class App:
     def _show_canvas(self, client: viser.ClientHandle, shown: Snapshot, look: Look, exact: bool) -> None:
         """Put the drawn scene, or behind the browser's own drawing the background, on a client's canvas."""
         stamp = client.camera.update_timestamp
-        rows = min(int(self._panels.resolution.value), client.camera.image_height)
+        rows = min(int(self.panels.resolution.value), client.camera.image_height)
         if time.time() - stamp < STILL:
             rows = min(rows, DRAFT_ROWS)
         if exact:
@@ -248,7 +262,7 @@ class App:
         self._sent = shown
 
     def _look(self) -> Look:
-        panels = self._panels
+        panels = self.panels
         background = triple(np.clip(panels.background.value, 0, 255) / 255)
         near, far = panels.planes.value
         return Look(panels.channel.value, int(panels.degree.value), background, near, far)
@@ -270,7 +284,7 @@ class App:
         if self._preview is None:
             return
         client, begin = self._preview
-        share = (time.monotonic() - begin) / max(self._panels.seconds.value, 0.1)
+        share = (time.monotonic() - begin) / max(self.panels.seconds.value, 0.1)
         if share > 1 or len(self._keyframes) < 2 or client.client_id not in self._server.get_clients():
             self._preview = None
         if len(self._keyframes) > 1:
@@ -291,9 +305,7 @@ class App:
         if self._shown is None:
             return
         look = (
-            self._look()
-            if self._panels.mode.value == RASTERIZER
-            else Look(background=self._look().background)
+            self._look() if self.panels.mode.value == RASTERIZER else Look(background=self._look().background)
         )
         image = draw(self._shown.gaussians, pose_of(client.camera).cameras(client.camera.image_height), look)
         buffer = io.BytesIO()
@@ -303,9 +315,11 @@ class App:
     def _send_film(self, client: viser.ClientHandle) -> None:
         if self._shown is None or len(self._keyframes) < 2:
             return
-        size = pose_of(client.camera).size(min(int(self._panels.resolution.value), FILM_ROWS))
-        seconds = float(np.clip(self._panels.seconds.value, 0.5, FILM_SECONDS))
-        name, content = film(self._shown.gaussians, list(self._keyframes), size, seconds, self._look())
+        size = pose_of(client.camera).size(min(int(self.panels.resolution.value), FILM_ROWS))
+        seconds = float(np.clip(self.panels.seconds.value, 0.5, FILM_SECONDS))
+        name, content = film(
+            self._shown.gaussians, list(self._keyframes), size, seconds, self._look(), self._closed.is_set
+        )
         client.send_file_download(name, content, save_immediately=True)
 
 

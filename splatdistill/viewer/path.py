@@ -1,7 +1,7 @@
 """A camera path through keyframes, smooth in position, target and field of view."""
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,14 +45,24 @@ def along(keyframes: list[Keyframe], share: float) -> Keyframe:
 
 
 def film(
-    gaussians: ParameterDict, keyframes: list[Keyframe], size: tuple[int, int], seconds: float, look: Look
+    gaussians: ParameterDict,
+    keyframes: list[Keyframe],
+    size: tuple[int, int],
+    seconds: float,
+    look: Look,
+    given_up: Callable[[], bool] = lambda: False,
 ) -> tuple[str, bytes]:
-    """Name and bytes of a film along a path, `size` (width, height) in pixels; .webp without ffmpeg."""
+    """Name and bytes of a film along a path, `size` (width, height) in pixels; .webp without ffmpeg.
+
+    given_up: asked before each frame, and ends the film there.
+    """
     fps = FPS if find_ffmpeg() else WEBP_FPS
     count = max(round(seconds * fps), 2)
 
     def frames() -> Iterator[np.ndarray]:
         for i in range(count):
+            if i and given_up():
+                return
             yield draw(gaussians, along(keyframes, i / (count - 1)).cameras(*size), look)
 
     with tempfile.TemporaryDirectory() as folder:

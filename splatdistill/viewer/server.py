@@ -1,12 +1,15 @@
-"""A viser server that answers only pages of its own: Host and Origin are checked, nothing is shared.
+"""A viser server that answers only pages of its own, and of these only what their controls can say.
 
-viser binds every interface, checks neither header, and lets any page open a public tunnel to it.
+viser binds every interface, checks neither Host nor Origin, and lets any page open a public tunnel to it,
+upload without bound and set attributes of its objects.
 """
 
+import asyncio
 import contextlib
 import io
 import ipaddress
 import logging
+import math
 import socket
 import threading
 from collections.abc import Iterator, Mapping
@@ -15,6 +18,7 @@ from http import HTTPStatus
 from typing import Any
 from urllib.parse import urlsplit
 
+import msgspec
 import viser
 import websockets.asyncio.server
 from websockets import Headers
@@ -24,7 +28,9 @@ from splatdistill.cli import note
 from splatdistill.errors import UserError
 
 PORT, PORTS = 8080, 100  # the first that is tried, and how many
-LARGEST_MESSAGE = 2**20  # bytes, from a client
+LARGEST_MESSAGE = 2**16  # bytes, from a client
+PAUSE = 1 / 500  # seconds after each of its messages: none can flood the run with work
+LARGEST_CANVAS = 2**14  # pixels a side
 _starting = threading.Lock()
 
 
@@ -113,6 +119,29 @@ def _is_own_name(name: str, remote: bool) -> bool:
         return False
 
 
+def understood(raw: object) -> bool:
+    """Whether a client's message is a camera that can be, or a new value of a control."""
+    try:
+        message = msgspec.msgpack.decode(raw) if isinstance(raw, bytes) else None
+        if not isinstance(message, dict):
+            return False
+        if message.get("type") == "GuiUpdateMessage":
+            return isinstance(message["uuid"], str) and set(message["updates"]) == {"value"}
+        if message.get("type") != "ViewerCameraMessage":
+            return False
+        vectors = [message[name] for name in ("wxyz", "position", "look_at", "up_direction")]
+        sides = [message[name] for name in ("image_height", "image_width")]
+        numbers = [number for vector in vectors for number in vector]
+        numbers += [*sides, message["fov"], message["near"], message["far"]]
+        return (
+            [len(vector) for vector in vectors] == [4, 3, 3, 3]
+            and all(math.isfinite(number) for number in numbers)
+            and all(isinstance(side, int) and 0 < side <= LARGEST_CANVAS for side in sides)
+        )
+    except (msgspec.MsgspecError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
+        return False
+
+
 class _Once(logging.Handler):
     """Tells of the first error of a kind; a client must not fill the terminal."""
 
@@ -129,10 +158,7 @@ class _Once(logging.Handler):
 
 
 class Server(viser.ViserServer):
-    """viser's server without its way out to a public address."""
-
-    def request_share_url(self, verbose: bool = True) -> None:
-        """Refuse: viser would open a tunnel to a public server, and any page may ask it to."""
+    """viser's server, quiet."""
 
     def stop(self) -> None:
         """Stop without a word."""
@@ -155,7 +181,7 @@ def start_server(address: Address) -> tuple[Server, Address]:
 
 @contextlib.contextmanager
 def _guarded(remote: bool) -> Iterator[None]:
-    """Let a server that starts meanwhile ask `refusal` first.
+    """Let a server that starts meanwhile ask `refusal` and `understood` first.
 
     viser builds its websocket server in a function of its own thread and keeps no handle to it: what it calls
     there is the one place to hook in.
@@ -175,8 +201,21 @@ def _guarded(remote: bool) -> Iterator[None]:
                 return connection.respond(HTTPStatus.FORBIDDEN, f"refused: {reason}\n")
             return process_request(connection, request)
 
+        async def filtered(connection: Any) -> None:
+            receive = connection.recv
+
+            async def next_understood(*arguments: Any, **keywords: Any) -> bytes:
+                while True:
+                    raw = await receive(*arguments, **keywords)
+                    await asyncio.sleep(PAUSE)
+                    if understood(raw):
+                        return raw
+
+            connection.recv = next_understood
+            await handler(connection)
+
         options |= {"max_size": LARGEST_MESSAGE, "logger": logger}
-        return original(handler, host, port, process_request=checked, **options)
+        return original(filtered, host, port, process_request=checked, **options)
 
     websockets.asyncio.server.serve = serve  # pyright: ignore[reportAttributeAccessIssue]
     try:

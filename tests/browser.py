@@ -180,8 +180,9 @@ def browser(folder: Path, width: int = 1280, height: int = 720) -> Iterator[Page
             page = Page(socket, downloads)
             page.size(width, height)
             yield page
+            page.call("Browser.close")
     finally:
-        process.terminate()
+        process.kill()
         process.communicate()
 
 

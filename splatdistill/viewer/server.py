@@ -12,6 +12,7 @@ import logging
 import math
 import socket
 import threading
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -172,6 +173,7 @@ def start_server(address: Address) -> tuple[Server, Address]:
     Raises UserError when nothing can listen there.
     """
     port = free_port(address.host, address.port)
+    warnings.filterwarnings("ignore", "Queued a .* on a closed connection")  # a page may leave at any moment
     with _starting, _guarded(address.remote), contextlib.redirect_stdout(io.StringIO()):
         server = Server(address.host, port, verbose=False)
     loop = server.get_event_loop()

@@ -51,10 +51,8 @@ class Panels:
         self.plot = self._gui.add_uplot(
             (empty, empty),
             series,
-            title="loss",
             height=170,
             scales={"x": uplot.Scale(time=False)},
-            legend=uplot.Legend(show=False),
         )
         self.share = self._gui.add_slider(
             "Share of training",
@@ -104,7 +102,7 @@ class Panels:
         """Bring the summary and the buttons up to date."""
         rows = {"Gaussians": f"{count:,}" if count is not None else "-"}
         if status.steps:
-            rows["step"] = f"{status.step} of {status.steps}"
+            rows["step"] = f"{status.step} / {status.steps}"
         if scene_step is not None and scene_step != status.step:
             rows["shown"] = f"step {scene_step}"
         if self.live and status.metrics is not None:
@@ -159,7 +157,7 @@ class Panels:
 
 
 SHOWN = {"t": "t", "loss": "loss", "gradient": "gradient_norm"}
-COLUMNS = "5.5em 1fr 4.5em 1fr"
+GRID = "display: grid; grid-template-columns: auto 1fr auto 1fr; gap: 2px 10px"
 STYLE = "padding: 2px 14px 6px; font-size: 0.85em"
 
 
@@ -173,7 +171,7 @@ def summary(prompt: str, method: str, rows: dict[str, str]) -> str:
         f'<div style="{STYLE}; overflow-wrap: anywhere">'
         f'<div style="font-weight: 600; font-size: 1.15em">{html.escape(prompt)}</div>'
         f'<div style="color: gray; margin-bottom: 4px">{html.escape(method)}</div>'
-        f'<div style="display: grid; grid-template-columns: {COLUMNS}; row-gap: 2px">{cells}</div></div>'
+        f'<div style="{GRID}">{cells}</div></div>'
     )
 
 

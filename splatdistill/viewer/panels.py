@@ -51,8 +51,8 @@ class Panels:
         self.plot = self._gui.add_uplot(
             (empty, empty),
             series,
-            height=170,
-            scales={"x": uplot.Scale(time=False)},
+            height=130,
+            scales={"x": uplot.Scale(time=False, auto=True), "y": uplot.Scale(auto=True)},
         )
         self.share = self._gui.add_slider(
             "Share of training",
@@ -63,7 +63,9 @@ class Panels:
             hint="of the time while it runs; the viewer takes the rest: less for training, more frames here",
         )
         self.stop = self._gui.add_button("Stop and save", icon=Icon.PLAYER_STOP, color="red")
-        self.teacher = self._gui.add_checkbox("What the teacher sees", False)
+        self.teacher = self._gui.add_checkbox(
+            "Teacher's view", False, hint="what the teacher is shown and makes of it, once a second at most"
+        )
         blank = np.full((TILE, 3 * TILE, 3), 255, np.uint8)
         self.lesson = self._gui.add_image(
             blank, label="one view, its x0 in one step, the noise", visible=False
@@ -100,7 +102,7 @@ class Panels:
 
     def show_status(self, status: Status, count: int | None, scene_step: int | None) -> None:
         """Bring the summary and the buttons up to date."""
-        rows = {"Gaussians": f"{count:,}" if count is not None else "-"}
+        rows = {"method": self._method, "Gaussians": f"{count:,}" if count is not None else "-"}
         if status.steps:
             rows["step"] = f"{status.step} / {status.steps}"
         if scene_step is not None and scene_step != status.step:
@@ -110,7 +112,7 @@ class Panels:
         if self.live and not status.finished:
             left = (status.steps - status.step) / status.speed if status.speed else 0.0
             rows["it/s"], rows["left"] = f"{status.speed:.1f}", "paused" if status.paused else f"{left:.0f} s"
-        _update(self.summary, content=summary(self._prompt, self._method, rows))
+        _update(self.summary, content=summary(self._prompt, rows))
         if not self.live:
             return
         _update(self.progress, value=100.0 * status.step / max(status.steps, 1))
@@ -161,7 +163,7 @@ GRID = "display: grid; grid-template-columns: auto 1fr auto 1fr; gap: 2px 10px"
 STYLE = "padding: 2px 14px 6px; font-size: 0.85em"
 
 
-def summary(prompt: str, method: str, rows: dict[str, str]) -> str:
+def summary(prompt: str, rows: dict[str, str]) -> str:
     """The head of the panel as HTML, from plain texts."""
     cells = "".join(
         f'<div style="color: gray">{html.escape(name)}</div><div>{html.escape(value)}</div>'
@@ -169,8 +171,7 @@ def summary(prompt: str, method: str, rows: dict[str, str]) -> str:
     )
     return (
         f'<div style="{STYLE}; overflow-wrap: anywhere">'
-        f'<div style="font-weight: 600; font-size: 1.15em">{html.escape(prompt)}</div>'
-        f'<div style="color: gray; margin-bottom: 4px">{html.escape(method)}</div>'
+        f'<div style="font-weight: 600; font-size: 1.15em; margin-bottom: 4px">{html.escape(prompt)}</div>'
         f'<div style="{GRID}">{cells}</div></div>'
     )
 

@@ -101,12 +101,13 @@ def start(args: argparse.Namespace) -> int:
         raise UserError("the prompt is empty; say what to make, such as --prompt 'a red mushroom'")
     config = configure(args)
     check_words(config, args.allow_unknown)
+    address = viewer_address(args)
     out = args.out or Path("outputs") / f"{slug(config.prompt or Path(config.image.path).stem)}-{config.seed}"
     check_folder(out, args.overwrite)
     device = pick_device(args.device)
     if device.type == "cuda" and args.prior is None and config.prior.name == "embedded":
         note("the embedded teacher draws 64x64 pictures; --prior sd21 uses Stable Diffusion on this GPU")
-    return run(config, out, device, None, viewer_address(args))
+    return run(config, out, device, None, address)
 
 
 def resume(args: argparse.Namespace) -> int:
@@ -131,9 +132,11 @@ def viewer_address(args: argparse.Namespace) -> Address | None:
     """Return where the run is to be shown, or None; raises UserError for what is no address."""
     if args.viewer is None:
         return None
-    from splatdistill.viewer import parse_address
+    from splatdistill.viewer import free_port, parse_address
 
-    return parse_address(args.viewer, args.viewer_remote)
+    address = parse_address(args.viewer, args.viewer_remote)
+    free_port(address.host, address.port)  # a host that is not ours is told before anything is done
+    return address
 
 
 def configure(args: argparse.Namespace) -> Config:

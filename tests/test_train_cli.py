@@ -153,6 +153,7 @@ def test_damaged_checkpoints_are_one_clear_line(teacher, workplace, capfd, monke
         (["--prompt", "a duck", "stray"], "stray"),
         (["--prompt", "a duck", "--viewer", "0.0.0.0:8080"], "--viewer-remote"),
         (["--prompt", "a duck", "--viewer", "guidance.scale=3"], "[HOST:]PORT"),
+        (["--prompt", "a duck", "--viewer", "203.0.113.1:80", "--viewer-remote"], "no viewer at 203.0.113.1"),
         (["--resume", "absent"], "absent"),
         (["--resume", ".", "--seed", "3"], "drop --seed"),
         (["--prompt", "a duck", "--out", "/proc/none"], "cannot write"),

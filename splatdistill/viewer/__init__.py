@@ -7,9 +7,9 @@ from splatdistill.cli import note
 from splatdistill.session import Session
 from splatdistill.viewer.app import App
 from splatdistill.viewer.scenes import Scenes
-from splatdistill.viewer.server import Address, parse_address, start_server
+from splatdistill.viewer.server import Address, free_port, parse_address, start_server
 
-__all__ = ["Address", "Scenes", "Session", "parse_address", "serve"]
+__all__ = ["Address", "Scenes", "Session", "free_port", "parse_address", "serve"]
 
 
 @contextmanager

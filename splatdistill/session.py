@@ -29,7 +29,10 @@ Metrics = dict[str, float]
 
 @dataclass(frozen=True, eq=False)
 class Snapshot:
-    """A scene that nothing changes any more, and the step that it was taken after."""
+    """A scene that nothing changes any more, and the step that it was taken after.
+
+    It is on the CPU: a call to CUDA in the viewer's threads could break a graph that the trainer captures.
+    """
 
     step: int
     gaussians: ParameterDict
@@ -154,7 +157,7 @@ class Session:
         return self._status.paused and not self._stopped and not self._steps_allowed
 
     def _publish(self, gaussians: ParameterDict) -> None:
-        copy = from_tensors(**gaussians).requires_grad_(False)
+        copy = from_tensors(**gaussians).requires_grad_(False).cpu()
         with self._changed:
             self._snapshot = Snapshot(self._status.step, copy)
             self._last_snapshot = self._clock()

@@ -66,6 +66,11 @@ def test_other_machines_are_let_in_only_by_a_flag(text):
     assert parse_address(text, remote=True).remote
 
 
+def test_the_address_can_be_typed_into_a_browser():
+    assert Address("::1", 80).url == "http://[::1]:80"
+    assert Address("0.0.0.0", 80, remote=True).url == f"http://{socket.gethostname()}:80"
+
+
 def test_a_taken_port_leads_to_the_next():
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

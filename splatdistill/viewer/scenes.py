@@ -26,7 +26,7 @@ class Scenes:
         return sorted(self.folder.glob("checkpoints/step-*.ply")) if self.folder else []
 
     def get(self, path: Path | None) -> Snapshot | None:
-        """The scene of a stored file, or for None the newest; None before there is one."""
+        """The scene of a stored file, or for None the newest, on the CPU; None before there is one."""
         if path is None:
             return self.session.snapshot
         gaussians, _ = formats.read(path)

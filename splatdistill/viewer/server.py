@@ -46,7 +46,8 @@ class Address:
     @property
     def url(self) -> str:
         """What to type into a browser."""
-        host = f"[{self.host}]" if ":" in self.host else self.host
+        anywhere = ipaddress.ip_address(self.host).is_unspecified
+        host = socket.gethostname() if anywhere else f"[{self.host}]" if ":" in self.host else self.host
         return f"http://{host}:{self.port}"
 
 
@@ -155,7 +156,7 @@ class _Once(logging.Handler):
         kind = type(error).__name__ if error else record.getMessage()
         if kind not in self._told and len(self._told) < 10:
             self._told.add(kind)
-            note(f"viewer: a connection ended with {kind}; the run goes on")
+            note(f"viewer: {kind} in a connection; the run goes on")
 
 
 class Server(viser.ViserServer):
@@ -174,23 +175,27 @@ def start_server(address: Address) -> tuple[Server, Address]:
     """
     port = free_port(address.host, address.port)
     warnings.filterwarnings("ignore", "Queued a .* on a closed connection")  # a page may leave at any moment
-    with _starting, _guarded(address.remote), contextlib.redirect_stdout(io.StringIO()):
+    logger = logging.Logger("splatdistill.viewer")  # outside the hierarchy: a server's own
+    logger.addHandler(_Once())
+    with _starting, _guarded(address.remote, logger), contextlib.redirect_stdout(io.StringIO()):
         server = Server(address.host, port, verbose=False)
+
+    def failed(_: object, context: dict[str, Any]) -> None:
+        logger.error(context["message"], exc_info=context.get("exception"))
+
     loop = server.get_event_loop()
-    loop.call_soon_threadsafe(loop.set_exception_handler, lambda loop, context: None)  # a client's nonsense
+    loop.call_soon_threadsafe(loop.set_exception_handler, failed)
     return server, Address(address.host, server.get_port(), address.remote)
 
 
 @contextlib.contextmanager
-def _guarded(remote: bool) -> Iterator[None]:
+def _guarded(remote: bool, logger: logging.Logger) -> Iterator[None]:
     """Let a server that starts meanwhile ask `refusal` and `understood` first.
 
     viser builds its websocket server in a function of its own thread and keeps no handle to it: what it calls
     there is the one place to hook in.
     """
     original = websockets.asyncio.server.serve
-    logger = logging.Logger("splatdistill.viewer")  # outside the hierarchy: a server's own
-    logger.addHandler(_Once())
     own_protocol = f"viser-v{viser.__version__}"
 
     def serve(handler: Any, host: str, port: int, *, process_request: Any, **options: Any) -> Any:

@@ -179,3 +179,17 @@ def test_only_cameras_and_values_of_controls_are_understood():
         packed(image_width=0),
     ]
     assert not any(understood(message) for message in nonsense)
+
+
+def test_a_viser_that_passes_the_guard_by_is_not_started(monkeypatch):
+    class Other:
+        def __init__(self, *_, **__) -> None: ...
+
+        def stop(self) -> None:
+            stopped.append(self)
+
+    stopped: list[Other] = []
+    monkeypatch.setattr("splatdistill.viewer.server.Server", Other)
+    with pytest.raises(UserError, match="cannot be guarded"):
+        start_server(Address(port=0))
+    assert len(stopped) == 1

@@ -13,7 +13,7 @@ import math
 import socket
 import threading
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
@@ -88,13 +88,13 @@ def free_port(host: str, first: int) -> int:
     raise UserError(f"no viewer at {host}: {reason} (ports {first} to {port}); give another [HOST:]PORT")
 
 
-def refusal(headers: Mapping[str, str], remote: bool) -> str | None:
+def refusal(headers: Headers, remote: bool) -> str | None:
     """Why a request must not be answered, or None.
 
     A page elsewhere may send requests here from a browser on this machine: its Origin gives it away, or, when
     its own name was made to point here (DNS rebinding), the Host that the browser asks for.
     """
-    hosts, origins = _all(headers, "Host"), _all(headers, "Origin")
+    hosts, origins = headers.get_all("Host"), headers.get_all("Origin")
     if len(hosts) != 1 or len(origins) > 1:
         return "expected one Host and at most one Origin"
     try:
@@ -106,10 +106,6 @@ def refusal(headers: Mapping[str, str], remote: bool) -> str | None:
     if origins and origins[0].lower() not in (f"http://{hosts[0]}".lower(), f"https://{hosts[0]}".lower()):
         return "foreign Origin"
     return None
-
-
-def _all(headers: Mapping[str, str], name: str) -> list[str]:
-    return headers.get_all(name) if isinstance(headers, Headers) else [headers[name]] * (name in headers)
 
 
 def _is_own_name(name: str, remote: bool) -> bool:
@@ -175,10 +171,14 @@ def start_server(address: Address) -> tuple[Server, Address]:
     """
     port = free_port(address.host, address.port)
     warnings.filterwarnings("ignore", "Queued a .* on a closed connection")  # a page may leave at any moment
-    logger = logging.Logger("splatdistill.viewer")  # outside the hierarchy: a server's own
+    logger = logging.Logger("splatdistill.viewer", logging.ERROR)  # its own, outside the hierarchy
     logger.addHandler(_Once())
-    with _starting, _guarded(address.remote, logger), contextlib.redirect_stdout(io.StringIO()):
+    quiet = contextlib.redirect_stdout(io.StringIO())
+    with _starting, _guarded(address.remote, logger) as guarded, quiet:
         server = Server(address.host, port, verbose=False)
+    if not guarded.is_set():
+        server.stop()
+        raise UserError(f"viser {viser.__version__} cannot be guarded from other pages; install viser 1.1")
 
     def failed(_: object, context: dict[str, Any]) -> None:
         logger.error(context["message"], exc_info=context.get("exception"))
@@ -189,20 +189,21 @@ def start_server(address: Address) -> tuple[Server, Address]:
 
 
 @contextlib.contextmanager
-def _guarded(remote: bool, logger: logging.Logger) -> Iterator[None]:
+def _guarded(remote: bool, logger: logging.Logger) -> Iterator[threading.Event]:
     """Let a server that starts meanwhile ask `refusal` and `understood` first.
 
     viser builds its websocket server in a function of its own thread and keeps no handle to it: what it calls
-    there is the one place to hook in.
+    there is the one place to hook in. Yields whether it did.
     """
+    hooked = threading.Event()
     original = websockets.asyncio.server.serve
     own_protocol = f"viser-v{viser.__version__}"
 
     def serve(handler: Any, host: str, port: int, *, process_request: Any, **options: Any) -> Any:
         def checked(connection: Any, request: Request) -> Response | None:
             reason = refusal(request.headers, remote)
-            if reason is None and _all(request.headers, "Upgrade"):
-                spoken = _all(request.headers, "Sec-WebSocket-Protocol")
+            if reason is None and request.headers.get_all("Upgrade"):
+                spoken = request.headers.get_all("Sec-WebSocket-Protocol")
                 reason = None if own_protocol in spoken else "another version's page; reload it"
             if reason is not None:
                 return connection.respond(HTTPStatus.FORBIDDEN, f"refused: {reason}\n")
@@ -221,11 +222,12 @@ def _guarded(remote: bool, logger: logging.Logger) -> Iterator[None]:
             connection.recv = next_understood
             await handler(connection)
 
+        hooked.set()
         options |= {"max_size": LARGEST_MESSAGE, "logger": logger}
         return original(filtered, host, port, process_request=checked, **options)
 
     websockets.asyncio.server.serve = serve  # pyright: ignore[reportAttributeAccessIssue]
     try:
-        yield
+        yield hooked
     finally:
         websockets.asyncio.server.serve = original  # pyright: ignore[reportAttributeAccessIssue]

@@ -103,7 +103,7 @@ def right_names(scorer: Scorer, images: Tensor, prompt: str) -> tuple[bool | Non
 
 
 def views_followed(scorer: Scorer, images: Tensor, prompt: str) -> tuple[float | None, bool | None]:
-    """The share of views that are seen as what they are, and whether a front is seen from behind.
+    """The share of views that are seen as what they are, and whether most from behind are seen as fronts.
 
     None for things without a front. images [V, D]: embeddings of the turntable's views.
     """
@@ -116,8 +116,8 @@ def views_followed(scorer: Scorer, images: Tensor, prompt: str) -> tuple[float |
     said = [names[i] for i in (images @ texts.mT).argmax(-1).tolist()]
     true = [view_word(azimuth, ELEVATION) for azimuth in azimuths.tolist()]
     behind = ((azimuths + 180) % 360 - 180).abs() > BEHIND
-    janus = any(name == "front view" and there for name, there in zip(said, behind.tolist(), strict=True))
-    return sum(a == b for a, b in zip(said, true, strict=True)) / len(true), janus
+    fronts = sum(name == "front view" for name, there in zip(said, behind.tolist(), strict=True) if there)
+    return sum(a == b for a, b in zip(said, true, strict=True)) / len(true), 2 * fronts > int(behind.sum())
 
 
 def ranked_first(scorer: Scorer, images: Tensor, prompt: str, others: Sequence[str]) -> float:

@@ -57,7 +57,9 @@ def test_the_exported_folder_loads_in_diffusers_and_here(trained: Path) -> None:
     image = output.images[0]
     assert image.shape == (64, 64, 3)
     prior = LatentPrior.load(trained / "teacher")
-    assert prior.latent_shape == (4, 16, 16) and prior.vocabulary == grammar.vocabulary()
+    assert (
+        prior.latent_shape == (networks.LATENT_CHANNELS, 16, 16) and prior.vocabulary == grammar.vocabulary()
+    )
     assert prior.prediction_type == "v_prediction"
 
 
@@ -96,9 +98,9 @@ def test_a_multiview_unet_starts_as_the_plain_teacher_and_trains(trained: Path, 
     hidden = prior.embed(["", "a red car"]).unsqueeze(1).expand(-1, 4, -1, -1)
     cameras = orbit([0, 90, 180, 270], 10.0, 3.0, 40.0, 64, 64)
     cond = prior.with_cameras(cfg(hidden[0], hidden[1], 3.0), cameras, torch.ones(4, 3))
-    z_t = torch.randn(4, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+    z_t = torch.randn(4, networks.LATENT_CHANNELS, 16, 16, generator=torch.Generator().manual_seed(0))
     outputs = prior.predict(z_t, torch.full((4,), 500), cond)
-    assert outputs.shape == (2, 4, 4, 16, 16) and outputs.isfinite().all()
+    assert outputs.shape == (2, 4, networks.LATENT_CHANNELS, 16, 16) and outputs.isfinite().all()
     kernel = "down_blocks.0.resnets.0.conv1.weight"  # not in the multi-view folder: the plain teacher's
     assert torch.equal(prior.unet.get_parameter(kernel), plain.unet.get_parameter(kernel))
     # the same picture from the same camera in all four places: what another sees is what each sees itself
@@ -128,7 +130,7 @@ def test_an_image_conditioned_unet_trains_and_leans_on_the_picture(trained: Path
     prior = load_prior(str(teacher / "unet_image"), dtype=torch.float32)
     assert isinstance(prior, JoinedImagePrior) and prior.group == 3 and not prior.view_words
     hidden = prior.embed(["", ""]).unsqueeze(1).expand(-1, 3, -1, -1)
-    z_t = torch.randn(3, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+    z_t = torch.randn(3, networks.LATENT_CHANNELS, 16, 16, generator=torch.Generator().manual_seed(0))
 
     def outputs(picture: torch.Tensor, azimuth: float = 0.0) -> torch.Tensor:
         camera = orbit(azimuth, 15.0, 3.0, 40.0, 64, 64)
@@ -150,8 +152,12 @@ def test_compiled_blocks_have_the_gradients_of_the_eager_network() -> None:
     torch.manual_seed(0)
     unet: Any = networks.make_unet()
     unet.to(memory_format=torch.channels_last)
-    x = torch.randn(8, 4, 16, 16).contiguous(memory_format=torch.channels_last)
-    t, hidden, target = torch.randint(0, 1000, (8,)), torch.randn(8, 24, 128), torch.randn(8, 4, 16, 16)
+    x = torch.randn(8, networks.LATENT_CHANNELS, 16, 16).contiguous(memory_format=torch.channels_last)
+    t, hidden, target = (
+        torch.randint(0, 1000, (8,)),
+        torch.randn(8, 24, 128),
+        torch.randn(8, networks.LATENT_CHANNELS, 16, 16),
+    )
 
     def gradients() -> dict[str, torch.Tensor]:
         unet.zero_grad()

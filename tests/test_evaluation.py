@@ -64,6 +64,10 @@ def test_a_front_seen_from_behind_is_a_janus() -> None:
     shown = reader.texts([f"a red dog, {word}" for word in doubled])
     followed, janus = views_followed(reader, shown, "a red dog")
     assert janus and followed == pytest.approx(9 / 12)
+    once = [*words[:6], "front view", *words[7:]]  # one misread view is no second front
+    assert (
+        views_followed(reader, reader.texts([f"a red dog, {word}" for word in once]), "a red dog")[1] is False
+    )
     assert views_followed(reader, right, "a red sphere") == (None, None)  # has no front
 
 

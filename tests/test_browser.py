@@ -2,6 +2,7 @@
 
 import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -64,7 +65,8 @@ def canvas_of(page: Page, pixels: np.ndarray) -> np.ndarray:
 
 def likeness(shown: np.ndarray, expected: np.ndarray) -> float:
     """SSIM of two pictures [H, W, 3] uint8."""
-    return float(structural_similarity(shown, expected, channel_axis=2, data_range=255))
+    found: Any = structural_similarity(shown, expected, channel_axis=2, data_range=255)
+    return float(found)
 
 
 def best_likeness(page: Page, expected: np.ndarray, enough: float, path: Path) -> float:

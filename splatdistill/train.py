@@ -11,7 +11,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -296,7 +296,12 @@ def viewer_at(address: Address | None, session: Session, config: Config, out: Pa
 
     comments = {"prompt": config.prompt, "method": config.method, "seed": str(config.seed)}
     scenes = Scenes(session, comments, out / RESULT, out)
-    with serve(scenes, address, config.prompt or Path(config.image.path).name, config.method, live=True):
+    name = config.prompt or Path(config.image.path).name
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(serve(scenes, address, name, config.method, live=True))
+        except Exception as error:  # whatever it is, the run matters more
+            note(f"no viewer: {error}; the run goes on without")
         yield
 
 

@@ -244,3 +244,12 @@ def test_a_run_keeps_scenes_over_its_course_and_the_last_two_states(teacher, wor
     names = sorted(path.name for path in (workplace / "run" / "checkpoints").iterdir())
     scenes = [f"step-{step:08d}.ply" for step in (0, 2, 4, 6, 8)]
     assert names == sorted([*scenes, "step-00000006.pt", "step-00000008.pt"])
+
+
+def test_a_viewer_that_fails_to_start_does_not_end_the_run(teacher, capfd, monkeypatch):
+    def fail(*_, **__):
+        raise RuntimeError("broken")
+
+    monkeypatch.setattr("splatdistill.viewer.serve", fail)
+    assert main(command(teacher, "--out", "run", "--viewer", "0")) == 0
+    assert "no viewer: broken" in capfd.readouterr().err and Path("run/splat.ply").exists()

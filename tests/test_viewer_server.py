@@ -1,7 +1,9 @@
 """Who is answered, and what they may say; on the loopback interface only."""
 
+import asyncio
 import http.client
 import socket
+import threading
 from typing import Any
 
 import msgspec
@@ -13,7 +15,15 @@ from websockets.sync.client import connect
 from websockets.typing import Origin, Subprotocol
 
 from splatdistill.errors import UserError
-from splatdistill.viewer.server import Address, free_port, parse_address, refusal, start_server, understood
+from splatdistill.viewer.server import (
+    Address,
+    free_port,
+    parse_address,
+    refusal,
+    start_server,
+    understood,
+    wake_from_any_thread,
+)
 
 PROTOCOL = Subprotocol(f"viser-v{viser.__version__}")
 CAMERA = {
@@ -33,6 +43,8 @@ CAMERA = {
 @pytest.fixture(scope="module")
 def port():
     server, address = start_server(Address(port=0))
+    assert status_of(address.port) == 503  # its panels are not there yet
+    server.open()
     yield address.port
     server.stop()
 
@@ -193,3 +205,20 @@ def test_a_viser_that_passes_the_guard_by_is_not_started(monkeypatch):
     with pytest.raises(UserError, match="cannot be guarded"):
         start_server(Address(port=0))
     assert len(stopped) == 1
+
+
+def test_an_event_is_set_from_other_threads_in_its_loop():
+    async def play() -> bool:
+        event, loop = asyncio.Event(), asyncio.get_running_loop()
+        wake_from_any_thread(event, loop)
+        setter = threading.Thread(target=lambda: event.set())
+        setter.start()
+        await event.wait()
+        setter.join()
+        return event.is_set()
+
+    assert asyncio.run(play())
+    event, loop = asyncio.Event(), asyncio.new_event_loop()
+    wake_from_any_thread(event, loop)
+    loop.close()
+    event.set()  # too late, and no error

@@ -73,6 +73,7 @@ class App:
         self._connect_controls()
         self._thread = threading.Thread(target=self._run, name="viewer", daemon=True)
         self._thread.start()
+        server.open()
 
     def close(self) -> None:
         """End the threads; a film that is being made is given up."""

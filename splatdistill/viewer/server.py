@@ -156,7 +156,22 @@ class _Once(logging.Handler):
 
 
 class Server(viser.ViserServer):
-    """viser's server, quiet."""
+    """viser's server, quiet; it answers no one before `open`."""
+
+    def __init__(self, host: str, port: int, ready: threading.Event) -> None:
+        super().__init__(host, port, verbose=False)
+        self._ready = ready
+        wake_from_any_thread(self._websock_server.get_message_buffer().message_event, self.get_event_loop())
+
+        async def connected(client: viser.ClientHandle) -> None:
+            event = client._websock_connection.get_message_buffer().message_event
+            wake_from_any_thread(event, self.get_event_loop())
+
+        self.on_client_connect(connected)
+
+    def open(self) -> None:
+        """Answer from now on: the panels are there."""
+        self._ready.set()
 
     def stop(self) -> None:
         """Stop without a word."""
@@ -164,18 +179,29 @@ class Server(viser.ViserServer):
             super().stop()
 
 
+def wake_from_any_thread(event: asyncio.Event, loop: asyncio.AbstractEventLoop) -> None:
+    """Let an event be set outside its loop, as viser does: by itself it is not made for that."""
+    wake = event.set
+
+    def set_in_loop() -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed: no one waits
+            loop.call_soon_threadsafe(wake)
+
+    event.set = set_in_loop
+
+
 def start_server(address: Address) -> tuple[Server, Address]:
     """Start a guarded server at the first free port from the given one on; return where that is.
 
-    Raises UserError when nothing can listen there.
+    It has yet to be opened. Raises UserError when nothing can listen there.
     """
     port = free_port(address.host, address.port)
     warnings.filterwarnings("ignore", "Queued a .* on a closed connection")  # a page may leave at any moment
     logger = logging.Logger("splatdistill.viewer", logging.ERROR)  # its own, outside the hierarchy
     logger.addHandler(_Once())
-    quiet = contextlib.redirect_stdout(io.StringIO())
-    with _starting, _guarded(address.remote, logger) as guarded, quiet:
-        server = Server(address.host, port, verbose=False)
+    quiet, ready = contextlib.redirect_stdout(io.StringIO()), threading.Event()
+    with _starting, _guarded(address.remote, logger, ready) as guarded, quiet:
+        server = Server(address.host, port, ready)
     if not guarded.is_set():
         server.stop()
         raise UserError(f"viser {viser.__version__} cannot be guarded from other pages; install viser 1.1")
@@ -189,7 +215,7 @@ def start_server(address: Address) -> tuple[Server, Address]:
 
 
 @contextlib.contextmanager
-def _guarded(remote: bool, logger: logging.Logger) -> Iterator[threading.Event]:
+def _guarded(remote: bool, logger: logging.Logger, ready: threading.Event) -> Iterator[threading.Event]:
     """Let a server that starts meanwhile ask `refusal` and `understood` first.
 
     viser builds its websocket server in a function of its own thread and keeps no handle to it: what it calls
@@ -205,6 +231,8 @@ def _guarded(remote: bool, logger: logging.Logger) -> Iterator[threading.Event]:
             if reason is None and request.headers.get_all("Upgrade"):
                 spoken = request.headers.get_all("Sec-WebSocket-Protocol")
                 reason = None if own_protocol in spoken else "another version's page; reload it"
+            if reason is None and not ready.is_set():
+                return connection.respond(HTTPStatus.SERVICE_UNAVAILABLE, "starting\n")
             if reason is not None:
                 return connection.respond(HTTPStatus.FORBIDDEN, f"refused: {reason}\n")
             return process_request(connection, request)

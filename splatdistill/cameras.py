@@ -138,6 +138,25 @@ def orbit(
     return Cameras(viewmats.float(), Ks.float(), width, height, *(v.float() for v in values))
 
 
+def from_poses(camtoworlds: Tensor, fov_deg: float, width: int, height: int) -> Cameras:
+    """Cameras at any rigid camera-to-world matrices [V, 4, 4], wherever they look.
+
+    fov_deg as in `orbit`; of the orbit parameters, those of the position are set.
+    """
+    poses = camtoworlds.double()
+    offsets = poses[:, :3, 3]
+    distance = offsets.norm(dim=-1)
+    seen = orbit(
+        torch.atan2(offsets[:, 1], offsets[:, 0]).rad2deg(),
+        torch.asin((offsets[:, 2] / distance.clamp(min=1e-12)).clamp(-1, 1)).rad2deg(),
+        distance,
+        fov_deg,
+        width,
+        height,
+    )
+    return replace(seen, viewmats=torch.linalg.inv(poses).float())
+
+
 def sample_orbit(
     ranges: OrbitRanges, count: int, size: int, generator: torch.Generator, group: int = 1
 ) -> Cameras:
@@ -181,3 +200,19 @@ def turntable(count: int, elevation_deg: float, distance: float, fov_deg: float,
     """`count` cameras at equal azimuth steps around the object, azimuth 0 (the front) first."""
     azimuth = torch.arange(count, dtype=torch.float64) * (360.0 / count)
     return orbit(azimuth, elevation_deg, distance, fov_deg, size, size)
+
+
+def looking_at(positions: Tensor, targets: Tensor) -> Tensor:
+    """Camera-to-world matrices [V, 4, 4] of cameras at positions that look at targets, both [V, 3], +Z up.
+
+    Straight up or down, where that says nothing, the image's right is +Y as at azimuth 0.
+    """
+    forward = torch.nn.functional.normalize((targets - positions).double(), dim=-1)  # [V, 3]
+    right = torch.cross(forward, forward.new_tensor([0.0, 0.0, 1.0]).expand_as(forward), dim=-1)
+    aside = forward.new_tensor([0.0, 1.0, 0.0])
+    right = torch.where(right.norm(dim=-1, keepdim=True) > 1e-6, right, aside)
+    right = torch.nn.functional.normalize(right, dim=-1)
+    poses = torch.eye(4, dtype=torch.float64).repeat(len(forward), 1, 1)
+    poses[:, :3, :3] = torch.stack([right, torch.cross(forward, right, dim=-1), forward], -1)
+    poses[:, :3, 3] = positions
+    return poses

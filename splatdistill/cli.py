@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import NoReturn
 
 from splatdistill.errors import UserError
@@ -16,6 +18,19 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Exit with one line instead of the whole usage."""
         self.exit(2, f"error: {message}; --help lists the options\n")
+
+
+def add_viewer(parser: argparse.ArgumentParser) -> None:
+    """Add the options of a run that can be looked at."""
+    parser.add_argument(
+        "--viewer",
+        nargs="?",
+        const="",
+        metavar="[HOST:]PORT",
+        help="show the run in the browser; default 127.0.0.1:8080 or the next free port",
+    )
+    remote = "let HOST be one that other machines reach"
+    parser.add_argument("--viewer-remote", action="store_true", help=remote)
 
 
 def exit_status(command: Callable[[], int], interrupted: str) -> int:
@@ -47,3 +62,20 @@ def numbers(text: str, option: str) -> list[int]:
     if not result:
         raise UserError(f"{option} {text}: expected numbers such as 0,1 or 0-7")
     return result
+
+
+@contextmanager
+def interruptible() -> Iterator[Callable[[], bool]]:
+    """Yield a function that tells whether Ctrl-C or SIGTERM came; a second Ctrl-C interrupts at once."""
+    came: list[int] = []
+
+    def remember(number: int, frame: object) -> None:
+        came.append(number)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    previous = {number: signal.signal(number, remember) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: bool(came)
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from splatdistill import __version__
-from splatdistill.cli import Parser, exit_status, note
+from splatdistill.cli import Parser, add_viewer, exit_status, note
 from splatdistill.errors import UserError
 from splatdistill.train import begin
 
@@ -36,6 +36,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--out", type=Path, metavar="DIR", help="default outputs/<target prompt>-edit-<seed>")
     add("--config", metavar="YAML", help="settings on top of the presets")
     add("--device", help="cpu, cuda or cuda:N; default cuda where there is one")
+    add_viewer(parser)
     add("--overwrite", action="store_true", help="replace the run in the output folder")
     add(
         "--allow-unknown",
@@ -59,7 +60,7 @@ def start(args: argparse.Namespace) -> int:
     from splatdistill import formats
     from splatdistill.config import load, resolve
     from splatdistill.gaussians import finite_mask, placement, select
-    from splatdistill.train import RESULT, slug
+    from splatdistill.runs import RESULT, slug
 
     splat, source = Path(args.splat), args.source_prompt
     if splat.is_dir():

@@ -20,9 +20,9 @@ from splatdistill.errors import UserError
 from splatdistill.evaluation import MEANS, SHARES, evaluate
 from splatdistill.files import atomic_write, writable_folder
 from splatdistill.report import runs_sheet
+from splatdistill.runs import RESULT
 from splatdistill.scoring import Scorer
 from splatdistill.suites import SUITES, make_runs
-from splatdistill.train import RESULT
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -26,10 +26,10 @@ from splatdistill.priors.base import Prior, cfg
 from splatdistill.priors.embedded import grammar
 from splatdistill.prompts import ViewPrompts, view_word
 from splatdistill.rendering import render
+from splatdistill.runs import RESULT
 from splatdistill.scoring import Scorer
 from splatdistill.shading import textureless
 from splatdistill.suites import distractors
-from splatdistill.train import RESULT
 
 VIEWS = 12  # all around, at the training distance
 ELEVATION, DISTANCE, FOV = 15.0, 3.0, 40.0

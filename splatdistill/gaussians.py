@@ -9,6 +9,7 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
+from gsplat.utils import normalized_quat_to_rotmat
 from torch import Tensor
 from torch.nn import Parameter, ParameterDict
 
@@ -36,6 +37,12 @@ def activated(gaussians: ParameterDict) -> Activated:
         gaussians["opacities"].sigmoid(),
         torch.cat([gaussians["sh0"], gaussians["shN"]], 1),
     )
+
+
+def covariances(quats: Tensor, scales: Tensor) -> Tensor:
+    """Covariances [N, 3, 3] of quaternions [N, 4], any length, and standard deviations [N, 3]."""
+    axes = normalized_quat_to_rotmat(torch.nn.functional.normalize(quats, dim=-1)) * scales[:, None]
+    return axes @ axes.transpose(1, 2)
 
 
 def rgb_to_sh0(rgb: Values) -> Values:

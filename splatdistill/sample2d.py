@@ -75,7 +75,8 @@ def start(args: argparse.Namespace) -> int:
     from splatdistill.files import atomic_write, writable_folder
     from splatdistill.guidance import METHODS
     from splatdistill.priors import load_prior
-    from splatdistill.train import check_words, pick_device, slug
+    from splatdistill.runs import slug
+    from splatdistill.train import check_words, pick_device
 
     flags: dict[str, Any] = {"prompt": args.prompt}
     flags |= {name: getattr(args, name) for name in ("method", "seed") if getattr(args, name) is not None}

@@ -9,7 +9,8 @@ from itertools import product
 from pathlib import Path
 
 from splatdistill.priors.embedded import grammar
-from splatdistill.train import RESULT, main, slug
+from splatdistill.runs import RESULT, slug
+from splatdistill.train import main
 
 
 def objects() -> list[str]:

@@ -6,31 +6,22 @@ Everything heavy is imported after the arguments were read, so help and mistakes
 from __future__ import annotations
 
 import argparse
-import re
-import shutil
-import signal
 import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from splatdistill import __version__
-from splatdistill.cli import Parser, exit_status, note, numbers
+from splatdistill.cli import Parser, add_viewer, exit_status, note, numbers
 from splatdistill.errors import UserError
-from splatdistill.files import writable_folder
+from splatdistill.runs import RESULT, check_folder, name_of, run
 
 if TYPE_CHECKING:
     import torch
-    from torch.nn import ParameterDict
 
     from splatdistill.config import Config
-    from splatdistill.pictures import Reference
+    from splatdistill.viewer import Address
 
-RESULT = "splat.ply"  # written last: a folder that holds it is a finished run
-OUTPUTS = (RESULT, "preview.png", "turntable.webp", "metrics.jsonl", "config.yaml", "checkpoints")
-REFERENCE, SOURCE = "reference.png", "source.ply"  # beside them, where the run started from such
 # the options that say what a run is
 CHOICES = ("prompt", "image", "negative_prompt", "method", "prior", "steps", "seed", "seeds", "out", "config")
 
@@ -44,7 +35,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--prompt", help="what to make: 'a red mushroom'")
     add("--image", metavar="FILE", help="a picture of one thing, transparent or on a plain background")
     add("--negative-prompt", help="what to steer away from")
-    add("--method", help="sdi (default), sds or sdi_published")
+    add("--method", help="sdi (default), sds, dsd, csd, ... : docs/METHODS.md")
     add("--prior", help="embedded (default), sd21, sd15, or the folder of a diffusers model")
     add("--steps", type=int, help="optimisation steps")
     add("--seed", type=int, help="default 0")
@@ -55,6 +46,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     add("--device", help="cpu, cuda or cuda:N; default cuda where there is one")
     add("--resume", type=Path, metavar="DIR", help="continue a run that was stopped, exactly")
+    add_viewer(parser)
     add("--overwrite", action="store_true", help="replace the run in the output folder")
     add("--list-words", action="store_true", help="print the words that the embedded teacher knows, and exit")
     add(
@@ -108,7 +100,7 @@ def several(args: argparse.Namespace) -> int:
         out = base / str(seed)
         known = out / "config.yaml"
         if not args.overwrite and known.is_file() and load(known) == config:
-            result = 0 if (out / RESULT).exists() else proceed(out, config, args.device)
+            result = 0 if (out / RESULT).exists() else proceed(out, config, args)
         else:
             result = begin(config, out, args)
         if result == 130:
@@ -125,11 +117,12 @@ def several(args: argparse.Namespace) -> int:
 def begin(config: Config, out: Path, args: argparse.Namespace) -> int:
     """Run a configuration from its first step; return the exit status."""
     check_words(config, args.allow_unknown)
+    address = viewer_address(args)
     check_folder(out, args.overwrite)
     device = pick_device(args.device)
     if device.type == "cuda" and args.prior is None and config.prior.name == "embedded":
         note("the embedded teacher draws 64x64 pictures; --prior sd21 uses Stable Diffusion on this GPU")
-    return run(config, out, device, saved=None)
+    return run(config, out, device, None, address)
 
 
 def resume(args: argparse.Namespace) -> int:
@@ -143,17 +136,28 @@ def resume(args: argparse.Namespace) -> int:
     if not (args.resume / "config.yaml").is_file():
         raise UserError(f"--resume {args.resume}: there is no run (no config.yaml); give the folder of a run")
     config = load(args.resume / "config.yaml")
-    return proceed(args.resume, config, args.device)
+    return proceed(args.resume, config, args)
 
 
-def proceed(out: Path, config: Config, device: str | None) -> int:
+def proceed(out: Path, config: Config, args: argparse.Namespace) -> int:
     """Continue an unfinished run, or do a finished one's last things again; return the exit status."""
     from splatdistill import checkpoint
 
     check_folder(out, overwrite=True)
     begun = any((out / "checkpoints").glob("*.pt"))  # else it was killed before its first checkpoint
     saved = checkpoint.latest(out / "checkpoints") if begun else None
-    return run(config, out, pick_device(device), saved)
+    return run(config, out, pick_device(args.device), saved, viewer_address(args))
+
+
+def viewer_address(args: argparse.Namespace) -> Address | None:
+    """Return where the run is to be shown, or None; raises UserError for what is no address."""
+    if args.viewer is None:
+        return None
+    from splatdistill.viewer import free_port, parse_address
+
+    address = parse_address(args.viewer, args.viewer_remote)
+    free_port(address.host, address.port)  # a host that is not ours is told before anything is done
+    return address
 
 
 def configure(args: argparse.Namespace) -> Config:
@@ -187,18 +191,6 @@ def check_words(config: Config, allow_unknown: bool) -> None:
             note(warning)
 
 
-def check_folder(out: Path, overwrite: bool) -> None:
-    """Make the folder; raise UserError when it cannot be written or holds a run that would be lost."""
-    if not overwrite and (out / RESULT).exists():
-        raise UserError(f"{out} holds a finished run; give --overwrite, another --seed or another --out")
-    if not overwrite and (out / "config.yaml").exists():
-        raise UserError(
-            f"{out} holds an unfinished run; continue it with --resume {out}, or give --overwrite"
-        )
-    writable_folder(out)
-    writable_folder(out / "checkpoints")
-
-
 def pick_device(name: str | None) -> torch.device:
     """Return the device asked for, else CUDA where there is one; raises UserError when it is not there."""
     import torch
@@ -214,122 +206,6 @@ def pick_device(name: str | None) -> torch.device:
             f"there is no device '{name}' here; `python -m splatdistill.doctor` says what there is"
         )
     return device
-
-
-def run(config: Config, out: Path, device: torch.device, saved: dict[str, Any] | None) -> int:
-    """Load the teacher, run or continue the loop, write the results; return the exit status."""
-    import torch
-
-    from splatdistill import trainer
-    from splatdistill.config import dump
-    from splatdistill.files import atomic_write
-    from splatdistill.formats.ply import write_ply
-    from splatdistill.priors import load_prior
-    from splatdistill.priors.image import ImagePrior
-    from splatdistill.progress import progress_for
-
-    dtype = None if config.prior.dtype == "auto" else getattr(torch, config.prior.dtype)
-    prior = load_prior(config.prior.name, device, dtype)
-    reference = read_reference(config, out / REFERENCE if saved else Path(config.image.path))
-    if config.views.count % prior.group:
-        raise UserError(
-            f"this teacher sees {prior.group} views at a time; views.count is {config.views.count}, "
-            "not a multiple"
-        )
-    if isinstance(prior, ImagePrior):
-        if reference is not None:
-            prior.look_at(reference)
-    elif not config.prompt.strip():
-        raise UserError("this teacher reads a text: give --prompt too, or an image-conditioned --prior")
-    origin = read_source(config, out / SOURCE if saved else Path(config.edit.splat), device)
-    held = None if reference is None else reference.resized(config.views.size).to(device)
-    if saved is None:
-        for name in (*OUTPUTS, REFERENCE, SOURCE):  # an older run goes only now that the new one can begin
-            remove(out / name)
-        (out / "checkpoints").mkdir()
-        with atomic_write(out / "config.yaml") as file:
-            file.write(dump(config).encode())
-        if reference is not None:
-            reference.save(out / REFERENCE)
-        if origin is not None:
-            write_ply(out / SOURCE, origin)
-    state = trainer.unpack(saved, config, device) if saved else trainer.new_state(config, device, origin)
-    if state.step:
-        note(f"continuing after step {state.step} of {config.steps}")
-    begin = time.perf_counter()
-    try:
-        with interruptible() as should_stop, progress_for(config, state.step) as on_step:
-            finished = trainer.train(config, prior, state, out, on_step, should_stop, held, origin)
-    except trainer.Diverged as error:
-        print(f"error: {error}; try other settings or another --seed", file=sys.stderr)
-        return 1
-    if not finished:
-        note(f"stopped after step {state.step} of {config.steps}; continue with --resume {out}")
-        return 130
-    count = trainer.export(state, config, out)
-    seconds = time.perf_counter() - begin
-    note(f"{out / RESULT}: {count} Gaussians in {seconds:.0f} s; {out / 'turntable.webp'} shows them")
-    return 0
-
-
-def read_reference(config: Config, path: Path) -> Reference | None:
-    """Return the picture that the run starts from, with its camera; None for a run from a text alone."""
-    if not config.image.path:
-        return None
-    from splatdistill.cameras import orbit
-    from splatdistill.pictures import Reference, read_picture
-
-    rgb, alpha = read_picture(path)
-    side, image = rgb.shape[-1], config.image
-    camera = orbit(0.0, image.elevation_deg, image.distance, image.fov_deg, side, side)
-    return Reference(rgb, alpha, camera)
-
-
-def read_source(config: Config, path: Path, device: torch.device) -> ParameterDict | None:
-    """Return the splat that is edited; None for a run that makes one."""
-    if not config.edit.splat:
-        return None
-    from splatdistill import formats
-    from splatdistill.gaussians import finite_mask, moved, select
-
-    gaussians, _ = formats.read(path)
-    gaussians = select(gaussians, finite_mask(gaussians))
-    return moved(gaussians, config.edit.shift, config.edit.scale).to(device)
-
-
-@contextmanager
-def interruptible() -> Iterator[Callable[[], bool]]:
-    """Yield a function that tells whether Ctrl-C or SIGTERM came; a second Ctrl-C interrupts at once."""
-    came: list[int] = []
-
-    def remember(number: int, frame: object) -> None:
-        came.append(number)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    previous = {number: signal.signal(number, remember) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield lambda: bool(came)
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-
-def name_of(config: Config) -> str:
-    """Return what the folder of a run is called, but for the seed."""
-    return slug(config.prompt or Path(config.image.path).stem)
-
-
-def slug(prompt: str) -> str:
-    """Return a folder name made of the prompt's letters and digits."""
-    return re.sub(r"[^a-z0-9]+", "-", prompt.lower())[:60].strip("-") or "splat"
-
-
-def remove(path: Path) -> None:
-    """Delete a file or folder if it is there."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

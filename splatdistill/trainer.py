@@ -24,19 +24,20 @@ from splatdistill.gaussians import (
     select,
     sh_degree_of,
 )
-from splatdistill.guidance import Method, build_method
+from splatdistill.guidance import Distillation, Method, build_method
 from splatdistill.guidance.noise import Variational
 from splatdistill.guides import Shot, make_guide
 from splatdistill.losses import reference_errors, regularisation
 from splatdistill.pictures import Reference
 from splatdistill.priors.base import Prior
 from splatdistill.prompts import pick_backgrounds
-from splatdistill.rendering import render
-from splatdistill.report import MetricsWriter, write_report
+from splatdistill.rendering import Render, render
+from splatdistill.report import COMPARED, MetricsWriter, compare, write_report
 from splatdistill.schedules import Linear, SqrtAnneal, TimestepSchedule
 from splatdistill.shading import shade
 
 Metrics = dict[str, float]
+SCENES = 10  # kept over a run, beside the first
 
 
 class Diverged(RuntimeError):
@@ -127,6 +128,13 @@ def save(state: TrainState, out: Path) -> None:
     checkpoint.save(checkpoint.path_for(out / "checkpoints", state.step), pack(state))
 
 
+def keep_scene(state: TrainState, config: Config, out: Path) -> None:
+    """Write the scene beside the checkpoints, where it stays, when another tenth of the run is done."""
+    before = max(state.step - config.checkpoint_every, -1)
+    if state.step * SCENES // config.steps > before * SCENES // config.steps:
+        write_ply(checkpoint.path_for(out / "checkpoints", state.step).with_suffix(".ply"), state.gaussians)
+
+
 def method_of(config: Config) -> Method:
     """Return the distillation method with the run's own guidance, inversion and noise levels."""
     method = build_method(config.method, config.inversion, config.student, config.seed)
@@ -178,17 +186,20 @@ def train(
     should_stop: Callable[[], bool] = lambda: False,
     reference: Reference | None = None,
     origin: torch.nn.ParameterDict | None = None,
+    on_views: Callable[[Render, Distillation], None] = lambda view, distillation: None,
 ) -> bool:
     """Run the remaining steps, writing checkpoints/ and metrics.jsonl in `out`; return whether all were run.
 
-    should_stop is asked between steps. A run that it stops is saved, as is one that raises Diverged.
-    reference: a picture that the view from its camera is held to. origin: the splat that is edited.
+    should_stop is asked between steps, and may take its time. A run that it stops is saved, as is one that
+    raises Diverged. reference: a picture that the view from its camera is held to. origin: the splat that is
+    edited. on_views gets the views of each step and what a teacher made of them, to look at.
     """
     guide = make_guide(config, state.method, prior, origin)
     views, scene = config.views, config.gaussians
     generator = state.generator
     if state.step == 0:
         save(state, out)  # from here on, a killed run can be resumed
+        keep_scene(state, config, out)
 
     with MetricsWriter(out / "metrics.jsonl", resume_step=state.step + 1) as metrics_file:
         while state.step < config.steps and not should_stop():
@@ -205,6 +216,8 @@ def train(
             # Ask the guide what is wrong with the pictures, and the regularisers with the Gaussians.
             shown = shade(view, cameras, background, config.shading, progress, generator)
             guided = guide(Shot(shown, cameras, background, names), progress, generator)
+            if guided.distillation is not None:
+                on_views(view, guided.distillation)
             penalty, terms = regularisation(view, state.gaussians, config.losses)
             loss = guided.loss + penalty
             if reference is not None:
@@ -246,19 +259,22 @@ def train(
                 )
             if state.step % config.checkpoint_every == 0 or state.step == config.steps:
                 save(state, out)
+                keep_scene(state, config, out)
 
     if state.step < config.steps:
         save(state, out)
     return state.step == config.steps
 
 
-def export(state: TrainState, config: Config, out: Path) -> int:
+def export(state: TrainState, config: Config, out: Path, origin: torch.nn.ParameterDict | None = None) -> int:
     """Prune what is not the object, write the pictures and splat.ply; return how many Gaussians are left.
 
-    splat.ply comes last, so that a folder which holds one holds all.
+    splat.ply comes last, so that a folder which holds one holds all. origin: the splat that was edited.
     """
     scene = final_prune(state.gaussians, config.gaussians.final_opacity, config.gaussians.final_scale)
-    write_report(scene, out, **dataclasses.asdict(config.report))
+    write_report(scene, out, config)
+    if origin is not None:
+        compare(origin, scene, out / COMPARED, config.report)
     comments = {
         "prompt": config.prompt,
         "method": config.method,

@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from splatdistill.cameras import OrbitRanges, orbit, sample_orbit, turntable
+from splatdistill.cameras import OrbitRanges, from_poses, looking_at, orbit, sample_orbit, turntable
 from splatdistill.errors import UserError
 
 
@@ -110,3 +110,27 @@ def test_groups_divide_the_circle_and_share_the_rest():
     assert (elevation == elevation[:, :1]).all() and elevation[0, 0] != elevation[1, 0]
     with pytest.raises(UserError, match="multiple"):
         sample_orbit(OrbitRanges(), 6, 64, generator(), group=4)
+
+
+def test_cameras_from_poses_are_those_of_the_orbit_they_stand_on():
+    cameras = orbit([0.0, 130.0, -60.0], [10.0, -40.0, 90.0], [2.0, 3.0, 4.0], 40.0, 32, 24)
+    again = from_poses(cameras.camtoworlds, 40.0, 32, 24)
+    torch.testing.assert_close(again.viewmats, cameras.viewmats)
+    torch.testing.assert_close(again.Ks, cameras.Ks)
+    torch.testing.assert_close(again.distance, cameras.distance)
+    torch.testing.assert_close(
+        again.elevation_deg, cameras.elevation_deg, atol=0.05, rtol=0
+    )  # asin at the pole
+
+
+def test_looking_at_the_origin_is_an_orbit():
+    cameras = orbit([0.0, 130.0, -60.0], [10.0, -40.0, 80.0], 3.0, 40.0, 32, 32)
+    poses = looking_at(cameras.positions, torch.zeros(3, 3))
+    torch.testing.assert_close(poses.float(), cameras.camtoworlds)
+
+
+def test_looking_straight_down_is_a_rotation_with_the_right_toward_plus_y():
+    (pose,) = looking_at(torch.tensor([[0.0, 0.0, 3.0]]), torch.zeros(1, 3))
+    torch.testing.assert_close(pose[:3, :3] @ pose[:3, :3].T, torch.eye(3, dtype=torch.float64))
+    assert pose[:3, :3].det() > 0
+    torch.testing.assert_close(pose[:3, 0], torch.tensor([0.0, 1.0, 0.0], dtype=torch.float64))

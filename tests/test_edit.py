@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from test_priors_latent import make_pipeline
 from test_train_cli import SMALL, stop_after
 
@@ -39,6 +40,7 @@ def test_a_file_of_degree_three_is_edited(teacher, method):
     assert edited["shN"].shape[1] == 15 and comments["method"] == method
     assert comments["prompt"] == "a red mushroom"
     assert Path("in.ply").read_bytes() == before
+    assert Image.open("run/before_after.png").size == (4 * 16, 2 * 16)
 
 
 def test_a_run_brings_its_own_source_prompt_and_resumes_exactly(teacher, monkeypatch):

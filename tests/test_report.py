@@ -1,4 +1,5 @@
 import json
+import math
 
 import numpy as np
 import pytest
@@ -8,7 +9,9 @@ from PIL import Image
 from splatdistill import gaussians as G
 from splatdistill import report
 from splatdistill.cameras import turntable
+from splatdistill.config import Config, ReportConfig, dump
 from splatdistill.errors import UserError
+from splatdistill.formats.ply import write_ply
 
 
 def scene():
@@ -53,23 +56,49 @@ def test_render_views_gives_bytes_without_a_graph():
     assert (images[:, 0, 0] == 255).all() and images.min() < 100
 
 
-def test_turntable_is_an_endless_animation_of_all_frames(tmp_path):
-    report.turntable_webp(scene(), tmp_path / "t.webp", frames=6, size=32)
-    animation = Image.open(tmp_path / "t.webp")
-    assert (
-        animation.format == "WEBP" and getattr(animation, "n_frames", 1) == 6 and animation.size == (32, 32)
-    )
-    assert animation.info["loop"] == 0
-    first = np.asarray(animation.convert("RGB"), np.int64)
-    animation.seek(3)
-    assert np.abs(first - np.asarray(animation.convert("RGB"))).max() > 50
+def finished(folder, prompt="a red ball", **options):
+    """The folder of a run with two kept scenes, and its configuration."""
+    config = Config(prompt=prompt, steps=4, report=ReportConfig(size=16, frames=3), **options)
+    (folder / "checkpoints").mkdir(parents=True)
+    (folder / "config.yaml").write_text(dump(config))
+    write_ply(folder / "splat.ply", scene())
+    for step in (0, 4):
+        write_ply(folder / "checkpoints" / f"step-{step:08d}.ply", scene())
+    with report.MetricsWriter(folder / "metrics.jsonl") as metrics:
+        for step in range(1, 5):
+            metrics.write(step, loss=1.0 / step, gradient_norm=math.nan, t=900.0, gaussians=3)
+    return config
 
 
-def test_report_writes_both_pictures_and_nothing_else(tmp_path):
-    report.write_report(scene(), tmp_path, size=16, frames=2)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["preview.png", "turntable.webp"]
+@pytest.fixture
+def no_ffmpeg(monkeypatch):
+    monkeypatch.setattr("splatdistill.films.find_ffmpeg", lambda: None)
+
+
+def test_a_report_is_pictures_and_a_page(tmp_path, no_ffmpeg, capfd):
+    config = finished(tmp_path)
+    before = {path.name for path in tmp_path.iterdir()}
+    report.write_report(scene(), tmp_path, config)
+    made = {path.name for path in tmp_path.iterdir()} - before
+    assert made == {"preview.png", "turntable.webp", "filmstrip.png", "report.html"}
+    assert capfd.readouterr().err.count("no turntable.mp4") == 1
+    assert Image.open(tmp_path / "filmstrip.png").size == (3 * 8, 8 + report.LABEL)
+    assert getattr(Image.open(tmp_path / "turntable.webp"), "n_frames", 1) == 3
     with pytest.raises(UserError, match="cannot write"):
-        report.write_report(scene(), tmp_path / "missing", size=16, frames=2)
+        report.write_report(scene(), tmp_path / "missing", config)
+
+
+def test_an_old_run_gets_its_report_by_a_command(tmp_path, no_ffmpeg, capfd):
+    finished(tmp_path / "run")
+    assert report.main([str(tmp_path / "run")]) == 0
+    page = (tmp_path / "run" / "report.html").read_bytes()
+    assert report.main([str(tmp_path / "run")]) == 0
+    assert (tmp_path / "run" / "report.html").read_bytes() == page
+    capfd.readouterr()
+    assert report.main([str(tmp_path)]) == 2
+    assert "no finished run" in capfd.readouterr().err
+    (tmp_path / "run" / "metrics.jsonl").unlink()
+    assert report.main([str(tmp_path / "run")]) == 0
 
 
 def lines(path):

@@ -10,7 +10,8 @@ from test_priors_latent import make_pipeline
 
 from splatdistill import trainer
 from splatdistill.formats.ply import read_ply
-from splatdistill.train import OUTPUTS, main, slug
+from splatdistill.runs import FILM, OUTPUTS, slug
+from splatdistill.train import main
 
 SMALL = [
     "views.size=16",
@@ -64,11 +65,11 @@ def stop_after(monkeypatch, steps: int) -> None:
     """Let the next run be asked to stop after some steps, as by Ctrl-C."""
     original = trainer.train
 
-    def train(config, prior, state, out, on_step, should_stop, reference, origin):
+    def train(config, prior, state, out, on_step, should_stop, *others):
         def stop() -> bool:
             return state.step >= steps or should_stop()
 
-        return original(config, prior, state, out, on_step, stop, reference, origin)
+        return original(config, prior, state, out, on_step, stop, *others)
 
     monkeypatch.setattr(trainer, "train", train)
 
@@ -76,7 +77,7 @@ def stop_after(monkeypatch, steps: int) -> None:
 def test_a_prompt_becomes_a_splat_and_its_companions(teacher, workplace):
     assert main(command(teacher, "--seed", "3")) == 0
     out = workplace / "outputs" / "a-red-mushroom-3"
-    assert {path.name for path in out.iterdir()} == set(OUTPUTS)
+    assert {path.name for path in out.iterdir()} - {FILM} == set(OUTPUTS)
     gaussians, comments = read_ply(out / "splat.ply")
     assert len(gaussians["means"]) > 0
     assert comments["prompt"] == "a red mushroom" and comments["seed"] == "3" and comments["method"] == "sdi"
@@ -151,6 +152,9 @@ def test_damaged_checkpoints_are_one_clear_line(teacher, workplace, capfd, monke
         (["--prompt", "a duck", "--config", "absent.yaml"], "absent.yaml"),
         (["--prompt", "a duck", "guidance.scael=3"], "guidance.scale"),
         (["--prompt", "a duck", "stray"], "stray"),
+        (["--prompt", "a duck", "--viewer", "0.0.0.0:8080"], "--viewer-remote"),
+        (["--prompt", "a duck", "--viewer", "guidance.scale=3"], "[HOST:]PORT"),
+        (["--prompt", "a duck", "--viewer", "203.0.113.1:80", "--viewer-remote"], "no viewer at 203.0.113.1"),
         (["--resume", "absent"], "absent"),
         (["--resume", ".", "--seed", "3"], "drop --seed"),
         (["--prompt", "a duck", "--out", "/proc/none"], "cannot write"),
@@ -191,7 +195,7 @@ def test_a_picture_becomes_a_splat_and_stays_with_the_run(teacher, workplace, mo
     words += [*SMALL, "prior.dtype=float32"]
     assert main(words) == 0
     out = workplace / "outputs" / "a-red-mug-0"
-    assert {path.name for path in out.iterdir()} == {*OUTPUTS, "reference.png"}
+    assert {path.name for path in out.iterdir()} - {FILM} == {*OUTPUTS, "reference.png"}
     with monkeypatch.context() as patch:
         stop_after(patch, 2)
         assert main([*words, "--out", "stopped"]) == 130
@@ -253,3 +257,28 @@ def test_seeds_of_other_settings_are_not_mixed(teacher, workplace, capfd):
     )
     assert "--seeds" in mistake(capfd, *command(teacher, "--seeds", "5-3"))
     assert "not both" in mistake(capfd, *command(teacher, "--seeds", "0", "--seed", "0"))
+
+
+def test_a_viewer_changes_nothing(teacher, capfd):
+    assert main(command(teacher, "--out", "alone")) == 0
+    capfd.readouterr()
+    assert main(command(teacher, "--out", "seen", "--viewer", "0")) == 0
+    told = capfd.readouterr()
+    assert "viewer: http://127.0.0.1:" in told.err and "ssh -L" in told.err and not told.out
+    assert Path("seen/splat.ply").read_bytes() == Path("alone/splat.ply").read_bytes()
+
+
+def test_a_run_keeps_scenes_over_its_course_and_the_last_two_states(teacher, workplace):
+    assert main(command(teacher, "--out", "run", "--steps", "8")) == 0
+    names = sorted(path.name for path in (workplace / "run" / "checkpoints").iterdir())
+    scenes = [f"step-{step:08d}.ply" for step in (0, 2, 4, 6, 8)]
+    assert names == sorted([*scenes, "step-00000006.pt", "step-00000008.pt"])
+
+
+def test_a_viewer_that_fails_to_start_does_not_end_the_run(teacher, capfd, monkeypatch):
+    def fail(*_, **__):
+        raise RuntimeError("broken")
+
+    monkeypatch.setattr("splatdistill.viewer.serve", fail)
+    assert main(command(teacher, "--out", "run", "--viewer", "0")) == 0
+    assert "no viewer: broken" in capfd.readouterr().err and Path("run/splat.ply").exists()

@@ -21,8 +21,8 @@ from splatdistill.files import atomic_write
 from splatdistill.formats.ply import read_ply
 from splatdistill.priors.embedded import grammar
 from splatdistill.rendering import render
+from splatdistill.runs import RESULT, slug
 from splatdistill.suites import make_runs
-from splatdistill.train import RESULT, slug
 
 GENERATORS = ("sds", "sdi", "dsd", "csd", "nfsd", "ism", "vsd", "clip")
 FIGURES = ("object", "colour", "r_precision", "saturation_to_teacher", "high_frequency_to_teacher")

@@ -41,9 +41,14 @@ FORMATS = {  # the first ending that fits counts
 
 def format_of(path: str | Path) -> Format:
     """The format of a path by its ending; raises UserError for any other."""
-    for ending, format in FORMATS.items():
+    return FORMATS[ending_of(path)]
+
+
+def ending_of(path: str | Path) -> str:
+    """The key of a path's format in FORMATS; raises UserError when it has none."""
+    for ending in FORMATS:
         if Path(path).name.lower().endswith(ending):
-            return format
+            return ending
     raise UserError(f"{path} has the ending of no splat format; expected one of {', '.join(FORMATS)}")
 
 

@@ -1,0 +1,85 @@
+"""`python -m splatdistill.view FILE|RUN`: look at a splat, or at a finished run, in the browser.
+
+Everything heavy is imported after the arguments were read, so help and mistakes answer at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from splatdistill import __version__
+from splatdistill.cli import Parser, exit_status, interruptible, note
+from splatdistill.errors import UserError
+
+if TYPE_CHECKING:
+    from splatdistill.viewer import Scenes
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Return the command line as a namespace."""
+    parser = Parser(
+        prog="python -m splatdistill.view",
+        description="Look at a splat, or at a finished run, in the browser.",
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("source", type=Path, metavar="FILE|RUN", help="a .ply, .splat or .spz, or the folder of a run")
+    add(
+        "--viewer",
+        default="",
+        metavar="[HOST:]PORT",
+        help="where; default 127.0.0.1:8080 or the next free port",
+    )
+    add("--viewer-remote", action="store_true", help="let HOST be one that other machines reach")
+    add("--version", action="version", version=f"splatdistill {__version__}")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command until Ctrl-C; return its exit status: 0, or 2 after a user's mistake."""
+    args = parse(arguments)
+    return exit_status(lambda: view(args), "interrupted")
+
+
+def view(args: argparse.Namespace) -> int:
+    """Read, show, and wait for Ctrl-C; return the exit status."""
+    from splatdistill.viewer import parse_address, serve
+
+    address = parse_address(args.viewer, args.viewer_remote)
+    scenes, prompt, method = open_scenes(args.source)
+    with interruptible() as interrupted, serve(scenes, address, prompt, method, live=False):
+        note("Ctrl-C ends it")
+        version = -1
+        while not interrupted():
+            version = scenes.session.wait(version, 0.2)
+    return 0
+
+
+def open_scenes(source: Path) -> tuple[Scenes, str, str]:
+    """The scenes of a file or a run, and what to call it: its prompt or name, and its method or format.
+
+    Raises UserError when there is none, or it cannot be read.
+    """
+    from splatdistill import formats
+    from splatdistill.viewer import Scenes, Session
+
+    folder = source if source.is_dir() else None
+    file = source / "splat.ply" if folder else source
+    if folder and not file.is_file():
+        raise UserError(f"{folder} holds no finished run (no splat.ply); give another, or a file")
+    gaussians, comments = formats.read(file)
+    steps = 0
+    if folder and (folder / "config.yaml").is_file():
+        from splatdistill.config import load
+
+        steps = load(folder / "config.yaml").steps
+    scenes = Scenes(Session.showing(gaussians, steps, steps), comments, file, folder)
+    return scenes, comments.get("prompt") or source.name, comments.get("method") or file.suffix
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,36 @@
+"""The live viewer: a page in the browser that shows a run or a finished splat."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from splatdistill.cli import note
+from splatdistill.session import Session
+from splatdistill.viewer.app import App
+from splatdistill.viewer.scenes import Scenes
+from splatdistill.viewer.server import Address, free_port, parse_address, start_server
+
+__all__ = ["Address", "Scenes", "Session", "free_port", "parse_address", "serve"]
+
+
+@contextmanager
+def serve(scenes: Scenes, address: Address, prompt: str, method: str, live: bool) -> Iterator[Address]:
+    """Show scenes at an address, or the next free port, until the block ends; yield where.
+
+    live: whether a training goes on, which can be paused and stopped. Raises UserError when nothing can
+    listen there.
+    """
+    server, address = start_server(address)
+    try:
+        app = App(server, scenes, prompt, method, live)
+        try:
+            note(f"viewer: {address.url}")
+            if address.remote:
+                note("warning: whoever reaches this port sees the run and can stop it; there is no password")
+            else:
+                port = address.port
+                note(f"from another machine: ssh -L {port}:{address.host}:{port} this-machine")
+            yield address
+        finally:
+            app.close()
+    finally:
+        server.stop()

@@ -1,0 +1,336 @@
+"""The viewer: one thread that keeps panel and canvas up to date, another for what takes long."""
+
+import io
+import math
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import viser
+from PIL import Image
+
+from splatdistill.cli import note
+from splatdistill.gaussians import sh_degree_of
+from splatdistill.session import Lesson, Snapshot
+from splatdistill.viewer.drawing import Look, Pose, draw, splats_for_client
+from splatdistill.viewer.panels import FILM_SECONDS, RASTERIZER, Panels
+from splatdistill.viewer.path import Keyframe, along, film
+from splatdistill.viewer.scenes import Scenes
+from splatdistill.viewer.server import Server
+
+IDLE, MOVING, FRAME = (
+    0.5,
+    0.1,
+    1 / 30,
+)  # seconds between two looks at things: mostly; after a move; in a preview
+STILL = 0.25  # seconds without a move until a view is drawn in full
+DRAFT_ROWS = 240  # pixels, while the camera moves
+FILM_ROWS = 720  # at most
+LONGEST_REST = 10.0  # seconds
+HOME = (3.0 * math.cos(math.radians(20.0)), 0.0, 3.0 * math.sin(math.radians(20.0)))
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What a client's canvas shows: compared with what it should show."""
+
+    camera: float  # time stamp
+    scene: Snapshot | None
+    look: Look
+    rows: int  # 0: left to the browser
+
+
+class App:
+    """Connects scenes, session, panels and clients until `close`; what goes wrong here stays here."""
+
+    def __init__(self, server: Server, scenes: Scenes, prompt: str, method: str, live: bool) -> None:
+        self._server, self._scenes, self._session = server, scenes, scenes.session
+        snapshot = self._session.snapshot
+        degree = sh_degree_of(snapshot.gaussians) if snapshot else 3
+        self.panels = Panels(server, prompt, method, live, degree)
+        self._keyframes: list[Keyframe] = []
+        self._preview: tuple[viser.ClientHandle, float] | None = None  # who, since when
+        self._shown: Snapshot | None = None
+        self._chosen: Path | None = None  # a stored scene instead of the newest
+        self._splats: viser.GaussianSplatHandle | None = None
+        self._sent: Snapshot | None = None  # what they are
+        self._drawn: dict[int, Drawn] = {}
+        self._lesson: Lesson | None = None
+        self._history_length = 0
+        self._told: set[str] = set()
+        self._pending: set[str] = set()
+        self._closed = threading.Event()
+        self._slow = ThreadPoolExecutor(1, "viewer")
+        server.initial_camera.position = HOME
+        server.initial_camera.fov = math.radians(45.0)
+        server.on_client_connect(self._on_connect)
+        server.on_client_disconnect(self._on_disconnect)
+        self._connect_controls()
+        self._thread = threading.Thread(target=self._run, name="viewer", daemon=True)
+        self._thread.start()
+        server.open()
+
+    def close(self) -> None:
+        """End the threads; a film that is being made is given up."""
+        self._closed.set()
+        self._session.watch(False)
+        self._slow.shutdown(cancel_futures=True)
+        self._thread.join()
+
+    # ---- what clients do; all of it in viser's event loop, so nothing here may take long ----
+
+    async def _on_connect(self, client: viser.ClientHandle) -> None:
+        async def moved(camera: viser.CameraHandle) -> None:
+            self._session.wake()
+
+        client.camera.on_update(moved)
+        self._watch()
+
+    async def _on_disconnect(self, client: viser.ClientHandle) -> None:
+        self._drawn.pop(client.client_id, None)
+        self._watch()
+
+    def _watch(self) -> None:
+        lessons = self.panels.live and self.panels.teacher.value
+        self._session.watch(bool(self._server.get_clients()), lessons)
+
+    def _connect_controls(self) -> None:
+        panels, session = self.panels, self._session
+        on, later = self._on, self._later
+        if panels.live:
+            on(panels.pause, lambda _: self._toggle_pause())
+            on(panels.step, lambda _: (session.single_step(), self._show_panels()))
+            on(panels.stop, lambda _: session.stop())
+            on(
+                panels.teacher,
+                lambda _: (setattr(panels.lesson, "visible", panels.teacher.value), self._watch()),
+            )
+        for handle in (panels.scene, panels.mode, panels.background, *panels.exact):
+            on(handle, lambda _: session.wake())
+        on(panels.add_key, lambda client: self._add_key(client))
+        on(panels.drop_key, lambda _: (self._keyframes and self._keyframes.pop(), session.wake()))
+        on(panels.preview, lambda client: self._start_preview(client))
+        on(panels.download, lambda client: later("export", lambda: self._send_scene(client, ".ply")))
+        on(
+            panels.export,
+            lambda client: later("export", lambda: self._send_scene(client, panels.format.value)),
+        )
+        on(panels.screenshot, lambda client: later("screenshot", lambda: self._send_screenshot(client)))
+        on(panels.film, lambda client: later("film", lambda: self._send_film(client)))
+
+    def _toggle_pause(self) -> None:
+        if self._session.status.paused:
+            self._session.resume()
+        else:
+            self._session.pause()
+        self._show_panels()
+
+    def _on(self, handle: Any, act: Callable[[viser.ClientHandle], object]) -> None:
+        """Call `act` with the client that used a control."""
+
+        async def used(event: Any) -> None:
+            if event.client is not None:
+                self._guard(lambda: act(event.client))
+
+        attach = handle.on_click if isinstance(handle, viser.GuiButtonHandle) else handle.on_update
+        attach(used)
+
+    def _later(self, name: str, job: Callable[[], None]) -> None:
+        """Do what takes long in its own thread, unless the same is still to be done."""
+        if name in self._pending or self._closed.is_set():
+            return
+        self._pending.add(name)
+
+        def run() -> None:
+            self._guard(job)
+            self._pending.discard(name)
+
+        self._slow.submit(run)
+
+    def _guard(self, job: Callable[[], object]) -> None:
+        """Do something that must not end the run; an error is told once."""
+        try:
+            job()
+        except Exception as error:  # whatever it is, the run matters more
+            line = f"{type(error).__name__}: {' '.join(str(error).split())[:150]}"
+            if line not in self._told and len(self._told) < 10 and not self._closed.is_set():
+                self._told.add(line)
+                note(f"viewer: {line}; the run goes on")
+
+    # ---- the thread that keeps things up to date ----
+
+    def _run(self) -> None:
+        version = -1
+        while not self._closed.is_set():
+            version = self._session.wait(version, self._patience())
+            begin = time.monotonic()
+            if self._server.get_clients():
+                for job in (self._choose_scene, self._show_panels, self._fly, self._show_canvases):
+                    self._guard(job)
+            self._guard(lambda begin=begin: self._rest(time.monotonic() - begin))
+
+    def _patience(self) -> float:
+        if self._preview is not None:
+            return FRAME
+        return MOVING if any(drawn.rows == DRAFT_ROWS for drawn in list(self._drawn.values())) else IDLE
+
+    def _rest(self, spent: float) -> None:
+        """Leave a training that goes on its share of the time."""
+        if not self.panels.live:
+            return
+        share = float(np.clip(self.panels.share.value, 0.5, 0.99))
+        end = time.monotonic() + min(spent * share / (1 - share), LONGEST_REST)
+        version = -1
+        while (left := end - time.monotonic()) > 0 and not self._closed.is_set():
+            if self._session.status.paused or self._session.status.finished:
+                return
+            version = self._session.wait(version, left)
+
+    def _choose_scene(self) -> None:
+        panels, kept = self.panels, self._scenes.kept()
+        panels.show_scenes(len(kept))
+        place = int(panels.scene.value)
+        chosen = kept[place] if 0 <= place < len(kept) else None
+        if chosen is None:
+            self._shown = self._session.snapshot
+        elif chosen != self._chosen:
+            self._shown = self._scenes.get(chosen)
+        self._chosen = chosen
+
+    def _show_panels(self) -> None:
+        panels, status, shown = self.panels, self._session.status, self._shown
+        count = len(shown.gaussians["means"]) if shown else None
+        panels.show_status(status, count, shown.step if shown else None)
+        panels.show_mode()
+        panels.show_keyframes(len(self._keyframes))
+        if not panels.live:
+            return
+        history = self._session.history()
+        if len(history) != self._history_length:
+            self._history_length = len(history)
+            panels.show_history(history)
+        lesson = self._session.lesson
+        if lesson is not None and lesson is not self._lesson:
+            self._lesson = lesson
+            panels.show_lesson(lesson)
+
+    def _show_canvases(self) -> None:
+        shown = self._shown
+        if shown is None:
+            return
+        exact = self.panels.mode.value == RASTERIZER
+        look = self._look()
+        if not exact:
+            self._send_splats(shown)
+        if self._splats is not None and self._splats.visible == exact:
+            self._splats.visible = not exact
+        for client in self._server.get_clients().values():
+            self._guard(lambda client=client: self._show_canvas(client, shown, look, exact))
+
+    def _show_canvas(self, client: viser.ClientHandle, shown: Snapshot, look: Look, exact: bool) -> None:
+        """Put the drawn scene, or behind the browser's own drawing the background, on a client's canvas."""
+        stamp = client.camera.update_timestamp
+        rows = min(int(self.panels.resolution.value), client.camera.image_height)
+        if time.time() - stamp < STILL:
+            rows = min(rows, DRAFT_ROWS)
+        if exact:
+            wanted = Drawn(stamp, shown, look, rows)
+        else:
+            wanted = Drawn(0.0, None, Look(background=look.background), 0)
+        if wanted == self._drawn.get(client.client_id):
+            return
+        if exact:
+            image = draw(shown.gaussians, pose_of(client.camera).cameras(rows), look)
+        else:
+            image = np.array(look.background)[None, None] * 255
+        quality = 75 if rows == DRAFT_ROWS else 95
+        client.scene.set_background_image(image.astype(np.uint8), format="jpeg", jpeg_quality=quality)
+        self._drawn[client.client_id] = wanted
+
+    def _send_splats(self, shown: Snapshot) -> None:
+        """Give the browsers the Gaussians, if they do not have these."""
+        if self._splats is None:
+            self._splats = self._server.scene.add_gaussian_splats(
+                "/splat", *splats_for_client(shown.gaussians)
+            )
+        elif self._sent is not shown:
+            self._splats.set_gaussians(*splats_for_client(shown.gaussians))
+        self._sent = shown
+
+    def _look(self) -> Look:
+        panels = self.panels
+        background = triple(np.clip(panels.background.value, 0, 255) / 255)
+        near, far = panels.planes.value
+        return Look(panels.channel.value, int(panels.degree.value), background, near, far)
+
+    # ---- camera path ----
+
+    def _add_key(self, client: viser.ClientHandle) -> None:
+        camera = client.camera
+        self._keyframes.append(Keyframe(triple(camera.position), triple(camera.look_at), camera.fov))
+        self._session.wake()
+
+    def _start_preview(self, client: viser.ClientHandle) -> None:
+        if len(self._keyframes) > 1:
+            self._preview = (client, time.monotonic())
+            self._session.wake()
+
+    def _fly(self) -> None:
+        """Move the camera of whoever asked for a preview."""
+        if self._preview is None:
+            return
+        client, begin = self._preview
+        share = (time.monotonic() - begin) / max(self.panels.seconds.value, 0.1)
+        if share > 1 or len(self._keyframes) < 2 or client.client_id not in self._server.get_clients():
+            self._preview = None
+        if len(self._keyframes) > 1:
+            key = along(self._keyframes, share)
+            with client.atomic():
+                client.camera.up_direction = (0.0, 0.0, 1.0)
+                client.camera.position = key.position
+                client.camera.look_at = key.look_at
+                client.camera.fov = key.fov_rad
+
+    # ---- what takes long ----
+
+    def _send_scene(self, client: viser.ClientHandle, ending: str) -> None:
+        content = self._scenes.export(self._chosen, ending)
+        client.send_file_download(f"splat{ending}", content, save_immediately=True)
+
+    def _send_screenshot(self, client: viser.ClientHandle) -> None:
+        if self._shown is None:
+            return
+        look = (
+            self._look() if self.panels.mode.value == RASTERIZER else Look(background=self._look().background)
+        )
+        image = draw(self._shown.gaussians, pose_of(client.camera).cameras(client.camera.image_height), look)
+        buffer = io.BytesIO()
+        Image.fromarray(image).save(buffer, "PNG")
+        client.send_file_download("screenshot.png", buffer.getvalue(), save_immediately=True)
+
+    def _send_film(self, client: viser.ClientHandle) -> None:
+        if self._shown is None or len(self._keyframes) < 2:
+            return
+        size = pose_of(client.camera).size(min(int(self.panels.resolution.value), FILM_ROWS))
+        seconds = float(np.clip(self.panels.seconds.value, 0.5, FILM_SECONDS))
+        name, content = film(
+            self._shown.gaussians, list(self._keyframes), size, seconds, self._look(), self._closed.is_set
+        )
+        client.send_file_download(name, content, save_immediately=True)
+
+
+def pose_of(camera: viser.CameraHandle) -> Pose:
+    """The camera of a browser; raises ValueError for one that cannot be."""
+    w, x, y, z = (float(value) for value in camera.wxyz)
+    return Pose((w, x, y, z), triple(camera.position), float(camera.fov), camera.aspect)
+
+
+def triple(vector: np.ndarray) -> tuple[float, float, float]:
+    """Three plain numbers."""
+    x, y, z = (float(value) for value in vector)
+    return (x, y, z)

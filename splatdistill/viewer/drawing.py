@@ -1,0 +1,110 @@
+"""What the viewer draws by our own rasterizer: cameras of a browser, channels as colours, films of a path."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from gsplat.utils import normalized_quat_to_rotmat
+from torch import Tensor
+from torch.nn import ParameterDict
+from torch.nn.functional import normalize
+
+from splatdistill.cameras import Cameras, from_poses
+from splatdistill.gaussians import activated, covariances, finite_mask, select, sh0_to_rgb, sh_degree_of
+from splatdistill.rendering import Render, render
+from splatdistill.session import to_bytes
+from splatdistill.shading import normals
+
+Channel = Literal["colour", "alpha", "depth", "normal"]
+LARGEST = 2560  # pixels a side
+FARTHEST = 1e4  # world units
+CHANNELS: tuple[Channel, ...] = ("colour", "alpha", "depth", "normal")
+
+
+@dataclass(frozen=True)
+class Look:
+    """How a scene is drawn: near and far are depths in world units between which centres count."""
+
+    channel: Channel = "colour"
+    sh_degree: int = 3  # at most
+    background: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    near: float = 0.01
+    far: float = 100.0
+
+
+@dataclass(frozen=True)
+class Pose:
+    """A camera in the world: OpenCV's rotation as a quaternion, its vertical field of view in radians.
+
+    It comes from a browser: raises ValueError for what no camera can be.
+    """
+
+    wxyz: tuple[float, float, float, float]
+    position: tuple[float, float, float]
+    fov_rad: float
+    aspect: float = 1.0  # width over height
+
+    def __post_init__(self) -> None:
+        numbers = np.array([*self.wxyz, *self.position, self.fov_rad, self.aspect])
+        sound = np.isfinite(numbers).all() and np.abs(self.position).max() < FARTHEST
+        if not (sound and any(self.wxyz) and 0.01 < self.fov_rad < 3.1 and 0.05 < self.aspect < 20.0):
+            raise ValueError(f"no camera can be at {self}")
+
+    def size(self, height: int) -> tuple[int, int]:
+        """Width and height in pixels of a picture of so many rows, or of as many as are allowed."""
+        height = min(max(height, 1), LARGEST, int(LARGEST / self.aspect))
+        return max(round(height * self.aspect), 1), height
+
+    def cameras(self, height: int) -> Cameras:
+        """The camera with `height` rows of pixels and the aspect's columns."""
+        pose = torch.eye(4, dtype=torch.float64)
+        pose[:3, :3] = normalized_quat_to_rotmat(normalize(torch.tensor(self.wxyz).double(), dim=-1))
+        pose[:3, 3] = torch.tensor(self.position, dtype=torch.float64)
+        return from_poses(pose[None], float(np.degrees(self.fov_rad)), *self.size(height))
+
+
+@torch.no_grad()
+def draw(gaussians: ParameterDict, cameras: Cameras, look: Look = Look()) -> np.ndarray:
+    """The picture [H, W, 3] uint8 of a scene from one camera."""
+    background = torch.tensor(look.background)
+    scene = between(gaussians, cameras, look.near, look.far)
+    view = render(scene, cameras, background, min(look.sh_degree, sh_degree_of(scene)))
+    return to_bytes(colours(view, cameras, look)[0])
+
+
+def between(gaussians: ParameterDict, cameras: Cameras, near: float, far: float) -> ParameterDict:
+    """The Gaussians whose centres lie between two depths of one camera: the same object where all do."""
+    view = cameras.viewmats[0].to(gaussians["means"])
+    depth = gaussians["means"] @ view[2, :3] + view[2, 3]
+    kept = (depth >= near) & (depth <= far)
+    return gaussians if kept.all() else select(gaussians, kept)
+
+
+def colours(view: Render, cameras: Cameras, look: Look) -> Tensor:
+    """A channel of a rendered view as colours [V, H, W, 3].
+
+    Depth is white where nearest and black where farthest; normals are world axes, [-1, 1] as colours. Where
+    nothing is, there is the background.
+    """
+    if look.channel == "colour":
+        return view.rgb
+    if look.channel == "alpha":
+        return view.alpha.expand(-1, -1, -1, 3)
+    background = torch.tensor(look.background, device=view.alpha.device)
+    hit = view.alpha > 0.5
+    if look.channel == "normal":
+        shown = normals(view.depth, cameras.to(view.depth.device)) * 0.5 + 0.5
+    else:
+        depths = view.depth[hit] if hit.any() else view.depth.new_tensor([0.0, 1.0])
+        near, far = depths.min(), depths.max()
+        shown = (1 - 0.9 * (view.depth - near) / (far - near).clamp(min=1e-6)).expand(-1, -1, -1, 3)
+    return torch.where(hit, shown, background)
+
+
+@torch.no_grad()
+def splats_for_client(gaussians: ParameterDict) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Centres, covariances, colours and opacities for viser's shader, which draws SH degree 0."""
+    means, quats, scales, opacities, sh = (v[finite_mask(gaussians)].cpu() for v in activated(gaussians))
+    rgb = sh0_to_rgb(sh[:, 0]).clamp(0, 1)
+    return means.numpy(), covariances(quats, scales).numpy(), rgb.numpy(), opacities[:, None].numpy()

@@ -1,0 +1,59 @@
+"""The command that shows what is finished."""
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from urllib.request import urlopen
+
+import pytest
+import torch
+
+from splatdistill.formats import write
+from splatdistill.formats.ply import write_ply
+from splatdistill.gaussians import init_blob
+from splatdistill.view import main, open_scenes
+
+
+def scene():
+    return init_blob(5, generator=torch.Generator().manual_seed(0))
+
+
+def test_it_serves_a_file_until_it_is_interrupted(tmp_path):
+    write_ply(tmp_path / "ball.ply", scene())
+    command = [sys.executable, "-m", "splatdistill.view", str(tmp_path / "ball.ply"), "--viewer", "0"]
+    root = Path(__file__).parents[1]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=root)
+    assert process.stderr is not None
+    line = next(line for line in process.stderr if line.startswith("viewer: "))
+    with urlopen(line.split()[1], timeout=60) as reply:
+        assert b"<html" in reply.read().lower()
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0 and out == "" and "Traceback" not in err
+
+
+def test_a_run_is_named_by_its_prompt_and_a_file_by_its_name(tmp_path):
+    write_ply(tmp_path / "splat.ply", scene(), {"prompt": "a ball", "method": "sds"})
+    scenes, prompt, method = open_scenes(tmp_path)
+    assert (prompt, method) == ("a ball", "sds") and scenes.folder == tmp_path
+    write(tmp_path / "it.splat", scene())
+    scenes, prompt, method = open_scenes(tmp_path / "it.splat")
+    assert (prompt, method) == ("it.splat", ".splat") and scenes.folder is None
+
+
+@pytest.mark.parametrize(
+    "arguments, expected",
+    [
+        (["absent.ply"], "absent.ply"),
+        (["."], "no splat.ply"),
+        (["it.obj"], "ending"),
+        (["it.ply", "--viewer", "0.0.0.0:1"], "--viewer-remote"),
+        (["it.ply", "--viewer", "x"], "[HOST:]PORT"),
+    ],
+)
+def test_a_mistake_is_one_line_and_status_2(tmp_path, monkeypatch, capfd, arguments, expected):
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    (line,) = capfd.readouterr().err.strip().splitlines()
+    assert expected in line

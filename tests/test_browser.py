@@ -113,7 +113,7 @@ def test_pause_holds_the_steps_and_resume_lets_them_go_on(page, tmp_path):
 
     def train() -> None:
         out, on_views = tmp_path / "run", session.on_views
-        trainer.train(config, toy(), state, out, session.on_step, session.should_stop, None, on_views)
+        trainer.train(config, toy(), state, out, session.on_step, session.should_stop, on_views=on_views)
 
     thread = threading.Thread(target=train)
     thread.start()

@@ -107,7 +107,7 @@ def train(config, out: Path, on_step=lambda step, metrics: None, session=None) -
         session.on_step(step, metrics)
         on_step(step, metrics)
 
-    trainer.train(config, toy(), state, out, both, session.should_stop, None, session.on_views)
+    trainer.train(config, toy(), state, out, both, session.should_stop, on_views=session.on_views)
     return finish(config, state, out)
 
 
@@ -180,7 +180,9 @@ def test_pause_and_step_reach_the_trainer_and_a_stop_saves(tmp_path):
 
     thread = threading.Thread(
         target=lambda: done.append(
-            trainer.train(config, toy(), state, tmp_path, both, session.should_stop, None, session.on_views)
+            trainer.train(
+                config, toy(), state, tmp_path, both, session.should_stop, on_views=session.on_views
+            )
         )
     )
     thread.start()

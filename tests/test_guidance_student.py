@@ -74,7 +74,7 @@ def test_the_student_learns_what_it_sees_and_the_teacher_stays_as_it_is(teacher:
         asked = Query(teacher, z, t, cond, torch.Generator().manual_seed(step), cameras=cameras)
         source(asked)
         errors.append((source.student.predict(asked, asked.noised(eps)) - eps).square().mean().item())
-    assert errors[-1] < 0.8 * errors[0]
+    assert errors[-1] < 0.9 * errors[0]
     assert all(torch.equal(value, before[name]) for name, value in teacher.unet.state_dict().items())
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from splatdistill import reproduce
-from splatdistill.claims import CLAIMS, Findings, Lab
+from splatdistill.claims import CLAIMS, Findings, Lab, flat
 from splatdistill.claims.base import Claim, below, interval, line, share
 from splatdistill.claims.solid import cost, outside
 from splatdistill.priors import load_prior
@@ -24,7 +24,8 @@ def lab(tmp_path_factory) -> Lab:
 
 
 @pytest.mark.parametrize("name", ["sdi-1", "sdi-2", "dsd-1"])
-def test_what_is_exact_is_exact_however_little_is_measured(lab: Lab, name: str) -> None:
+def test_what_is_exact_is_exact_however_little_is_measured(lab: Lab, name: str, monkeypatch) -> None:
+    monkeypatch.setattr(flat, "DDIM_STEPS", 10)
     found = CLAIMS[name].measure(lab)
     cells = dict(found.rows)
     if name == "sdi-1":

@@ -44,7 +44,7 @@ EMPTY = 0.12  # how often an image-conditioned network is told nothing
 class DenoiserSettings:
     """How the denoiser is trained; `pictures` are encoded once and reused over the epochs."""
 
-    steps: int = 24_000
+    steps: int = 7_500
     batch: int = 64
     pictures: int = 230_400
     learning_rate: float = 8e-4  # AdamW: embeddings, norms, biases, the first and the last convolution

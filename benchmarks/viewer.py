@@ -68,7 +68,8 @@ def run(kind: str, config: Config, prior: Prior, out: Path) -> float:
         while not session.watched:
             version = session.wait(version, 1.0)
         begin = time.perf_counter()
-        trainer.train(config, prior, state, out, session.on_step, session.should_stop, None, session.on_views)
+        hooks = {"on_step": session.on_step, "should_stop": session.should_stop, "on_views": session.on_views}
+        trainer.train(config, prior, state, out, **hooks)
         seconds = time.perf_counter() - begin
     app.close()
     server.stop()

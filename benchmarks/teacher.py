@@ -17,6 +17,7 @@ from judge import COLORS, THINGS, Judge, load_judge
 
 from splatdistill.cameras import orbit
 from splatdistill.guidance import sample
+from splatdistill.metrics import psnr
 from splatdistill.priors import load_prior
 from splatdistill.priors.base import cfg
 from splatdistill.priors.embedded import data, grammar
@@ -32,8 +33,7 @@ def autoencoder_psnr(prior: LatentPrior, count: int = 320) -> float:
     """Mean PSNR in dB of held-out renders after encoding and decoding."""
     images = torch.cat([torch.from_numpy(p.images) for p in data.groups(99, count, prior.image_size)])
     pictures = images.permute(0, 3, 1, 2).float() / 255
-    error = (prior.decode(prior.encode(pictures)) - pictures).square().mean((1, 2, 3))
-    return float((-10 * error.log10()).mean())
+    return float(psnr(prior.decode(prior.encode(pictures)), pictures).mean())
 
 
 @torch.no_grad()

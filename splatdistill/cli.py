@@ -7,8 +7,9 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import NoReturn
+from typing import Any, NoReturn
 
+from splatdistill import __version__
 from splatdistill.errors import UserError
 
 
@@ -18,6 +19,26 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Exit with one line instead of the whole usage."""
         self.exit(2, f"error: {message}; --help lists the options\n")
+
+
+def add_settings(parser: argparse.ArgumentParser) -> None:
+    """Add the options of what distils: the teacher, the length, the seed, the device, and any setting."""
+    add = parser.add_argument
+    add("--prior", help="embedded (default), embedded-multiview, sd21, sd15, or a folder in diffusers layout")
+    add("--steps", type=int, help="optimisation steps; default by preset")
+    add("--seed", type=int, help="default 0")
+    add("--device", help="cpu, cuda or cuda:N; default cuda where there is one")
+    unknown = "only warn of words that the embedded teacher does not know"
+    add("--allow-unknown", action="store_true", help=unknown)
+    add("--version", action="version", version=f"splatdistill {__version__}")
+    setting = "any setting by its name in config.yaml: guidance.scale=10"
+    add("overrides", nargs="*", metavar="key=value", help=setting)
+
+
+def chosen(args: argparse.Namespace, *names: str) -> dict[str, Any]:
+    """The options of these names, and the teacher, that were given, as settings."""
+    flags = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    return flags if args.prior is None else flags | {"prior": {"name": args.prior}}
 
 
 def add_viewer(parser: argparse.ArgumentParser) -> None:

@@ -20,7 +20,7 @@ import yaml
 from splatdistill.cameras import OrbitRanges
 from splatdistill.densification import DensificationConfig
 from splatdistill.errors import UserError
-from splatdistill.guidance import METHODS, InversionSettings, StudentSettings, build_method
+from splatdistill.guidance import InversionSettings, StudentSettings, build_method
 from splatdistill.losses import LossWeights
 from splatdistill.schedules import SqrtAnneal
 from splatdistill.shading import Shading
@@ -363,6 +363,11 @@ def check(config: Config) -> Config:
     for name, value in positive.items():
         if value < 1:
             raise UserError(f"{name} must be at least 1, got {value}")
+    if config.views.count % config.views.opposite:
+        raise UserError(
+            f"views.count must be a multiple of views.opposite, got {config.views.count} and "
+            f"{config.views.opposite}"
+        )
     for name in ("radius", "bound"):
         if getattr(config.gaussians, name) <= 0.0:
             raise UserError(f"gaussians.{name} must be above 0, got {getattr(config.gaussians, name)}")
@@ -377,10 +382,6 @@ def check(config: Config) -> Config:
     for low, high in zip(config.timestep.low, config.timestep.high):
         if not 0.0 < low <= high <= 1.0:
             raise UserError(f"timestep: expected 0 < low <= high <= 1, got low {low} and high {high}")
-    if METHODS[config.method].edits and not config.edit.splat:
-        raise UserError(
-            f"method '{config.method}' edits a splat: use python -m splatdistill.edit --splat FILE"
-        )
     if config.edit.scale <= 0.0:
         raise UserError(f"edit.scale must be above 0, got {config.edit.scale}")
     if config.gaussians.sh_degree not in range(4):

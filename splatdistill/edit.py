@@ -11,10 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from splatdistill import __version__
-from splatdistill.cli import Parser, add_viewer, exit_status, note
+from splatdistill.cli import Parser, add_settings, add_viewer, chosen, exit_status, note
 from splatdistill.errors import UserError
-from splatdistill.train import begin
+from splatdistill.runs import RESULT, begin, slug
 
 METHODS = ("pds", "dds", "sds")
 
@@ -27,24 +26,11 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--source-prompt", help="what it shows; default the run's own prompt")
     add("--target-prompt", required=True, help="what it should show")
     add("--method", choices=METHODS, default="pds", help="default pds")
-    add(
-        "--prior",
-        help="embedded (default), embedded-multiview, sd21, sd15, or the folder of a diffusers model",
-    )
-    add("--steps", type=int, help="optimisation steps")
-    add("--seed", type=int, help="default 0")
     add("--out", type=Path, metavar="DIR", help="default outputs/<target prompt>-edit-<seed>")
     add("--config", metavar="YAML", help="settings on top of the presets")
-    add("--device", help="cpu, cuda or cuda:N; default cuda where there is one")
     add_viewer(parser)
     add("--overwrite", action="store_true", help="replace the run in the output folder")
-    add(
-        "--allow-unknown",
-        action="store_true",
-        help="only warn of words that the embedded teacher does not know",
-    )
-    add("--version", action="version", version=f"splatdistill {__version__}")
-    add("overrides", nargs="*", metavar="key=value", help="any setting by its name in config.yaml")
+    add_settings(parser)
     return parser.parse_intermixed_args(arguments)
 
 
@@ -60,7 +46,6 @@ def start(args: argparse.Namespace) -> int:
     from splatdistill import formats
     from splatdistill.config import load, resolve
     from splatdistill.gaussians import finite_mask, placement, select
-    from splatdistill.runs import RESULT, slug
 
     splat, source = Path(args.splat), args.source_prompt
     if splat.is_dir():
@@ -82,10 +67,7 @@ def start(args: argparse.Namespace) -> int:
         "method": args.method,
         "edit": {"splat": str(splat), "source_prompt": source, "shift": list(shift), "scale": scale},
     }
-    flags |= {name: getattr(args, name) for name in ("steps", "seed") if getattr(args, name) is not None}
-    if args.prior is not None:
-        flags["prior"] = {"name": args.prior}
-    config = resolve(flags, args.config, args.overrides)
+    config = resolve(flags | chosen(args, "steps", "seed"), args.config, args.overrides)
     out = args.out or Path("outputs") / f"{slug(config.prompt)}-edit-{config.seed}"
     return begin(config, out, args)
 

@@ -24,6 +24,12 @@ def clip_score(images: Tensor, texts: Tensor) -> Tensor:
     return 100.0 * (images * texts).sum(-1).clamp(min=0.0)
 
 
+def psnr(images: Tensor, others: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio [n] in dB of pictures [n, 3, H, W] in [0, 1]; at most 100."""
+    errors = (images - others).square().flatten(1).mean(1).clamp(min=1e-10)
+    return -10.0 * errors.log10()
+
+
 def saturation(images: Tensor) -> Tensor:
     """Mean HSV saturation [n] of the pixels of pictures [n, 3, H, W] in [0, 1]."""
     high, low = images.amax(1), images.amin(1)

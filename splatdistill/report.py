@@ -148,8 +148,7 @@ def write_report(gaussians: ParameterDict, directory: str | Path, config: Config
     around = turntable(look.frames, size=look.size, **camera)
     frames = list(render_views(gaussians, around, look.background).numpy())
     write_webp(folder / "turntable.webp", frames, SECONDS)
-    if not write_mp4(folder / "turntable.mp4", frames, look.frames / SECONDS):
-        note("no turntable.mp4: there is no ffmpeg; `pip install imageio-ffmpeg` brings one")
+    write_mp4(folder / "turntable.mp4", frames, look.frames / SECONDS)
     kept = sorted((folder / "checkpoints").glob("step-*.ply"))
     scenes = [(f"step {int(path.stem.removeprefix('step-'))}", read_ply(path)[0]) for path in kept]
     filmstrip([*scenes, ("result", gaussians)], folder / "filmstrip.png", look)

@@ -5,6 +5,7 @@ Everything heavy is imported where it is needed, so help and mistakes answer at 
 
 from __future__ import annotations
 
+import argparse
 import re
 import shutil
 import sys
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from splatdistill.config import Config
     from splatdistill.pictures import Reference
     from splatdistill.priors.base import Prior
+    from splatdistill.priors.latent import LatentPrior
     from splatdistill.session import Session
     from splatdistill.trainer import TrainState
     from splatdistill.viewer import Address
@@ -37,6 +39,77 @@ REFERENCE, SOURCE = "reference.png", "source.ply"  # beside them, where the run 
 FILM = "turntable.mp4"  # where there is an ffmpeg
 
 
+def begin(config: Config, out: Path, args: argparse.Namespace) -> int:
+    """Run a configuration from its first step; return the exit status."""
+    from splatdistill.guidance import METHODS
+
+    if METHODS[config.method].edits and not config.edit.splat:
+        raise UserError(
+            f"method '{config.method}' edits a splat: use python -m splatdistill.edit --splat FILE"
+        )
+    check_words(config, args.allow_unknown)
+    address = viewer_address(args)
+    check_folder(out, args.overwrite)
+    device = pick_device(args.device)
+    if device.type == "cuda" and args.prior is None and config.prior.name == "embedded":
+        note("the embedded teacher draws 64x64 pictures; --prior sd21 uses Stable Diffusion on this GPU")
+    return run(config, out, device, None, address)
+
+
+def proceed(out: Path, config: Config, args: argparse.Namespace) -> int:
+    """Continue an unfinished run, or do a finished one's last things again; return the exit status."""
+    from splatdistill import checkpoint
+
+    check_folder(out, overwrite=True)
+    begun = any((out / "checkpoints").glob("*.pt"))  # else it was killed before its first checkpoint
+    saved = checkpoint.latest(out / "checkpoints") if begun else None
+    return run(config, out, pick_device(args.device), saved, viewer_address(args))
+
+
+def viewer_address(args: argparse.Namespace) -> Address | None:
+    """Return where the run is to be shown, or None; raises UserError for what is no address."""
+    if args.viewer is None:
+        return None
+    from splatdistill.viewer import free_port, parse_address
+
+    address = parse_address(args.viewer, args.viewer_remote)
+    free_port(address.host, address.port)  # a host that is not ours is told before anything is done
+    return address
+
+
+def check_words(config: Config, allow_unknown: bool) -> None:
+    """Raise UserError for what is no text, and for a word that the embedded teacher never saw."""
+    from splatdistill.config import is_embedded
+
+    texts = list(filter(None, (config.prompt, config.negative_prompt, config.edit.source_prompt)))
+    if any("\ud800" <= letter <= "\udfff" for text in texts for letter in text):
+        raise UserError("the prompt holds bytes that are not text; expected UTF-8")
+    if not is_embedded(config.prior.name):
+        return
+    from splatdistill.priors.embedded import grammar
+
+    for text in texts:
+        for warning in grammar.check_prompt(text, allow_unknown):
+            note(warning)
+
+
+def pick_device(name: str | None) -> torch.device:
+    """Return the device asked for, else CUDA where there is one; raises UserError when it is not there."""
+    import torch
+
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except RuntimeError:
+        raise UserError(f"unknown device '{name}'; expected cpu, cuda or cuda:N") from None
+    if device.type not in ("cpu", "cuda"):
+        raise UserError(f"device '{name}' is not supported; expected cpu, cuda or cuda:N")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(
+            f"there is no device '{name}' here; `python -m splatdistill.doctor` says what there is"
+        )
+    return device
+
+
 def run(
     config: Config,
     out: Path,
@@ -45,17 +118,13 @@ def run(
     address: Address | None = None,
 ) -> int:
     """Load the teacher, run or continue the loop, write the results; return the exit status."""
-    import torch
-
     from splatdistill import trainer
     from splatdistill.config import dump
     from splatdistill.files import atomic_write
     from splatdistill.formats.ply import write_ply
-    from splatdistill.priors import load_prior
     from splatdistill.priors.image import ImagePrior
 
-    dtype = None if config.prior.dtype == "auto" else getattr(torch, config.prior.dtype)
-    prior = load_prior(config.prior.name, device, dtype)
+    prior = teacher_of(config, device)
     reference = read_reference(config, out / REFERENCE if saved else Path(config.image.path))
     if config.views.count % prior.group:
         raise UserError(
@@ -86,6 +155,16 @@ def run(
     if state.step:
         note(f"continuing after step {state.step} of {config.steps}")
     return optimise(config, prior, state, out, (held, origin), address)
+
+
+def teacher_of(config: Config, device: torch.device) -> LatentPrior:
+    """Load the teacher that a configuration names, in the precision that it asks for."""
+    import torch
+
+    from splatdistill.priors import load_prior
+
+    dtype = None if config.prior.dtype == "auto" else getattr(torch, config.prior.dtype)
+    return load_prior(config.prior.name, device, dtype)
 
 
 def optimise(

@@ -13,8 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from splatdistill import __version__
-from splatdistill.cli import Parser, exit_status, note
+from splatdistill.cli import Parser, add_settings, chosen, exit_status, note
 from splatdistill.errors import UserError
 
 if TYPE_CHECKING:
@@ -23,11 +22,12 @@ if TYPE_CHECKING:
 
     from splatdistill.config import Config
     from splatdistill.guidance.core import Distillation
-    from splatdistill.priors.base import Conditioning, Prior
+    from splatdistill.priors.base import Prior
 
 MODES = ("ddim", "cached", "inversion")
 STATES = 10  # of a trajectory
 RATE = 0.05
+DDIM_STEPS = 50
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -44,20 +44,10 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="of sdi: by inversion (default), with the cached noise (DDIM, exactly), or DDIM itself",
     )
     add("--source-prompt", help="for dds and pds: what is edited, a DDIM sample of this")
-    add("--prior", help="embedded (default), sd21, sd15, or the folder of a diffusers model")
-    add("--steps", type=int, help="default those of the preset; of ddim and cached 50")
     add("--rate", type=float, default=RATE, help=f"Adam's, on latents; default {RATE}")
     add("--count", type=int, default=4, help="pictures, each from noise of its own; default 4")
-    add("--seed", type=int, help="default 0")
-    add("--device", help="cpu, cuda or cuda:N; default cuda where there is one")
     add("--out", type=Path, metavar="DIR", help="default outputs/2d-<prompt>-<method>-<seed>")
-    add(
-        "--allow-unknown",
-        action="store_true",
-        help="only warn of words that the embedded teacher does not know",
-    )
-    add("--version", action="version", version=f"splatdistill {__version__}")
-    add("overrides", nargs="*", metavar="key=value", help="any setting by its name in config.yaml")
+    add_settings(parser)
     return parser.parse_intermixed_args(arguments)
 
 
@@ -69,28 +59,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def start(args: argparse.Namespace) -> int:
     """Distil, write and tell; return the exit status."""
-    import torch
-
     from splatdistill.config import resolve
     from splatdistill.files import atomic_write, writable_folder
     from splatdistill.guidance import METHODS
-    from splatdistill.priors import load_prior
-    from splatdistill.runs import slug
-    from splatdistill.train import check_words, pick_device
+    from splatdistill.runs import check_words, pick_device, slug, teacher_of
 
-    flags: dict[str, Any] = {"prompt": args.prompt}
-    flags |= {name: getattr(args, name) for name in ("method", "seed") if getattr(args, name) is not None}
-    if args.prior is not None:
-        flags["prior"] = {"name": args.prior}
     exact = args.mode in ("ddim", "cached")
-    if args.steps is not None or exact:
-        flags["steps"] = 50 if args.steps is None else args.steps
-    method = METHODS.get(flags.get("method", "sdi"))
-    if method is not None and method.edits:
-        if not args.source_prompt:
-            raise UserError(f"method '{method.name}' edits: say what with --source-prompt 'a red car'")
-        flags["edit"] = {"splat": "none", "source_prompt": args.source_prompt}
+    flags: dict[str, Any] = {"steps": DDIM_STEPS} if exact else {}
+    flags |= chosen(args, "prompt", "method", "steps", "seed")
+    flags["edit"] = {"source_prompt": args.source_prompt or ""}
     config = resolve(flags, None, args.overrides)
+    if METHODS[config.method].edits and not args.source_prompt:
+        raise UserError(f"method '{config.method}' edits: say what with --source-prompt 'a red car'")
     if config.method == "clip":
         raise UserError(
             "method 'clip' compares pictures, and has no latents; use python -m splatdistill.train"
@@ -103,8 +83,7 @@ def start(args: argparse.Namespace) -> int:
     name = f"2d-{slug(config.prompt)}-{args.mode if exact else config.method}-{config.seed}"
     out = args.out or Path("outputs") / name
     writable_folder(out)
-    dtype = None if config.prior.dtype == "auto" else getattr(torch, config.prior.dtype)
-    prior = load_prior(config.prior.name, pick_device(args.device), dtype)
+    prior = teacher_of(config, pick_device(args.device))
     if prior.group > 1:
         raise UserError("flat pictures have no cameras; give a teacher of single views")
     z, metrics, trajectory = play(config, prior, args.mode or "inversion", args.count, args.rate)
@@ -131,14 +110,15 @@ def play(
     import torch
 
     from splatdistill.guidance import Source, sample
-    from splatdistill.guidance.flat import cached_sdi, distil_latents, from_noise
+    from splatdistill.guidance.flat import branches, cached_sdi, distil_latents, from_noise
+    from splatdistill.metrics import psnr
     from splatdistill.trainer import method_of
 
     generator = torch.Generator().manual_seed(config.seed)
     method, steps = method_of(config), config.steps
     z_T = torch.randn(count, *prior.latent_shape, generator=generator).to(prior.device)
-    cond = asked(config.prompt, config, prior, count)
-    ddim = sample(prior, cond, z_T, 50)
+    cond = branches(prior, config.prompt, config.guidance.scale, count, config.negative_prompt)
+    ddim = sample(prior, cond, z_T, DDIM_STEPS)
     trajectory: list[tuple[Tensor, Tensor]] = []
 
     def watch(step: int, z: Tensor, said: Distillation) -> None:
@@ -152,8 +132,10 @@ def play(
     else:
         z, source = from_noise(prior, z_T, len(prior.alphas_cumprod) - 1)[0], None
         if method.edits:
-            theirs = asked(config.edit.source_prompt, config, prior, count)
-            z = sample(prior, theirs, z_T, 50)
+            theirs = branches(
+                prior, config.edit.source_prompt, config.guidance.scale, count, config.negative_prompt
+            )
+            z = sample(prior, theirs, z_T, DDIM_STEPS)
             source = Source(z.clone(), theirs)
         z = distil_latents(prior, cond, method, z, steps, rate, generator, source, watch=watch)
     pictures, own = prior.decode(z), prior.decode(ddim)
@@ -163,24 +145,10 @@ def play(
         "steps": steps,
         "seed": config.seed,
         "latent_rmse_to_ddim": (z - ddim).square().mean().sqrt().item(),
-        "psnr_to_ddim": psnr(pictures, own),
-        "psnr_to_other": psnr(pictures, own.roll(1, 0)) if count > 1 else None,
+        "psnr_to_ddim": psnr(pictures, own).mean().item(),
+        "psnr_to_other": psnr(pictures, own.roll(1, 0)).mean().item() if count > 1 else None,
     }
     return z, metrics, trajectory or [(z[:1], z[:1])]
-
-
-def asked(prompt: str, config: Config, prior: Prior, count: int) -> Conditioning:
-    """The guidance branches of `count` pictures of one text, as it is said."""
-    from splatdistill.priors.base import cfg
-
-    null, text = prior.embed([config.negative_prompt]), prior.embed([prompt])
-    return cfg(null.expand(count, -1, -1), text.expand(count, -1, -1), config.guidance.scale)
-
-
-def psnr(pictures: Tensor, others: Tensor) -> float:
-    """Peak signal-to-noise ratio of pictures in [0, 1], in dB, the mean over pictures."""
-    errors = (pictures - others).square().flatten(1).mean(1).clamp(min=1e-10)
-    return (-10.0 * errors.log10()).mean().item()
 
 
 def row(pictures: Tensor) -> Image:

@@ -207,7 +207,7 @@ def train(
             set_learning_rates(state, config.optimizer, progress)
 
             # Look at the scene from all around, each view before a plain background of its own.
-            together = max(prior.group, views.opposite)
+            together = prior.group if prior.group > 1 else views.opposite
             cameras = sample_orbit(views.ranges, views.count, views.size, generator, together)
             names, background = draw_backgrounds(config.backgrounds, views.count, generator)
             degree = min(sh_degree_of(state.gaussians), state.step // scene.sh_every)

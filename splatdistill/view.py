@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from splatdistill import __version__
-from splatdistill.cli import Parser, exit_status, interruptible, note
+from splatdistill.cli import Parser, add_viewer, exit_status, interruptible, note
 from splatdistill.errors import UserError
 
 if TYPE_CHECKING:
@@ -28,13 +28,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("source", type=Path, metavar="FILE|RUN", help="a .ply, .splat or .spz, or the folder of a run")
-    add(
-        "--viewer",
-        default="",
-        metavar="[HOST:]PORT",
-        help="where; default 127.0.0.1:8080 or the next free port",
-    )
-    add("--viewer-remote", action="store_true", help="let HOST be one that other machines reach")
+    add_viewer(parser)
     add("--version", action="version", version=f"splatdistill {__version__}")
     return parser.parse_args(arguments)
 
@@ -49,7 +43,7 @@ def view(args: argparse.Namespace) -> int:
     """Read, show, and wait for Ctrl-C; return the exit status."""
     from splatdistill.viewer import parse_address, serve
 
-    address = parse_address(args.viewer, args.viewer_remote)
+    address = parse_address(args.viewer or "", args.viewer_remote)
     scenes, prompt, method = open_scenes(args.source)
     with interruptible() as interrupted, serve(scenes, address, prompt, method, live=False):
         note("Ctrl-C ends it")

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from splatdistill import metrics
-from splatdistill.priors.base import Conditioning, Prior, cfg
+from splatdistill.guidance.flat import branches
+from splatdistill.priors.base import Conditioning, Prior
 from splatdistill.scoring import Scorer
 from splatdistill.suites import objects
 
@@ -39,8 +40,7 @@ class Lab:
 
     def branches(self, text: str, guidance: float, count: int = 1) -> Conditioning:
         """Text against nothing for `count` samples."""
-        null, said = self.prior.embed([""]), self.prior.embed([text])
-        return cfg(null.expand(count, -1, -1), said.expand(count, -1, -1), guidance)
+        return branches(self.prior, text, guidance, count)
 
     def noise(self, seed: int, count: int = 1) -> Tensor:
         """N(0, I) [count,C,h,w] that the seed decides."""

@@ -32,8 +32,7 @@ def rmse(a: Tensor, b: Tensor) -> list[float]:
 
 def psnr(lab: Lab, a: Tensor, b: Tensor) -> list[float]:
     """Of the decoded pictures, in dB."""
-    errors = (lab.prior.decode(a) - lab.prior.decode(b)).square().flatten(1).mean(1).clamp(min=1e-10)
-    return (-10.0 * errors.log10()).tolist()
+    return metrics.psnr(lab.prior.decode(a), lab.prior.decode(b)).tolist()
 
 
 def first_guess(lab: Lab, z_T: Tensor, cond) -> Tensor:

@@ -10,11 +10,17 @@ from splatdistill.cameras import Cameras
 from splatdistill.guidance.core import Distillation, Method, distill, sampling_timesteps
 from splatdistill.guidance.methods import x0_weight
 from splatdistill.guidance.noise import FixedNoise, Query, Source, TrajectorySettings
-from splatdistill.priors.base import Conditioning, Prior
+from splatdistill.priors.base import Conditioning, Prior, cfg
 
 Watcher = Callable[
     [int, Tensor, Distillation], None
 ]  # the step, the latents before it, what was said of them
+
+
+def branches(prior: Prior, text: str, guidance: float, count: int, null: str = "") -> Conditioning:
+    """A text against another, or nothing, for `count` pictures."""
+    against, said = prior.embed([null]), prior.embed([text])
+    return cfg(against.expand(count, -1, -1), said.expand(count, -1, -1), guidance)
 
 
 def unwatched(step: int, z: Tensor, said: Distillation) -> None:

@@ -53,6 +53,7 @@ class DenoiserSettings:
     fall: float = 0.4  # the last part of the run lowers the learning rates to zero
     ema: float = 0.999
     seed: int = 2
+    facing: float = 0.0  # share of samples drawn from the pictures whose caption tells a front from a back
     task: Literal["text", "multiview", "image"] = "text"  # what it learns to draw from
 
     @property
@@ -203,13 +204,19 @@ class Dataset:
     ids: Tensor
     orbits: Tensor
     nothing: Tensor  # [L], the ids of an empty text
+    facing: Tensor  # [m], the pictures whose caption tells a front from a back
 
     @classmethod
-    def load(cls, path: Path, nothing: Tensor, device: torch.device) -> Dataset:
+    def load(cls, path: Path, tokenizer: Any, device: torch.device) -> Dataset:
         """The arrays of an .npz, on the device."""
         with np.load(path) as arrays:
             latents, ids, orbits = (torch.from_numpy(arrays[name]) for name in ("latents", "ids", "orbits"))
-        return cls(latents.to(device), ids.to(device), orbits.to(device), nothing.to(device))
+        nothing, sides, things = (
+            tokenize(tokenizer, [text])[0] for text in ("", "front back", " ".join(grammar.FACING))
+        )
+        told = [torch.isin(ids, words[words > nothing.max()].to(ids)).any(1) for words in (sides, things)]
+        facing = (told[0] & told[1]).nonzero().flatten()
+        return cls(*(x.to(device) for x in (latents, ids, orbits, nothing, facing)))
 
     def cameras(self, rows: Tensor, relative: bool = False) -> Cameras:
         """The cameras [B] of some pictures; relative: azimuths from that of each group's first."""
@@ -233,6 +240,10 @@ def draw_batch(
     drawn: Any = {"generator": rng, "device": device}
     scenes = settings.batch // views
     rows = torch.randint(len(dataset.latents) // views, (scenes, 1), **drawn) * views
+    telling = int(settings.facing * scenes)
+    rows[:telling, 0] = (
+        dataset.facing[torch.randint(len(dataset.facing), (telling,), **drawn)] // views * views
+    )
     rows = (rows + torch.arange(views, device=device)).flatten()
     z, ids = dataset.latents[rows].float(), dataset.ids[rows].long()
     noise = torch.randn(z.shape, **drawn)
@@ -279,7 +290,7 @@ def train_denoiser(
         stop: end early, after this step, as an interruption would; None runs to the end.
     """
     settings, device = denoiser.settings, denoiser.device
-    pictures = Dataset.load(dataset, tokenize(denoiser.tokenizer, [""])[0], device)
+    pictures = Dataset.load(dataset, denoiser.tokenizer, device)
     scheduler = make_scheduler()
     if compiled:
         compile_blocks(denoiser.networks["unet"])

@@ -85,6 +85,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--pictures", type=int, default=DenoiserSettings.pictures, help="distinct training pictures"
     )
+    parser.add_argument(
+        "--facing", type=float, default=0.0, help="share of samples whose captions tell front from back"
+    )
     parser.add_argument("--autoencoder-steps", type=int, default=AUTOENCODER_STEPS)
     parser.add_argument("--task", choices=["text", "multiview", "image"], default="text")
     parser.add_argument("--teacher", default="embedded", help="what the other tasks start from")
@@ -100,6 +103,7 @@ def main(arguments: list[str] | None = None) -> int:
         batch=options.batch,
         pictures=options.pictures,
         task=options.task,
+        facing=options.facing,
     )
     try:
         options.out.mkdir(parents=True, exist_ok=True)

@@ -1,5 +1,7 @@
 """Shared set-up: `gpu` tests are skipped without a CUDA device; generated examples are always the same."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import settings
@@ -16,3 +18,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "gpu" in item.keywords:
             item.add_marker(skip)
+
+
+@pytest.fixture(scope="session")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The folder of a tiny random pipeline in diffusers layout."""
+    from tiny import make_pipeline
+
+    return str(make_pipeline(tmp_path_factory.mktemp("teacher"), "AutoencoderTiny"))
+
+
+@pytest.fixture
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder to work in."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path

@@ -5,8 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from test_priors_latent import make_pipeline
-from test_train_cli import SMALL, stop_after
+from tiny import SMALL, stop_after
 
 from splatdistill import edit, train
 from splatdistill.formats.ply import read_ply, write_ply
@@ -15,15 +14,7 @@ from splatdistill.gaussians import init_blob, moved, placement
 TINY = ["--steps", "4", *SMALL, "prior.dtype=float32"]
 
 
-@pytest.fixture(scope="module")
-def teacher(tmp_path_factory):
-    return str(make_pipeline(tmp_path_factory.mktemp("teacher"), "AutoencoderTiny"))
-
-
-@pytest.fixture(autouse=True)
-def workplace(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+pytestmark = pytest.mark.usefixtures("workplace")
 
 
 def words(teacher: str, *more: str) -> list[str]:

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_priors_latent import make_pipeline
-from test_train_cli import SMALL
+from tiny import SMALL, make_pipeline
 
 from splatdistill import train
 from splatdistill.cameras import turntable

@@ -8,110 +8,12 @@ import os
 
 import pytest
 import torch
-from diffusers import (
-    AutoencoderKL,
-    AutoencoderTiny,
-    DDIMScheduler,
-    StableDiffusionPipeline,
-    UNet2DConditionModel,
-)
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from diffusers import DDIMScheduler, StableDiffusionPipeline
+from tiny import WORDS, make_pipeline
 
 from splatdistill.errors import UserError
 from splatdistill.priors.base import cfg
 from splatdistill.priors.latent import ALIASES, LatentPrior, default_dtype
-
-WORDS = ["a", "red", "mushroom", "dog", "front", "view", ","]
-
-
-def tiny_tokenizer(folder):
-    """A CLIP tokenizer of whole words: letters, their merges, and the words."""
-    letters = sorted(set("".join(WORDS)))
-    tokens = letters + [letter + "</w>" for letter in letters]
-    merges = []
-    for word in WORDS:
-        parts = [*word[:-1], word[-1] + "</w>"]
-        while len(parts) > 1:
-            merges.append(f"{parts[0]} {parts[1]}")
-            parts = [parts[0] + parts[1], *parts[2:]]
-            tokens.append(parts[0])
-    tokens = list(dict.fromkeys(tokens)) + ["<|startoftext|>", "<|endoftext|>"]
-    folder.mkdir()
-    (folder / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(tokens)}))
-    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *dict.fromkeys(merges)]) + "\n")
-    files = (str(folder / "vocab.json"), str(folder / "merges.txt"))
-    return CLIPTokenizer(*files, model_max_length=12), len(tokens)
-
-
-def tiny_autoencoder(kind):
-    if kind == "AutoencoderTiny":
-        return AutoencoderTiny(
-            encoder_block_out_channels=(8, 8, 8),
-            decoder_block_out_channels=(8, 8, 8),
-            num_encoder_blocks=(1, 1, 1),
-            num_decoder_blocks=(1, 1, 1),
-            scaling_factor=1.3,
-            shift_factor=0.1,
-        )
-    return AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3,
-        block_out_channels=(8, 8, 8),
-        latent_channels=4,
-        norm_num_groups=4,
-        sample_size=32,
-    )
-
-
-def make_pipeline(root, kind, prediction_type="v_prediction"):
-    torch.manual_seed(0)
-    tokenizer, size = tiny_tokenizer(root / "words")
-    text = CLIPTextConfig(
-        vocab_size=size,
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=12,
-        projection_dim=16,
-        bos_token_id=size - 2,
-        eos_token_id=size - 1,
-        pad_token_id=size - 1,
-    )
-    unet = UNet2DConditionModel(
-        sample_size=8,
-        in_channels=4,
-        out_channels=4,
-        block_out_channels=(8, 16),
-        layers_per_block=1,
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-        cross_attention_dim=16,
-        attention_head_dim=4,
-        norm_num_groups=4,
-    )
-    scheduler = DDIMScheduler(
-        beta_start=0.001,
-        beta_end=0.013,
-        beta_schedule="scaled_linear",
-        num_train_timesteps=500,
-        prediction_type=prediction_type,
-        clip_sample=False,
-        steps_offset=1,
-    )
-    pipeline = StableDiffusionPipeline(
-        vae=tiny_autoencoder(kind),
-        text_encoder=CLIPTextModel(text),
-        tokenizer=tokenizer,
-        unet=unet,
-        scheduler=scheduler,
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
-    folder = root / "pipeline"
-    pipeline.save_pretrained(folder, safe_serialization=True)
-    return folder
 
 
 @pytest.fixture(scope="module", params=["AutoencoderKL", "AutoencoderTiny"])

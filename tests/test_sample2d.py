@@ -5,22 +5,13 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from test_priors_latent import make_pipeline
 
 from splatdistill import sample2d
 
 ALL = ["sdi", "sdi_published", "sds", "dsd", "csd", "nfsd", "ism", "vsd"]
 
 
-@pytest.fixture(scope="module")
-def teacher(tmp_path_factory):
-    return str(make_pipeline(tmp_path_factory.mktemp("teacher"), "AutoencoderTiny"))
-
-
-@pytest.fixture(autouse=True)
-def workplace(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+pytestmark = pytest.mark.usefixtures("workplace")
 
 
 def words(teacher: str, *more: str) -> list[str]:

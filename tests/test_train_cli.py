@@ -6,34 +6,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_priors_latent import make_pipeline
+from tiny import SMALL, stop_after
 
-from splatdistill import trainer
 from splatdistill.formats.ply import read_ply
 from splatdistill.runs import FILM, OUTPUTS, slug
 from splatdistill.train import main
 
-SMALL = [
-    "views.size=16",
-    "views.count=2",
-    "gaussians.count=50",
-    "inversion.steps=2",
-    "gaussians.final_opacity=0.01",
-    "report.size=16",
-    "report.frames=4",
-    "checkpoint_every=2",
-]
-
-
-@pytest.fixture(scope="module")
-def teacher(tmp_path_factory):
-    return str(make_pipeline(tmp_path_factory.mktemp("teacher"), "AutoencoderTiny"))
-
-
-@pytest.fixture(autouse=True)
-def workplace(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+pytestmark = pytest.mark.usefixtures("workplace")
 
 
 def command(teacher: str, *arguments: str) -> list[str]:
@@ -59,19 +38,6 @@ def mistake(capfd, *arguments: str) -> str:
     lines = capfd.readouterr().err.strip().splitlines()
     assert status == 2 and len(lines) == 1, lines
     return lines[0]
-
-
-def stop_after(monkeypatch, steps: int) -> None:
-    """Let the next run be asked to stop after some steps, as by Ctrl-C."""
-    original = trainer.train
-
-    def train(config, prior, state, out, on_step, should_stop, *others):
-        def stop() -> bool:
-            return state.step >= steps or should_stop()
-
-        return original(config, prior, state, out, on_step, stop, *others)
-
-    monkeypatch.setattr(trainer, "train", train)
 
 
 def test_a_prompt_becomes_a_splat_and_its_companions(teacher, workplace):

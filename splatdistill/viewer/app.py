@@ -52,7 +52,7 @@ class App:
         self._server, self._scenes, self._session = server, scenes, scenes.session
         snapshot = self._session.snapshot
         degree = sh_degree_of(snapshot.gaussians) if snapshot else 3
-        self.panels = Panels(server, prompt, method, live, degree)
+        self.panels = Panels(server, prompt, method, self._session.status.steps if live else 0, degree)
         self._keyframes: list[Keyframe] = []
         self._preview: tuple[viser.ClientHandle, float] | None = None  # who, since when
         self._shown: Snapshot | None = None

@@ -19,25 +19,25 @@ TILE = 160  # pixels of one picture of what the teacher sees
 
 
 class Panels:
-    """The handles of all controls, made once; `live` adds those that act on a running training."""
+    """The handles of all controls, made once; `steps` above 0 add those that act on a training of so many."""
 
-    def __init__(self, server: viser.ViserServer, prompt: str, method: str, live: bool, degree: int) -> None:
+    def __init__(self, server: viser.ViserServer, prompt: str, method: str, steps: int, degree: int) -> None:
         gui = self._gui = server.gui
         gui.configure_theme(show_logo=False, show_share_button=False, brand_color=(40, 90, 160))
         gui.main_panel.dock_right()
         gui.main_panel.set_width(WIDTH)
         gui.set_panel_label("splatdistill")
-        self.live, self._prompt, self._method = live, prompt, method
+        self.live, self._prompt, self._method = steps > 0, prompt, method
         self.summary = gui.add_html("")
-        if live:
+        if self.live:
             self.progress = gui.add_progress_bar(0.0)
             self.pause = gui.add_button("Pause", icon=Icon.PLAYER_PAUSE, color="yellow")
             self.step = gui.add_button("Single step", icon=Icon.PLAYER_TRACK_NEXT, color="gray")
         self.download = gui.add_button("Download .ply", icon=Icon.DOWNLOAD)
         tabs = gui.add_tab_group()
-        if live:
+        if self.live:
             with tabs.add_tab("Training"):
-                self._training()
+                self._training(steps)
         with tabs.add_tab("View"):
             self._view(degree)
         with tabs.add_tab("Path"):
@@ -45,14 +45,17 @@ class Panels:
         with tabs.add_tab("Export"):
             self._export()
 
-    def _training(self) -> None:
+    def _training(self, steps: int) -> None:
         empty = np.zeros(1)
         series = (uplot.Series(label="step"), uplot.Series(label="loss", stroke="#285aa0", width=1.5))
         self.plot = self._gui.add_uplot(
             (empty, empty),
             series,
             height=130,
-            scales={"x": uplot.Scale(time=False, auto=True), "y": uplot.Scale(auto=True)},
+            scales={
+                "x": uplot.Scale(time=False, auto=False, range=(0.0, float(steps))),
+                "y": uplot.Scale(auto=True),
+            },
         )
         self.share = self._gui.add_slider(
             "Share of training",

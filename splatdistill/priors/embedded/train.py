@@ -4,6 +4,7 @@ Stages: autoencoder, encoded pictures, denoiser, export. Each continues where an
 folder DIR/teacher then loads with StableDiffusionPipeline.from_pretrained and with `--prior DIR/teacher`.
 With `--task multiview` a finished teacher learns to draw four views together, and with `--task image` that
 one to draw what a picture shows from elsewhere: DIR/unet_multiview, DIR/unet_image belong into its folder.
+Where the teacher's folder has such a UNet, the training goes on from it.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from diffusers import AutoencoderTiny
 from PIL import Image
 
 from splatdistill.errors import UserError
+from splatdistill.priors import load_prior
 from splatdistill.priors.embedded import data, grammar
 from splatdistill.priors.embedded.autoencoder import train_autoencoder
 from splatdistill.priors.embedded.denoiser import Denoiser, DenoiserSettings, encode_pictures, train_denoiser
@@ -29,8 +31,7 @@ from splatdistill.priors.embedded.networks import (
     export_beside,
     make_autoencoder,
 )
-from splatdistill.priors.latent import LatentPrior
-from splatdistill.priors.multiview import MultiViewPrior
+from splatdistill.priors.latent import LatentPrior, locate
 
 AUTOENCODER_STEPS = 10_000
 
@@ -154,11 +155,9 @@ def train_beside(
     compiled: bool = True,
     device: torch.device | str = "cpu",
 ) -> None:
-    """Train a UNet for another task in `folder`, from the teacher in whose folder it belongs."""
+    """Train a UNet for another task in `folder`, from what is nearest to it in a teacher's folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    start = LatentPrior.load(teacher, dtype=torch.float32)
-    if settings.task == "image":
-        start = MultiViewPrior.load(beside(teacher, "multiview"), dtype=torch.float32)
+    start = load_prior(nearest(teacher, settings.task), dtype=torch.float32)
     dataset = folder / "pictures.npz"
     if not dataset.exists():
         encode_pictures(start.vae.to(device, memory_format=torch.channels_last), dataset, settings)
@@ -171,9 +170,15 @@ def train_beside(
     export_beside(folder / f"unet_{settings.task}", networks["unet"])
 
 
-def beside(teacher: str, task: str) -> str:
-    """The name of another UNet of a teacher, a name itself or a folder."""
-    return f"embedded-{task}" if teacher == "embedded" else str(Path(teacher) / f"unet_{task}")
+def nearest(teacher: str, task: str) -> str:
+    """The prior that training for a task goes on from: the teacher's own UNet for it where there is one.
+
+    Else one for a picture starts from the multi-view UNet, and that one from the plain UNet.
+    """
+    folder, _ = locate(teacher)
+    if (folder / f"unet_{task}").is_dir():
+        return str(folder / f"unet_{task}")
+    return str(folder / "unet_multiview") if task == "image" else teacher
 
 
 if __name__ == "__main__":

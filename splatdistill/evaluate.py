@@ -22,7 +22,7 @@ from splatdistill.files import atomic_write, writable_folder
 from splatdistill.report import runs_sheet
 from splatdistill.runs import RESULT
 from splatdistill.scoring import Scorer
-from splatdistill.suites import SUITES, make_runs
+from splatdistill.suites import SUITES, default_jobs, make_runs
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -36,6 +36,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--methods", default="sdi", help="with a suite: sdi,sds")
     add("--priors", default="embedded", help="with a suite: embedded,embedded-multiview")
     add("--seeds", default="0", help="with a suite: 0,1 or 0-7")
+    add("--jobs", type=int, help="with a suite: runs side by side; default one a core, on a GPU one")
     add("--out", type=Path, metavar="DIR", help="default outputs/suite-NAME, or outputs/evaluation")
     add(
         "--clip",
@@ -67,9 +68,8 @@ def report(args: argparse.Namespace) -> int:
         if any("=" not in word for word in words):
             raise UserError("with --suite the other words are settings, such as guidance.scale=3")
         methods, priors = args.methods.split(","), args.priors.split(",")
-        runs = list(
-            make_runs(SUITES[args.suite](), out, methods, priors, numbers(args.seeds, "--seeds"), words)
-        )
+        seeds, jobs = numbers(args.seeds, "--seeds"), default_jobs() if args.jobs is None else args.jobs
+        runs = make_runs(SUITES[args.suite](), out, methods, priors, seeds, words, jobs)
     writable_folder(out)
     if not runs:
         raise UserError("nothing to evaluate; give folders of finished runs, or --suite NAME")

@@ -39,10 +39,11 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     add("--list", action="store_true", help="print the claims, and exit")
     add("--out", type=Path, default=Path("outputs"), metavar="DIR", help="default outputs")
-    add("--prompts", type=int, default=12, help="default 12, at most 24")
-    add("--seeds", type=int, default=4, help="for each prompt; default 4")
+    add("--prompts", type=int, default=8, help="default 8, at most 24")
+    add("--seeds", type=int, default=2, help="for each prompt; default 2")
     add("--draws", type=int, default=32, help="of noise, where variance is measured; default 32")
-    add("--steps", type=int, default=250, help="of optimisation; default 250")
+    add("--steps", type=int, default=150, help="of optimisation; default 150")
+    add("--jobs", type=int, help="runs side by side; default one a core, on a GPU one")
     add("--version", action="version", version=f"splatdistill {__version__}")
     return parser.parse_args(arguments)
 
@@ -66,6 +67,7 @@ def start(args: argparse.Namespace) -> int:
     from splatdistill.files import atomic_write, writable_folder
     from splatdistill.priors import load_prior
     from splatdistill.scoring import Scorer
+    from splatdistill.suites import default_jobs
 
     if args.list:
         print("\n".join(f"{name:8s} {claim.says}" for name, claim in CLAIMS.items()))
@@ -77,7 +79,8 @@ def start(args: argparse.Namespace) -> int:
     writable_folder(folder)
     prior = load_prior("embedded", dtype=torch.float32)
     sizes: dict[str, Any] = {name: getattr(args, name) for name in ("prompts", "seeds", "draws", "steps")}
-    lab = Lab(prior, Scorer.load("embedded"), folder / "runs", **sizes, overrides=words)
+    jobs = default_jobs() if args.jobs is None else args.jobs
+    lab = Lab(prior, Scorer.load("embedded"), folder / "runs", **sizes, overrides=words, jobs=jobs)
     for name in asked or CLAIMS:
         begin = time.perf_counter()
         findings = CLAIMS[name].measure(lab)

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
+import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
+import torch
+
+from splatdistill import train
 from splatdistill.priors.embedded import grammar
 from splatdistill.runs import RESULT, slug
-from splatdistill.train import main
 
 
 def objects() -> list[str]:
@@ -61,6 +67,15 @@ def distractors() -> list[str]:
     return [grammar.describe((thing,), (color,)) for thing, color in pairs] + compositions(37)
 
 
+@dataclass(frozen=True)
+class Job:
+    """One run to be made: its folder, and the words of its command."""
+
+    folder: Path
+    verb: Callable[[list[str]], int]
+    words: list[str]
+
+
 def make_runs(
     prompts: Sequence[str],
     out: Path,
@@ -68,24 +83,62 @@ def make_runs(
     priors: Sequence[str],
     seeds: Sequence[int],
     overrides: Sequence[str] = (),
-) -> Iterator[Path]:
-    """Yield the folder of every run, making those that are not there; an unfinished one goes on.
-
-    What a run prints goes to log.txt in its folder. Raises KeyboardInterrupt for a run that was interrupted.
-    """
+    jobs: int = 1,
+) -> list[Path]:
+    """The folders of all runs of a list, made where they are not there; see `make`."""
+    asked = []
     for prior, method, prompt, seed in product(priors, methods, prompts, seeds):
         folder = out / f"{slug(prior)}-{method}" / f"{slug(prompt)}-{seed}"
-        if not (folder / RESULT).exists():
-            folder.mkdir(parents=True, exist_ok=True)
-            arguments = ["--prompt", prompt, "--prior", prior, "--method", method, "--seed", str(seed)]
-            arguments += ["--out", str(folder), *overrides]
-            if (folder / "config.yaml").exists():
-                arguments = ["--resume", str(folder)]
-            with open(folder / "log.txt", "a", encoding="utf-8") as log, contextlib.redirect_stderr(log):
-                status = main(arguments)
-            if status == 130:
-                raise KeyboardInterrupt
-            if status:
-                print(f"{folder}: failed with status {status}, see log.txt", file=sys.stderr)
-                continue
-        yield folder
+        words = ["--prompt", prompt, "--prior", prior, "--method", method, "--seed", str(seed)]
+        asked.append(Job(folder, train.main, [*words, "--out", str(folder), *overrides]))
+    return make(asked, jobs)
+
+
+def make(asked: Sequence[Job], jobs: int = 1) -> list[Path]:
+    """Make the runs that are not there, several side by side; an unfinished one goes on.
+
+    What a run prints goes to log.txt in its folder; one that fails is told and left out.
+
+    Args:
+        asked: all runs.
+        jobs: processes, which share the cores; 1 makes the runs in this process.
+
+    Returns:
+        The folders of the runs that are there, in order.
+
+    Raises:
+        KeyboardInterrupt: a run was interrupted.
+    """
+    missing = [job for job in asked if not (job.folder / RESULT).exists()]
+    jobs = min(jobs, len(missing))
+    if jobs > 1:
+        threads = max((os.cpu_count() or 1) // jobs, 1)
+        pool = ProcessPoolExecutor(
+            jobs, multiprocessing.get_context("spawn"), torch.set_num_threads, (threads,)
+        )
+        try:
+            statuses = list(pool.map(make_one, missing))
+        finally:
+            pool.shutdown(cancel_futures=True)
+    else:
+        statuses = [make_one(job) for job in missing]
+    for job, status in zip(missing, statuses, strict=True):
+        if status:
+            print(f"{job.folder}: failed with status {status}, see log.txt", file=sys.stderr)
+    return [job.folder for job in asked if (job.folder / RESULT).exists()]
+
+
+def make_one(job: Job) -> int:
+    """Make or continue a run; return its exit status. Raises KeyboardInterrupt when it was interrupted."""
+    job.folder.mkdir(parents=True, exist_ok=True)
+    begun = (job.folder / "config.yaml").exists()
+    with open(job.folder / "log.txt", "a", encoding="utf-8") as log, contextlib.redirect_stderr(log):
+        status = train.main(["--resume", str(job.folder)]) if begun else job.verb(job.words)
+    if status == 130:
+        raise KeyboardInterrupt
+    return status
+
+
+def default_jobs() -> int:
+    """A run for each core; one at a time where there is a GPU, which fills itself."""
+    return 1 if torch.cuda.is_available() else os.cpu_count() or 1

@@ -131,11 +131,21 @@ TINY = [*SMALL, "prior.dtype=float32", "steps=2"]
 
 def test_a_suite_makes_each_run_once(folders: tuple[Path, Path], tmp_path: Path, monkeypatch) -> None:
     calls = []
-    monkeypatch.setattr("splatdistill.suites.main", lambda words: calls.append(words) or train.main(words))
+    original = train.main
+    monkeypatch.setattr(train, "main", lambda words: calls.append(words) or original(words))
     prompts, where = ["a red dog", "a dog"], ([str(folders[1])], [0, 1])
-    runs = list(make_runs(prompts, tmp_path, ["sds"], *where, TINY))
+    runs = make_runs(prompts, tmp_path, ["sds"], *where, TINY)
     assert len(runs) == len(calls) == 4 and all((run / "splat.ply").exists() for run in runs)
-    assert list(make_runs(prompts, tmp_path, ["sds"], *where, TINY)) == runs and len(calls) == 4
+    assert make_runs(prompts, tmp_path, ["sds"], *where, TINY) == runs and len(calls) == 4
+
+
+def test_runs_side_by_side_are_the_same_runs(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    where = ([str(folders[1])], [0, 1], TINY)
+    alone = make_runs(["a red dog"], tmp_path / "alone", ["sds"], *where)
+    together = make_runs(["a red dog", "a thing"], tmp_path / "together", ["sds"], *where, jobs=2)
+    assert [run.name for run in together][:2] == [run.name for run in alone]
+    for one, other in zip(alone, together, strict=False):
+        assert (one / "splat.ply").read_bytes() == (other / "splat.ply").read_bytes()
 
 
 def test_the_command_writes_a_table_json_and_a_picture(

@@ -21,17 +21,19 @@ from splatdistill.suites import objects
 class Lab:
     """Where claims are measured: the teacher, the scorer, a folder for runs, and how much is repeated.
 
-    prompts, seeds, draws and steps bound the work; the defaults are those of docs/REPRODUCTION.md.
+    prompts, seeds, draws and steps bound the work; the defaults are those of docs/REPRODUCTION.md. So many
+    jobs run side by side.
     """
 
     prior: Prior
     scorer: Scorer
     runs: Path
-    prompts: int = 12
-    seeds: int = 4
+    prompts: int = 8
+    seeds: int = 2
     draws: int = 32
-    steps: int = 250
+    steps: int = 150
     overrides: Sequence[str] = ()
+    jobs: int = 1
 
     @property
     def texts(self) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,7 +23,7 @@ from splatdistill.formats.ply import read_ply
 from splatdistill.priors.embedded import grammar
 from splatdistill.rendering import render
 from splatdistill.runs import RESULT, slug
-from splatdistill.suites import make_runs
+from splatdistill.suites import Job, make, make_runs
 
 GENERATORS = ("sds", "sdi", "dsd", "csd", "nfsd", "ism", "vsd", "clip")
 FIGURES = ("object", "colour", "r_precision", "saturation_to_teacher", "high_frequency_to_teacher")
@@ -30,16 +31,17 @@ FIGURES = ("object", "colour", "r_precision", "saturation_to_teacher", "high_fre
 
 def runs(
     lab: Lab,
-    variant: str,
     method: str,
     overrides: Sequence[str] = (),
     prior: str = "embedded",
     texts: Sequence[str] | None = None,
     seeds: Sequence[int] = (0,),
 ) -> list[Path]:
-    """The folders of the runs of one variant of a method."""
-    settings = [f"steps={lab.steps}", *lab.overrides, *overrides]
-    return list(make_runs(texts or lab.texts, lab.runs / variant, [method], [prior], list(seeds), settings))
+    """The folders of the runs of a method with some settings; what another claim has made is there."""
+    settings = [f"steps={lab.steps}", *overrides]
+    out = lab.runs / slug(" ".join(settings))
+    settings[1:1] = lab.overrides
+    return make_runs(texts or lab.texts, out, [method], [prior], seeds, settings, lab.jobs)
 
 
 def evaluated(lab: Lab, folders: Sequence[Path], compare: bool = True) -> dict[str, Any]:
@@ -64,7 +66,7 @@ def facing(lab: Lab) -> list[str]:
 
 def cost(lab: Lab, method: str, overrides: Sequence[str] = ()) -> tuple[int, float]:
     """Network evaluations (samples through the UNet) and seconds of one run; kept in costs.json."""
-    path = lab.runs / "costs.json"
+    path, folder = lab.runs / "costs.json", lab.runs / "costs"
     known = json.loads(path.read_text("utf-8")) if path.is_file() else {}
     key = " ".join([method, str(lab.steps), *overrides])
     if key not in known:
@@ -76,9 +78,11 @@ def cost(lab: Lab, method: str, overrides: Sequence[str] = ()) -> tuple[int, flo
                 count += len(given[0])
 
         handle = torch.nn.modules.module.register_module_forward_hook(hook)
+        shutil.rmtree(folder, ignore_errors=True)
         begin = time.perf_counter()
         try:
-            runs(lab, f"cost-{slug(key)}", method, overrides, texts=lab.texts[:1], seeds=[99])
+            settings = [f"steps={lab.steps}", *lab.overrides, *overrides]
+            make_runs(lab.texts[:1], folder, [method], ["embedded"], [0], settings)  # in this process
         finally:
             handle.remove()
         known[key] = [count, time.perf_counter() - begin]
@@ -93,13 +97,13 @@ def sds_smooths(lab: Lab) -> Findings:
     theirs, theirs_s = cost(lab, "sds")
     longer = [round(lab.steps * ours / theirs), round(lab.steps * ours_s / theirs_s)]
     variants = {
-        f"SDI, {lab.steps} steps": ("sdi", lab.steps),
-        f"SDS, {longer[0]} steps (equal evaluations)": ("sds", longer[0]),
-        f"SDS, {longer[1]} steps (equal time)": ("sds", longer[1]),
+        f"SDI, {lab.steps} steps": ("sdi", []),
+        f"SDS, {longer[0]} steps (equal evaluations)": ("sds", [f"steps={longer[0]}"]),
+        f"SDS, {longer[1]} steps (equal time)": ("sds", [f"steps={longer[1]}"]),
     }
     rows = []
-    for label, (method, steps) in variants.items():
-        group = evaluated(lab, runs(lab, f"steps-{steps}", method, [f"steps={steps}"]))
+    for label, (method, words) in variants.items():
+        group = evaluated(lab, runs(lab, method, words))
         rows.append((label, [figure(group, name) for name in FIGURES]))
     sharper = all(below(row[1][4], rows[0][1][4]) for row in rows[1:])
     paler = all(below(rows[0][1][3], row[1][3]) for row in rows[1:])
@@ -116,7 +120,7 @@ def dsd_is_diverse_in_3d(lab: Lab) -> Findings:
     seeds, texts = range(2 * lab.seeds), lab.texts[: max(lab.prompts // 4, 2)]
     rows, spread = [], {}
     for method in ("sds", "sdi", "dsd"):
-        group = evaluated(lab, runs(lab, "seeds", method, texts=texts, seeds=seeds))
+        group = evaluated(lab, runs(lab, method, texts=texts, seeds=seeds))
         spread[method] = group["diversity"]
         cells = [spread[method]["pairwise_distance"], spread[method]["vendi_score"]]
         rows.append((method.upper(), [*cells, figure(group, "object"), figure(group, "r_precision")]))
@@ -155,24 +159,31 @@ def outside(before: Tensor, alpha: Tensor, source: str) -> Tensor:
     return torch.nn.functional.max_pool2d(changes, 5, 1, 2) < 0.5
 
 
+def edited(lab: Lab, run: Path, target: str, method: str, steps: int) -> Job:
+    """The edit of a run."""
+    out = lab.runs / "edits" / f"{method}-{steps}" / slug(target)
+    words = ["--splat", str(run), "--target-prompt", target, "--method", method, "--steps", str(steps)]
+    return Job(out, edit.main, [*words, "--out", str(out), "--overwrite", *lab.overrides])
+
+
 def pds_keeps(lab: Lab) -> Findings:
     """What an edit costs where nothing should change, against how often it does what it was asked for."""
-    pairs = EDITS[: lab.prompts]
-    sources = dict(zip(pairs, runs(lab, "sources", "sdi", texts=[s for s, _ in pairs]), strict=False))
+    pairs = EDITS[: max(lab.prompts // 2, 2)]
+    runs(lab, "sdi", texts=[source for source, _ in pairs])  # side by side
+    sources = {pair: run for pair in pairs for run in runs(lab, "sdi", texts=[pair[0]])}
     rows: list[tuple[str, list[Any]]] = []
     curve: dict[str, list[tuple[float, float]]] = {}
     for method in ("pds", "dds", "sds"):
         for strength in (0.25, 0.5, 1.0):
             steps = max(round(lab.steps * strength), 2)
             kept, overlap, done = [], [], []
-            for (source, target), run in sources.items():
-                out = lab.runs / "edits" / f"{method}-{steps}" / slug(target)
-                if not (out / RESULT).exists():
-                    words = ["--splat", str(run), "--target-prompt", target, "--method", method]
-                    words += ["--steps", str(steps), "--out", str(out), "--overwrite", *lab.overrides]
-                    if edit.main(words):
-                        continue
-                (before, alpha), (after, now) = views(run / RESULT), views(out / RESULT)
+            edits = {pair: edited(lab, run, pair[1], method, steps) for pair, run in sources.items()}
+            made = make(list(edits.values()), lab.jobs)
+            for (source, target), job in edits.items():
+                if job.folder not in made:
+                    continue
+                before, alpha = views(sources[source, target] / RESULT)
+                after, now = views(job.folder / RESULT)
                 same = outside(before, alpha, source).expand_as(before)
                 error = (after - before)[same].square().mean().clamp(min=1e-10)
                 kept.append((-10 * error.log10()).item())
@@ -209,7 +220,7 @@ def shading_helps(lab: Lab) -> Findings:
         ("albedo alone", []),
         ("lit and textureless views", ["shading.lambertian=0.25", "shading.textureless=0.25"]),
     ):
-        group = evaluated(lab, runs(lab, slug(label), "sdi", words, seeds=range(2)), compare=False)
+        group = evaluated(lab, runs(lab, "sdi", words, seeds=range(lab.seeds)), compare=False)
         names = ("r_precision_geometry", "r_precision", "object")
         rows.append((label, [figure(group, name) for name in names]))
     holds = below(rows[0][1][0], rows[1][1][0])
@@ -217,7 +228,7 @@ def shading_helps(lab: Lab) -> Findings:
         f"Lit and textureless views {'raise' if holds else 'do not clearly raise'} geometry R-Precision."
     )
     columns = ["geometry R-Precision", "R-Precision", "object"]
-    return Findings(columns, rows, holds, reading, {"prompts": lab.prompts, "seeds": 2})
+    return Findings(columns, rows, holds, reading, {"prompts": lab.prompts, "seeds": lab.seeds})
 
 
 def views_help(lab: Lab) -> Findings:
@@ -250,7 +261,7 @@ def fronts(lab: Lab, variants: dict[str, tuple[str, str, list[str]]], what: str)
     """A row a variant; the claim holds when the last but the first has fewer second fronts than the first."""
     rows = []
     for label, (prior, method, words) in variants.items():
-        folders = runs(lab, slug(label), method, words, prior, facing(lab), range(lab.seeds))
+        folders = runs(lab, method, words, prior, facing(lab), range(lab.seeds))
         group = evaluated(lab, folders, compare=False)
         spread = group["diversity"]
         cells = [figure(group, "janus"), figure(group, "view"), figure(group, "object")]
@@ -263,12 +274,10 @@ def fronts(lab: Lab, variants: dict[str, tuple[str, str, list[str]]], what: str)
 
 def all_methods(lab: Lab) -> Findings:
     """One table."""
-    rows, accuracy = [], {}
+    rows, accuracy, texts = [], {}, lab.texts[: max(lab.prompts // 2, 1)]
     for method in GENERATORS:
         evaluations, seconds = cost(lab, method)
-        group = evaluated(
-            lab, runs(lab, "table", method, texts=lab.texts[: lab.prompts // 2], seeds=range(2))
-        )
+        group = evaluated(lab, runs(lab, method, texts=texts, seeds=range(lab.seeds)))
         cells = [figure(group, name) for name in FIGURES]
         spread = group["diversity"]
         accuracy[method] = cells[0][0] if cells[0] else 0.0
@@ -279,9 +288,8 @@ def all_methods(lab: Lab) -> Findings:
     reading = f"On this teacher {best.upper()} names most things right, {100 * accuracy[best]:.0f} %."
     columns = ["object", "colour", "R-Precision", "saturation / teacher's", "high frequency / teacher's"]
     columns += ["diversity", "seconds", "network evaluations"]
-    return Findings(
-        columns, rows, None, reading, {"prompts": lab.prompts // 2, "seeds": 2, "steps": lab.steps}
-    )
+    conditions = {"prompts": len(texts), "seeds": lab.seeds, "steps": lab.steps}
+    return Findings(columns, rows, None, reading, conditions)
 
 
 SOLID = [

@@ -142,6 +142,33 @@ def test_pause_holds_the_steps_and_resume_lets_them_go_on(page, tmp_path):
         thread.join()
 
 
+def test_the_loss_is_drawn_as_far_as_the_run_is(page):
+    blob = scene()
+    session = Session(lambda: blob, lambda z: z, 100)
+
+    def learn(first: int, last: int) -> None:
+        for step in range(first, last + 1):
+            session.on_step(step, {"t": 500.0, "loss": 1.0 + step % 7, "gradient_norm": 1.0})
+        session.wake()
+
+    drawn = """(() => {
+        const plot = document.querySelector(".uplot canvas");
+        if (!plot) return false;
+        const {width, height} = plot, {data} = plot.getContext("2d").getImageData(0, 0, width, height);
+        let last = -1;
+        for (let i = 0; i < data.length; i += 4)
+            if (data[i + 3] > 200 && Math.abs(data[i] - 40) + Math.abs(data[i + 2] - 160) < 30)
+                last = Math.max(last, i / 4 % width);
+        return last / width;
+    })()"""
+    with app_for(session) as (_, port):
+        open_viewer(page, port)
+        learn(1, 30)
+        page.until(f"{drawn} > 0.2 && {drawn} < 0.5")
+        learn(31, 90)
+        page.until(f"{drawn} > 0.7")
+
+
 def test_the_download_is_the_file(page, tmp_path):
     from splatdistill.view import open_scenes
     from splatdistill.viewer import Address, serve

@@ -12,7 +12,7 @@ CPP := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' 2>/dev/nul
 CUDA_OBJECTS := $(patsubst csrc/%.cu,build/cuda-objects/%.o,$(filter %.cu,$(CPP)))
 NVCC := $(shell command -v nvcc 2>/dev/null)
 
-.PHONY: help install demo test lint format cuda-objects quality gpu-check clean
+.PHONY: help install demo test lint format cuda-objects quality teachers gpu-check clean
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
 
@@ -33,6 +33,20 @@ test: $(STAMP)  ## the whole test suite, but for the long runs of `make quality`
 
 quality: $(STAMP)  ## the long tests: whole distillation runs, judged
 	$(BIN)/python -m pytest -q -m "slow or quality"
+
+# The text teacher, the multi-view one from it, more of both, and the image-conditioned one; then the scorer.
+TEACHERS := build/teachers
+TRAIN := $(BIN)/python -m splatdistill.priors.embedded.train
+teachers: $(STAMP)  ## train all shipped weights from nothing into build/teachers: four hours on two cores
+	$(TRAIN) --out $(TEACHERS)/text --steps 7500
+	$(TRAIN) --task multiview --teacher $(TEACHERS)/text/teacher --out $(TEACHERS)/multiview --steps 4000 --pictures 128000
+	cp -r $(TEACHERS)/multiview/unet_multiview $(TEACHERS)/text/teacher/
+	$(TRAIN) --out $(TEACHERS)/text --steps 13000 --facing 0.25
+	$(TRAIN) --task image --teacher $(TEACHERS)/text/teacher --out $(TEACHERS)/image --steps 4000 --pictures 96000
+	mkdir -p $(TEACHERS)/further && mv $(TEACHERS)/multiview/pictures.npz $(TEACHERS)/further/
+	$(TRAIN) --task multiview --teacher $(TEACHERS)/text/teacher --out $(TEACHERS)/further --steps 3000
+	cp -r $(TEACHERS)/further/unet_multiview $(TEACHERS)/image/unet_image $(TEACHERS)/text/teacher/
+	$(BIN)/python -m splatdistill.priors.embedded.scorer --out $(TEACHERS)/scorer
 
 lint: $(STAMP)  ## ruff, pyright and clang-format, changing nothing
 	$(BIN)/ruff check .

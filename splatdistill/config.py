@@ -2,7 +2,8 @@
 
 Layers, later ones win: the defaults here; the method's own settings (guidance/methods.py); the preset of the
 prior's family (embedded.yaml or sd.yaml), of the method in it (embedded_sdi.yaml) and of the prior
-(embedded-image.yaml), where there are such; --config; `key.sub=value` words; flags.
+(embedded-image.yaml), where there are such; --config; `key.sub=value` words; flags. Where nothing names a
+prior, a run that starts from a picture takes FOR_PICTURES.
 Values are never interpolated, so any prompt survives the way to config.yaml and back.
 """
 
@@ -26,6 +27,9 @@ from splatdistill.schedules import SqrtAnneal
 from splatdistill.shading import Shading
 
 Colour = tuple[float, float, float]
+
+
+FOR_PICTURES = "embedded-image"
 
 
 @dataclass(frozen=True)
@@ -226,10 +230,13 @@ def resolve(flags: Mapping[str, Any], config_file: str | None = None, words: Ite
     asked = Config()  # which prior and method, before what they imply is known
     for source, values in layers:
         asked = update(asked, values, source)
+    if asked.image.path and not any("name" in (values.get("prior") or {}) for _, values in layers):
+        asked = replace(asked, prior=replace(asked.prior, name=FOR_PICTURES))
     config = method_defaults(asked.method)
     presets: list[tuple[str, Mapping[str, Any]]] = [
         (path.name, read_yaml(path)) for path in presets_for(asked.prior.name, asked.method)
     ]
+    config = replace(config, prior=asked.prior)
     for source, values in presets + layers:
         config = update(config, values, source)
     return check(config)

@@ -163,6 +163,9 @@ def test_dumped_keys_are_the_dotted_keys():
 def test_a_priors_own_preset_comes_after_its_familys(tmp_path) -> None:
     assert resolve({"prior": {"name": "embedded"}}).views.count == 4
     assert resolve({"prior": {"name": "embedded-image"}}).views.count == 3
+    pictured = {"image": {"path": "mug.png"}}
+    assert resolve(pictured).prior.name == "embedded-image" and resolve(pictured).views.count == 3
+    assert resolve(pictured, None, ["prior.name=embedded"]).prior.name == "embedded"
     (tmp_path / "vocabulary.json").write_text("[]")
     config = resolve({"prior": {"name": str(tmp_path / "unet_image")}})
     assert config.views.count == 3 and config.backgrounds.in_prompt

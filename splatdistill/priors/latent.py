@@ -240,7 +240,7 @@ def _download(alias: str) -> Path:
 def user_errors(name: str, folder: Path) -> Iterator[None]:
     """Turn whatever a missing or corrupt folder raises into one UserError."""
     if not (folder / "model_index.json").is_file():
-        known = ", ".join(["embedded", "embedded-multiview", *ALIASES])
+        known = ", ".join(["embedded", "embedded-multiview", "embedded-image", *ALIASES])
         raise UserError(
             f"prior '{name}': no diffusers pipeline at {folder} (no model_index.json); "
             f"expected one of {known} or a local diffusers folder"

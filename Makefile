@@ -42,7 +42,7 @@ teachers: $(STAMP)  ## train all shipped weights from nothing into build/teacher
 	$(TRAIN) --task multiview --teacher $(TEACHERS)/text/teacher --out $(TEACHERS)/multiview --steps 4000 --pictures 128000
 	cp -r $(TEACHERS)/multiview/unet_multiview $(TEACHERS)/text/teacher/
 	$(TRAIN) --out $(TEACHERS)/text --steps 13000 --facing 0.25
-	$(TRAIN) --task image --teacher $(TEACHERS)/text/teacher --out $(TEACHERS)/image --steps 4000 --pictures 96000
+	$(TRAIN) --task image --teacher $(TEACHERS)/text/teacher --out $(TEACHERS)/image --steps 3000 --pictures 96000
 	mkdir -p $(TEACHERS)/further && mv $(TEACHERS)/multiview/pictures.npz $(TEACHERS)/further/
 	$(TRAIN) --task multiview --teacher $(TEACHERS)/text/teacher --out $(TEACHERS)/further --steps 3000
 	cp -r $(TEACHERS)/further/unet_multiview $(TEACHERS)/image/unet_image $(TEACHERS)/text/teacher/

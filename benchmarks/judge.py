@@ -1,4 +1,4 @@
-"""An independent judge of pictures: a small classifier of things and colours, trained on own renders.
+"""An independent judge of pictures: a small classifier of things, colours and sides, trained on own renders.
 
 It shares no weights, seeds or latents with the teacher. `python benchmarks/judge.py` trains it (a few
 minutes, one thread) and prints its accuracy on held-out renders; others do so on first use. The weights stay
@@ -16,16 +16,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from splatdistill.priors.embedded import data, grammar
+from splatdistill.prompts import view_word
 
 THINGS = list(grammar.BUILDERS)
 COLORS = list(grammar.COLORS)
+SIDES = ["front view", "side view", "back view"]  # learned for things with a front alone
 SIZE = 64
 SEED = 77_000  # far from the teacher's
 WEIGHTS = Path(__file__).resolve().parents[1] / "build" / "judge.pt"
 
 
 class Judge(nn.Module):
-    """Pictures [B, 3, 64, 64] in [0, 1] to the logits of things [B, 29] and colours [B, 12]."""
+    """Pictures [B, 3, 64, 64] in [0, 1] to the logits of things [B, 29], colours [B, 12] and sides [B, 3]."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -35,31 +37,36 @@ class Judge(nn.Module):
         self.features = nn.Sequential(
             *layers, nn.Flatten(), nn.Dropout(0.3), nn.Linear(192 * 16, 256), nn.ReLU()
         )
-        self.thing, self.color = nn.Linear(256, len(THINGS)), nn.Linear(256, len(COLORS))
+        self.heads = nn.ModuleList(nn.Linear(256, len(names)) for names in (THINGS, COLORS, SIDES))
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, images: Tensor) -> list[Tensor]:
         features = self.features(images * 2 - 1)
-        return self.thing(features), self.color(features)
+        return [head(features) for head in self.heads]
 
     @torch.no_grad()
-    def name(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Probabilities of things [B, 29] and colours [B, 12], averaged over four pixel shifts."""
+    def name(self, images: Tensor) -> list[Tensor]:
+        """Probabilities of things [B, 29], colours [B, 12] and sides [B, 3], means over four pixel shifts."""
         shifted = [images, images.roll(2, -1), images.roll(-2, -1), images.roll(2, -2)]
-        logits = [self(image) for image in shifted]
-        return tuple(torch.stack([pair[i].softmax(-1) for pair in logits]).mean(0) for i in (0, 1))  # type: ignore
+        said = [self(image) for image in shifted]
+        return [torch.stack(logits).softmax(-1).mean(0) for logits in zip(*said, strict=True)]
 
 
-def pictures(seed: int, count: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Renders of single things, all equally often: uint8 [n, 3, 64, 64], thing and colour indices [n]."""
-    images, things, colors = [], [], []
+def pictures(seed: int, count: int) -> tuple[Tensor, Tensor]:
+    """Renders of single things, all equally often: uint8 [n, 3, 64, 64]; and indices of their things, colours
+    and sides, [n, 3], the last -1 from overhead and where there is no front.
+    """
+    images, truth = [], []
     for i in range(-(-count // data.GROUP)):
         thing = THINGS[i % len(THINGS)]
         group = data.group(np.random.default_rng((SEED, seed, i)), SIZE, (thing,))
         images.append(group.images)
-        things += [THINGS.index(thing)] * data.GROUP
-        colors += [COLORS.index(row[0]) for row in group.colors]
+        angles = zip(group.cameras.azimuth_deg.tolist(), group.cameras.elevation_deg.tolist(), strict=True)
+        for (color,), angle in zip(group.colors, angles, strict=True):
+            side = view_word(*angle)
+            known = thing in grammar.FACING and side in SIDES
+            truth.append((THINGS.index(thing), COLORS.index(color), SIDES.index(side) if known else -1))
     stacked = torch.from_numpy(np.concatenate(images)).permute(0, 3, 1, 2).contiguous()
-    return stacked, torch.tensor(things), torch.tensor(colors)
+    return stacked, torch.tensor(truth)
 
 
 def _spoil(images: Tensor, rng: torch.Generator) -> Tensor:
@@ -72,11 +79,11 @@ def _spoil(images: Tensor, rng: torch.Generator) -> Tensor:
     return ((images + amount * (blurred - images)) * gain + noise).clamp(0, 1)
 
 
-def train_judge(count: int = 30_000, epochs: int = 5, batch: int = 128) -> Judge:
+def train_judge(count: int = 60_000, epochs: int = 5, batch: int = 128) -> Judge:
     """Train on `count` renders and return the judge, in eval mode."""
     torch.manual_seed(SEED)
     judge, rng = Judge(), torch.Generator().manual_seed(SEED)
-    images, things, colors = pictures(0, count)
+    images, truth = pictures(0, count)
     optimizer = torch.optim.AdamW(judge.parameters(), lr=1e-3, weight_decay=1e-2)
     total = epochs * (len(images) // batch)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=total)
@@ -84,8 +91,10 @@ def train_judge(count: int = 30_000, epochs: int = 5, batch: int = 128) -> Judge
         order = torch.randperm(len(images), generator=rng)
         for k in range(len(images) // batch):
             chosen = order[k * batch : (k + 1) * batch]
-            thing, color = judge(_spoil(images[chosen].float() / 255, rng))
-            loss = F.cross_entropy(thing, things[chosen]) + F.cross_entropy(color, colors[chosen])
+            said = judge(_spoil(images[chosen].float() / 255, rng))
+            answers = zip(said, truth[chosen].T, strict=True)
+            loss = sum(F.cross_entropy(logits, right, ignore_index=-1) for logits, right in answers)
+            assert isinstance(loss, Tensor)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
@@ -107,15 +116,15 @@ def main() -> None:
     """Train if needed; print the accuracy on held-out renders."""
     argparse.ArgumentParser(description=__doc__).parse_args()
     judge = load_judge()
-    images, things, colors = pictures(1, 5_000)
-    named = [judge.name(part.float() / 255) for part in images.split(500)]
-    thing, color = torch.cat([n[0] for n in named]).argmax(-1), torch.cat([n[1] for n in named]).argmax(-1)
-    right = (thing == things).float().mean(), (color == colors).float().mean()
-    print(f"held-out renders: thing {right[0]:.1%}, colour {right[1]:.1%}")
-    for i, name in enumerate(THINGS):
-        mask = things == i
-        shares = (thing[mask] == i).float().mean(), (color[mask] == colors[mask]).float().mean()
-        print(f"  {name:16s} {shares[0]:.1%}  colour {shares[1]:.1%}")
+    images, truth = pictures(1, 10_000)
+    named = [
+        torch.stack([p.argmax(-1) for p in judge.name(part.float() / 255)], 1) for part in images.split(500)
+    ]
+    right = (torch.cat(named) == truth).double()
+    right[truth < 0] = float("nan")
+    for i, name in [(None, "all"), *enumerate(THINGS)]:
+        shares = right[slice(None) if i is None else truth[:, 0] == i].nanmean(0).tolist()
+        print(f"{name:16s}", "  ".join(f"{w} {s:.1%}" for w, s in zip(("thing", "colour", "side"), shares)))
 
 
 if __name__ == "__main__":

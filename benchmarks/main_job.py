@@ -66,7 +66,7 @@ def evaluate(
             with tempfile.TemporaryDirectory() as folder:
                 (Path(folder) / "checkpoints").mkdir()
                 splat, seconds = run(prior, config, Path(folder))
-            kinds, hues = (p.mean(0) for p in judge.name(look(splat, 8, 64)))
+            kinds, hues, _ = (p.mean(0) for p in judge.name(look(splat, 8, 64)))
             named, hue = THINGS[int(kinds.argmax())], COLORS[int(hues.argmax())]
             row = {
                 "prompt": prompt,

@@ -1,7 +1,7 @@
 """How well does the teacher draw? Its own DDIM samples (50 steps), named by the judge.
 
 `python benchmarks/teacher.py [--teacher DIR] [--samples N]` prints a table and writes
-benchmarks/results/teacher.json: things and colours by the judge, front and back by the scorer.
+benchmarks/results/teacher.json: things, colours, front and back as the judge reads them.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from common import write_result
-from judge import COLORS, THINGS, Judge, load_judge
+from judge import COLORS, SIDES, THINGS, Judge, load_judge
 
 from splatdistill.cameras import orbit
 from splatdistill.guidance import sample
@@ -23,7 +23,6 @@ from splatdistill.priors.base import cfg
 from splatdistill.priors.embedded import data, grammar
 from splatdistill.priors.latent import LatentPrior
 from splatdistill.prompts import view_word
-from splatdistill.scoring import Scorer
 
 VIEWS = ("", ", front view", ", side view", ", back view")
 
@@ -52,7 +51,7 @@ def evaluate(prior: LatentPrior, judge: Judge, samples: int, guidance: float, st
         condition = prior.with_cameras(condition, cameras, torch.ones(len(texts), 3))
         z_T = torch.randn(len(texts), *prior.latent_shape, generator=generator)
         images = prior.decode(sample(prior, condition, z_T, steps=steps)).clamp(0, 1)
-        things, hues = judge.name(images.float())
+        things, hues, _ = judge.name(images.float())
         rows[thing] = (
             (things.argmax(-1) == i).float().mean().item(),
             (hues.argmax(-1) == torch.tensor([COLORS.index(c) for c in colors])).float().mean().item(),
@@ -70,15 +69,16 @@ def evaluate(prior: LatentPrior, judge: Judge, samples: int, guidance: float, st
 
 
 @torch.no_grad()
-def views_followed(prior: LatentPrior, scorer: Scorer, samples: int, guidance: float, steps: int) -> float:
-    """The share of samples of things with a front that the scorer sees from the side that was asked for.
+def views_followed(
+    prior: LatentPrior, judge: Judge, samples: int, guidance: float, steps: int
+) -> dict[str, float]:
+    """The share of samples of each thing with a front that the judge sees from the side that was asked for.
 
     Front and back, each `samples` times a thing; a multi-view teacher draws the two sides between as well.
     """
-    names = ("front view", "side view", "back view")
-    generator = torch.Generator().manual_seed(321)
-    right = total = 0
+    generator, shares = torch.Generator().manual_seed(321), {}
     for i, thing in enumerate(grammar.FACING):
+        right: list[bool] = []
         for k in range(samples):
             azimuths = [0.0, 90.0, 180.0, 270.0] if prior.group == 4 else [0.0, 180.0]
             cameras = orbit(azimuths, 15.0, 3.0, 40.0, prior.image_size, prior.image_size)
@@ -89,11 +89,10 @@ def views_followed(prior: LatentPrior, scorer: Scorer, samples: int, guidance: f
             condition = prior.with_cameras(condition, cameras, torch.ones(len(asked), 3))
             z_T = torch.randn(len(asked), *prior.latent_shape, generator=generator)
             images = prior.decode(sample(prior, condition, z_T, steps=steps)).clamp(0, 1)
-            said = scorer.images(images.float()) @ scorer.texts([f"{text}, {name}" for name in names]).mT
-            pairs = [(names[j], view) for j, view in zip(said.argmax(-1).tolist(), asked, strict=True)]
-            right += sum(a == b for a, b in pairs if b != "side view")
-            total += sum(b != "side view" for _, b in pairs)
-    return right / total
+            said = [SIDES[j] for j in judge.name(images.float())[2].argmax(-1).tolist()]
+            right += [a == b for a, b in zip(said, asked, strict=True) if b != "side view"]
+        shares[thing] = sum(right) / len(right)
+    return shares
 
 
 def main() -> None:
@@ -103,12 +102,12 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=12, help="samples a thing")
     parser.add_argument("--guidance", type=float, default=4.0)
     parser.add_argument("--steps", type=int, default=50)
-    parser.add_argument("--clip", default="embedded", help="the scorer, for the views")
     options = parser.parse_args()
     prior, start = load_prior(options.teacher, "cpu"), time.perf_counter()
-    result = evaluate(prior, load_judge(), options.samples, options.guidance, options.steps)
-    scorer = Scorer.load(options.clip)
-    result["views"] = views_followed(prior, scorer, options.samples, options.guidance, options.steps)
+    judge, drawn = load_judge(), (options.samples, options.guidance, options.steps)
+    result = evaluate(prior, judge, *drawn)
+    result["views_by_thing"] = views_followed(prior, judge, *drawn)
+    result["views"] = sum(result["views_by_thing"].values()) / len(grammar.FACING)
     result |= {"autoencoder_psnr_db": autoencoder_psnr(prior), "seconds": time.perf_counter() - start}
     print({k: round(v, 3) for k, v in result.items() if isinstance(v, float)})
     write_result(

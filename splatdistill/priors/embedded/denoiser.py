@@ -240,10 +240,9 @@ def draw_batch(
     drawn: Any = {"generator": rng, "device": device}
     scenes = settings.batch // views
     rows = torch.randint(len(dataset.latents) // views, (scenes, 1), **drawn) * views
-    telling = int(settings.facing * scenes)
-    rows[:telling, 0] = (
-        dataset.facing[torch.randint(len(dataset.facing), (telling,), **drawn)] // views * views
-    )
+    if telling := int(settings.facing * scenes):
+        chosen = torch.randint(len(dataset.facing), (telling,), **drawn)
+        rows[:telling, 0] = dataset.facing[chosen] // views * views
     rows = (rows + torch.arange(views, device=device)).flatten()
     z, ids = dataset.latents[rows].float(), dataset.ids[rows].long()
     noise = torch.randn(z.shape, **drawn)

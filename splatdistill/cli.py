@@ -26,8 +26,8 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add(
         "--prior",
-        help="embedded (default), embedded-multiview, embedded-image (default for a picture), sd21, sd15, or a "
-        "folder in diffusers layout",
+        help="embedded (default), embedded-multiview, embedded-image (default for a picture), sd21, sd15, or "
+        "a folder in diffusers layout",
     )
     add("--steps", type=int, help="optimisation steps; default by preset")
     add("--seed", type=int, help="default 0")

@@ -23,6 +23,7 @@ from torch import Tensor
 from splatdistill.cameras import Cameras, orbit
 from splatdistill.formats.ply import read_ply
 from splatdistill.guidance import sample
+from splatdistill.metrics import psnr
 from splatdistill.pictures import Reference
 from splatdistill.priors import load_prior
 from splatdistill.priors.base import cfg
@@ -71,19 +72,20 @@ def reconstruct(picture: Tensor, seed: int, words: list[str]) -> tuple[Tensor, T
 @torch.no_grad()
 def sampled_psnr(prior: Any, count: int, guidance: float, steps: int = 50) -> float:
     """Mean PSNR in dB of the teacher's own samples of the other views of held-out scenes."""
-    psnr = []
+    found = []
+    order = torch.arange(VIEWS).view(prior.group, -1).T.flatten()  # views of a group are spread evenly
     for index in range(count):
         drawn = scene(1000 + index)[1]
         views = drawn[:, :3] + 1.0 - drawn[:, 3:]
         cameras = circle(0.0)
         alpha = drawn[0, 3:]
         prior.look_at(Reference(drawn[0, :3] / alpha.clamp(min=1e-3), alpha, cameras[0]))
-        nothing = prior.embed([""] * (VIEWS - 1))
-        cond = prior.with_cameras(cfg(nothing, nothing, guidance), cameras[1:], torch.ones(VIEWS - 1, 3))
-        noise = torch.randn(VIEWS - 1, *prior.latent_shape, generator=torch.Generator().manual_seed(index))
+        nothing = prior.embed([""] * VIEWS)
+        cond = prior.with_cameras(cfg(nothing, nothing, guidance), cameras[order], torch.ones(VIEWS, 3))
+        noise = torch.randn(VIEWS, *prior.latent_shape, generator=torch.Generator().manual_seed(index))
         images = prior.decode(sample(prior, cond, noise, steps=steps)).clamp(0, 1).float()
-        psnr.append((-10 * (images - views[1:]).square().mean((1, 2, 3)).log10()).mean().item())
-    return float(np.mean(psnr))
+        found.append(psnr(images, views[order])[order > 0].mean().item())
+    return float(np.mean(found))
 
 
 def main() -> None:
@@ -106,13 +108,13 @@ def main() -> None:
         shown, covered, seconds = reconstruct(drawn[0], index, words)
         alpha = drawn[:, 3:]
         views = drawn[:, :3] + 1.0 - alpha
-        psnr = -10 * (shown - views).square().mean((1, 2, 3)).log10()  # [V]
+        decibels = psnr(shown, views)  # [V]
         both, either = (covered > 0.5) & (alpha > 0.5), (covered > 0.5) | (alpha > 0.5)
         row = {
             "thing": text,
-            "psnr_db": psnr[1:].mean().item(),
-            "psnr_of_the_picture_db": psnr[0].item(),
-            "psnr_by_view_db": [round(x, 2) for x in psnr.tolist()],
+            "psnr_db": decibels[1:].mean().item(),
+            "psnr_of_the_picture_db": decibels[0].item(),
+            "psnr_by_view_db": [round(x, 2) for x in decibels.tolist()],
             "mask_iou": (both.sum() / either.sum()).item(),
             "seconds": round(seconds, 1),
         }

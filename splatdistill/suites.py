@@ -97,7 +97,8 @@ def make_runs(
 def make(asked: Sequence[Job], jobs: int = 1) -> list[Path]:
     """Make the runs that are not there, several side by side; an unfinished one goes on.
 
-    What a run prints goes to log.txt in its folder; one that fails is told and left out.
+    What a run prints goes to log.txt in its folder; one that fails is told and left out. Fewer threads may
+    round sums in another way, so runs of one set of jobs repeat to the byte, and others nearly so.
 
     Args:
         asked: all runs.

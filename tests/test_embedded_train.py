@@ -169,7 +169,8 @@ def test_compiled_blocks_have_the_gradients_of_the_eager_network() -> None:
     eager = gradients()
     compile_blocks(unet)
     for name, gradient in gradients().items():
-        assert torch.nn.functional.cosine_similarity(gradient.flatten(), eager[name].flatten(), 0) > 0.9, name
+        error = (gradient - eager[name]).norm()  # keys' biases have none but for rounding
+        assert error < 0.45 * eager[name].norm() + 1e-5, name
 
 
 def test_a_weight_without_a_gradient_stops_the_training(trained: Path, tmp_path: Path) -> None:

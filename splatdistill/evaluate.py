@@ -22,7 +22,7 @@ from splatdistill.files import atomic_write, writable_folder
 from splatdistill.report import runs_sheet
 from splatdistill.runs import RESULT
 from splatdistill.scoring import Scorer
-from splatdistill.suites import SUITES, default_jobs, make_runs
+from splatdistill.suites import SUITES, make_runs
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -68,8 +68,8 @@ def report(args: argparse.Namespace) -> int:
         if any("=" not in word for word in words):
             raise UserError("with --suite the other words are settings, such as guidance.scale=3")
         methods, priors = args.methods.split(","), args.priors.split(",")
-        seeds, jobs = numbers(args.seeds, "--seeds"), default_jobs() if args.jobs is None else args.jobs
-        runs = make_runs(SUITES[args.suite](), out, methods, priors, seeds, words, jobs)
+        seeds = numbers(args.seeds, "--seeds")
+        runs = make_runs(SUITES[args.suite](), out, methods, priors, seeds, words, args.jobs)
     writable_folder(out)
     if not runs:
         raise UserError("nothing to evaluate; give folders of finished runs, or --suite NAME")

@@ -67,7 +67,6 @@ def start(args: argparse.Namespace) -> int:
     from splatdistill.files import atomic_write, writable_folder
     from splatdistill.priors import load_prior
     from splatdistill.scoring import Scorer
-    from splatdistill.suites import default_jobs
 
     if args.list:
         print("\n".join(f"{name:8s} {claim.says}" for name, claim in CLAIMS.items()))
@@ -79,8 +78,7 @@ def start(args: argparse.Namespace) -> int:
     writable_folder(folder)
     prior = load_prior("embedded", dtype=torch.float32)
     sizes: dict[str, Any] = {name: getattr(args, name) for name in ("prompts", "seeds", "draws", "steps")}
-    jobs = default_jobs() if args.jobs is None else args.jobs
-    lab = Lab(prior, Scorer.load("embedded"), folder / "runs", **sizes, overrides=words, jobs=jobs)
+    lab = Lab(prior, Scorer.load("embedded"), folder / "runs", **sizes, overrides=words, jobs=args.jobs)
     for name in asked or CLAIMS:
         begin = time.perf_counter()
         findings = CLAIMS[name].measure(lab)

@@ -83,7 +83,7 @@ def make_runs(
     priors: Sequence[str],
     seeds: Sequence[int],
     overrides: Sequence[str] = (),
-    jobs: int = 1,
+    jobs: int | None = 1,
 ) -> list[Path]:
     """The folders of all runs of a list, made where they are not there; see `make`."""
     asked = []
@@ -94,7 +94,7 @@ def make_runs(
     return make(asked, jobs)
 
 
-def make(asked: Sequence[Job], jobs: int = 1) -> list[Path]:
+def make(asked: Sequence[Job], jobs: int | None = 1) -> list[Path]:
     """Make the runs that are not there, several side by side; an unfinished one goes on.
 
     What a run prints goes to log.txt in its folder; one that fails is told and left out. Fewer threads may
@@ -102,7 +102,8 @@ def make(asked: Sequence[Job], jobs: int = 1) -> list[Path]:
 
     Args:
         asked: all runs.
-        jobs: processes, which share the cores; 1 makes the runs in this process.
+        jobs: processes, which share the cores; 1 makes the runs in this process; None: one a core, but one
+            where there is a GPU, which a run fills by itself.
 
     Returns:
         The folders of the runs that are there, in order.
@@ -111,9 +112,12 @@ def make(asked: Sequence[Job], jobs: int = 1) -> list[Path]:
         KeyboardInterrupt: a run was interrupted.
     """
     missing = [job for job in asked if not (job.folder / RESULT).exists()]
+    cores = os.cpu_count() or 1
+    if jobs is None:
+        jobs = 1 if torch.cuda.is_available() else cores
     jobs = min(jobs, len(missing))
     if jobs > 1:
-        threads = max((os.cpu_count() or 1) // jobs, 1)
+        threads = max(cores // jobs, 1)
         pool = ProcessPoolExecutor(
             jobs, multiprocessing.get_context("spawn"), torch.set_num_threads, (threads,)
         )
@@ -138,8 +142,3 @@ def make_one(job: Job) -> int:
     if status == 130:
         raise KeyboardInterrupt
     return status
-
-
-def default_jobs() -> int:
-    """A run for each core; one at a time where there is a GPU, which fills itself."""
-    return 1 if torch.cuda.is_available() else os.cpu_count() or 1

@@ -33,7 +33,7 @@ class Lab:
     draws: int = 32
     steps: int = 150
     overrides: Sequence[str] = ()
-    jobs: int = 1
+    jobs: int | None = 1
 
     @property
     def texts(self) -> list[str]:

@@ -34,7 +34,7 @@ test: $(STAMP)  ## the whole test suite, but for the long runs of `make quality`
 quality: $(STAMP)  ## the long tests: whole distillation runs, judged
 	$(BIN)/python -m pytest -q -m "slow or quality"
 
-# The text teacher, the multi-view one from it, more of both, and the image-conditioned one; then the scorer.
+# The text teacher, the multi-view one from it, twice more of both, and the image-conditioned one; the scorer.
 TEACHERS := build/teachers
 TRAIN := $(BIN)/python -m splatdistill.priors.embedded.train
 teachers: $(STAMP)  ## train all shipped weights from nothing into build/teachers: four hours on two cores
@@ -42,10 +42,15 @@ teachers: $(STAMP)  ## train all shipped weights from nothing into build/teacher
 	$(TRAIN) --task multiview --teacher $(TEACHERS)/text/teacher --out $(TEACHERS)/multiview --steps 4000 --pictures 128000
 	cp -r $(TEACHERS)/multiview/unet_multiview $(TEACHERS)/text/teacher/
 	$(TRAIN) --out $(TEACHERS)/text --steps 13000 --facing 0.25
-	$(TRAIN) --task image --teacher $(TEACHERS)/text/teacher --out $(TEACHERS)/image --steps 3000 --pictures 96000
-	mkdir -p $(TEACHERS)/further && mv $(TEACHERS)/multiview/pictures.npz $(TEACHERS)/further/
+	mkdir -p $(TEACHERS)/further $(TEACHERS)/last
+	mv $(TEACHERS)/multiview/pictures.npz $(TEACHERS)/further/
 	$(TRAIN) --task multiview --teacher $(TEACHERS)/text/teacher --out $(TEACHERS)/further --steps 3000
-	cp -r $(TEACHERS)/further/unet_multiview $(TEACHERS)/image/unet_image $(TEACHERS)/text/teacher/
+	cp -r $(TEACHERS)/further/unet_multiview $(TEACHERS)/text/teacher/
+	$(TRAIN) --out $(TEACHERS)/text --steps 16000 --facing 0.25
+	mv $(TEACHERS)/further/pictures.npz $(TEACHERS)/last/
+	$(TRAIN) --task multiview --teacher $(TEACHERS)/text/teacher --out $(TEACHERS)/last --steps 1500
+	$(TRAIN) --task image --teacher $(TEACHERS)/text/teacher --out $(TEACHERS)/image --steps 11000 --batch 128 --pictures 160000
+	cp -r $(TEACHERS)/last/unet_multiview $(TEACHERS)/image/unet_image $(TEACHERS)/image/clip_camera_projection $(TEACHERS)/text/teacher/
 	$(BIN)/python -m splatdistill.priors.embedded.scorer --out $(TEACHERS)/scorer
 
 lint: $(STAMP)  ## ruff, pyright and clang-format, changing nothing

@@ -122,7 +122,7 @@ def run(
     from splatdistill.config import dump
     from splatdistill.files import atomic_write
     from splatdistill.formats.ply import write_ply
-    from splatdistill.priors.image import ImagePrior
+    from splatdistill.priors.image import Zero123Prior
 
     prior = teacher_of(config, device)
     reference = read_reference(config, out / REFERENCE if saved else Path(config.image.path))
@@ -131,7 +131,7 @@ def run(
             f"this teacher sees {prior.group} views at a time; views.count is {config.views.count}, "
             "not a multiple"
         )
-    if isinstance(prior, ImagePrior):
+    if isinstance(prior, Zero123Prior):
         if reference is not None:
             prior.look_at(reference)
     elif not config.prompt.strip():

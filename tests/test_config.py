@@ -160,12 +160,15 @@ def test_dumped_keys_are_the_dotted_keys():
     assert list(flatten(yaml.safe_load(dump(Config())))) == list(dotted_keys(Config()))
 
 
-def test_a_priors_own_preset_comes_after_its_familys(tmp_path) -> None:
-    assert resolve({"prior": {"name": "embedded"}}).views.count == 4
-    assert resolve({"prior": {"name": "embedded-image"}}).views.count == 3
+def test_a_priors_own_preset_comes_after_its_familys(tmp_path, monkeypatch) -> None:
     pictured = {"image": {"path": "mug.png"}}
-    assert resolve(pictured).prior.name == "embedded-image" and resolve(pictured).views.count == 3
+    assert resolve(pictured).prior.name == "embedded-image"
     assert resolve(pictured, None, ["prior.name=embedded"]).prior.name == "embedded"
+    for name, count in {"embedded": 4, "embedded-image": 3, "embedded_sds": 5}.items():
+        (tmp_path / f"{name}.yaml").write_text(f"views: {{count: {count}}}")
     (tmp_path / "vocabulary.json").write_text("[]")
-    config = resolve({"prior": {"name": str(tmp_path / "unet_image")}})
-    assert config.views.count == 3 and config.backgrounds.in_prompt
+    monkeypatch.setattr("splatdistill.config.preset_folder", lambda: tmp_path)
+    assert resolve({"prior": {"name": "embedded"}}).views.count == 4
+    assert resolve({"prior": {"name": "embedded"}, "method": "sds"}).views.count == 5
+    assert resolve({"prior": {"name": "embedded-image"}, "method": "sds"}).views.count == 3
+    assert resolve({"prior": {"name": str(tmp_path / "unet_image")}}).views.count == 3

@@ -90,7 +90,7 @@ def test_the_front_of_the_car_has_yellow_lights() -> None:
     pictures = composite(
         raycast(solids.packed(), orbit([0.0, 180.0], 5.0, 3.0, 40.0, 64, 64)), np.ones((2, 3))
     )
-    yellow = ((pictures[..., 0] > 150) & (pictures[..., 2] < 110)).sum((1, 2))
+    yellow = ((pictures[..., :2].min(-1) > 110) & (pictures[..., 2] < 110)).sum((1, 2))
     assert yellow[0] > 10 and yellow[1] == 0
 
 

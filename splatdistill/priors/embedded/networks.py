@@ -15,13 +15,16 @@ from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from splatdistill.priors.embedded import grammar
+from splatdistill.priors.image import POSE, PROJECTION
 from splatdistill.priors.multiview import CAMERA, VIEWS, join_views
+from splatdistill.priors.view_transformer import ViewTransformer
 
 IMAGE_SIZE = 64
 LATENT_SIZE = 16
 LATENT_CHANNELS = 8
 MAX_TOKENS = 24
 TEXT_WIDTH = 128
+VIEW_WIDTH = 192
 START, END = "<|startoftext|>", "<|endoftext|>"
 
 
@@ -68,10 +71,10 @@ def make_autoencoder() -> AutoencoderTiny:
     )
 
 
-def make_unet(task: str = "text") -> UNet2DConditionModel:
+def make_unet(multiview: bool = False) -> UNet2DConditionModel:
     """The denoiser: attention to itself and to the text at 8x8 and 4x4, where it is cheap.
 
-    But for "text" it reads cameras, which at first change nothing, and attends across the views of a group.
+    For several views it reads cameras, which at first change nothing, and attends across a group's views.
     """
     camera = {"class_embed_type": "projection", "projection_class_embeddings_input_dim": CAMERA}
     unet: Any = UNet2DConditionModel(
@@ -88,14 +91,24 @@ def make_unet(task: str = "text") -> UNet2DConditionModel:
         addition_embed_type_num_heads=8,
         resnet_time_scale_shift="scale_shift",
         norm_num_groups=16,
-        **({} if task == "text" else camera),
+        **(camera if multiview else {}),
     )
     unet.set_attn_processor(AttnProcessor())  # on a CPU its backward is faster than the fused attention's
-    if task != "text":
+    if multiview:
         torch.nn.init.zeros_(unet.class_embedding.linear_2.weight)
         torch.nn.init.zeros_(unet.class_embedding.linear_2.bias)
         join_views(unet, VIEWS)
     return unet
+
+
+def make_view_transformer() -> ViewTransformer:
+    """The denoiser of a picture's other views."""
+    return ViewTransformer(LATENT_SIZE, 2 * LATENT_CHANNELS, LATENT_CHANNELS, width=VIEW_WIDTH)
+
+
+def make_projection() -> torch.nn.Linear:
+    """The token that tells a view transformer the way from the picture's camera to the view's."""
+    return torch.nn.Linear(POSE, VIEW_WIDTH)
 
 
 def make_text_encoder(tokenizer: Any) -> CLIPTextModel:
@@ -164,9 +177,21 @@ def is_shared(name: str) -> bool:
     return ".conv" in name
 
 
-def export_beside(folder: Path, unet: UNet2DConditionModel) -> None:
-    """Write a UNet that belongs beside the plain one: fp16, without what the two share."""
-    folder.mkdir(parents=True, exist_ok=True)
-    unet.half().save_config(folder)
-    own = {name: value.contiguous() for name, value in unet.state_dict().items() if not is_shared(name)}
-    save_file(own, folder / "diffusion_pytorch_model.safetensors")
+def export_beside(folder: Path, networks: Any) -> None:
+    """Write a denoiser that belongs beside the plain one: fp16, without what the two share.
+
+    A view transformer shares nothing, and its projection lies beside it.
+    """
+    parts: dict[Path, Any] = {folder: networks["unet"].half()}
+    if "projection" in networks:
+        parts[folder.parent / PROJECTION] = networks["projection"].half()
+    for place, network in parts.items():
+        place.mkdir(parents=True, exist_ok=True)
+        own = {name: value.contiguous() for name, value in network.state_dict().items()}
+        if isinstance(network, UNet2DConditionModel):
+            own = {name: value for name, value in own.items() if not is_shared(name)}
+        if isinstance(network, torch.nn.Linear):
+            own = {f"proj.{name}": value for name, value in own.items()}
+        else:
+            network.save_config(place)
+        save_file(own, place / "diffusion_pytorch_model.safetensors")

@@ -117,19 +117,19 @@ def house(s: Solids, c: np.ndarray) -> None:
 
 
 def car(s: Solids, c: np.ndarray) -> None:
-    """A body with a glazed cabin and wheels; yellow lights in front, red ones behind."""
+    """A body with a glazed cabin towards the back and wheels; yellow lights in front, red ones behind."""
     long, wide, low = s.uniform(0.80, 0.95), s.uniform(0.38, 0.44), s.uniform(0.17, 0.21)
     s.box((0, 0, 0.2 + low), (long, wide, low), c)
     z = 0.2 + 2 * low + 0.17
-    s.box((-0.1, 0, z), (0.45, wide * 0.88, 0.17), c)
-    s.box((-0.1, 0, z), (0.38, wide * 0.91, 0.12), DARK)
-    s.box((-0.1, 0, z), (0.47, wide * 0.78, 0.12), DARK)
+    s.box((-0.25, 0, z), (0.42, wide * 0.88, 0.17), c)
+    s.box((-0.25, 0, z), (0.35, wide * 0.91, 0.12), DARK)
+    s.box((-0.25, 0, z), (0.44, wide * 0.78, 0.12), DARK)
     for x in (-0.52, 0.52):
         for side in (-1, 1):
             s.frustum((x, side * wide, 0.2), (0.2, 0.2, 0.07), BLACK, turn=(90, 0, 0))
             s.frustum((x, side * (wide + 0.05), 0.2), (0.09, 0.09, 0.04), STEEL, turn=(90, 0, 0))
-    _pair(s.ellipsoid, long, 0.25, 0.2 + low, (0.05, 0.09, 0.08), YELLOW)
-    _pair(s.box, -long, 0.27, 0.22 + low, (0.03, 0.09, 0.06), RED)
+    _pair(s.ellipsoid, long, wide * 0.6, 0.24 + low, (0.06, 0.12, 0.11), YELLOW)
+    _pair(s.box, -long, wide * 0.7, 0.24 + low, (0.03, 0.1, 0.1), RED)
 
 
 def robot(s: Solids, c: np.ndarray) -> None:
@@ -221,15 +221,15 @@ def cake(s: Solids, c: np.ndarray) -> None:
 
 
 def castle(s: Solids, c: np.ndarray) -> None:
-    """A keep and four towers; the gate is in front."""
+    """Walls and four towers; the gate is in front, the keep stands at the back."""
     w, tower = s.uniform(0.46, 0.54), s.uniform(0.5, 0.6)
     s.box((0, 0, 0.32), (w, w, 0.32), c)
-    s.box((0, 0, 0.75), (0.26, 0.26, 0.3), c * 0.9)
-    s.frustum((0, 0, 1.22), (0.34, 0.34, 0.18), c * 0.5, top=0.05)
+    s.box((0.32 - w, 0, 0.75), (0.26, 0.3, 0.35), c * 0.9)
+    s.frustum((0.32 - w, 0, 1.28), (0.34, 0.38, 0.18), c * 0.5, top=0.05)
     for x in (-1, 1):
         _pair(s.frustum, x * w, w, tower, (0.17, 0.17, tower), c)
         _pair(s.frustum, x * w, w, 2 * tower + 0.17, (0.23, 0.23, 0.18), c * 0.5, top=0.03)
-    s.box((w, 0, 0.2), (0.03, 0.13, 0.2), DARK)
+    s.box((w, 0, 0.25), (0.04, 0.18, 0.25), DARK)
 
 
 def cactus(s: Solids, c: np.ndarray) -> None:
@@ -316,13 +316,14 @@ def lighthouse(s: Solids, c: np.ndarray) -> None:
 
 
 def airplane(s: Solids, c: np.ndarray) -> None:
-    """A fuselage with wings, engines, a tail and a cockpit in front."""
+    """A fuselage with wings, engines, a tail, and in front a cockpit and a steel nose."""
     long, span = s.uniform(0.82, 0.95), s.uniform(0.82, 0.98)
     s.ellipsoid((0, 0, 0), (long, 0.19, 0.19), c)
     s.box((0.08, 0, -0.03), (0.2, span, 0.035), c * 0.8)
     s.box((-long * 0.86, 0, 0.06), (0.12, 0.34, 0.03), c * 0.8)
     s.prism((-long * 0.86, 0, 0.24), (0.15, 0.035, 0.2), c * 0.6)
-    s.ellipsoid((long * 0.55, 0, 0.10), (0.18, 0.12, 0.11), GLASS * 0.6)
+    s.ellipsoid((long * 0.55, 0, 0.10), (0.18, 0.13, 0.12), GLASS * 0.6)
+    s.ellipsoid((long * 0.88, 0, 0), (0.17, 0.15, 0.15), STEEL)
     _pair(s.ellipsoid, 0.14, span * 0.45, -0.12, (0.18, 0.08, 0.08), DARK)
 
 

@@ -2,9 +2,9 @@
 
 Stages: autoencoder, encoded pictures, denoiser, export. Each continues where an interrupted run stopped; the
 folder DIR/teacher then loads with StableDiffusionPipeline.from_pretrained and with `--prior DIR/teacher`.
-With `--task multiview` a finished teacher learns to draw four views together, and with `--task image` that
-one to draw what a picture shows from elsewhere: DIR/unet_multiview, DIR/unet_image belong into its folder.
-Where the teacher's folder has such a UNet, the training goes on from it.
+With `--task multiview` a finished teacher learns to draw four views together, and with `--task image` a
+network in its latents learns what a picture shows from elsewhere: DIR/unet_multiview, DIR/unet_image and
+DIR/clip_camera_projection belong into its folder. Where that has them, the training goes on from them.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from splatdistill.priors.embedded.networks import (
     export_beside,
     make_autoencoder,
 )
+from splatdistill.priors.image import Zero123Prior
 from splatdistill.priors.latent import LatentPrior, locate
 
 AUTOENCODER_STEPS = 10_000
@@ -155,30 +156,26 @@ def train_beside(
     compiled: bool = True,
     device: torch.device | str = "cpu",
 ) -> None:
-    """Train a UNet for another task in `folder`, from what is nearest to it in a teacher's folder."""
+    """Train a denoiser for another task in `folder`, from the nearest one in a teacher's folder."""
     folder.mkdir(parents=True, exist_ok=True)
     start = load_prior(nearest(teacher, settings.task), dtype=torch.float32)
+    fresh = settings.task == "image" and not isinstance(start, Zero123Prior)
     dataset = folder / "pictures.npz"
     if not dataset.exists():
         encode_pictures(start.vae.to(device, memory_format=torch.channels_last), dataset, settings)
     denoiser = Denoiser(settings, device)
-    denoiser.start_from(start)
+    if not fresh:
+        denoiser.start_from(start)
     if (folder / "denoiser.pt").exists():
         denoiser.load(folder / "denoiser.pt")
     train_denoiser(denoiser, dataset, folder, compiled)
-    networks: Any = denoiser.average.module.cpu()
-    export_beside(folder / f"unet_{settings.task}", networks["unet"])
+    export_beside(folder / f"unet_{settings.task}", denoiser.average.module.cpu())
 
 
 def nearest(teacher: str, task: str) -> str:
-    """The prior that training for a task goes on from: the teacher's own UNet for it where there is one.
-
-    Else one for a picture starts from the multi-view UNet, and that one from the plain UNet.
-    """
+    """The prior that training for a task goes on from: the teacher's own for it where there is one."""
     folder, _ = locate(teacher)
-    if (folder / f"unet_{task}").is_dir():
-        return str(folder / f"unet_{task}")
-    return str(folder / "unet_multiview") if task == "image" else teacher
+    return str(folder / f"unet_{task}") if (folder / f"unet_{task}").is_dir() else teacher
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ Writes benchmarks/results/viewer.json.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import statistics
 import tempfile
 import threading
@@ -32,7 +33,7 @@ from splatdistill.viewer.panels import RASTERIZER
 from splatdistill.viewer.scenes import Scenes
 from splatdistill.viewer.server import Address, start_server
 
-KINDS = ("alone", "browser", "rasterizer", "teacher's view")
+KINDS = ("alone", "browser", "rasterizer", "teacher's view", "five browsers")
 CAMERA = {
     "type": "ViewerCameraMessage",
     "wxyz": (0.5, -0.5, -0.5, 0.5),
@@ -61,9 +62,12 @@ def run(kind: str, config: Config, prior: Prior, out: Path) -> float:
     app.panels.mode.value = RASTERIZER if kind == "rasterizer" else app.panels.mode.value
     app.panels.teacher.value = kind == "teacher's view"
     protocol = Subprotocol(f"viser-v{viser.__version__}")
-    with connect(f"ws://127.0.0.1:{address.port}", subprotocols=[protocol], max_size=None) as page:
-        page.send(msgspec.msgpack.encode(CAMERA))
-        threading.Thread(target=drain, args=(page,), daemon=True).start()
+    with contextlib.ExitStack() as pages:
+        for _ in range(5 if kind == "five browsers" else 1):
+            url = f"ws://127.0.0.1:{address.port}"
+            page = pages.enter_context(connect(url, subprotocols=[protocol], max_size=None))
+            page.send(msgspec.msgpack.encode(CAMERA))
+            threading.Thread(target=drain, args=(page,), daemon=True).start()
         version = -1
         while not session.watched:
             version = session.wait(version, 1.0)

@@ -138,7 +138,8 @@ def decode(file: BinaryIO, header: Header) -> ParameterDict:
         arrays["scales"][piece] = between(SCALE_AXES, _unpack(rows["packed_scale"], (11, 10, 11)))
         colours = _unpack(rows["packed_color"], (8, 8, 8, 8))
         rgb = between(CHANNELS, colours[:, :3]) if CHANNELS in groups else colours[:, :3]
-        arrays["sh0"][piece, 0] = rgb_to_sh0(rgb)
+        with np.errstate(over="ignore"):
+            arrays["sh0"][piece, 0] = rgb_to_sh0(rgb)
         arrays["opacities"][piece] = logit(colours[:, 3])
         words = rows["packed_rotation"]
         others = (_unpack(words, (10, 10, 10)) - np.float32(0.5)) / np.float32(ROTATION_RANGE)

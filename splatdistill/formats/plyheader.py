@@ -23,6 +23,7 @@ TYPES = {
     **dict.fromkeys(("float", "float32"), "f4"),
     **dict.fromkeys(("double", "float64"), "f8"),
 }
+ESCAPES = re.compile(r"\\(?:x[0-9a-f]{2}|u[0-9a-f]{4}|U[0-9a-f]{8}|[nrt\\])")  # what `_escape` writes
 
 
 def numbered(prefix: str, count: int) -> list[str]:
@@ -56,7 +57,7 @@ def _escape(text: str) -> str:
 
 def _unescape(text: str) -> str:
     try:
-        return text.encode("ascii").decode("unicode_escape")
+        return ESCAPES.sub(lambda found: found[0].encode().decode("unicode_escape"), text)
     except UnicodeError:
         return text  # another program's comment
 

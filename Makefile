@@ -50,7 +50,7 @@ teachers: $(STAMP)  ## train all shipped weights from nothing into build/teacher
 	mv $(TEACHERS)/further/pictures.npz $(TEACHERS)/last/
 	$(TRAIN) --task multiview --teacher $(TEACHERS)/text/teacher --out $(TEACHERS)/last --steps 1500
 	$(TRAIN) --task image --teacher $(TEACHERS)/text/teacher --out $(TEACHERS)/image --steps 11000 --batch 128 --pictures 160000
-	cp -r $(TEACHERS)/last/unet_multiview $(TEACHERS)/image/unet_image $(TEACHERS)/image/clip_camera_projection $(TEACHERS)/text/teacher/
+	cp -r $(TEACHERS)/last/unet_multiview $(TEACHERS)/image/unet_image $(TEACHERS)/text/teacher/
 	$(BIN)/python -m splatdistill.priors.embedded.scorer --out $(TEACHERS)/scorer
 
 lint: $(STAMP)  ## ruff, pyright and clang-format, changing nothing

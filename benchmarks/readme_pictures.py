@@ -44,8 +44,10 @@ def look(page: Page, url: str) -> None:
     page.until("document.body.textContent.includes('Gaussians')")
     page.evaluate("document.querySelectorAll('.mantine-Notification-root').forEach(e => e.remove())")
     page.evaluate(
-        """[...document.querySelectorAll("input[type=checkbox]")].find(
-            e => e.closest("div").parentElement.textContent.includes("Teacher's view")).click()"""
+        """[...document.querySelectorAll("input[type=checkbox]")].find(e => {
+            while (!e.textContent.trim()) e = e.parentElement;
+            return e.textContent.includes("Teacher's view");
+        }).click()"""
     )
     half = r"[/step(\d+) \/ (\d+)/.exec(document.body.textContent)].some(m => m && m[1] > m[2] / 2)"
     page.until(half, frames=100_000)

@@ -120,13 +120,12 @@ def test_an_image_conditioned_network_trains_and_leans_on_the_picture(trained: P
     from splatdistill.priors import load_prior
     from splatdistill.priors.base import cfg
     from splatdistill.priors.embedded.train import nearest, train_beside
-    from splatdistill.priors.image import PROJECTION, Zero123Prior
+    from splatdistill.priors.image import Zero123Prior
 
     teacher = shutil.copytree(trained / "teacher", tmp_path / "teacher")
     settings = replace(SETTINGS, steps=2, batch=8, task="image")
     train_beside(tmp_path, settings, str(teacher), compiled=False)
-    for part in ("unet_image", PROJECTION):
-        shutil.copytree(tmp_path / part, teacher / part)
+    shutil.copytree(tmp_path / "unet_image", teacher / "unet_image")
     prior = load_prior(nearest(str(teacher), "image"), dtype=torch.float32)
     assert isinstance(prior, Zero123Prior) and prior.group == 1 and not prior.view_words
     hidden = prior.embed(["", ""]).unsqueeze(1).expand(-1, 3, -1, -1)
@@ -146,9 +145,8 @@ def test_an_image_conditioned_network_trains_and_leans_on_the_picture(trained: P
     assert not torch.allclose(outputs(torch.zeros(3, 64, 64), elevation=35.0)[1], seen)  # it is told
     again = Denoiser(settings)
     again.start_from(prior)
-    for name, network in {"unet": prior.unet, "projection": prior.projection}.items():
-        for key, value in network.state_dict().items():
-            assert torch.equal(again.networks[name].state_dict()[key], value), key
+    for key, value in prior.unet.state_dict().items():
+        assert torch.equal(again.networks["unet"].state_dict()[key], value), key
 
 
 def test_a_picture_is_told_with_the_way_to_each_of_its_views(trained: Path) -> None:
@@ -161,11 +159,11 @@ def test_a_picture_is_told_with_the_way_to_each_of_its_views(trained: Path) -> N
     settings = replace(SETTINGS, batch=32, task="image")
     z_t, target, t, told, cameras = draw_batch(settings, 0, pictures, networks.make_scheduler())
     channels = networks.LATENT_CHANNELS
-    assert cameras is None and told.shape == (24, 5) and z_t.shape == (24, 2 * channels, 16, 16)
+    assert cameras is not None and told.shape == (24, 5) and z_t.shape == (24, 2 * channels, 16, 16)
     assert (t.view(8, 3) == t.view(8, 3)[:, :1]).all() and target.shape == (24, channels, 16, 16)
     raw = pictures.latents.float() / pictures.scale.float()
     shown = 0
-    for picture, pose in zip(z_t[:, channels:], told, strict=True):
+    for picture, pose, turned in zip(z_t[:, channels:], told, cameras, strict=True):
         if not pose.any():
             assert not picture.any()
             continue
@@ -173,6 +171,8 @@ def test_a_picture_is_told_with_the_way_to_each_of_its_views(trained: Path) -> N
         assert row % 4 == 0 and torch.allclose(raw[row], picture)
         views = pictures.cameras(torch.arange(row + 1, row + 4))
         ways = relative_pose(pictures.cameras(torch.tensor([row])), views)
+        azimuth = pictures.cameras(torch.tensor([row])).azimuth_deg.deg2rad()
+        assert torch.allclose(turned, torch.cat([azimuth.cos(), azimuth.sin()]))
         assert (ways - pose).abs().amax(1).min() < 1e-6
         shown += 1
     assert shown >= 15

@@ -2,7 +2,7 @@
 
 Zero-1-to-3 (2303.11328): the denoiser reads the picture's latents beside the noisy ones, and instead of a
 text one token, a projection of the picture's CLIP embedding and of the way from its camera to the asked one.
-The embedded one has no such embedding, a transformer for a UNet, and is told the picture's elevation as well.
+The embedded one is a transformer that is told the way alone, and the picture's elevation as well.
 """
 
 from pathlib import Path
@@ -19,9 +19,7 @@ from splatdistill.errors import UserError
 from splatdistill.pictures import Reference
 from splatdistill.priors.base import Conditioning, cfg_weights
 from splatdistill.priors.latent import LatentPrior, weights_file
-
-POSE = 5  # numbers of a relative pose; published projections read the first four
-PROJECTION = "clip_camera_projection"
+from splatdistill.priors.view_transformer import POSE
 
 
 class Zero123Prior(LatentPrior):
@@ -39,7 +37,7 @@ class Zero123Prior(LatentPrior):
         unet: Any,
         vae: Any,
         scheduler: Any,
-        projection: nn.Linear,
+        projection: nn.Module,
         encoder: Any | None = None,
         normal: tuple[Tensor, Tensor] | None = None,
     ) -> None:
@@ -51,7 +49,8 @@ class Zero123Prior(LatentPrior):
 
     @classmethod
     def _load_reader(cls, folder: Path, device: torch.device | str) -> dict[str, Any]:
-        reader: dict[str, Any] = {"projection": load_projection(folder).to(device)}
+        own = (folder / "unet_image").is_dir()  # the embedded one's takes the pose as it is
+        reader: dict[str, Any] = {"projection": nn.Identity() if own else load_projection(folder).to(device)}
         if not (folder / "image_encoder").is_dir():
             return reader
         encoder: Any = CLIPVisionModelWithProjection.from_pretrained(
@@ -81,7 +80,8 @@ class Zero123Prior(LatentPrior):
 
     def embed(self, texts: list[str]) -> Tensor:
         """Zeros [n,1,D]: this network reads no text."""
-        return torch.zeros(len(texts), 1, self.projection.out_features, device=self.device)
+        width = getattr(self.projection, "out_features", POSE)
+        return torch.zeros(len(texts), 1, width, device=self.device)
 
     @torch.no_grad()
     def with_cameras(self, cond: Conditioning, cameras: Cameras, background: Tensor) -> Conditioning:
@@ -90,7 +90,9 @@ class Zero123Prior(LatentPrior):
         latents = self.encode(pictures) / self._scale + self._shift  # as the autoencoder gives them
         seen = [] if self.encoder is None else [self._embedding(pictures)]
         pose = relative_pose(self.reference.camera, cameras).to(self.device)
-        told = torch.cat([*seen, pose], dim=1)[:, : self.projection.in_features]
+        told = torch.cat([*seen, pose], dim=1)
+        if isinstance(self.projection, nn.Linear):
+            told = told[:, : self.projection.in_features]
         token = self.projection(told)[:, None]  # [B, 1, D]
         weights = cfg_weights(float(cond.weights[1, 0]), len(cameras))
         embeddings = torch.stack([torch.zeros_like(token), token])
@@ -124,7 +126,7 @@ def relative_pose(reference: Cameras, cameras: Cameras) -> Tensor:
 
 def load_projection(folder: Path) -> nn.Linear:
     """The token's linear map, under either name that it is published with; raises ValueError without one."""
-    for part, layer in ((PROJECTION, "proj"), ("cc_projection", "projection")):
+    for part, layer in (("clip_camera_projection", "proj"), ("cc_projection", "projection")):
         if (folder / part).is_dir():
             state = load_file(weights_file(folder / part, "diffusion_pytorch_model"))
             weight = state[f"{layer}.weight"].float()

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pixel_shuffle, pixel_unshuffle, silu
 
 FREQUENCIES = 256  # of the time embedding
+POSE = 5  # numbers of a relative pose: polar angle, sine and cosine of azimuth, distance, elevation
 
 
 class ViewTransformer(ModelMixin, ConfigMixin):
@@ -19,7 +20,8 @@ class ViewTransformer(ModelMixin, ConfigMixin):
 
     A thing's patches move far from view to view, which attention learns much faster than convolutions. The
     picture's tokens attend to each other; the noisy ones to each other and to these, modulated by the time
-    and the way to the view together (PixArt's adaLN-single, 2310.00426).
+    and the view together (PixArt's adaLN-single, 2310.00426). How a thing is turned is read from the picture
+    by itself, and the view told as seen from the thing: left alone, the network draws all sides at once.
     """
 
     @register_to_config
@@ -44,6 +46,8 @@ class ViewTransformer(ModelMixin, ConfigMixin):
         self.embed_positions = nn.Parameter(torch.randn(2, tokens, width) * 0.02)  # picture's, noisy ones'
         self.frequencies = Timesteps(FREQUENCIES, flip_sin_to_cos=True, downscale_freq_shift=0)
         self.embed_time = TimestepEmbedding(FREQUENCIES, width)
+        self.embed_pose = nn.Sequential(nn.Linear(POSE + 2, width), nn.SiLU(), nn.Linear(width, width))
+        self.facing = nn.Linear(width, 2)
         self.modulation = nn.Linear(width, 6 * width)
         kind: dict[str, Any] = {"activation_fn": "gelu-approximate", "attention_bias": True}
         sizes = (width, heads, width // heads)
@@ -67,11 +71,12 @@ class ViewTransformer(ModelMixin, ConfigMixin):
         encoder_hidden_states: Tensor,
         return_dict: bool = True,
         views: int = 1,
-    ) -> tuple[Tensor]:
-        """One output [n, C, h, w] of noisy latents and the picture's, sample [n, 2 C, h, w].
+    ) -> tuple[Tensor, Tensor]:
+        """The output [n, C, h, w] for noisy latents and the picture's, sample [n, 2 C, h, w].
 
-        timestep [n]; encoder_hidden_states [n, 1, width], the token of the view; return_dict is for the look
-        of other denoisers, the result is a tuple; views: so many samples in turn have one picture.
+        timestep [n]; encoder_hidden_states [n, 1, 5], the relative pose of the view, zeros where nothing is
+        told; return_dict is for the look of other denoisers, the result is a tuple; views: so many samples
+        in turn have one picture. Second comes what was read of the picture's azimuth, cosine and sine [n, 2].
         """
         halves = sample.chunk(2, dim=1)
         noisy, picture = (pixel_unshuffle(x, self.patch_size).flatten(2).mT for x in halves)
@@ -81,9 +86,13 @@ class ViewTransformer(ModelMixin, ConfigMixin):
         read = self.norm_read(read).repeat_interleave(views, dim=0)
 
         time = self.embed_time(self.frequencies(timestep).to(sample.dtype))
-        told = self.modulation(silu(time + encoder_hidden_states[:, 0]))
+        pose = encoder_hidden_states[:, 0]
+        facing = self.facing(read.mean(1))
+        (cos, sin), (ahead, aside) = facing.unbind(1), (pose[:, 2], pose[:, 1])
+        turned = torch.stack([cos * ahead - sin * aside, sin * ahead + cos * aside], dim=1)
+        told = self.modulation(silu(time + self.embed_pose(torch.cat([pose, turned], dim=1))))
         drawn = self.embed_noisy(noisy) + self.embed_positions[1]
         for block in self.drawing:
             drawn = block(drawn, encoder_hidden_states=read, timestep=told)
         patches = self.proj_out(self.norm_out(drawn)).mT
-        return (pixel_shuffle(patches.unflatten(2, (self.side, self.side)), self.patch_size),)
+        return pixel_shuffle(patches.unflatten(2, (self.side, self.side)), self.patch_size), facing

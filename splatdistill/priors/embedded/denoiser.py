@@ -26,7 +26,6 @@ from splatdistill.priors.embedded.networks import (
     LATENT_CHANNELS,
     LATENT_SIZE,
     is_shared,
-    make_projection,
     make_scheduler,
     make_text_encoder,
     make_tokenizer,
@@ -41,6 +40,7 @@ from splatdistill.priors.multiview import VIEWS, camera_matrices
 log = logging.getLogger(__name__)
 
 EMPTY = 0.12  # how often an image-conditioned network is told nothing
+FACING = 0.1  # the weight of how well it reads a picture's azimuth
 
 
 @dataclass(frozen=True)
@@ -110,12 +110,12 @@ def noised(scheduler: DDIMScheduler, latents: Tensor, noise: Tensor, t: Tensor) 
 
 
 def make_networks(task: str, tokenizer: Any) -> torch.nn.ModuleDict:
-    """The denoiser, "unet", and what reads its condition: "text", or for pictures "projection".
+    """The denoiser, "unet", and but for pictures what reads its condition, "text".
 
     Of a multi-view one only that is trained which it does not share with the plain teacher.
     """
     if task == "image":
-        return torch.nn.ModuleDict({"unet": make_view_transformer(), "projection": make_projection()})
+        return torch.nn.ModuleDict({"unet": make_view_transformer()})
     unet: Any = make_unet(task == "multiview")
     text: Any = make_text_encoder(tokenizer)
     text.set_attn_implementation("eager")  # for so short texts its backward is faster than the fused one
@@ -136,7 +136,7 @@ class Denoiser:
         self.networks = make_networks(settings.task, self.tokenizer).to(self.device)
         decay = torch.optim.swa_utils.get_ema_multi_avg_fn(settings.ema)
         self.average = torch.optim.swa_utils.AveragedModel(self.networks, multi_avg_fn=decay)
-        edge = ("conv_in", "conv_out", "unet.proj_out", "embed", "projection", "table")
+        edge = ("conv_in", "conv_out", "unet.proj_out", "embed", "facing", "table")
         matrices: list[Tensor] = []
         others: list[Tensor] = []
         for name, p in self.trained():
@@ -156,14 +156,12 @@ class Denoiser:
 
     def start_from(self, teacher: LatentPrior) -> None:
         """Take over the weights of another teacher; what it has none for stays as it is."""
-        reader = getattr(teacher, "projection", teacher.text_encoder)
         averages: Any = self.average.module
         both: list[Any] = [self.networks, averages]
         for networks in both:
             networks["unet"].load_state_dict(teacher.unet.state_dict(), strict=False)
-            networks["projection" if self.settings.task == "image" else "text"].load_state_dict(
-                reader.state_dict()
-            )
+            if "text" in networks:
+                networks["text"].load_state_dict(teacher.text_encoder.state_dict())
 
     def check_gradients(self) -> None:
         """Raise RuntimeError where a trained weight got no gradient: it would silently stay as it is."""
@@ -184,18 +182,21 @@ class Denoiser:
     def loss(self, z_t: Tensor, target: Tensor, t: Tensor, told: Tensor, cameras: Tensor | None) -> Tensor:
         """Mean squared error of v over a batch.
 
-        z_t [B, C, h, w], or [B, 2 C, h, w] with a picture, target [B, C, h, w], t [B], told: ids [B, L], or
-        for pictures poses [B, 5], zeros where nothing is told; cameras [B, 16] for several views.
+        z_t [B, C, h, w], target [B, C, h, w], t [B], ids told [B, L], cameras [B, 16] for several views. For
+        pictures z_t is [B, 2 C, h, w], told are poses [B, 5], zeros where nothing is told, and cameras the
+        cosine and sine [B, 2] of the pictures' azimuths, whose reading is part of the loss.
         """
-        more: Any = {} if cameras is None else {"class_labels": cameras}
+        unet = self.networks["unet"]
         with torch.autocast(self.device.type, torch.bfloat16):
-            if self.settings.task == "image":
-                hidden = (self.networks["projection"](told) * told.any(1, keepdim=True))[:, None]
-                more["views"] = self.settings.views - 1
-            else:
-                hidden = self.networks["text"](input_ids=told).last_hidden_state
-            more |= {"encoder_hidden_states": hidden, "return_dict": False}
-            predicted = self.networks["unet"](z_t, timestep=t, **more)[0]
+            if self.settings.task == "image" and cameras is not None:
+                seen = {"encoder_hidden_states": told[:, None], "views": self.settings.views - 1}
+                predicted, facing = unet(z_t, timestep=t, **seen)
+                shown = told.any(1)
+                turned = F.mse_loss(facing[shown].float(), cameras[shown])
+                return F.mse_loss(predicted.float(), target) + FACING * turned
+            text = self.networks["text"](input_ids=told).last_hidden_state
+            more = {} if cameras is None else {"class_labels": cameras}
+            predicted = unet(z_t, timestep=t, encoder_hidden_states=text, **more).sample
         return F.mse_loss(predicted.float(), target)
 
     def save(self, path: Path) -> None:
@@ -280,8 +281,11 @@ def draw_batch(
         asked = first != torch.arange(len(rows), device=device)
         shown = (torch.rand(scenes, **drawn) > EMPTY).float().repeat_interleave(views)[:, None]
         told = shown * relative_pose(dataset.cameras(rows[first]), dataset.cameras(rows)).to(device)
+        azimuth = dataset.orbits[rows[first]][:, 0].deg2rad()
+        cameras = torch.stack([azimuth.cos(), azimuth.sin()], 1)
         picture = shown[:, :, None, None] * z[first] / dataset.scale.float()
-        z_t, target, t, told = (x[asked] for x in (torch.cat([z_t, picture], 1), target, t, told))
+        z_t = torch.cat([z_t, picture], 1)
+        z_t, target, t, told, cameras = (x[asked] for x in (z_t, target, t, told, cameras))
     return z_t.contiguous(memory_format=torch.channels_last), target, t, told, cameras
 
 

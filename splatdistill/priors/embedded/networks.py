@@ -15,7 +15,6 @@ from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from splatdistill.priors.embedded import grammar
-from splatdistill.priors.image import POSE, PROJECTION
 from splatdistill.priors.multiview import CAMERA, VIEWS, join_views
 from splatdistill.priors.view_transformer import ViewTransformer
 
@@ -106,11 +105,6 @@ def make_view_transformer() -> ViewTransformer:
     return ViewTransformer(LATENT_SIZE, 2 * LATENT_CHANNELS, LATENT_CHANNELS, width=VIEW_WIDTH)
 
 
-def make_projection() -> torch.nn.Linear:
-    """The token that tells a view transformer the way from the picture's camera to the view's."""
-    return torch.nn.Linear(POSE, VIEW_WIDTH)
-
-
 def make_text_encoder(tokenizer: Any) -> CLIPTextModel:
     """Three CLIP layers, trained together with the denoiser."""
     return CLIPTextModel(
@@ -177,21 +171,14 @@ def is_shared(name: str) -> bool:
     return ".conv" in name
 
 
-def export_beside(folder: Path, networks: Any) -> None:
-    """Write a denoiser that belongs beside the plain one: fp16, without what the two share.
-
-    A view transformer shares nothing, and its projection lies beside it.
-    """
-    parts: dict[Path, Any] = {folder: networks["unet"].half()}
-    if "projection" in networks:
-        parts[folder.parent / PROJECTION] = networks["projection"].half()
-    for place, network in parts.items():
-        place.mkdir(parents=True, exist_ok=True)
-        own = {name: value.contiguous() for name, value in network.state_dict().items()}
-        if isinstance(network, UNet2DConditionModel):
-            own = {name: value for name, value in own.items() if not is_shared(name)}
-        if isinstance(network, torch.nn.Linear):
-            own = {f"proj.{name}": value for name, value in own.items()}
-        else:
-            network.save_config(place)
-        save_file(own, place / "diffusion_pytorch_model.safetensors")
+def export_beside(folder: Path, denoiser: Any) -> None:
+    """Write a denoiser that belongs beside the plain one: fp16, without what two UNets share."""
+    folder.mkdir(parents=True, exist_ok=True)
+    denoiser.half().save_config(folder)
+    shares = isinstance(denoiser, UNet2DConditionModel)
+    own = {
+        name: value.contiguous()
+        for name, value in denoiser.state_dict().items()
+        if not (shares and is_shared(name))
+    }
+    save_file(own, folder / "diffusion_pytorch_model.safetensors")

@@ -3,8 +3,8 @@
 Stages: autoencoder, encoded pictures, denoiser, export. Each continues where an interrupted run stopped; the
 folder DIR/teacher then loads with StableDiffusionPipeline.from_pretrained and with `--prior DIR/teacher`.
 With `--task multiview` a finished teacher learns to draw four views together, and with `--task image` a
-network in its latents learns what a picture shows from elsewhere: DIR/unet_multiview, DIR/unet_image and
-DIR/clip_camera_projection belong into its folder. Where that has them, the training goes on from them.
+network in its latents learns what a picture shows from elsewhere: DIR/unet_multiview and DIR/unet_image
+belong into its folder. Where that has them, the training goes on from them.
 """
 
 from __future__ import annotations
@@ -169,7 +169,8 @@ def train_beside(
     if (folder / "denoiser.pt").exists():
         denoiser.load(folder / "denoiser.pt")
     train_denoiser(denoiser, dataset, folder, compiled)
-    export_beside(folder / f"unet_{settings.task}", denoiser.average.module.cpu())
+    networks: Any = denoiser.average.module.cpu()
+    export_beside(folder / f"unet_{settings.task}", networks["unet"])
 
 
 def nearest(teacher: str, task: str) -> str:

@@ -70,9 +70,9 @@ def report(args: argparse.Namespace) -> int:
         methods, priors = args.methods.split(","), args.priors.split(",")
         seeds = numbers(args.seeds, "--seeds")
         runs = make_runs(SUITES[args.suite](), out, methods, priors, seeds, words, args.jobs)
-    writable_folder(out)
     if not runs:
         raise UserError("nothing to evaluate; give folders of finished runs, or --suite NAME")
+    writable_folder(out)
     groups = evaluate(runs, scorer, others, not args.no_teacher)
     Console(width=None if sys.stdout.isatty() else 120).print(table(groups))
     with atomic_write(out / "evaluation.json") as file:

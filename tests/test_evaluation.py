@@ -169,7 +169,8 @@ def test_the_command_writes_a_table_json_and_a_picture(
     assert lines[0].endswith("sdi |") and any(line.startswith("| object | 0.00 [0.00,") for line in lines)
 
 
-def test_mistakes_are_one_line(tmp_path: Path, folders: tuple[Path, Path], capsys) -> None:
+def test_mistakes_are_one_line(tmp_path: Path, folders: tuple[Path, Path], capsys, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
     clip = ["--clip", str(folders[0])]
     for words, said in (
         ([str(tmp_path / "nothing"), *clip], "no finished run"),

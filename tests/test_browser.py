@@ -153,7 +153,7 @@ def test_the_loss_is_drawn_as_far_as_the_run_is(page):
 
     drawn = """(() => {
         const plot = document.querySelector(".uplot canvas");
-        if (!plot) return false;
+        if (!plot || !plot.width) return false;
         const {width, height} = plot, {data} = plot.getContext("2d").getImageData(0, 0, width, height);
         let last = -1;
         for (let i = 0; i < data.length; i += 4)

@@ -37,7 +37,7 @@ quality: $(STAMP)  ## the long tests: whole distillation runs, judged
 # The text teacher, the multi-view one from it, twice more of both, and the image-conditioned one; the scorer.
 TEACHERS := build/teachers
 TRAIN := $(BIN)/python -m splatdistill.priors.embedded.train
-teachers: $(STAMP)  ## train all shipped weights from nothing into build/teachers: four hours on two cores
+teachers: $(STAMP)  ## train all shipped weights from nothing into build/teachers: hours on two cores
 	$(TRAIN) --out $(TEACHERS)/text --steps 7500
 	$(TRAIN) --task multiview --teacher $(TEACHERS)/text/teacher --out $(TEACHERS)/multiview --steps 4000 --pictures 128000
 	cp -r $(TEACHERS)/multiview/unet_multiview $(TEACHERS)/text/teacher/

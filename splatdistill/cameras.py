@@ -59,17 +59,6 @@ class Cameras:
         scale = self.Ks.new_tensor([width / self.width, height / self.height, 1.0])
         return replace(self, Ks=self.Ks * scale[:, None], width=width, height=height)
 
-    def turned(self, degrees: float) -> "Cameras":
-        """The same views after a turn of all of them about the vertical, counter-clockwise from above."""
-        return orbit(
-            (self.azimuth_deg + degrees) % 360.0,
-            self.elevation_deg,
-            self.distance,
-            self.fov_deg,
-            self.width,
-            self.height,
-        ).to(self.viewmats.device)
-
     @property
     def camtoworlds(self) -> Tensor:
         """Camera-to-world matrices [V, 4, 4]: the inverse of the rigid viewmats."""

@@ -1,6 +1,7 @@
 """Zero123Prior on tiny random networks in the layouts in which Zero-1-to-3 is published."""
 
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false
+# pyright: reportOptionalMemberAccess=false, reportOptionalCall=false
 
 import math
 import shutil

@@ -19,7 +19,10 @@ from splatdistill.errors import UserError
 from splatdistill.pictures import Reference
 from splatdistill.priors.base import Conditioning, cfg_weights
 from splatdistill.priors.latent import LatentPrior, weights_file
-from splatdistill.priors.view_transformer import POSE
+from splatdistill.priors.view_transformer import POSE, ViewTransformer
+
+PUBLISHED = 4  # of these numbers are known to published projections
+PROJECTIONS = (("clip_camera_projection", "proj"), ("cc_projection", "projection"))  # folders, their layers
 
 
 class Zero123Prior(LatentPrior):
@@ -37,20 +40,25 @@ class Zero123Prior(LatentPrior):
         unet: Any,
         vae: Any,
         scheduler: Any,
-        projection: nn.Module,
+        projection: nn.Linear | None,
         encoder: Any | None = None,
         normal: tuple[Tensor, Tensor] | None = None,
     ) -> None:
-        """`encoder` reads pictures of the mean and standard deviation `normal`, [3, 1, 1] each."""
+        """`encoder` reads pictures of the mean and standard deviation `normal`, [3, 1, 1] each.
+
+        A `ViewTransformer` has no projection, for it takes the pose as it is; ValueError for others without.
+        """
         super().__init__(name, unet, vae, None, None, scheduler)
-        self.projection = projection.eval().requires_grad_(False)
+        if projection is None and not isinstance(unet, ViewTransformer):
+            raise ValueError(f"there is no {PROJECTIONS[0][0]}/")
+        self.projection = None if projection is None else projection.eval().requires_grad_(False)
         self.encoder = None if encoder is None else encoder.eval().requires_grad_(False)
         self.mean, self.std = normal or (torch.zeros(3, 1, 1), torch.ones(3, 1, 1))
 
     @classmethod
     def _load_reader(cls, folder: Path, device: torch.device | str) -> dict[str, Any]:
-        own = (folder / "unet_image").is_dir()  # the embedded one's takes the pose as it is
-        reader: dict[str, Any] = {"projection": nn.Identity() if own else load_projection(folder).to(device)}
+        projection = load_projection(folder)
+        reader: dict[str, Any] = {"projection": None if projection is None else projection.to(device)}
         if not (folder / "image_encoder").is_dir():
             return reader
         encoder: Any = CLIPVisionModelWithProjection.from_pretrained(
@@ -80,7 +88,7 @@ class Zero123Prior(LatentPrior):
 
     def embed(self, texts: list[str]) -> Tensor:
         """Zeros [n,1,D]: this network reads no text."""
-        width = getattr(self.projection, "out_features", POSE)
+        width = POSE if self.projection is None else self.projection.out_features
         return torch.zeros(len(texts), 1, width, device=self.device)
 
     @torch.no_grad()
@@ -88,12 +96,11 @@ class Zero123Prior(LatentPrior):
         """Two branches for cameras [B]: nothing, and the picture before backgrounds [B,3] with the token."""
         pictures = self.reference.before(background.to(self.device))  # [B, 3, S, S]
         latents = self.encode(pictures) / self._scale + self._shift  # as the autoencoder gives them
-        seen = [] if self.encoder is None else [self._embedding(pictures)]
-        pose = relative_pose(self.reference.camera, cameras).to(self.device)
-        told = torch.cat([*seen, pose], dim=1)
-        if isinstance(self.projection, nn.Linear):
-            told = told[:, : self.projection.in_features]
-        token = self.projection(told)[:, None]  # [B, 1, D]
+        token = relative_pose(self.reference.camera, cameras).to(self.device)
+        if self.projection is not None:
+            seen = [] if self.encoder is None else [self._embedding(pictures)]
+            token = self.projection(torch.cat([*seen, token[:, :PUBLISHED]], dim=1))
+        token = token[:, None]  # [B, 1, D]
         weights = cfg_weights(float(cond.weights[1, 0]), len(cameras))
         embeddings = torch.stack([torch.zeros_like(token), token])
         return Conditioning(embeddings, weights, extra=torch.stack([torch.zeros_like(latents), latents]))
@@ -124,13 +131,13 @@ def relative_pose(reference: Cameras, cameras: Cameras) -> Tensor:
     return torch.stack([polar, azimuth.sin(), azimuth.cos(), further, start], dim=1)
 
 
-def load_projection(folder: Path) -> nn.Linear:
-    """The token's linear map, under either name that it is published with; raises ValueError without one."""
-    for part, layer in (("clip_camera_projection", "proj"), ("cc_projection", "projection")):
+def load_projection(folder: Path) -> nn.Linear | None:
+    """The token's linear map, under either name that it is published with; None without one."""
+    for part, layer in PROJECTIONS:
         if (folder / part).is_dir():
             state = load_file(weights_file(folder / part, "diffusion_pytorch_model"))
             weight = state[f"{layer}.weight"].float()
             linear = nn.Linear(weight.shape[1], weight.shape[0])
             linear.load_state_dict({"weight": weight, "bias": state[f"{layer}.bias"].float()})
             return linear
-    raise ValueError("there is no clip_camera_projection/")
+    return None

@@ -30,17 +30,17 @@ from splatdistill.priors.embedded.networks import (
     make_text_encoder,
     make_tokenizer,
     make_unet,
-    make_view_transformer,
     tokenize,
 )
 from splatdistill.priors.image import relative_pose
 from splatdistill.priors.latent import LatentPrior
 from splatdistill.priors.multiview import VIEWS, camera_matrices
+from splatdistill.priors.view_transformer import ViewTransformer
 
 log = logging.getLogger(__name__)
 
 EMPTY = 0.12  # how often an image-conditioned network is told nothing
-FACING = 0.1  # the weight of how well it reads a picture's azimuth
+AZIMUTH = 0.1  # the weight of how well it reads a picture's azimuth
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,9 @@ def make_networks(task: str, tokenizer: Any) -> torch.nn.ModuleDict:
     Of a multi-view one only that is trained which it does not share with the plain teacher.
     """
     if task == "image":
-        return torch.nn.ModuleDict({"unet": make_view_transformer()})
+        return torch.nn.ModuleDict(
+            {"unet": ViewTransformer(LATENT_SIZE, 2 * LATENT_CHANNELS, LATENT_CHANNELS)}
+        )
     unet: Any = make_unet(task == "multiview")
     text: Any = make_text_encoder(tokenizer)
     text.set_attn_implementation("eager")  # for so short texts its backward is faster than the fused one
@@ -193,7 +195,7 @@ class Denoiser:
                 predicted, facing = unet(z_t, timestep=t, **seen)
                 shown = told.any(1)
                 turned = F.mse_loss(facing[shown].float(), cameras[shown])
-                return F.mse_loss(predicted.float(), target) + FACING * turned
+                return F.mse_loss(predicted.float(), target) + AZIMUTH * turned
             text = self.networks["text"](input_ids=told).last_hidden_state
             more = {} if cameras is None else {"class_labels": cameras}
             predicted = unet(z_t, timestep=t, encoder_hidden_states=text, **more).sample
@@ -277,8 +279,8 @@ def draw_batch(
     if settings.task == "multiview":
         cameras = camera_matrices(dataset.cameras(rows)).to(device)
     if settings.task == "image":
-        first = torch.arange(len(rows), device=device) // views * views
-        asked = first != torch.arange(len(rows), device=device)
+        places = torch.arange(len(rows), device=device)
+        first, asked = places - places % views, places % views > 0
         shown = (torch.rand(scenes, **drawn) > EMPTY).float().repeat_interleave(views)[:, None]
         told = shown * relative_pose(dataset.cameras(rows[first]), dataset.cameras(rows)).to(device)
         azimuth = dataset.orbits[rows[first]][:, 0].deg2rad()

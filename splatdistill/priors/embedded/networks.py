@@ -16,14 +16,12 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from splatdistill.priors.embedded import grammar
 from splatdistill.priors.multiview import CAMERA, VIEWS, join_views
-from splatdistill.priors.view_transformer import ViewTransformer
 
 IMAGE_SIZE = 64
 LATENT_SIZE = 16
 LATENT_CHANNELS = 8
 MAX_TOKENS = 24
 TEXT_WIDTH = 128
-VIEW_WIDTH = 192
 START, END = "<|startoftext|>", "<|endoftext|>"
 
 
@@ -98,11 +96,6 @@ def make_unet(multiview: bool = False) -> UNet2DConditionModel:
         torch.nn.init.zeros_(unet.class_embedding.linear_2.bias)
         join_views(unet, VIEWS)
     return unet
-
-
-def make_view_transformer() -> ViewTransformer:
-    """The denoiser of a picture's other views."""
-    return ViewTransformer(LATENT_SIZE, 2 * LATENT_CHANNELS, LATENT_CHANNELS, width=VIEW_WIDTH)
 
 
 def make_text_encoder(tokenizer: Any) -> CLIPTextModel:

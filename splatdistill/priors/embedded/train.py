@@ -31,7 +31,6 @@ from splatdistill.priors.embedded.networks import (
     export_beside,
     make_autoencoder,
 )
-from splatdistill.priors.image import Zero123Prior
 from splatdistill.priors.latent import LatentPrior, locate
 
 AUTOENCODER_STEPS = 10_000
@@ -159,13 +158,11 @@ def train_beside(
     """Train a denoiser for another task in `folder`, from the nearest one in a teacher's folder."""
     folder.mkdir(parents=True, exist_ok=True)
     start = load_prior(nearest(teacher, settings.task), dtype=torch.float32)
-    fresh = settings.task == "image" and not isinstance(start, Zero123Prior)
     dataset = folder / "pictures.npz"
     if not dataset.exists():
         encode_pictures(start.vae.to(device, memory_format=torch.channels_last), dataset, settings)
     denoiser = Denoiser(settings, device)
-    if not fresh:
-        denoiser.start_from(start)
+    denoiser.start_from(start)
     if (folder / "denoiser.pt").exists():
         denoiser.load(folder / "denoiser.pt")
     train_denoiser(denoiser, dataset, folder, compiled)

@@ -3,34 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import platform
 import sys
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
+from splatdistill.doctor import machine
 
 RESULTS = Path(__file__).parent / "results"
-
-
-def machine() -> dict[str, Any]:
-    """Processor, cores, threads, GPU and versions."""
-    model = platform.processor()
-    if Path("/proc/cpuinfo").exists():
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        model = next(
-            (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), model
-        )
-    return {
-        "processor": model,
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "python": platform.python_version(),
-        **{name: version(name) for name in ("torch", "diffusers", "gsplat")},
-    }
 
 
 def write_result(name: str, result: dict[str, Any]) -> None:

@@ -1,7 +1,7 @@
 """`python -m splatdistill.reproduce [CLAIM...]`: what the papers claim, measured on the shipped teacher.
 
 Writes OUT/reproduction/CLAIM.json, a plot of what has curves, and OUT/REPRODUCTION.md from all JSON files
-that are there. Runs of splats are kept in OUT/reproduction/runs and made once.
+that are there. What an interrupted command has measured and made is kept there, and not done again.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -64,8 +65,10 @@ def start(args: argparse.Namespace) -> int:
     import torch
 
     from splatdistill.claims import CLAIMS, Lab
+    from splatdistill.doctor import machine
     from splatdistill.files import atomic_write, writable_folder
     from splatdistill.priors import load_prior
+    from splatdistill.runs import slug
     from splatdistill.scoring import Scorer
 
     if args.list:
@@ -78,13 +81,19 @@ def start(args: argparse.Namespace) -> int:
     writable_folder(folder)
     prior = load_prior("embedded", dtype=torch.float32)
     sizes: dict[str, Any] = {name: getattr(args, name) for name in ("prompts", "seeds", "draws", "steps")}
-    lab = Lab(prior, Scorer.load("embedded"), folder / "runs", **sizes, overrides=words, jobs=args.jobs)
+    runs = folder / "runs" / slug(" ".join(words)) if words else folder / "runs"
+    lab = Lab(prior, Scorer.load("embedded"), runs, **sizes, overrides=words, jobs=args.jobs)
+    options = [word for name, value in sizes.items() for word in (f"--{name}", str(value))]
     for name in asked or CLAIMS:
+        command = shlex.join(["python", "-m", "splatdistill.reproduce", name, *words, *options])
+        if not asked and measured(folder / f"{name}.json").get("command") == command:
+            note(f"{name}: measured before; name it to measure it again")
+            continue
         begin = time.perf_counter()
         findings = CLAIMS[name].measure(lab)
         seconds = time.perf_counter() - begin
-        record = {"claim": name, **dataclasses.asdict(findings), "seconds": round(seconds), "lab": sizes}
-        record |= {"version": __version__, "torch": torch.__version__}
+        record = {"claim": name, **dataclasses.asdict(findings), "seconds": round(seconds)}
+        record |= {"command": command, "version": __version__, "machine": machine()}
         with atomic_write(folder / f"{name}.json") as file:
             file.write(json.dumps(record, indent=1).encode() + b"\n")
         if findings.lines:
@@ -130,19 +139,25 @@ def document(folder: Path, claims: dict[str, Claim]) -> str:
         "teacher may well hold on others; the conditions are given with each.\n",
     ]
     for name, claim in claims.items():
-        path = folder / f"{name}.json"
-        if not path.is_file():
+        record = measured(folder / f"{name}.json")
+        if not record:
             continue
-        record = json.loads(path.read_text("utf-8"))
         parts += [f"## {name}: {VERDICTS[record['holds']]}\n", claim.says]
         parts += [f"({claim.source})\n" if claim.source else "", f"**{record['reading']}**\n"]
         parts += [*table(record), ""]
         if record["lines"]:
             parts.append(f"![{name}](reproduction/{name}.png)\n")
-        said = {**record["conditions"], **record["lab"]}
-        words = ", ".join(f"{key} {value}" for key, value in said.items())
-        parts.append(f"Conditions: {words}; {record['seconds']} s.\n")
-    return "\n".join(part for part in parts if part is not None)
+        machine = record["machine"]
+        said = ", ".join(f"{key} {value}" for key, value in record["conditions"].items())
+        parts += [f"Conditions: {said}.\n"] if said else []
+        parts.append(f"    {record['command']}\n")
+        parts.append(f"{record['seconds']} s on {machine['cores']} cores, {machine['processor']}.\n")
+    return "\n".join(parts)
+
+
+def measured(path: Path) -> dict[str, Any]:
+    """The record of a claim that was measured, or nothing."""
+    return json.loads(path.read_text("utf-8")) if path.is_file() else {}
 
 
 def table(record: dict[str, Any]) -> list[str]:

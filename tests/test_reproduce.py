@@ -88,6 +88,21 @@ def test_records_become_a_page_and_a_plot(tmp_path, monkeypatch, capfd) -> None:
     assert (tmp_path / "reproduction" / "sdi-1.png").read_bytes().startswith(b"\x89PNG")
     record = json.loads((tmp_path / "reproduction" / "sdi-1.json").read_text("utf-8"))
     assert record["holds"] is False and record["rows"] == [["SDS", [[1.0, 0.5, 1.5]]]]
+    assert record["command"] in page
+
+
+def test_what_was_measured_is_not_measured_again(tmp_path, monkeypatch) -> None:
+    times = []
+
+    def measure(lab: Lab) -> Findings:
+        times.append(lab.draws)
+        return Findings(["RMSE"], [("SDS", [1.0])], None, "It is one.")
+
+    monkeypatch.setattr("splatdistill.claims.CLAIMS", {"sdi-1": Claim("sdi-1", "", "It is.", measure)})
+    out = ["--out", str(tmp_path)]
+    for words in ([], [], ["--draws", "3"], ["sdi-1", "--draws", "3"]):
+        assert reproduce.main([*words, *out]) == 0
+    assert times == [32, 3, 3]
 
 
 def test_mistakes_are_one_line(tmp_path, capfd) -> None:

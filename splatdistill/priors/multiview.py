@@ -67,6 +67,14 @@ def camera_matrices(cameras: Cameras) -> Tensor:
     return (quarter.to(poses) @ poses).flatten(1)
 
 
+def orbit_matrices(azimuth: Tensor, elevation: Tensor) -> Tensor:
+    """The `camera_matrices` [V, 16] of cameras that look at the origin, from their angles [V] in radians."""
+    ca, sa, ce, se = azimuth.cos(), azimuth.sin(), elevation.cos(), elevation.sin()
+    none = torch.zeros_like(ca)
+    rows = [ca, -sa * se, sa * ce, sa * ce, sa, ca * se, -ca * ce, -ca * ce, none, ce, se, se]
+    return torch.stack([*rows, none, none, none, none + 1.0], dim=1)
+
+
 class JoinedViews:
     """An attention processor in which the views of a group see each other: their tokens are one sequence."""
 

@@ -30,17 +30,19 @@ from splatdistill.priors.embedded.networks import (
     make_text_encoder,
     make_tokenizer,
     make_unet,
+    make_view_unet,
     tokenize,
 )
 from splatdistill.priors.image import relative_pose
 from splatdistill.priors.latent import LatentPrior
 from splatdistill.priors.multiview import VIEWS, camera_matrices
-from splatdistill.priors.view_transformer import ViewTransformer
+from splatdistill.priors.view_unet import between
 
 log = logging.getLogger(__name__)
 
+READ = 256  # pictures in each of the steps that only read
 EMPTY = 0.12  # how often an image-conditioned network is told nothing
-AZIMUTH = 0.1  # the weight of how well it reads a picture's azimuth
+AZIMUTH = 0.01  # the weight of how well it reads a picture's azimuth
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,7 @@ class DenoiserSettings:
     seed: int = 2
     facing: float = 0.0  # share of samples drawn from the pictures whose caption tells a front from a back
     task: Literal["text", "multiview", "image"] = "text"  # what it learns to draw from
+    reading: int = 2_400  # steps that an image-conditioned one first learns to read azimuths alone
 
     @property
     def views(self) -> int:
@@ -112,20 +115,18 @@ def noised(scheduler: DDIMScheduler, latents: Tensor, noise: Tensor, t: Tensor) 
 def make_networks(task: str, tokenizer: Any) -> torch.nn.ModuleDict:
     """The denoiser, "unet", and but for pictures what reads its condition, "text".
 
-    Of a multi-view one only that is trained which it does not share with the plain teacher.
+    Of one beside the plain teacher only that is trained which they do not share.
     """
-    if task == "image":
-        return torch.nn.ModuleDict(
-            {"unet": ViewTransformer(LATENT_SIZE, 2 * LATENT_CHANNELS, LATENT_CHANNELS)}
-        )
-    unet: Any = make_unet(task == "multiview")
-    text: Any = make_text_encoder(tokenizer)
-    text.set_attn_implementation("eager")  # for so short texts its backward is faster than the fused one
-    if task == "multiview":
-        text.requires_grad_(False)
+    unet: Any = make_view_unet() if task == "image" else make_unet(task == "multiview")
+    networks = torch.nn.ModuleDict({"unet": unet.to(memory_format=torch.channels_last)})
+    if task != "text":
         for name, p in unet.named_parameters():
             p.requires_grad_(not is_shared(name))
-    return torch.nn.ModuleDict({"unet": unet.to(memory_format=torch.channels_last), "text": text})
+    if task != "image":
+        text: Any = make_text_encoder(tokenizer)
+        text.set_attn_implementation("eager")  # for so short texts its backward is faster than the fused one
+        networks["text"] = text.requires_grad_(task == "text")
+    return networks
 
 
 class Denoiser:
@@ -138,7 +139,7 @@ class Denoiser:
         self.networks = make_networks(settings.task, self.tokenizer).to(self.device)
         decay = torch.optim.swa_utils.get_ema_multi_avg_fn(settings.ema)
         self.average = torch.optim.swa_utils.AveragedModel(self.networks, multi_avg_fn=decay)
-        edge = ("conv_in", "conv_out", "unet.proj_out", "embed", "facing", "table")
+        edge = ("conv_in", "conv_out", "embed", "azimuth")
         matrices: list[Tensor] = []
         others: list[Tensor] = []
         for name, p in self.trained():
@@ -161,7 +162,9 @@ class Denoiser:
         averages: Any = self.average.module
         both: list[Any] = [self.networks, averages]
         for networks in both:
-            networks["unet"].load_state_dict(teacher.unet.state_dict(), strict=False)
+            same = isinstance(teacher.unet, type(networks["unet"]))
+            unet = networks["unet"] if same else networks["unet"].denoiser
+            unet.load_state_dict(teacher.unet.state_dict(), strict=False)
             if "text" in networks:
                 networks["text"].load_state_dict(teacher.text_encoder.state_dict())
 
@@ -181,21 +184,31 @@ class Denoiser:
         self.average.update_parameters(self.networks)
         self.step += 1
 
-    def loss(self, z_t: Tensor, target: Tensor, t: Tensor, told: Tensor, cameras: Tensor | None) -> Tensor:
+    def loss(
+        self,
+        z_t: Tensor,
+        target: Tensor,
+        t: Tensor,
+        told: Tensor,
+        cameras: Tensor | None = None,
+        pictures: Tensor | None = None,
+    ) -> Tensor:
         """Mean squared error of v over a batch.
 
-        z_t [B, C, h, w], target [B, C, h, w], t [B], ids told [B, L], cameras [B, 16] for several views. For
-        pictures z_t is [B, 2 C, h, w], told are poses [B, 5], zeros where nothing is told, and cameras the
-        cosine and sine [B, 2] of the pictures' azimuths, whose reading is part of the loss.
+        z_t [B, C, h, w], target [B, C, h, w], t [B], ids told [B, L], cameras [B, 16] for several views. With
+        pictures [n, C, h, w] of scenes in turn, told are the poses [B, 5] of all but each scene's first from
+        that, zeros where nothing is told, and cameras the pictures' azimuths [n] in radians, whose reading
+        from every picture is part of the loss.
         """
-        unet = self.networks["unet"]
+        unet: Any = self.networks["unet"]
         with torch.autocast(self.device.type, torch.bfloat16):
-            if self.settings.task == "image" and cameras is not None:
-                seen = {"encoder_hidden_states": told[:, None], "views": self.settings.views - 1}
-                predicted, facing = unet(z_t, timestep=t, **seen)
-                shown = told.any(1)
-                turned = F.mse_loss(facing[shown].float(), cameras[shown])
-                return F.mse_loss(predicted.float(), target) + AZIMUTH * turned
+            if pictures is not None and cameras is not None:
+                tokens, scores = unet.read(pictures)
+                views = self.settings.views
+                of = torch.arange(0, len(pictures), views, device=self.device).repeat_interleave(views - 1)
+                predicted = unet.draw(z_t, t, tokens[of], cameras[of], told)
+                read = F.cross_entropy(scores.float(), between(cameras))
+                return F.mse_loss(predicted.float(), target) + AZIMUTH * read
             text = self.networks["text"](input_ids=told).last_hidden_state
             more = {} if cameras is None else {"class_labels": cameras}
             predicted = unet(z_t, timestep=t, encoder_hidden_states=text, **more).sample
@@ -250,7 +263,7 @@ class Dataset:
 
 def draw_batch(
     settings: DenoiserSettings, step: int, dataset: Dataset, scheduler: DDIMScheduler
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
     """The arguments of `Denoiser.loss` at one step, which (seed, step) alone decide.
 
     t is the larger of two uniform draws: the text decides most where there is most noise. Views of one scene
@@ -275,7 +288,7 @@ def draw_batch(
         t[: scenes // 2] = torch.randint(levels * 9 // 10, levels, (scenes // 2,), **drawn)
     t = t.repeat_interleave(views)
     z_t, target = noised(scheduler, z, noise, t)
-    cameras = None
+    cameras = pictures = None
     if settings.task == "multiview":
         cameras = camera_matrices(dataset.cameras(rows)).to(device)
     if settings.task == "image":
@@ -283,12 +296,9 @@ def draw_batch(
         first, asked = places - places % views, places % views > 0
         shown = (torch.rand(scenes, **drawn) > EMPTY).float().repeat_interleave(views)[:, None]
         told = shown * relative_pose(dataset.cameras(rows[first]), dataset.cameras(rows)).to(device)
-        azimuth = dataset.orbits[rows[first]][:, 0].deg2rad()
-        cameras = torch.stack([azimuth.cos(), azimuth.sin()], 1)
-        picture = shown[:, :, None, None] * z[first] / dataset.scale.float()
-        z_t = torch.cat([z_t, picture], 1)
-        z_t, target, t, told, cameras = (x[asked] for x in (z_t, target, t, told, cameras))
-    return z_t.contiguous(memory_format=torch.channels_last), target, t, told, cameras
+        cameras, pictures = dataset.orbits[rows, 0].deg2rad(), z / dataset.scale.float()
+        z_t, target, t, told = (x[asked] for x in (z_t, target, t, told))
+    return z_t.contiguous(memory_format=torch.channels_last), target, t, told, cameras, pictures
 
 
 def compile_blocks(unet: torch.nn.Module) -> None:
@@ -301,6 +311,33 @@ def compile_blocks(unet: torch.nn.Module) -> None:
     for module in unet.modules():
         if isinstance(module, ResnetBlock2D | BasicTransformerBlock):
             module.compile()
+
+
+def train_reader(denoiser: Denoiser, dataset: Path, compiled: bool = True) -> None:
+    """Teach a new image-conditioned network to read azimuths, before it draws.
+
+    Reading is cheap and drawing is not: in steps of their own it sees many more pictures. Step k depends on
+    (seed, k) alone; arguments as of `train_denoiser`.
+    """
+    settings, device = denoiser.settings, denoiser.device
+    pictures = Dataset.load(dataset, denoiser.tokenizer, device)
+    unet: Any = denoiser.networks["unet"]
+    azimuths, scale = pictures.orbits[:, 0].deg2rad(), pictures.scale.float()
+    if compiled:
+        compile_blocks(unet)
+    for step in range(settings.reading):
+        rng = torch.Generator(device).manual_seed(settings.seed * 1_000_003 + step)
+        rows = torch.randint(len(azimuths), (READ,), generator=rng, device=device)
+        with torch.autocast(device.type, torch.bfloat16):
+            _, scores = unet.read(pictures.latents[rows].float() / scale)
+        loss = F.cross_entropy(scores.float(), between(azimuths[rows]))
+        denoiser.networks.zero_grad(set_to_none=True)
+        loss.backward()
+        denoiser.update(min(1.0, (step + 1) / 100, 2 - 2 * step / settings.reading))
+        if (step + 1) % 100 == 0:
+            log.info("reader %d: cross entropy %.3f", step + 1, loss.item())
+    denoiser.average.module.load_state_dict(denoiser.networks.state_dict())
+    denoiser.step = 0
 
 
 def train_denoiser(

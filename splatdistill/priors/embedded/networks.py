@@ -16,6 +16,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from splatdistill.priors.embedded import grammar
 from splatdistill.priors.multiview import CAMERA, VIEWS, join_views
+from splatdistill.priors.view_unet import ViewUNet
 
 IMAGE_SIZE = 64
 LATENT_SIZE = 16
@@ -98,6 +99,11 @@ def make_unet(multiview: bool = False) -> UNet2DConditionModel:
     return unet
 
 
+def make_view_unet() -> ViewUNet:
+    """The denoiser of a picture's other views: the multi-view one, each view by itself, and a reader."""
+    return ViewUNet(dict(make_unet(True).config), LATENT_SIZE, 2 * LATENT_CHANNELS, LATENT_CHANNELS)
+
+
 def make_text_encoder(tokenizer: Any) -> CLIPTextModel:
     """Three CLIP layers, trained together with the denoiser."""
     return CLIPTextModel(
@@ -161,17 +167,13 @@ def export(
 
 def is_shared(name: str) -> bool:
     """Whether a UNet's weight is the plain teacher's in every UNet beside it: convolutions in blocks."""
-    return ".conv" in name
+    return "_block" in name and ".conv" in name
 
 
 def export_beside(folder: Path, denoiser: Any) -> None:
     """Write a denoiser that belongs beside the plain one: fp16, without what two UNets share."""
     folder.mkdir(parents=True, exist_ok=True)
     denoiser.half().save_config(folder)
-    shares = isinstance(denoiser, UNet2DConditionModel)
-    own = {
-        name: value.contiguous()
-        for name, value in denoiser.state_dict().items()
-        if not (shares and is_shared(name))
-    }
+    state = denoiser.state_dict().items()
+    own = {name: value.contiguous() for name, value in state if not is_shared(name)}
     save_file(own, folder / "diffusion_pytorch_model.safetensors")

@@ -24,13 +24,20 @@ from splatdistill.errors import UserError
 from splatdistill.priors import load_prior
 from splatdistill.priors.embedded import data, grammar
 from splatdistill.priors.embedded.autoencoder import train_autoencoder
-from splatdistill.priors.embedded.denoiser import Denoiser, DenoiserSettings, encode_pictures, train_denoiser
+from splatdistill.priors.embedded.denoiser import (
+    Denoiser,
+    DenoiserSettings,
+    encode_pictures,
+    train_denoiser,
+    train_reader,
+)
 from splatdistill.priors.embedded.networks import (
     IMAGE_SIZE,
     export,
     export_beside,
     make_autoencoder,
 )
+from splatdistill.priors.image import Zero123Prior
 from splatdistill.priors.latent import LatentPrior, locate
 
 AUTOENCODER_STEPS = 10_000
@@ -165,6 +172,9 @@ def train_beside(
     denoiser.start_from(start)
     if (folder / "denoiser.pt").exists():
         denoiser.load(folder / "denoiser.pt")
+    elif settings.task == "image" and not isinstance(start, Zero123Prior):
+        train_reader(denoiser, dataset, compiled)
+        denoiser.save(folder / "denoiser.pt")
     train_denoiser(denoiser, dataset, folder, compiled)
     networks: Any = denoiser.average.module.cpu()
     export_beside(folder / f"unet_{settings.task}", networks["unet"])
@@ -173,7 +183,8 @@ def train_beside(
 def nearest(teacher: str, task: str) -> str:
     """The prior that training for a task goes on from: the teacher's own for it where there is one."""
     folder, _ = locate(teacher)
-    return str(folder / f"unet_{task}") if (folder / f"unet_{task}").is_dir() else teacher
+    trained = [folder / f"unet_{name}" for name in (task, "multiview")]
+    return next((str(place) for place in trained if place.is_dir()), teacher)
 
 
 if __name__ == "__main__":

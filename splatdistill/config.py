@@ -78,8 +78,8 @@ class ImageConfig:
     elevation_deg: float = 15.0
     distance: float = 3.0
     fov_deg: float = 40.0
-    rgb: float = 500.0  # weights of the mean squared errors before a plain background, and of alpha
-    mask: float = 500.0
+    rgb: float = 4000.0  # weights of the mean squared errors before a plain background, and of alpha
+    mask: float = 4000.0
 
 
 @dataclass(frozen=True)

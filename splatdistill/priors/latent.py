@@ -112,8 +112,8 @@ class LatentPrior:
 
     @classmethod
     def _load_unet(cls, folder: Path, place: str, dtype: torch.dtype) -> Any:
-        beside = place != "unet" and model_of(folder / place) is UNet2DConditionModel
-        return load_beside(folder, place, dtype) if beside else load_network(folder, place, dtype)
+        load = load_network if place == "unet" else load_beside
+        return load(folder, place, dtype)
 
     @classmethod
     def _load_reader(cls, folder: Path, device: torch.device | str) -> dict[str, Any]:

@@ -133,11 +133,12 @@ def dsd_is_diverse_in_3d(lab: Lab) -> Findings:
 EDITS = (  # what stands above changes its colour, what is below should stay
     ("a red car on top of a blue cube", "a green car on top of a blue cube"),
     ("a yellow duck on top of a purple cylinder", "a red duck on top of a purple cylinder"),
-    ("a white snowman on top of a green cube", "a pink snowman on top of a green cube"),
+    ("an orange snowman on top of a green cube", "a pink snowman on top of a green cube"),
     ("a brown dog on top of a cyan cylinder", "a yellow dog on top of a cyan cylinder"),
     ("an orange mug on top of a blue cylinder", "a green mug on top of a blue cylinder"),
     ("a purple chair on top of a yellow cube", "a red chair on top of a yellow cube"),
 )
+GENTLE = [f"optimizer.{name}" for name in ("means=2e-3", "scales=4e-3", "quats=4e-3", "opacities=2e-2")]
 
 
 def views(splat: Path, size: int = 64) -> tuple[Tensor, Tensor]:
@@ -163,7 +164,7 @@ def edited(lab: Lab, run: Path, target: str, method: str, steps: int) -> Job:
     """The edit of a run."""
     out = lab.runs / "edits" / f"{method}-{steps}" / slug(target)
     words = ["--splat", str(run), "--target-prompt", target, "--method", method, "--steps", str(steps)]
-    return Job(out, edit.main, [*words, "--out", str(out), "--overwrite", *lab.overrides])
+    return Job(out, edit.main, [*words, "--out", str(out), "--overwrite", *GENTLE, *lab.overrides])
 
 
 def pds_keeps(lab: Lab) -> Findings:
@@ -210,7 +211,8 @@ def pds_keeps(lab: Lab) -> Findings:
         + "."
     )
     columns = ["edit done", "PSNR outside, dB", "silhouette IoU"]
-    return Findings(columns, rows, holds, reading, {"edits": len(pairs), "prior": "embedded"})
+    conditions = {"edits": len(pairs), "learning_rates": "of the PDS preset, for all three"}
+    return Findings(columns, rows, holds, reading, conditions)
 
 
 def shading_helps(lab: Lab) -> Findings:

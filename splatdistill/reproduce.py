@@ -40,7 +40,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     add("--list", action="store_true", help="print the claims, and exit")
     add("--out", type=Path, default=Path("outputs"), metavar="DIR", help="default outputs")
-    add("--prompts", type=int, default=8, help="default 8, at most 24")
+    add("--prompts", type=int, default=6, help="default 6, at most 24")
     add("--seeds", type=int, default=2, help="for each prompt; default 2")
     add("--draws", type=int, default=32, help="of noise, where variance is measured; default 32")
     add("--steps", type=int, default=150, help="of optimisation; default 150")

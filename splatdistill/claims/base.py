@@ -28,7 +28,7 @@ class Lab:
     prior: Prior
     scorer: Scorer
     runs: Path
-    prompts: int = 8
+    prompts: int = 6
     seeds: int = 2
     draws: int = 32
     steps: int = 150

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -13,12 +13,14 @@ from splatdistill.guidance import Method, build_method, distill, sample
 from splatdistill.guidance.flat import cached_sdi, distil_latents, dsd_star
 from splatdistill.guidance.noise import (
     InversionSettings,
+    TrajectorySettings,
     add_noise,
     ddim_inversion,
     gaussian_like,
     predicted_noise,
     walk,
 )
+from splatdistill.priors.base import Prior
 
 GUIDANCE = 4.0  # of samples and of every method, so that they aim at one thing
 RATE = 0.05
@@ -228,22 +230,22 @@ def draw(lab: Lab, name: str, text: str, k: int, seeds: int) -> Tensor:
     if name == "DDIM":
         return sample(lab.prior, cond, noise, DDIM_STEPS)
     method = build_method(name.lower(), InversionSettings(guidance=0.0) if name == "SDI" else None)
-    if name != "DSD":
-        begin = 0.05 * noise
-        return distil_latents(
-            lab.prior, cond, method, begin, lab.steps, RATE, torch.Generator().manual_seed(k)
-        )
-    one = lab.branches(text, GUIDANCE)
-    results = []
-    for seed in range(seeds):  # the seed is that of the path
-        own = build_method("dsd", seed=1000 * k + seed)
-        generator = torch.Generator().manual_seed(1000 * k + seed)
-        results.append(
-            distil_latents(
-                lab.prior, one, replace(own), 0.05 * noise[seed : seed + 1], lab.steps, RATE, generator
-            )
-        )
-    return torch.cat(results)
+    if name == "DSD":
+        method = replace(method, noise=Paths(seed=1000 * k, count=seeds))
+    generator = torch.Generator().manual_seed(k)
+    return distil_latents(lab.prior, cond, method, 0.05 * noise, lab.steps, RATE, generator)
+
+
+@dataclass(frozen=True)
+class Paths(TrajectorySettings):
+    """DSD's noise where every sample is a run of its own: from seeds that count up, so many."""
+
+    count: int = 1
+
+    def start(self, prior: Prior) -> Tensor:
+        """Noise [count,C,h,w]."""
+        seeds = range(self.seed, self.seed + self.count)
+        return torch.stack([TrajectorySettings(seed=seed).start(prior) for seed in seeds])
 
 
 FLAT = [

@@ -20,12 +20,13 @@ from splatdistill.errors import UserError
 from splatdistill.evaluation import evaluate, right_names
 from splatdistill.files import atomic_write
 from splatdistill.formats.ply import read_ply
+from splatdistill.guidance import METHODS
 from splatdistill.priors.embedded import grammar
 from splatdistill.rendering import render
 from splatdistill.runs import RESULT, slug
 from splatdistill.suites import Job, make, make_runs
 
-GENERATORS = ("sds", "sdi", "dsd", "csd", "nfsd", "ism", "vsd", "clip")
+GENERATORS = [name for name, method in METHODS.items() if not method.edits and "_published" not in name]
 FIGURES = ("object", "colour", "r_precision", "saturation_to_teacher", "high_frequency_to_teacher")
 
 

@@ -70,6 +70,16 @@ def close(actual: torch.Tensor, expected: torch.Tensor) -> None:
 
 
 @pytest.mark.parametrize("prediction_type", PREDICTIONS)
+def test_sjc_is_the_score_of_the_noised_picture_without_its_noise(prediction_type: str) -> None:
+    """(z - D(z + sigma n)) / sigma^2 with the denoiser of a variance-exploding process."""
+    prior, z, n = toy(prediction_type), latents(0), drawn()
+    sigma = ((1 - at(AB[T])) / at(AB[T])).sqrt()
+    x, mean = z.double() + sigma * n.double(), prior.mean["text"].double()
+    denoised = (VARIANCE * x + sigma.square() * mean) / (VARIANCE + sigma.square())
+    close(gradient("sjc", prior, z, 1.0), (z.double() - denoised) / sigma.square())
+
+
+@pytest.mark.parametrize("prediction_type", PREDICTIONS)
 def test_csd_is_the_difference_of_text_and_null(prediction_type: str) -> None:
     prior, z = toy(prediction_type), latents(0)
     x = noised(z, T, drawn())
@@ -233,6 +243,7 @@ def test_dsd_with_a_step_for_each_of_ddims_is_the_ddim_sample(prediction_type: s
 def test_all_methods_have_the_published_defaults() -> None:
     defaults = {
         "sds": 100.0,
+        "sjc": 100.0,
         "sdi": 7.5,
         "dsd": 7.5,
         "dds": 7.5,

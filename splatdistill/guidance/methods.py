@@ -54,6 +54,21 @@ SDS = Method(
     timesteps=TimestepSchedule(low=Linear(0.02, 0.02), high=Linear(0.98, 0.50)),
 )
 
+
+def score_weight(prior: Prior, t: Tensor) -> Tensor:
+    """w = sqrt(alpha_bar / (1 - alpha_bar)), with which the gradient is a difference of scores."""
+    return 1.0 / x0_weight(prior, t)
+
+
+# Score Jacobian Chaining, 2212.00774, section 4: gradient = (z - D(z + sigma n)) / sigma^2, D the denoiser.
+SJC = Method(
+    name="sjc",
+    noise=random_noise,
+    weight=score_weight,
+    guidance=100.0,
+    timesteps=TimestepSchedule(low=Linear(0.01, 0.01), high=Linear(0.97, 0.97)),
+)
+
 # Score Distillation via Inversion, 2405.15891, Algorithm 2: gradient = z - x0_hat(z_t), z_t from kappa(z).
 SDI = Method(
     name="sdi",
@@ -214,7 +229,7 @@ VSD = Method(
 CLIP = Method(name="clip", noise=random_noise, weight=one, guidance=1.0, timesteps=Uniform, by_clip=True)
 
 SDIS = (SDI, SDI_PUBLISHED, SDI_PUBLISHED_PERP_NEG)
-METHODS = {m.name: m for m in (SDS, *SDIS, DSD, DSD_PUBLISHED, DDS, PDS, CSD, NFSD, ISM, VSD, CLIP)}
+METHODS = {m.name: m for m in (SDS, *SDIS, DSD, DSD_PUBLISHED, DDS, PDS, CSD, NFSD, ISM, VSD, CLIP, SJC)}
 
 
 def build_method(

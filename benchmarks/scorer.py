@@ -2,7 +2,8 @@
 
 `python benchmarks/scorer.py [--clip embedded] [--scenes N]` prints and writes benchmarks/results/scorer.json:
 R-Precision among 153 distractors on single views, the same with the descriptions shuffled (chance is one in
-154), names as `splatdistill.evaluate` gives them, views followed, and two fronts seen where there is one.
+154), names as `splatdistill.evaluate` gives them, of these and of two scenes for each of the compositions in
+its suite, views followed, and two fronts seen where there is one.
 """
 
 from __future__ import annotations
@@ -29,15 +30,17 @@ from splatdistill.metrics import bootstrap_interval, wilson_interval
 from splatdistill.priors.embedded import grammar
 from splatdistill.priors.embedded.solids import raycast
 from splatdistill.scoring import Scorer
-from splatdistill.suites import distractors
+from splatdistill.suites import compositions, distractors
 
 SEED = 66_000  # far from the teachers' and the scorer's
 
 
-def scene(index: int, size: int) -> tuple[str, torch.Tensor, torch.Tensor]:
+def scene(
+    index: int, size: int, things: tuple[str, ...] | None = None
+) -> tuple[str, torch.Tensor, torch.Tensor]:
     """A described scene, its colours named: its text and views [V, 3, S, S] in colour and textureless."""
     rng = np.random.default_rng((SEED, index))
-    batch = grammar.build(grammar.sample_structure(rng), 1, rng, 1.0)
+    batch = grammar.build(things or grammar.sample_structure(rng), 1, rng, 1.0)
     cameras = turntable(VIEWS, ELEVATION, DISTANCE, FOV, size)
     pictures = []
     for plain in (False, True):
@@ -80,6 +83,13 @@ def main() -> None:
                 seen.setdefault(name, []).append(float(value))
         if janus is not None:
             fronts.append(janus)
+    for i, prompt in enumerate(compositions()):
+        things, _ = grammar.parse(prompt) or ((), ())
+        for k in range(2):
+            text, colour, _ = scene(2 * i + k, scorer.size, tuple(things))
+            named, coloured = right_names(scorer, scorer.images(colour), text)
+            seen.setdefault("object_of_compositions", []).append(float(bool(named)))
+            seen.setdefault("colour_of_compositions", []).append(float(bool(coloured)))
     result: dict[str, Any] = {"scenes": len(scenes), "chance": 1 / 154}
     for name, values in seen.items():
         mean, (low, high) = float(np.mean(values)), bootstrap_interval(torch.tensor(values))

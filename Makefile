@@ -50,7 +50,8 @@ teachers: $(STAMP)  ## train all shipped weights from nothing into build/teacher
 	mv $(TEACHERS)/further/pictures.npz $(TEACHERS)/last/
 	$(TRAIN) --task multiview --teacher $(TEACHERS)/text/teacher --out $(TEACHERS)/last --steps 1500
 	cp -r $(TEACHERS)/last/unet_multiview $(TEACHERS)/text/teacher/
-	$(TRAIN) --task image --teacher $(TEACHERS)/text/teacher --out $(TEACHERS)/image --steps 9000 --pictures 160000
+	$(TRAIN) --task image --teacher $(TEACHERS)/text/teacher --out $(TEACHERS)/image --steps 7000 --pictures 160000
+	$(TRAIN) --task image --teacher $(TEACHERS)/text/teacher --out $(TEACHERS)/image --steps 16000
 	cp -r $(TEACHERS)/image/unet_image $(TEACHERS)/text/teacher/
 	$(BIN)/python -m splatdistill.priors.embedded.scorer --out $(TEACHERS)/scorer
 

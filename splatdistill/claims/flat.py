@@ -163,8 +163,15 @@ def inversion_solves(lab: Lab) -> Findings:
         total[f"inverted at {scale:+g}, 10 steps"][0] for scale in scales
     )
     more = total["inverted at -7.5, 20 steps"][0] < total["inverted at -7.5, 3 steps"][0]
+    found = dict(rows)
+    where = [
+        str(t)
+        for t, ours, chance in zip(times, found["inverted at -7.5, 10 steps"], found["random"], strict=True)
+        if below(ours, chance)
+    ]
     reading = (
-        f"Inverted noise leaves {'a smaller' if best else 'no smaller'} residual than random noise; of the "
+        f"Noise inverted at -7.5 in 10 steps leaves {'a smaller' if best else 'no smaller'} residual than "
+        f"random noise over all t (surely smaller at t = {', '.join(where) or 'none of them'}); of the "
         f"three scales +7.5 is {'' if worst else 'not '}the worst; 20 steps leave "
         f"{'less' if more else 'no less'} than 3."
     )
@@ -198,11 +205,11 @@ def dsd_is_ddim(lab: Lab) -> Findings:
 
 def dsd_is_diverse(lab: Lab) -> Findings:
     """Diversity over seeds of pictures, in the scorer's features, beside how well they fit the text."""
-    seeds = 8
+    seeds, texts = 8, lab.texts[: max(lab.prompts // 2, 2)]
     rows, spread = [], {}
     for name in ("DDIM", "SDS", "SDI", "DSD"):
         distances, vendi, fits = [], [], []
-        for k, text in enumerate(lab.texts):
+        for k, text in enumerate(texts):
             pictures = lab.prior.decode(draw(lab, name, f"{text}, white background", k, seeds))
             features = lab.scorer.images(pictures)
             distances.append(metrics.pairwise_distance(features))
@@ -217,10 +224,11 @@ def dsd_is_diverse(lab: Lab) -> Findings:
     part = 100 * spread["DSD"][0] / spread["DDIM"][0]
     reading = (
         f"DSD's pictures over {seeds} seeds {'differ more' if more else 'do not differ more'} than those of "
-        f"SDS and SDI, and by {part:.0f} % of what the teacher's samples do."
+        f"SDS and SDI; their distance is {part:.0f} % of that of the teacher's samples."
     )
     columns = ["pairwise distance", "Vendi score", "CLIP score"]
-    conditions = {"seeds": seeds, "steps": lab.steps, "guidance": GUIDANCE, "adam": RATE}
+    conditions = {"prompts": len(texts), "seeds": seeds, "steps": lab.steps}
+    conditions |= {"guidance": GUIDANCE, "adam": RATE}
     return Findings(columns, rows, more and close, reading, conditions)
 
 

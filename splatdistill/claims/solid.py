@@ -243,7 +243,7 @@ def views_help(lab: Lab) -> Findings:
             "view words": ("embedded", "sdi", []),
             "perp-neg": ("embedded", "sdi", ["guidance.mode=perp_neg"]),
         },
-        "View words and perp-neg",
+        "view words and perp-neg",
     )
 
 
@@ -256,7 +256,7 @@ def cameras_help(lab: Lab) -> Findings:
             "multi-view teacher, SDI": ("embedded-multiview", "sdi", []),
             "multi-view teacher, DSD": ("embedded-multiview", "dsd", []),
         },
-        "The multi-view teacher",
+        "the multi-view teacher",
     )
 
 
@@ -270,7 +270,7 @@ def fronts(lab: Lab, variants: dict[str, tuple[str, str, list[str]]], what: str)
         cells = [figure(group, "janus"), figure(group, "view"), figure(group, "object")]
         rows.append((label, [*cells, spread["pairwise_distance"] if spread else None]))
     holds = all(below(row[1][0], rows[0][1][0]) for row in rows[1:])
-    reading = f"{what} {'lower' if holds else 'do not clearly lower'} the rate of second fronts."
+    reading = f"Second fronts are {'' if holds else 'not clearly '}rarer with {what}."
     columns = ["Janus rate", "views as they are", "object", "diversity over seeds"]
     return Findings(columns, rows, holds, reading, {"things": len(facing(lab)), "seeds": lab.seeds})
 

@@ -287,8 +287,9 @@ def all_methods(lab: Lab) -> Findings:
         rows.append(
             (method.upper(), [*cells, spread["pairwise_distance"] if spread else None, seconds, evaluations])
         )
-    best = max(accuracy, key=lambda name: accuracy[name])
-    reading = f"On this teacher {best.upper()} names most things right, {100 * accuracy[best]:.0f} %."
+    most = max(accuracy.values())
+    best = ", ".join(name.upper() for name in accuracy if accuracy[name] == most)
+    reading = f"On this teacher most things, {100 * most:.0f} %, are named right in splats by {best}."
     columns = ["object", "colour", "R-Precision", "saturation / teacher's", "high frequency / teacher's"]
     columns += ["diversity", "seconds", "network evaluations"]
     conditions = {"prompts": len(texts), "seeds": lab.seeds, "steps": lab.steps}

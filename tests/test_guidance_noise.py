@@ -123,8 +123,8 @@ class Published:
             ab, ab_next = (self.alpha_bar[now] if now >= 0 else 1.0), self.alpha_bar[following]
             x = self.move(x, now, ab, ab_next, g_inv)
             x = x + math.sqrt((1 - ab) / (1 - ab_next) * (1 - ab_next / ab)) * noises[i]
-        ab_t = self.alpha_bar[t]
-        return (x - math.sqrt(ab_t) * z.double()) / math.sqrt(1 - ab_t), x
+        ab_s = self.alpha_bar[s]
+        return (x - math.sqrt(ab_s) * z.double()) / math.sqrt(1 - ab_s), x
 
 
 T_MIXED = [9, 100, 205, 333, 640, 980]

@@ -131,8 +131,13 @@ class InversionSettings:
             raise ValueError("inversion: expected steps >= 1, eta >= 0 and 0 <= tau < 1")
 
     def __call__(self, asked: Query) -> Pair:
-        """(kappa, z_t) by `ddim_inversion`."""
-        return ddim_inversion(asked.prior, asked.z, asked.t, asked.cond, self, asked.generator)
+        """(kappa, z_t) by `ddim_inversion`; if published, kappa is what z_t holds by its label t."""
+        kappa, z_t = ddim_inversion(asked.prior, asked.z, asked.t, asked.cond, self, asked.generator)
+        if not self.published:
+            return kappa, z_t
+        alpha_bar = alpha_bar_at(asked.prior, asked.t)
+        at_t = ops.recover_coefficients(alpha_bar, alpha_bar).to(z_t.device)
+        return ops.recover_noise(asked.z, z_t, at_t)[0], z_t
 
 
 def inversion_grid(num_timesteps: int, settings: InversionSettings) -> Tensor:
@@ -182,8 +187,7 @@ def ddim_inversion(
 
     With `settings.published`, as the authors' code: the grid starts at 1 - T/n, a negative timestep that the
     network sees, and keeps its points below t; every move adds eta sigma n with sigma the DDIM deviation
-    (2010.02502, eq. 16) of that move; x_s is labelled t and not remapped: z_t = x_s and
-    kappa = (x_s - sqrt(ab_t) z) / sqrt(1-ab_t).
+    (2010.02502, eq. 16) of that move; x_s is not remapped but labelled t: z_t = x_s.
 
     All samples move together, each on its own timetable; a sample that has landed leaves the batch.
     """
@@ -197,14 +201,11 @@ def ddim_inversion(
         prior, z, path, moves, cond.with_guidance(settings.guidance), clean=True, eta=eta, generator=generator
     )
     ab_t, ab_landing = alpha_bar_at(prior, t), alpha_bar_at(prior, landing)
-    if settings.published:
-        kappa, _ = ops.recover_noise(z, x, ops.recover_coefficients(ab_t, ab_t).to(z.device))
-        return kappa, x
-    if settings.eta > 0.0:
+    if settings.eta > 0.0 and not settings.published:
         scale = settings.eta * (1.0 - ab_landing).sqrt().view(-1, 1, 1, 1).to(x)
         x += scale * gaussian_like(x, generator)
     kappa, z_t = ops.recover_noise(z, x, ops.recover_coefficients(ab_landing, ab_t).to(z.device))
-    return kappa, z_t
+    return kappa, x if settings.published else z_t
 
 
 def path_along(grid: Tensor, moves: Tensor, last: Tensor) -> Tensor:

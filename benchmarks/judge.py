@@ -1,8 +1,8 @@
 """An independent judge of pictures: a small classifier of things, colours and sides, trained on own renders.
 
-It shares no weights, seeds or latents with the teacher. `python benchmarks/judge.py` trains it (a few
-minutes, one thread) and prints its accuracy on held-out renders; others do so on first use. The weights stay
-in build/ and are not part of the product.
+Of one thing on top of another it names both. It shares no weights, seeds or latents with the teacher.
+`python benchmarks/judge.py` trains it (ten minutes, one thread) and prints its accuracy on held-out renders;
+others do so on first use. The weights stay in build/ and are not part of the product.
 """
 
 from __future__ import annotations
@@ -20,14 +20,17 @@ from splatdistill.prompts import view_word
 
 THINGS = list(grammar.BUILDERS)
 COLORS = list(grammar.COLORS)
-SIDES = ["front view", "side view", "back view"]  # learned for things with a front alone
+SIDES = ["front view", "side view", "back view"]  # learned for things with a front that stand alone
+NOTHING = len(THINGS)  # what is below a thing that stands alone
 SIZE = 64
 SEED = 77_000  # far from the teacher's
 WEIGHTS = Path(__file__).resolve().parents[1] / "build" / "judge.pt"
 
 
 class Judge(nn.Module):
-    """Pictures [B, 3, 64, 64] in [0, 1] to the logits of things [B, 29], colours [B, 12] and sides [B, 3]."""
+    """Pictures [B, 3, 64, 64] in [0, 1] to the logits of things [B, 29], colours [B, 12] and sides [B, 3],
+    and of the things below [B, 30] and their colours [B, 12].
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -37,7 +40,8 @@ class Judge(nn.Module):
         self.features = nn.Sequential(
             *layers, nn.Flatten(), nn.Dropout(0.3), nn.Linear(192 * 16, 256), nn.ReLU()
         )
-        self.heads = nn.ModuleList(nn.Linear(256, len(names)) for names in (THINGS, COLORS, SIDES))
+        sizes = (len(THINGS), len(COLORS), len(SIDES), len(THINGS) + 1, len(COLORS))
+        self.heads = nn.ModuleList(nn.Linear(256, size) for size in sizes)
 
     def forward(self, images: Tensor) -> list[Tensor]:
         features = self.features(images * 2 - 1)
@@ -45,26 +49,31 @@ class Judge(nn.Module):
 
     @torch.no_grad()
     def name(self, images: Tensor) -> list[Tensor]:
-        """Probabilities of things [B, 29], colours [B, 12] and sides [B, 3], means over four pixel shifts."""
+        """The probabilities of what `forward` gives logits of, means over four pixel shifts."""
         shifted = [images, images.roll(2, -1), images.roll(-2, -1), images.roll(2, -2)]
         said = [self(image) for image in shifted]
         return [torch.stack(logits).softmax(-1).mean(0) for logits in zip(*said, strict=True)]
 
 
-def pictures(seed: int, count: int) -> tuple[Tensor, Tensor]:
-    """Renders of single things, all equally often: uint8 [n, 3, 64, 64]; and indices of their things, colours
-    and sides, [n, 3], the last -1 from overhead and where there is no front.
+def pictures(seed: int, count: int, pairs: bool = False) -> tuple[Tensor, Tensor]:
+    """Renders of single things, or of pairs, the upper ones all equally often: uint8 [n, 3, 64, 64]; and what
+    `Judge` is to say of each, [n, 5]: -1 where there is nothing to say.
     """
     images, truth = [], []
     for i in range(-(-count // data.GROUP)):
-        thing = THINGS[i % len(THINGS)]
-        group = data.group(np.random.default_rng((SEED, seed, i)), SIZE, (thing,))
+        rng, things = np.random.default_rng((SEED, seed, pairs, i)), [THINGS[i % len(THINGS)]]
+        if pairs:
+            common = rng.random() < 0.6
+            things.append(str(rng.choice(("cube", "cylinder", "sphere") if common else grammar.SUPPORTS)))
+        group = data.group(rng, SIZE, tuple(things))
         images.append(group.images)
         angles = zip(group.cameras.azimuth_deg.tolist(), group.cameras.elevation_deg.tolist(), strict=True)
-        for (color,), angle in zip(group.colors, angles, strict=True):
+        for colors, angle in zip(group.colors, angles, strict=True):
             side = view_word(*angle)
-            known = thing in grammar.FACING and side in SIDES
-            truth.append((THINGS.index(thing), COLORS.index(color), SIDES.index(side) if known else -1))
+            known = not pairs and things[0] in grammar.FACING and side in SIDES
+            below = (THINGS.index(things[1]), COLORS.index(colors[1])) if pairs else (NOTHING, -1)
+            upper = (THINGS.index(things[0]), COLORS.index(colors[0]), SIDES.index(side) if known else -1)
+            truth.append((*upper, *below))
     stacked = torch.from_numpy(np.concatenate(images)).permute(0, 3, 1, 2).contiguous()
     return stacked, torch.tensor(truth)
 
@@ -80,10 +89,10 @@ def _spoil(images: Tensor, rng: torch.Generator) -> Tensor:
 
 
 def train_judge(count: int = 60_000, epochs: int = 5, batch: int = 128) -> Judge:
-    """Train on `count` renders and return the judge, in eval mode."""
+    """Train on `count` renders of things and as many of pairs, and return the judge, in eval mode."""
     torch.manual_seed(SEED)
     judge, rng = Judge(), torch.Generator().manual_seed(SEED)
-    images, truth = pictures(0, count)
+    images, truth = (torch.cat(both) for both in zip(pictures(0, count), pictures(0, count, True)))
     optimizer = torch.optim.AdamW(judge.parameters(), lr=1e-3, weight_decay=1e-2)
     total = epochs * (len(images) // batch)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=total)
@@ -116,15 +125,19 @@ def main() -> None:
     """Train if needed; print the accuracy on held-out renders."""
     argparse.ArgumentParser(description=__doc__).parse_args()
     judge = load_judge()
-    images, truth = pictures(1, 10_000)
-    named = [
-        torch.stack([p.argmax(-1) for p in judge.name(part.float() / 255)], 1) for part in images.split(500)
-    ]
-    right = (torch.cat(named) == truth).double()
-    right[truth < 0] = float("nan")
-    for i, name in [(None, "all"), *enumerate(THINGS)]:
-        shares = right[slice(None) if i is None else truth[:, 0] == i].nanmean(0).tolist()
-        print(f"{name:16s}", "  ".join(f"{w} {s:.1%}" for w, s in zip(("thing", "colour", "side"), shares)))
+    for pairs, heading in enumerate(("things", "pairs")):
+        images, truth = pictures(1, 10_000, bool(pairs))
+        named = [
+            torch.stack([p.argmax(-1) for p in judge.name(part.float() / 255)], 1)
+            for part in images.split(500)
+        ]
+        right = (torch.cat(named) == truth).double()
+        right[truth < 0] = float("nan")
+        print(heading)
+        for i, name in [(None, "all"), *enumerate(THINGS)]:
+            shares = right[slice(None) if i is None else truth[:, 0] == i].nanmean(0).tolist()
+            said = zip(("thing", "colour", "side", "below", "its colour"), shares)
+            print(f"{name:16s}", "  ".join(f"{word} {share:.1%}" for word, share in said))
 
 
 if __name__ == "__main__":

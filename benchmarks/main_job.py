@@ -1,8 +1,9 @@
 """How well and how fast does the main job work? Text to splat for many prompts, named by the judge.
 
-`python benchmarks/main_job.py [--prompts N<=24] [--seeds N] [--method sdi] [key=value ...]` runs what
-`python -m splatdistill.train` runs, has the judge name eight turntable views, prints a line a run, writes
-benchmarks/results/main_job-METHOD.json and, beside it, a picture of all results, four views each.
+`python benchmarks/main_job.py [--suite objects] [--prompts N] [--seeds N] [--method sdi] [key=value ...]`
+runs what `python -m splatdistill.train` runs, has the judge name eight turntable views, prints a line a run,
+writes benchmarks/results/main_job-SUITE-METHOD.json and, beside it, a picture of all results, four views
+each. Of one thing on top of another, both and their colours must be named right.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any
 
 import torch
 from common import RESULTS, write_result
-from judge import COLORS, THINGS, Judge, load_judge
+from judge import COLORS, NOTHING, THINGS, Judge, load_judge
 from PIL import Image
 
 from splatdistill import trainer
@@ -28,7 +29,7 @@ from splatdistill.priors import load_prior
 from splatdistill.priors.base import Prior
 from splatdistill.priors.embedded import grammar
 from splatdistill.report import render_views
-from splatdistill.suites import objects
+from splatdistill.suites import SUITES
 
 CPU = torch.device("cpu")
 
@@ -53,36 +54,42 @@ def look(gaussians: torch.nn.ParameterDict, count: int, size: int) -> torch.Tens
 
 
 def evaluate(
-    prior: Prior, judge: Judge, method: str, count: int, seeds: int = 1, overrides: Sequence[str] = ()
+    prior: Prior,
+    judge: Judge,
+    method: str,
+    prompts: Sequence[str],
+    seeds: int = 1,
+    overrides: Sequence[str] = (),
 ) -> tuple[dict[str, Any], list[torch.Tensor]]:
-    """Run `count` prompts; the shares named right with a row a run, and a strip [3, 96, 384] of each."""
+    """Run the prompts; the shares named right with a row a run, and a strip [3, 96, 384] of each."""
     rows, strips = [], []
-    for prompt in objects()[:count]:
+    for prompt in prompts:
         things, colors = grammar.parse(prompt) or ((prompt,), (None,))
-        thing, color = things[0], colors[0]
         for seed in range(seeds):
             flags = {"prompt": prompt, "seed": seed, "method": method, "prior": {"name": prior.name}}
             config = resolve(flags, None, overrides)
             with tempfile.TemporaryDirectory() as folder:
                 (Path(folder) / "checkpoints").mkdir()
                 splat, seconds = run(prior, config, Path(folder))
-            kinds, hues, _ = (p.mean(0) for p in judge.name(look(splat, 8, 64)))
-            named, hue = THINGS[int(kinds.argmax())], COLORS[int(hues.argmax())]
+            said = [int(p.mean(0).argmax()) for p in judge.name(look(splat, 8, 64))]
+            below = [said[3]] if said[3] != NOTHING else []
+            named = [THINGS[i] for i in (said[0], *below)]
+            hues = [COLORS[i] for i in (said[1], said[4])][: len(named)]
             row = {
                 "prompt": prompt,
                 "seed": seed,
                 "named": named,
-                "named_colour": hue,
-                "object": named == thing,
-                "colour": hue == color,
+                "named_colours": hues,
+                "object": named == list(things),
+                "colour": hues[: len(colors)] == list(colors),
                 "gaussians": len(splat["means"]),
                 "seconds": round(seconds, 1),
             }
             rows.append(row)
             strips.append(torch.cat(list(look(splat, 4, 96)), 2))
             marks = ["" if row[key] else " (!)" for key in ("object", "colour")]
-            verdict = f"{named}{marks[0]}, {hue}{marks[1]}"
-            print(f"{prompt:28s} {verdict:34s} {row['gaussians']:5d} Gaussians {seconds:5.1f} s", flush=True)
+            verdict = f"{' on '.join(named)}{marks[0]}, {' on '.join(hues)}{marks[1]}"
+            print(f"{prompt:46s} {verdict:46s} {row['gaussians']:5d} Gaussians {seconds:5.1f} s", flush=True)
     shares = {key: sum(r[key] for r in rows) / len(rows) for key in ("object", "colour", "seconds")}
     return {**shares, "runs": rows}, strips
 
@@ -100,17 +107,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--prior", default="embedded")
     parser.add_argument("--method", default="sdi")
-    parser.add_argument("--prompts", type=int, default=24)
+    parser.add_argument("--suite", default="objects", choices=["objects", "compositions"])
+    parser.add_argument("--prompts", type=int, help="the first of the suite; default all")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("overrides", nargs="*")
     options = parser.parse_intermixed_args()
     prior = load_prior(options.prior, CPU)
-    result, strips = evaluate(
-        prior, load_judge(), options.method, options.prompts, options.seeds, options.overrides
-    )
+    prompts = SUITES[options.suite]()[: options.prompts]
+    result, strips = evaluate(prior, load_judge(), options.method, prompts, options.seeds, options.overrides)
     print({k: round(v, 3) for k, v in result.items() if isinstance(v, float)})
-    write_result(f"main_job-{options.method}", result)
-    sheet(strips).save(RESULTS / f"main_job-{options.method}.png")
+    name = "-".join(["main_job", options.suite, options.method])
+    if prior.name != "embedded":
+        name += f"-{prior.name}"
+    write_result(name, result)
+    sheet(strips).save(RESULTS / f"{name}.png")
 
 
 if __name__ == "__main__":

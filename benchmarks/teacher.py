@@ -1,7 +1,8 @@
 """How well does the teacher draw? Its own DDIM samples (50 steps), named by the judge.
 
 `python benchmarks/teacher.py [--teacher DIR] [--samples N]` prints a table and writes
-benchmarks/results/teacher.json: things, colours, front and back as the judge reads them.
+benchmarks/results/teacher.json: things, colours, front and back as the judge reads them, and pairs of
+coloured things that were in none of the pictures that the teacher learned from.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from common import write_result
 from judge import COLORS, SIDES, THINGS, Judge, load_judge
@@ -21,6 +23,7 @@ from splatdistill.metrics import psnr
 from splatdistill.priors import load_prior
 from splatdistill.priors.base import cfg
 from splatdistill.priors.embedded import data, grammar
+from splatdistill.priors.embedded.denoiser import DenoiserSettings
 from splatdistill.priors.latent import LatentPrior
 from splatdistill.prompts import view_word
 
@@ -51,7 +54,7 @@ def evaluate(prior: LatentPrior, judge: Judge, samples: int, guidance: float, st
         condition = prior.with_cameras(condition, cameras, torch.ones(len(texts), 3))
         z_T = torch.randn(len(texts), *prior.latent_shape, generator=generator)
         images = prior.decode(sample(prior, condition, z_T, steps=steps)).clamp(0, 1)
-        things, hues, _ = judge.name(images.float())
+        things, hues = judge.name(images.float())[:2]
         rows[thing] = (
             (things.argmax(-1) == i).float().mean().item(),
             (hues.argmax(-1) == torch.tensor([COLORS.index(c) for c in colors])).float().mean().item(),
@@ -95,6 +98,63 @@ def views_followed(
     return shares
 
 
+Pair = tuple[tuple[str, str], tuple[str, str]]  # two things, and their colours
+
+
+def pairs_shown() -> set[Pair]:
+    """The pairs in the pictures of `embedded.train`, by the random draws that come before each rendering."""
+    settings, shown = DenoiserSettings(), set()
+    for i in range(-(-settings.pictures // data.GROUP)):
+        rng = np.random.default_rng((settings.seed, i))
+        things = grammar.sample_structure(rng)
+        if len(things) == 2:
+            for colors in grammar.build(things, data.GROUP, rng).colors:
+                usual = [c or grammar.USUAL_COLOR[t] for t, c in zip(things, colors, strict=True)]
+                shown.add((things, tuple(usual)))
+    return shown
+
+
+@torch.no_grad()
+def pairs_named(
+    prior: LatentPrior, judge: Judge, pairs: list[Pair], guidance: float, steps: int
+) -> dict[str, float]:
+    """The shares of pairs of whose samples, from the front, the judge names both things, and both colours."""
+    generator, right = torch.Generator().manual_seed(456), []
+    for part in (pairs[k : k + 16] for k in range(0, len(pairs), 16)):
+        count = len(part) * prior.group
+        texts = [grammar.describe(*pair) for pair in part for _ in range(prior.group)]
+        if prior.view_words:
+            texts = [f"{text}, front view" for text in texts]
+        cameras = orbit([90.0 * k for k in range(count)], 15.0, 3.0, 40.0, prior.image_size, prior.image_size)
+        condition = cfg(prior.embed([""] * count), prior.embed(texts), guidance)
+        condition = prior.with_cameras(condition, cameras, torch.ones(count, 3))
+        z_T = torch.randn(count, *prior.latent_shape, generator=generator)
+        images = prior.decode(sample(prior, condition, z_T, steps=steps)).clamp(0, 1)
+        said = [p.view(len(part), prior.group, -1).mean(1).argmax(-1) for p in judge.name(images.float())]
+        for ((upper, lower), (first, second)), thing, hue, _, below, its_hue in zip(part, *said, strict=True):
+            right.append(
+                (
+                    thing == THINGS.index(upper) and below == THINGS.index(lower),
+                    hue == COLORS.index(first) and its_hue == COLORS.index(second),
+                )
+            )
+    named, coloured = (sum(map(bool, column)) / len(right) for column in zip(*right, strict=True))
+    return {"pairs": len(right), "objects": named, "colours": coloured}
+
+
+def choose_pairs(shown: set[Pair], seen: bool, count: int) -> list[Pair]:
+    """Pairs of two colours on a common support, that were shown or never; all upper things equally often."""
+    rng, chosen = np.random.default_rng(8), []
+    while len(chosen) < count:
+        upper, lower = THINGS[len(chosen) % len(THINGS)], str(rng.choice(("cube", "cylinder", "sphere")))
+        first, second = (str(c) for c in rng.choice(COLORS, 2, replace=False))
+        pair = ((upper, lower), (first, second))
+        if upper == lower or (pair in shown) != seen or pair in chosen:
+            continue
+        chosen.append(pair)
+    return chosen
+
+
 def main() -> None:
     """Sample, judge, report."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -108,6 +168,10 @@ def main() -> None:
     result = evaluate(prior, judge, *drawn)
     result["views_by_thing"] = views_followed(prior, judge, *drawn)
     result["views"] = sum(result["views_by_thing"].values()) / len(grammar.FACING)
+    shown = pairs_shown()
+    for seen, name in ((False, "pairs_never_shown"), (True, "pairs_shown")):
+        result[name] = pairs_named(prior, judge, choose_pairs(shown, seen, 116), *drawn[1:])
+        print(name, result[name], flush=True)
     result |= {"autoencoder_psnr_db": autoencoder_psnr(prior), "seconds": time.perf_counter() - start}
     print({k: round(v, 3) for k, v in result.items() if isinstance(v, float)})
     write_result(

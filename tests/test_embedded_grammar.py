@@ -88,3 +88,11 @@ def test_pictures_depend_on_the_seed_alone() -> None:
     )
     other = next(data.groups(4, 32, 16))
     assert other.captions != first[0].captions
+
+
+def test_given_colours_change_nothing_but_colours() -> None:
+    drawn = grammar.build(("car", "cube"), 4, rng(), 1.0)
+    given = grammar.build(("car", "cube"), 4, rng(), 1.0, ("red", "blue"))
+    assert given.colors == [("red", "blue")] * 4 and given.sizes == drawn.sizes
+    assert (given.table[..., :14] == drawn.table[..., :14]).all()
+    assert (given.table[..., 14:] != drawn.table[..., 14:]).any()

@@ -1,7 +1,9 @@
 """The teacher's training runs end to end, resumes, and exports a folder that diffusers loads."""
 
+import shlex
 import shutil
-from dataclasses import replace
+import subprocess
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -173,6 +175,52 @@ def test_a_picture_is_told_with_the_way_to_each_of_its_views(trained: Path) -> N
         ways = relative_pose(cameras[0], cameras)[1:]
         assert not poses.any() if not shown[scene].any() else torch.allclose(poses, ways)
     assert 4 <= int(shown.all(1).sum()) <= 8
+
+
+@pytest.mark.slow
+def test_make_teachers_makes_everything_that_is_shipped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its commands one after another, each for one or two steps more than the last on that folder."""
+    from splatdistill.priors import load_prior
+    from splatdistill.priors.embedded import scorer
+    from splatdistill.priors.embedded import train as module
+    from splatdistill.scoring import Scorer
+
+    @dataclass(frozen=True)
+    class Short(DenoiserSettings):
+        reading: int = 2
+
+    monkeypatch.setattr(module, "DenoiserSettings", Short)
+    monkeypatch.setattr(module, "sample_sheet", lambda teacher, path: None)
+    root = Path(__file__).parents[1]
+    listed = subprocess.run(
+        ["make", "-n", "teachers", f"TEACHERS={tmp_path}"],
+        cwd=root,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    took: dict[str, int] = {}
+    for line in listed.stdout.splitlines():
+        program, *words = shlex.split(line)
+        small = ["--pictures", "256", "--threads", "2"]
+        if words[:2] == ["-m", "splatdistill.priors.embedded.train"]:
+            folder = words[words.index("--out") + 1]
+            took[folder] = took.get(folder, 0) + 1
+            words[words.index("--steps") + 1] = str(took[folder])
+            assert module.main([*words[2:], *small, "--autoencoder-steps", "2", "--no-compile"]) == 0
+        elif words[:2] == ["-m", "splatdistill.priors.embedded.scorer"]:
+            assert scorer.main([*words[2:], *small, "--steps", "2"]) == 0
+        elif program in ("cp", "mv", "mkdir"):
+            subprocess.run([program, *words], check=True)
+    shipped, made = root / "splatdistill" / "assets" / "teacher", tmp_path / "text" / "teacher"
+    documents = {"README.md"}
+    files = {str(path.relative_to(shipped)) for path in shipped.rglob("*") if path.is_file()} - documents
+    assert files <= {str(path.relative_to(made)) for path in made.rglob("*")}
+    for part in ("", "unet_multiview", "unet_image"):
+        assert load_prior(str(made / part)).latent_shape == (networks.LATENT_CHANNELS, 16, 16)
+    assert Scorer.load(str(tmp_path / "scorer")).texts(["a red car"]).isfinite().all()
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ from teacher import autoencoder_psnr
 from teacher import evaluate as evaluate_teacher
 
 from splatdistill.priors.latent import LatentPrior
+from splatdistill.suites import objects
 
 pytestmark = pytest.mark.quality
 
@@ -27,6 +28,6 @@ def test_the_autoencoder_keeps_small_parts(prior: LatentPrior) -> None:
 
 
 def test_splats_show_what_was_asked(prior: LatentPrior) -> None:
-    result, _ = evaluate_main_job(prior, load_judge(), "sdi", 20)
+    result, _ = evaluate_main_job(prior, load_judge(), "sdi", objects()[:20])
     assert result["object"] >= 0.90 and result["colour"] >= 0.93, result
     assert all(run["gaussians"] >= 50 for run in result["runs"])

@@ -95,7 +95,13 @@ def _thing(name: str, colors: list[str], rng: np.random.Generator) -> Solids:
     return solids
 
 
-def build(things: tuple[str, ...], n: int, rng: np.random.Generator, named: float = 0.75) -> Batch:
+def build(
+    things: tuple[str, ...],
+    n: int,
+    rng: np.random.Generator,
+    named: float = 0.75,
+    colors: tuple[str, ...] | None = None,
+) -> Batch:
     """Build n scenes of one thing, or of one thing on top of another.
 
     Args:
@@ -103,10 +109,12 @@ def build(things: tuple[str, ...], n: int, rng: np.random.Generator, named: floa
         n: number of variants.
         rng: source of shape jitter, colours and sizes.
         named: share of captions that name a colour (others show the usual one).
+        colors: one for each thing instead of drawn ones; from the same draws come the same shapes in any.
     """
     columns = []  # per thing: n colour names or None
-    for _ in things:
+    for i, _ in enumerate(things):
         names = rng.choice(list(COLORS), n)
+        names = names if colors is None else np.repeat(colors[i], n)
         columns.append(
             [str(c) if keep else None for c, keep in zip(names, rng.random(n) < named, strict=True)]
         )

@@ -101,16 +101,19 @@ def views_followed(
 Pair = tuple[tuple[str, str], tuple[str, str]]  # two things, and their colours
 
 
-def pairs_shown() -> set[Pair]:
-    """The pairs in the pictures of `embedded.train`, by the random draws that come before each rendering."""
+def pairs_shown(views: int) -> set[Pair]:
+    """The pairs in the pictures that `make teachers` shows the text teacher, and the multi-view one if views
+    are 4, by the random draws that come before the rendering.
+    """
     settings, shown = DenoiserSettings(), set()
-    for i in range(-(-settings.pictures // data.GROUP)):
-        rng = np.random.default_rng((settings.seed, i))
-        things = grammar.sample_structure(rng)
-        if len(things) == 2:
-            for colors in grammar.build(things, data.GROUP, rng).colors:
-                usual = [c or grammar.USUAL_COLOR[t] for t, c in zip(things, colors, strict=True)]
-                shown.add((things, tuple(usual)))
+    for pictures, of_each in ((settings.pictures, 1), (128_000, 4))[: 1 + (views > 1)]:
+        for i in range(pictures // data.GROUP):
+            rng = np.random.default_rng((settings.seed, i))
+            things = grammar.sample_structure(rng)
+            if len(things) == 2:
+                for colors in grammar.build(things, data.GROUP // of_each, rng).colors:
+                    usual = [c or grammar.USUAL_COLOR[t] for t, c in zip(things, colors, strict=True)]
+                    shown.add((things, tuple(usual)))
     return shown
 
 
@@ -168,7 +171,7 @@ def main() -> None:
     result = evaluate(prior, judge, *drawn)
     result["views_by_thing"] = views_followed(prior, judge, *drawn)
     result["views"] = sum(result["views_by_thing"].values()) / len(grammar.FACING)
-    shown = pairs_shown()
+    shown = pairs_shown(prior.group)
     for seen, name in ((False, "pairs_never_shown"), (True, "pairs_shown")):
         result[name] = pairs_named(prior, judge, choose_pairs(shown, seen, 116), *drawn[1:])
         print(name, result[name], flush=True)

@@ -210,7 +210,9 @@ def train(
             together = prior.group if prior.group > 1 else views.opposite
             cameras = sample_orbit(views.ranges, views.count, views.size, generator, together)
             names, background = draw_backgrounds(config.backgrounds, views.count, generator)
-            degree = min(sh_degree_of(state.gaussians), state.step // scene.sh_every)
+            degree = sh_degree_of(state.gaussians)
+            if origin is None:  # a splat that is edited has all its colours from the start
+                degree = min(degree, state.step // scene.sh_every)
             view = render(state.gaussians, cameras, background, degree)
 
             # Ask the guide what is wrong with the pictures, and the regularisers with the Gaussians.
@@ -233,7 +235,8 @@ def train(
                 for optimizer in state.optimizers.values():
                     optimizer.step()
                 state.densifier.after_backward(state.gaussians, state.optimizers, state.step, view.info)
-                clamp_to_sphere_(state.gaussians, scene.bound)
+                if origin is None:
+                    clamp_to_sphere_(state.gaussians, scene.bound)
             for optimizer in state.optimizers.values():
                 optimizer.zero_grad(set_to_none=True)
             state.bad_in_a_row = 0 if good else state.bad_in_a_row + 1
@@ -269,9 +272,13 @@ def train(
 def export(state: TrainState, config: Config, out: Path, origin: torch.nn.ParameterDict | None = None) -> int:
     """Prune what is not the object, write the pictures and splat.ply; return how many Gaussians are left.
 
-    splat.ply comes last, so that a folder which holds one holds all. origin: the splat that was edited.
+    splat.ply comes last, so that a folder which holds one holds all. origin: the splat that was edited, of
+    whose haze and outliers only what no renderer shows is dropped.
     """
-    scene = final_prune(state.gaussians, config.gaussians.final_opacity, config.gaussians.final_scale)
+    opacity, scale, share = config.gaussians.final_opacity, config.gaussians.final_scale, 0.02
+    if origin is not None:
+        opacity, scale, share = 1.0 / 255.0, math.inf, 0.0
+    scene = final_prune(state.gaussians, opacity, scale, floater_share=share)
     write_report(scene, out, config)
     if origin is not None:
         compare(origin, scene, out / COMPARED, config.report)

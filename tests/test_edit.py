@@ -87,3 +87,30 @@ def test_a_splat_in_its_place_stays_there():
     assert placement(init_blob(200, opacity=0.5)) == ((0.0, 0.0, 0.0), 1.0)
     shift, scale = placement(moved(init_blob(2000, radius=0.6, opacity=0.5), (5.0, 0.0, 0.0), 2.0))
     assert shift[0] == pytest.approx(-10.0, abs=0.2) and scale == pytest.approx(0.78 / 1.2, rel=0.1)
+
+
+def test_an_edit_to_the_same_prompt_returns_the_same_splat(teacher):
+    """Its colours of every degree, its haze and its outliers too: what is not edited is not touched."""
+    generator = torch.Generator().manual_seed(0)
+    scene = init_blob(60, sh_degree=3, generator=generator)
+    with torch.no_grad():
+        scene["shN"].normal_(0.0, 0.2, generator=generator)
+        scene["opacities"][:20] = -3.0  # an opacity of .05
+        scene["means"][0] = torch.tensor([1.4, 0.0, 0.0])
+        scene["scales"][1] = 0.0  # a standard deviation of 1
+    far = moved(moved(scene, (0.0, 0.0, 0.0), 40.0), (300.0, -20.0, 7.0), 1.0)
+    write_ply("in.ply", far)
+    same = ["--source-prompt", "a red dog", "--target-prompt", "a red dog"]
+    assert edit.main(["--splat", "in.ply", *same, "--prior", teacher, *TINY, "--out", "run"]) == 0
+    before, after = read_ply("in.ply")[0], read_ply("run/splat.ply")[0]
+    for name, value in before.items():
+        torch.testing.assert_close(after[name], value, atol=1e-3, rtol=1e-4, msg=name)
+
+
+def test_what_no_renderer_shows_is_left_out_of_an_edited_splat(teacher):
+    scene = init_blob(60)
+    with torch.no_grad():
+        scene["opacities"][:20] = -7.0  # an opacity of .0009
+    write_ply("in.ply", scene)
+    assert edit.main(words(teacher, "--out", "run")) == 0
+    assert len(read_ply("run/splat.ply")[0]["means"]) == 40

@@ -205,7 +205,7 @@ def dsd_is_ddim(lab: Lab) -> Findings:
 
 def dsd_is_diverse(lab: Lab) -> Findings:
     """Diversity over seeds of pictures, in the scorer's features, beside how well they fit the text."""
-    seeds, texts = 8, lab.texts[: max(lab.prompts // 2, 2)]
+    seeds, texts = 8, lab.texts[: max(lab.prompts // 3, 2)]
     rows, spread = [], {}
     for name in ("DDIM", "SDS", "SDI", "DSD"):
         distances, vendi, fits = [], [], []

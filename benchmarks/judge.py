@@ -1,8 +1,8 @@
 """An independent judge of pictures: a small classifier of things, colours and sides, trained on own renders.
 
 Of one thing on top of another it names both. It shares no weights, seeds or latents with the teacher.
-`python benchmarks/judge.py` trains it (up to half an hour, one thread) and prints its accuracy on held-out renders;
-others do so on first use. The weights stay in build/ and are not part of the product.
+`python benchmarks/judge.py` trains it (up to half an hour, one thread) and prints its accuracy on held-out
+renders; others do so on first use. The weights stay in build/ and are not part of the product.
 """
 
 from __future__ import annotations

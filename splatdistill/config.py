@@ -1,9 +1,9 @@
 """What a run does: one tree of frozen dataclasses, YAML presets that change parts of it, overrides by hand.
 
 Layers, later ones win: the defaults here; the method's own settings (guidance/methods.py); the preset of the
-prior's family (embedded.yaml or sd.yaml), of the method in it (embedded_sdi.yaml) and of the prior
-(embedded-image.yaml), where there are such; --config; `key.sub=value` words; flags. Where nothing names a
-prior, a run that starts from a picture takes FOR_PICTURES.
+prior's family (embedded.yaml or sd.yaml), of the method in it (embedded_sdi.yaml), of the prior
+(embedded-image.yaml) and of edits (edit.yaml), where there are such; --config; `key.sub=value` words; flags.
+Where nothing names a prior, a run that starts from a picture takes FOR_PICTURES.
 Values are never interpolated, so any prompt survives the way to config.yaml and back.
 """
 
@@ -110,10 +110,11 @@ class GaussiansConfig:
     radius: float = 0.6
     opacity: float = 0.1
     sh_degree: int = 0
-    sh_every: int = 1000  # steps between one more SH degree and the next
+    sh_every: int = 1000  # steps between one more SH degree and the next; 0: all from the start
     bound: float = 0.95  # centres are clamped to a sphere of this radius
     final_opacity: float = 0.15  # splats below are haze, and leave at the end
     final_scale: float = 0.5  # splats above are fog
+    final_floaters: float = 0.02  # clusters with less than this share of all opacity are floaters
 
 
 @dataclass(frozen=True)
@@ -192,11 +193,13 @@ def is_embedded(prior: str) -> bool:
     return prior.split("-")[0] == "embedded" or any((path / "vocabulary.json").is_file() for path in folders)
 
 
-def presets_for(prior: str, method: str) -> list[Path]:
-    """Return the presets: of the family, embedded or Stable Diffusion; of the method in it; of the prior."""
+def presets_for(prior: str, method: str, edits: bool) -> list[Path]:
+    """Return the presets: of the family, embedded or Stable Diffusion; of the method in it; of the prior;
+    of edits.
+    """
     family = "embedded" if is_embedded(prior) else "sd"
     task = Path(prior).name.replace("unet_", "-").partition("-")[2]  # of embedded-image, or of DIR/unet_image
-    names = (family, f"{family}_{method}", f"{family}-{task}")
+    names = [family, f"{family}_{method}", f"{family}-{task}"] + ["edit"] * edits
     return [path for name in names if (path := preset_folder() / f"{name}.yaml").is_file()]
 
 
@@ -234,7 +237,8 @@ def resolve(flags: Mapping[str, Any], config_file: str | None = None, words: Ite
         asked = replace(asked, prior=replace(asked.prior, name=FOR_PICTURES))
     config = method_defaults(asked.method)
     presets: list[tuple[str, Mapping[str, Any]]] = [
-        (path.name, read_yaml(path)) for path in presets_for(asked.prior.name, asked.method)
+        (path.name, read_yaml(path))
+        for path in presets_for(asked.prior.name, asked.method, bool(asked.edit.splat))
     ]
     config = replace(config, prior=asked.prior)
     for source, values in presets + layers:

@@ -210,9 +210,7 @@ def train(
             together = prior.group if prior.group > 1 else views.opposite
             cameras = sample_orbit(views.ranges, views.count, views.size, generator, together)
             names, background = draw_backgrounds(config.backgrounds, views.count, generator)
-            degree = sh_degree_of(state.gaussians)
-            if origin is None:  # a splat that is edited has all its colours from the start
-                degree = min(degree, state.step // scene.sh_every)
+            degree = min(sh_degree_of(state.gaussians), state.step // scene.sh_every if scene.sh_every else 3)
             view = render(state.gaussians, cameras, background, degree)
 
             # Ask the guide what is wrong with the pictures, and the regularisers with the Gaussians.
@@ -235,8 +233,7 @@ def train(
                 for optimizer in state.optimizers.values():
                     optimizer.step()
                 state.densifier.after_backward(state.gaussians, state.optimizers, state.step, view.info)
-                if origin is None:
-                    clamp_to_sphere_(state.gaussians, scene.bound)
+                clamp_to_sphere_(state.gaussians, scene.bound)
             for optimizer in state.optimizers.values():
                 optimizer.zero_grad(set_to_none=True)
             state.bad_in_a_row = 0 if good else state.bad_in_a_row + 1
@@ -272,13 +269,12 @@ def train(
 def export(state: TrainState, config: Config, out: Path, origin: torch.nn.ParameterDict | None = None) -> int:
     """Prune what is not the object, write the pictures and splat.ply; return how many Gaussians are left.
 
-    splat.ply comes last, so that a folder which holds one holds all. origin: the splat that was edited, of
-    whose haze and outliers only what no renderer shows is dropped.
+    splat.ply comes last, so that a folder which holds one holds all. origin: the splat that was edited.
     """
-    opacity, scale, share = config.gaussians.final_opacity, config.gaussians.final_scale, 0.02
-    if origin is not None:
-        opacity, scale, share = 1.0 / 255.0, math.inf, 0.0
-    scene = final_prune(state.gaussians, opacity, scale, floater_share=share)
+    limits = config.gaussians
+    scene = final_prune(
+        state.gaussians, limits.final_opacity, limits.final_scale, floater_share=limits.final_floaters
+    )
     write_report(scene, out, config)
     if origin is not None:
         compare(origin, scene, out / COMPARED, config.report)

@@ -113,21 +113,20 @@ class Page:
         return self.evaluate(wait)
 
     def click(self, label: str) -> None:
-        """Press the button, or the tab, with this text."""
-        place = self.until(
+        """Press the button, or the tab, with this text, as soon as nothing covers its middle."""
+        self.until(
             f"""(() => {{
                 const has = e => e.textContent.trim() === {json.dumps(label)} && e.offsetParent !== null;
                 const found = [...document.querySelectorAll("button, [role=tab]")].find(has);
-                if (!found || found.disabled) return null;
+                if (!found || found.disabled) return false;
                 found.scrollIntoView({{block: "nearest"}});
                 const box = found.getBoundingClientRect();
-                return [box.x + box.width / 2, box.y + box.height / 2];
+                const top = document.elementFromPoint(box.x + box.width / 2, box.y + box.height / 2);
+                if (!found.contains(top)) return false;
+                found.click();  // at once: what moves between two messages would be missed
+                return true;
             }})()"""
         )
-        for kind in ("mousePressed", "mouseReleased"):
-            self.call(
-                "Input.dispatchMouseEvent", type=kind, x=place[0], y=place[1], button="left", clickCount=1
-            )
 
     def drag(self, start: tuple[int, int], end: tuple[int, int]) -> None:
         """Drag with the left button."""

@@ -108,10 +108,11 @@ class Panels:
         rows = {"method": self._method, "Gaussians": f"{count:,}" if count is not None else "-"}
         if status.steps:
             rows["step"] = f"{status.step} / {status.steps}"
-        if scene_step is not None and scene_step != status.step:
-            rows["shown"] = f"step {scene_step}"
-        if self.live and status.metrics is not None:
-            rows |= {name: f"{status.metrics[key]:.4g}" for name, key in SHOWN.items()}
+        if self.live or scene_step not in (None, status.step):  # always, or what is below would jump
+            rows["shown"] = f"step {scene_step}" if scene_step is not None else "-"
+        if self.live:
+            metrics = status.metrics or {}
+            rows |= {name: f"{metrics[key]:.4g}" if key in metrics else "-" for name, key in SHOWN.items()}
         if self.live and not status.finished:
             left = (status.steps - status.step) / status.speed if status.speed else 0.0
             rows["it/s"], rows["left"] = f"{status.speed:.1f}", "paused" if status.paused else f"{left:.0f} s"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -145,16 +146,16 @@ def pairs_named(
     return {"pairs": len(right), "objects": named, "colours": coloured}
 
 
-def choose_pairs(shown: set[Pair], seen: bool, count: int) -> list[Pair]:
-    """Pairs of two colours on a common support, that were shown or never; all upper things equally often."""
+def choose_pairs(shown: set[Pair], seen: bool, each: int = 4) -> list[Pair]:
+    """Pairs of two colours on a common support that were shown, or never: so many of each upper thing, or all
+    where there are fewer.
+    """
     rng, chosen = np.random.default_rng(8), []
-    while len(chosen) < count:
-        upper, lower = THINGS[len(chosen) % len(THINGS)], str(rng.choice(("cube", "cylinder", "sphere")))
-        first, second = (str(c) for c in rng.choice(COLORS, 2, replace=False))
-        pair = ((upper, lower), (first, second))
-        if upper == lower or (pair in shown) != seen or pair in chosen:
-            continue
-        chosen.append(pair)
+    for upper in THINGS:
+        below = [lower for lower in ("cube", "cylinder", "sphere") if lower != upper]
+        pairs = [((upper, lower), colors) for lower in below for colors in permutations(COLORS, 2)]
+        pairs = [pair for pair in pairs if (pair in shown) == seen]
+        chosen += [pairs[i] for i in rng.permutation(len(pairs))[:each]]
     return chosen
 
 
@@ -173,7 +174,7 @@ def main() -> None:
     result["views"] = sum(result["views_by_thing"].values()) / len(grammar.FACING)
     shown = pairs_shown(prior.group)
     for seen, name in ((False, "pairs_never_shown"), (True, "pairs_shown")):
-        result[name] = pairs_named(prior, judge, choose_pairs(shown, seen, 116), *drawn[1:])
+        result[name] = pairs_named(prior, judge, choose_pairs(shown, seen), *drawn[1:])
         print(name, result[name], flush=True)
     result |= {"autoencoder_psnr_db": autoencoder_psnr(prior), "seconds": time.perf_counter() - start}
     print({k: round(v, 3) for k, v in result.items() if isinstance(v, float)})

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from splatdistill import edit
 from splatdistill.cameras import turntable
-from splatdistill.claims.base import Claim, Findings, Lab, below, interval, share
+from splatdistill.claims.base import Claim, Findings, Lab, Line, below, interval, line, share
 from splatdistill.errors import UserError
 from splatdistill.evaluation import evaluate, right_names
 from splatdistill.files import atomic_write
@@ -174,8 +174,10 @@ def pds_keeps(lab: Lab) -> Findings:
     runs(lab, "sdi", texts=[source for source, _ in pairs])  # side by side
     sources = {pair: run for pair in pairs for run in runs(lab, "sdi", texts=[pair[0]])}
     rows: list[tuple[str, list[Any]]] = []
-    curve: dict[str, list[tuple[float, float]]] = {}
+    lines: list[Line] = []
+    best: dict[str, float] = {}  # dB outside, where at least half of the edits succeed
     for method in ("pds", "dds", "sds"):
+        points: list[tuple[float, list[float]]] = []
         for strength in (0.5, 1.0, 2.0):
             steps = max(round(lab.steps * strength), 2)
             kept, overlap, done = [], [], []
@@ -198,22 +200,17 @@ def pds_keeps(lab: Lab) -> Findings:
             rows.append(
                 (f"{method.upper()}, {steps} steps", [share(done), interval(kept), interval(overlap)])
             )
-            curve.setdefault(method, []).append((share(done)[0], interval(kept)[0]))
-    best = {
-        method: max((psnr for hit, psnr in points if hit >= 0.5), default=0.0)
-        for method, points in curve.items()
-    }
-    holds = best.get("pds", 0.0) > max(best.get("dds", 0.0), best.get("sds", 0.0))
-    reading = (
-        "Where at least half of the edits succeed, "
-        + ", ".join(
-            f"{name.upper()} keeps the rest at {value:.1f} dB" for name, value in best.items() if value
-        )
-        + "."
-    )
+            points.append((share(done)[0], kept))
+        if points:
+            lines.append(line(method.upper(), *zip(*points, strict=True)))
+        best[method] = max((interval(kept)[0] for hit, kept in points if hit >= 0.5), default=0.0)
+    holds = best["pds"] > max(best["dds"], best["sds"])
+    said = [f"{name.upper()} keeps the rest at {value:.1f} dB" for name, value in best.items() if value]
+    reading = f"Where at least half of the edits succeed, {', '.join(said) or 'nothing is left to compare'}."
     columns = ["edit done", "PSNR outside, dB", "silhouette IoU"]
     conditions = {"edits": len(pairs), "learning_rates": "of the PDS preset, for all three"}
-    return Findings(columns, rows, holds, reading, conditions)
+    axes = ("edits done", "PSNR outside the mask, dB")
+    return Findings(columns, rows, holds, reading, conditions, lines, axes)
 
 
 def shading_helps(lab: Lab) -> Findings:

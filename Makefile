@@ -34,7 +34,7 @@ test: $(STAMP)  ## the whole test suite, but for the long runs of `make quality`
 quality: $(STAMP)  ## the long tests: whole distillation runs, judged
 	$(BIN)/python -m pytest -q -m "slow or quality"
 
-# The text teacher, the multi-view one from it, twice more of both, and the image-conditioned one; the scorer.
+# The text teacher, the multi-view one from it, twice more of both, the image-conditioned one and more of it; the scorer.
 TEACHERS := build/teachers
 TRAIN := $(BIN)/python -m splatdistill.priors.embedded.train
 teachers: $(STAMP)  ## train all shipped weights from nothing into build/teachers: hours on two cores
@@ -53,6 +53,8 @@ teachers: $(STAMP)  ## train all shipped weights from nothing into build/teacher
 	$(TRAIN) --task image --teacher $(TEACHERS)/text/teacher --out $(TEACHERS)/image --steps 7000 --pictures 160000
 	$(TRAIN) --task image --teacher $(TEACHERS)/text/teacher --out $(TEACHERS)/image --steps 16000
 	cp -r $(TEACHERS)/image/unet_image $(TEACHERS)/text/teacher/
+	$(TRAIN) --task image --teacher $(TEACHERS)/text/teacher --out $(TEACHERS)/image-further --steps 7000 --pictures 240000
+	cp -r $(TEACHERS)/image-further/unet_image $(TEACHERS)/text/teacher/
 	$(BIN)/python -m splatdistill.priors.embedded.scorer --out $(TEACHERS)/scorer
 
 lint: $(STAMP)  ## ruff, pyright and clang-format, changing nothing

@@ -2,7 +2,7 @@
 
 `python benchmarks/teacher.py [--teacher DIR] [--samples N]` prints a table and writes
 benchmarks/results/teacher.json: things, colours, front and back as the judge reads them, and pairs of
-coloured things that were in none of the pictures that the teacher learned from.
+coloured things that were in none of the pictures that the teacher learned from, beside true renders of them.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from common import write_result
 from judge import COLORS, SIDES, THINGS, Judge, load_judge
+from torch import Tensor
 
 from splatdistill.cameras import orbit
 from splatdistill.guidance import sample
@@ -25,6 +26,7 @@ from splatdistill.priors import load_prior
 from splatdistill.priors.base import cfg
 from splatdistill.priors.embedded import data, grammar
 from splatdistill.priors.embedded.denoiser import DenoiserSettings
+from splatdistill.priors.embedded.solids import raycast
 from splatdistill.priors.latent import LatentPrior
 from splatdistill.prompts import view_word
 
@@ -119,11 +121,9 @@ def pairs_shown(views: int) -> set[Pair]:
 
 
 @torch.no_grad()
-def pairs_named(
-    prior: LatentPrior, judge: Judge, pairs: list[Pair], guidance: float, steps: int
-) -> dict[str, float]:
-    """The shares of pairs of whose samples, from the front, the judge names both things, and both colours."""
-    generator, right = torch.Generator().manual_seed(456), []
+def pairs_drawn(prior: LatentPrior, pairs: list[Pair], guidance: float, steps: int) -> list[Tensor]:
+    """A sample of each pair from the front, or of four views; pictures [V, 3, S, S]."""
+    generator, drawn = torch.Generator().manual_seed(456), []
     for part in (pairs[k : k + 16] for k in range(0, len(pairs), 16)):
         count = len(part) * prior.group
         texts = [grammar.describe(*pair) for pair in part for _ in range(prior.group)]
@@ -134,15 +134,33 @@ def pairs_named(
         condition = prior.with_cameras(condition, cameras, torch.ones(count, 3))
         z_T = torch.randn(count, *prior.latent_shape, generator=generator)
         images = prior.decode(sample(prior, condition, z_T, steps=steps)).clamp(0, 1)
-        said = [p.view(len(part), prior.group, -1).mean(1).argmax(-1) for p in judge.name(images.float())]
-        for ((upper, lower), (first, second)), thing, hue, _, below, its_hue in zip(part, *said, strict=True):
-            right.append(
-                (
-                    thing == THINGS.index(upper) and below == THINGS.index(lower),
-                    hue == COLORS.index(first) and its_hue == COLORS.index(second),
-                )
+        drawn += images.float().split(prior.group)
+    return drawn
+
+
+def pairs_rendered(pairs: list[Pair], views: int) -> list[Tensor]:
+    """What is to be drawn: a true render of each pair from the same cameras, [V, 3, 64, 64]."""
+    cameras = orbit([90.0 * k for k in range(views)], 15.0, 3.0, 40.0, 64, 64)
+    rendered = []
+    for i, (things, colors) in enumerate(pairs):
+        batch = grammar.build(things, 1, np.random.default_rng((789, i)), 1.0, colors)
+        rgba = torch.from_numpy(raycast(np.repeat(batch.table, views, 0), cameras)).permute(0, 3, 1, 2) / 255
+        rendered.append(rgba[:, :3] + 1.0 - rgba[:, 3:])
+    return rendered
+
+
+def pairs_named(judge: Judge, pairs: list[Pair], pictures: list[Tensor]) -> dict[str, float]:
+    """The shares of pairs of whose pictures the judge names both things, and both colours."""
+    right = []
+    for ((upper, lower), (first, second)), images in zip(pairs, pictures, strict=True):
+        thing, hue, _, below, its_hue = (int(p.mean(0).argmax()) for p in judge.name(images))
+        right.append(
+            (
+                (thing, below) == (THINGS.index(upper), THINGS.index(lower)),
+                (hue, its_hue) == (COLORS.index(first), COLORS.index(second)),
             )
-    named, coloured = (sum(map(bool, column)) / len(right) for column in zip(*right, strict=True))
+        )
+    named, coloured = (sum(column) / len(right) for column in zip(*right, strict=True))
     return {"pairs": len(right), "objects": named, "colours": coloured}
 
 
@@ -174,8 +192,10 @@ def main() -> None:
     result["views"] = sum(result["views_by_thing"].values()) / len(grammar.FACING)
     shown = pairs_shown(prior.group)
     for seen, name in ((False, "pairs_never_shown"), (True, "pairs_shown")):
-        result[name] = pairs_named(prior, judge, choose_pairs(shown, seen), *drawn[1:])
-        print(name, result[name], flush=True)
+        pairs = choose_pairs(shown, seen)
+        result[name] = pairs_named(judge, pairs, pairs_drawn(prior, pairs, *drawn[1:]))
+        result[f"{name}_true_renders"] = pairs_named(judge, pairs, pairs_rendered(pairs, prior.group))
+        print(name, result[name], "true renders:", result[f"{name}_true_renders"], flush=True)
     result |= {"autoencoder_psnr_db": autoencoder_psnr(prior), "seconds": time.perf_counter() - start}
     print({k: round(v, 3) for k, v in result.items() if isinstance(v, float)})
     write_result(

@@ -194,9 +194,7 @@ def is_embedded(prior: str) -> bool:
 
 
 def presets_for(prior: str, method: str, edits: bool) -> list[Path]:
-    """Return the presets: of the family, embedded or Stable Diffusion; of the method in it; of the prior;
-    of edits.
-    """
+    """Return the presets of the family, of the method in it, of the prior and of edits, where they exist."""
     family = "embedded" if is_embedded(prior) else "sd"
     task = Path(prior).name.replace("unet_", "-").partition("-")[2]  # of embedded-image, or of DIR/unet_image
     names = [family, f"{family}_{method}", f"{family}-{task}"] + ["edit"] * edits

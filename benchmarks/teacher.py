@@ -150,21 +150,26 @@ def pairs_rendered(pairs: list[Pair], views: int) -> list[Tensor]:
 
 
 def pairs_named(judge: Judge, pairs: list[Pair], pictures: list[Tensor]) -> dict[str, float]:
-    """The shares of pairs of whose pictures the judge names both things, and both colours."""
+    """The shares of pairs of whose pictures the judge names both things, and both colours; and the shares of
+    single coloured things in them that it names right.
+    """
     right = []
     for ((upper, lower), (first, second)), images in zip(pairs, pictures, strict=True):
         thing, hue, _, below, its_hue = (int(p.mean(0).argmax()) for p in judge.name(images))
         right.append(
             (
-                (thing, below) == (THINGS.index(upper), THINGS.index(lower)),
-                (hue, its_hue) == (COLORS.index(first), COLORS.index(second)),
+                (thing == THINGS.index(upper), below == THINGS.index(lower)),
+                (hue == COLORS.index(first), its_hue == COLORS.index(second)),
             )
         )
-    named, coloured = (sum(column) / len(right) for column in zip(*right, strict=True))
-    return {"pairs": len(right), "objects": named, "colours": coloured}
+    shares: dict[str, float] = {"pairs": len(right)}
+    for word, answers in zip(("object", "colour"), zip(*right, strict=True), strict=True):
+        shares[f"{word}s"] = sum(map(all, answers)) / len(answers)
+        shares[f"{word}_of_each"] = sum(map(sum, answers)) / (2 * len(answers))
+    return shares
 
 
-def choose_pairs(shown: set[Pair], seen: bool, each: int = 4) -> list[Pair]:
+def choose_pairs(shown: set[Pair], seen: bool, each: int = 8) -> list[Pair]:
     """Pairs of two colours on a common support that were shown, or never: so many of each upper thing, or all
     where there are fewer.
     """

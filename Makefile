@@ -55,8 +55,6 @@ teachers: $(STAMP)  ## train all shipped weights from nothing into build/teacher
 	cp -r $(TEACHERS)/image/unet_image $(TEACHERS)/text/teacher/
 	$(TRAIN) --task image --teacher $(TEACHERS)/text/teacher --out $(TEACHERS)/image-further --steps 7000 --pictures 240000
 	cp -r $(TEACHERS)/image-further/unet_image $(TEACHERS)/text/teacher/
-	$(TRAIN) --teacher $(TEACHERS)/text/teacher --out $(TEACHERS)/pairs --steps 6000 --facing 0.15 --pairs 0.5
-	cp -r $(TEACHERS)/pairs/unet $(TEACHERS)/text/teacher/
 	$(BIN)/python -m splatdistill.priors.embedded.scorer --out $(TEACHERS)/scorer
 
 lint: $(STAMP)  ## ruff, pyright and clang-format, changing nothing

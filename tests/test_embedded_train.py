@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
@@ -150,40 +149,6 @@ def test_an_image_conditioned_network_trains_and_leans_on_the_picture(trained: P
     again.start_from(prior)
     for key, value in prior.unet.state_dict().items():
         assert torch.equal(again.networks["unet"].state_dict()[key], value), key
-
-
-def test_a_teacher_trained_further_keeps_what_others_share(trained: Path, tmp_path: Path) -> None:
-    from splatdistill.priors.embedded.train import train_beside
-
-    train_beside(tmp_path, replace(SETTINGS, steps=2), str(trained / "teacher"), compiled=False)
-    whole = shutil.copytree(trained / "teacher", tmp_path / "teacher")
-    shutil.copytree(tmp_path / "unet", whole / "unet", dirs_exist_ok=True)
-    before, after = LatentPrior.load(trained / "teacher"), LatentPrior.load(whole)
-    same = {
-        name for name, p in before.unet.named_parameters() if torch.equal(p, after.unet.get_parameter(name))
-    }
-    shared = {name for name, _ in before.unet.named_parameters() if networks.is_shared(name)}
-    assert shared <= same and len(same - shared) < 0.5 * len(dict(before.unet.named_parameters()))
-
-
-def test_pictures_of_pairs_fill_their_share_of_a_batch(trained: Path, tmp_path: Path) -> None:
-    from splatdistill.priors.embedded.denoiser import Dataset, draw_batch
-
-    tokenizer = networks.make_tokenizer(grammar.vocabulary())
-    texts = [
-        "a red car, front view",
-        "a big cube",
-        "",
-        "a red car on top of a cube",
-        "a cone on top of a car",
-    ]
-    ids = networks.tokenize(tokenizer, [texts[i % 5] for i in range(32)]).numpy()
-    np.savez(tmp_path / "pictures.npz", **(dict(np.load(trained / "pictures.npz")) | {"ids": ids}))
-    pictures = Dataset.load(tmp_path / "pictures.npz", tokenizer, torch.device("cpu"))
-    settings = replace(SETTINGS, batch=16, pairs=0.5)
-    captions = tokenizer.batch_decode(draw_batch(settings, 0, pictures, networks.make_scheduler())[3])
-    assert all("on top of" in caption for caption in captions[:8])
-    assert not all("on top of" in caption for caption in captions[8:])
 
 
 def test_a_picture_is_told_with_the_way_to_each_of_its_views(trained: Path) -> None:

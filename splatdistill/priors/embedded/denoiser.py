@@ -59,10 +59,8 @@ class DenoiserSettings:
     ema: float = 0.999
     seed: int = 2
     facing: float = 0.0  # share of samples drawn from the pictures whose caption tells a front from a back
-    pairs: float = 0.0  # share of samples drawn from the pictures of one thing on top of another
     task: Literal["text", "multiview", "image"] = "text"  # what it learns to draw from
     reading: int = 2_400  # steps that an image-conditioned one first learns to read azimuths alone
-    beside: bool = False  # others share its convolutions and its text encoder: leave these as they are
 
     @property
     def views(self) -> int:
@@ -114,20 +112,20 @@ def noised(scheduler: DDIMScheduler, latents: Tensor, noise: Tensor, t: Tensor) 
     return signal * latents + sigma * noise, signal * noise - sigma * latents
 
 
-def make_networks(task: str, tokenizer: Any, beside: bool) -> torch.nn.ModuleDict:
+def make_networks(task: str, tokenizer: Any) -> torch.nn.ModuleDict:
     """The denoiser, "unet", and but for pictures what reads its condition, "text".
 
-    Of one beside others only that is trained which they do not share.
+    Of one beside the plain teacher only that is trained which they do not share.
     """
     unet: Any = make_view_unet() if task == "image" else make_unet(task == "multiview")
     networks = torch.nn.ModuleDict({"unet": unet.to(memory_format=torch.channels_last)})
-    if beside:
+    if task != "text":
         for name, p in unet.named_parameters():
             p.requires_grad_(not is_shared(name))
     if task != "image":
         text: Any = make_text_encoder(tokenizer)
         text.set_attn_implementation("eager")  # for so short texts its backward is faster than the fused one
-        networks["text"] = text.requires_grad_(not beside)
+        networks["text"] = text.requires_grad_(task == "text")
     return networks
 
 
@@ -138,7 +136,7 @@ class Denoiser:
         torch.manual_seed(settings.seed)
         self.settings, self.device = settings, torch.device(device)
         self.tokenizer = make_tokenizer(grammar.vocabulary())
-        self.networks = make_networks(settings.task, self.tokenizer, settings.beside).to(self.device)
+        self.networks = make_networks(settings.task, self.tokenizer).to(self.device)
         decay = torch.optim.swa_utils.get_ema_multi_avg_fn(settings.ema)
         self.average = torch.optim.swa_utils.AveragedModel(self.networks, multi_avg_fn=decay)
         edge = ("conv_in", "conv_out", "embed", "azimuth")
@@ -243,21 +241,19 @@ class Dataset:
     orbits: Tensor
     scale: Tensor  # [], of the latents, to what the autoencoder gives
     facing: Tensor  # [m], the pictures whose caption tells a front from a back
-    pairs: Tensor  # [k], the pictures whose caption puts one thing on top of another
 
     @classmethod
     def load(cls, path: Path, tokenizer: Any, device: torch.device) -> Dataset:
         """The arrays of an .npz, on the device."""
         with np.load(path) as arrays:
             read = [torch.as_tensor(arrays[name]) for name in ("latents", "ids", "orbits", "scale")]
-        nothing = tokenize(tokenizer, [""])[0].max()
-
-        def told(words: str) -> Tensor:  # [n], whose caption has any of them
-            ids = tokenize(tokenizer, [words])[0]
-            return torch.isin(read[1], ids[ids > nothing].to(read[1])).any(1)
-
-        chosen = told("front back") & told(" ".join(grammar.FACING)), told("top")
-        return cls(*(x.to(device) for x in (*read, *(rows.nonzero().flatten() for rows in chosen))))
+        nothing, sides, things = (
+            tokenize(tokenizer, [text])[0] for text in ("", "front back", " ".join(grammar.FACING))
+        )
+        ids = read[1]
+        told = [torch.isin(ids, words[words > nothing.max()].to(ids)).any(1) for words in (sides, things)]
+        facing = (told[0] & told[1]).nonzero().flatten()
+        return cls(*(x.to(device) for x in (*read, facing)))
 
     def cameras(self, rows: Tensor) -> Cameras:
         """The cameras [B] of some pictures."""
@@ -280,12 +276,9 @@ def draw_batch(
     drawn: Any = {"generator": rng, "device": device}
     scenes = settings.batch // views
     rows = torch.randint(len(dataset.latents) // views, (scenes, 1), **drawn) * views
-    placed = 0
-    for share, kind in ((settings.facing, dataset.facing), (settings.pairs, dataset.pairs)):
-        if count := int(share * scenes):
-            chosen = torch.randint(len(kind), (count,), **drawn)
-            rows[placed : placed + count, 0] = kind[chosen] // views * views
-            placed += count
+    if telling := int(settings.facing * scenes):
+        chosen = torch.randint(len(dataset.facing), (telling,), **drawn)
+        rows[:telling, 0] = dataset.facing[chosen] // views * views
     rows = (rows + torch.arange(views, device=device)).flatten()
     z, told = dataset.latents[rows].float(), dataset.ids[rows].long()
     noise = torch.randn(z.shape, **drawn)

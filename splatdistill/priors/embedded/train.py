@@ -4,8 +4,7 @@ Stages: autoencoder, encoded pictures, denoiser, export. Each continues where an
 folder DIR/teacher then loads with StableDiffusionPipeline.from_pretrained and with `--prior DIR/teacher`.
 With `--task multiview` a finished teacher learns to draw four views together, and with `--task image` a
 network in its latents learns what a picture shows from elsewhere: DIR/unet_multiview and DIR/unet_image
-belong into its folder. Where that has them, the training goes on from them. With `--teacher` alone what the
-teacher does not share with these goes on learning: DIR/unet replaces its own.
+belong into its folder. Where that has them, the training goes on from them.
 """
 
 from __future__ import annotations
@@ -97,12 +96,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--facing", type=float, default=0.0, help="share of samples whose captions tell front from back"
     )
-    parser.add_argument(
-        "--pairs", type=float, default=0.0, help="share of samples that show one thing on top of another"
-    )
     parser.add_argument("--autoencoder-steps", type=int, default=AUTOENCODER_STEPS)
     parser.add_argument("--task", choices=["text", "multiview", "image"], default="text")
-    parser.add_argument("--teacher", help="what to start from, but for text nothing by default")
+    parser.add_argument("--teacher", default="embedded", help="what the other tasks start from")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--no-compile", action="store_true", help="do not compile the denoiser")
@@ -116,13 +112,12 @@ def main(arguments: list[str] | None = None) -> int:
         pictures=options.pictures,
         task=options.task,
         facing=options.facing,
-        pairs=options.pairs,
     )
     try:
         options.out.mkdir(parents=True, exist_ok=True)
         compiled, device = not options.no_compile, options.device
-        if options.task != "text" or options.teacher:
-            train_beside(options.out, settings, options.teacher or "embedded", compiled, device)
+        if options.task != "text":
+            train_beside(options.out, settings, options.teacher, compiled, device)
         else:
             train(options.out, settings, options.autoencoder_steps, compiled, device=device)
     except (UserError, OSError) as error:
@@ -167,9 +162,8 @@ def train_beside(
     compiled: bool = True,
     device: torch.device | str = "cpu",
 ) -> None:
-    """Train a denoiser in `folder`, from the nearest one in a teacher's folder, leaving what they share."""
+    """Train a denoiser for another task in `folder`, from the nearest one in a teacher's folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    settings = replace(settings, beside=True)
     start = load_prior(nearest(teacher, settings.task), dtype=torch.float32)
     dataset = folder / "pictures.npz"
     if not dataset.exists():
@@ -183,16 +177,13 @@ def train_beside(
         denoiser.save(folder / "denoiser.pt")
     train_denoiser(denoiser, dataset, folder, compiled)
     networks: Any = denoiser.average.module.cpu()
-    if settings.task == "text":
-        networks["unet"].half().save_pretrained(folder / "unet")
-    else:
-        export_beside(folder / f"unet_{settings.task}", networks["unet"])
+    export_beside(folder / f"unet_{settings.task}", networks["unet"])
 
 
 def nearest(teacher: str, task: str) -> str:
     """The prior that training for a task goes on from: the teacher's own for it where there is one."""
     folder, _ = locate(teacher)
-    trained = [folder / f"unet_{name}" for name in (task, "multiview") if task != "text"]
+    trained = [folder / f"unet_{name}" for name in (task, "multiview")]
     return next((str(place) for place in trained if place.is_dir()), teacher)
 
 

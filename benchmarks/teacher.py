@@ -169,7 +169,7 @@ def pairs_named(judge: Judge, pairs: list[Pair], pictures: list[Tensor]) -> dict
     return shares
 
 
-def choose_pairs(shown: set[Pair], seen: bool, each: int = 8) -> list[Pair]:
+def choose_pairs(shown: set[Pair], seen: bool, each: int = 16) -> list[Pair]:
     """Pairs of two colours on a common support that were shown, or never: so many of each upper thing, or all
     where there are fewer.
     """

@@ -91,7 +91,7 @@ def sampled_psnr(prior: Any, count: int, guidance: float, steps: int = 50) -> fl
 def main() -> None:
     """Reconstruct and compare."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--pictures", type=int, default=10)
+    parser.add_argument("--pictures", type=int, default=24, help="the first so many of the objects")
     parser.add_argument("--prior", default="embedded-image")
     parser.add_argument("--samples", type=int, default=24, help="scenes whose other views are sampled")
     parser.add_argument("--guidance", type=float, default=2.0, help="of these samples")

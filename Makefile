@@ -36,7 +36,7 @@ quality: $(STAMP)  ## the long tests: whole distillation runs, judged
 
 # The text teacher, the multi-view one from it, twice more of both, the image-conditioned one and more of it; the scorer.
 TEACHERS := build/teachers
-TRAIN := $(BIN)/python -m splatdistill.priors.embedded.train
+TRAIN := $(BIN)/python -m splatdistill.teaching.train
 teachers: $(STAMP)  ## train all shipped weights from nothing into build/teachers: hours on two cores
 	$(TRAIN) --out $(TEACHERS)/text --steps 7500
 	$(TRAIN) --task multiview --teacher $(TEACHERS)/text/teacher --out $(TEACHERS)/multiview --steps 4000 --pictures 128000
@@ -55,7 +55,7 @@ teachers: $(STAMP)  ## train all shipped weights from nothing into build/teacher
 	cp -r $(TEACHERS)/image/unet_image $(TEACHERS)/text/teacher/
 	$(TRAIN) --task image --teacher $(TEACHERS)/text/teacher --out $(TEACHERS)/image-further --steps 7000 --pictures 240000
 	cp -r $(TEACHERS)/image-further/unet_image $(TEACHERS)/text/teacher/
-	$(BIN)/python -m splatdistill.priors.embedded.scorer --out $(TEACHERS)/scorer
+	$(BIN)/python -m splatdistill.teaching.scorer --out $(TEACHERS)/scorer
 
 lint: $(STAMP)  ## ruff, pyright and clang-format, changing nothing
 	$(BIN)/ruff check .

@@ -26,14 +26,14 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import ParameterDict
 
-from splatdistill.cameras import Cameras, orbit, turntable
 from splatdistill.edit import main as edit
 from splatdistill.formats.ply import read_ply
-from splatdistill.gaussians import init_blob, moved
-from splatdistill.metrics import psnr
-from splatdistill.priors.embedded import grammar
-from splatdistill.priors.embedded.solids import raycast
-from splatdistill.rendering import render
+from splatdistill.measure.metrics import psnr
+from splatdistill.priors import words as grammar
+from splatdistill.scene.cameras import Cameras, orbit, turntable
+from splatdistill.scene.gaussians import init_blob, moved
+from splatdistill.scene.rendering import render
+from splatdistill.teaching.solids import raycast
 
 SEED = 99_000  # far from the teachers' and the scorer's
 SIZE, VIEWS = 64, 12

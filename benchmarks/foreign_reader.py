@@ -18,7 +18,7 @@ from format_errors import psnr, scene
 
 from splatdistill import formats
 from splatdistill.formats.ply import read_ply
-from splatdistill.orientation import reorient
+from splatdistill.scene.orientation import reorient
 
 ENDINGS = (".compressed.ply", ".ply", ".splat", ".spz", ".sog")  # it writes .glb, and reads none
 

@@ -21,14 +21,14 @@ from common import write_result
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from torch import Tensor
 
-from splatdistill.cameras import Cameras, OrbitRanges, sample_orbit
-from splatdistill.gaussians import init_blob
 from splatdistill.guidance import InversionSettings, Method, build_method, distill
 from splatdistill.guidance.noise import Pair, Query
+from splatdistill.guidance.prompts import perp_neg_mix
 from splatdistill.priors.base import Conditioning
 from splatdistill.priors.latent import LatentPrior
-from splatdistill.prompts import perp_neg_mix
-from splatdistill.rendering import render
+from splatdistill.scene.cameras import Cameras, OrbitRanges, sample_orbit
+from splatdistill.scene.gaussians import init_blob
+from splatdistill.scene.rendering import render
 
 LEVELS = (979, 784, 589, 394, 200)  # t, over the annealing from .98 to .2
 STAGES = ("render", "encode", "inversion", "guidance", "backward")

@@ -20,16 +20,16 @@ from common import RESULTS, write_result
 from PIL import Image
 from torch import Tensor
 
-from splatdistill.cameras import Cameras, orbit
 from splatdistill.formats.ply import read_ply
 from splatdistill.guidance import sample
-from splatdistill.metrics import psnr
-from splatdistill.pictures import Reference
+from splatdistill.measure.metrics import psnr
 from splatdistill.priors import load_prior
+from splatdistill.priors import words as grammar
 from splatdistill.priors.base import cfg
-from splatdistill.priors.embedded import grammar
-from splatdistill.priors.embedded.solids import raycast
-from splatdistill.rendering import render
+from splatdistill.scene.cameras import Cameras, orbit
+from splatdistill.scene.pictures import Reference
+from splatdistill.scene.rendering import render
+from splatdistill.teaching.solids import raycast
 from splatdistill.train import main as train
 
 SEED = 88_000  # far from the teachers' and the scorer's

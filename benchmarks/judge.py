@@ -15,8 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from splatdistill.priors.embedded import data, grammar
-from splatdistill.prompts import view_word
+from splatdistill.guidance.prompts import view_word
+from splatdistill.priors import words as grammar
+from splatdistill.teaching import scenes as data
 
 THINGS = list(grammar.BUILDERS)
 COLORS = list(grammar.COLORS)

@@ -20,16 +20,17 @@ from common import RESULTS, write_result
 from judge import COLORS, NOTHING, THINGS, Judge, load_judge
 from PIL import Image
 
-from splatdistill import trainer
-from splatdistill.cameras import turntable
-from splatdistill.config import Config, resolve
+from splatdistill.config.load import resolve
+from splatdistill.config.schema import Config
 from splatdistill.formats.ply import read_ply
-from splatdistill.gaussians import finite_mask
+from splatdistill.measure.suites import SUITES
+from splatdistill.media.sheets import render_views
 from splatdistill.priors import load_prior
+from splatdistill.priors import words as grammar
 from splatdistill.priors.base import Prior
-from splatdistill.priors.embedded import grammar
-from splatdistill.report import render_views
-from splatdistill.suites import SUITES
+from splatdistill.scene.cameras import turntable
+from splatdistill.scene.gaussians import finite_mask
+from splatdistill.training import loop as trainer
 
 CPU = torch.device("cpu")
 

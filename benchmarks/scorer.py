@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from common import write_result
 
-from splatdistill.cameras import turntable
-from splatdistill.evaluation import (
+from splatdistill.measure.metrics import bootstrap_interval, wilson_interval
+from splatdistill.measure.runs import (
     DISTANCE,
     ELEVATION,
     FOV,
@@ -26,11 +26,11 @@ from splatdistill.evaluation import (
     right_names,
     views_followed,
 )
-from splatdistill.metrics import bootstrap_interval, wilson_interval
-from splatdistill.priors.embedded import grammar
-from splatdistill.priors.embedded.solids import raycast
-from splatdistill.scoring import Scorer
-from splatdistill.suites import compositions, distractors
+from splatdistill.measure.suites import compositions, distractors
+from splatdistill.priors import words as grammar
+from splatdistill.priors.clip import Scorer
+from splatdistill.scene.cameras import turntable
+from splatdistill.teaching.solids import raycast
 
 SEED = 66_000  # far from the teachers' and the scorer's
 

@@ -19,16 +19,17 @@ from common import write_result
 from judge import COLORS, SIDES, THINGS, Judge, load_judge
 from torch import Tensor
 
-from splatdistill.cameras import orbit
 from splatdistill.guidance import sample
-from splatdistill.metrics import psnr
+from splatdistill.guidance.prompts import view_word
+from splatdistill.measure.metrics import psnr
 from splatdistill.priors import load_prior
+from splatdistill.priors import words as grammar
 from splatdistill.priors.base import cfg
-from splatdistill.priors.embedded import data, grammar
-from splatdistill.priors.embedded.denoiser import DenoiserSettings
-from splatdistill.priors.embedded.solids import raycast
 from splatdistill.priors.latent import LatentPrior
-from splatdistill.prompts import view_word
+from splatdistill.scene.cameras import orbit
+from splatdistill.teaching import scenes as data
+from splatdistill.teaching.denoiser import DenoiserSettings
+from splatdistill.teaching.solids import raycast
 
 VIEWS = ("", ", front view", ", side view", ", back view")
 

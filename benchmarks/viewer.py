@@ -23,11 +23,12 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 from websockets.typing import Subprotocol
 
-from splatdistill import trainer
-from splatdistill.config import Config, resolve
+from splatdistill.config.load import resolve
+from splatdistill.config.schema import Config
 from splatdistill.priors import load_prior
 from splatdistill.priors.base import Prior
-from splatdistill.session import Session
+from splatdistill.training import loop as trainer
+from splatdistill.training.monitor import Session
 from splatdistill.viewer.app import App
 from splatdistill.viewer.panels import RASTERIZER
 from splatdistill.viewer.scenes import Scenes

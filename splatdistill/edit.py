@@ -13,7 +13,8 @@ from typing import Any
 
 from splatdistill.cli import Parser, add_settings, add_viewer, chosen, exit_status, note
 from splatdistill.errors import UserError
-from splatdistill.runs import RESULT, begin, slug
+from splatdistill.folder import CONFIG, RESULT
+from splatdistill.training.run import begin, slug
 
 METHODS = ("pds", "dds", "sds")
 
@@ -44,14 +45,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def start(args: argparse.Namespace) -> int:
     """Find the splat and its prompt, and run."""
     from splatdistill import formats
-    from splatdistill.config import load, resolve
-    from splatdistill.gaussians import finite_mask, placement, select
+    from splatdistill.config.load import load, resolve
+    from splatdistill.scene.gaussians import finite_mask, placement, select
 
     splat, source = Path(args.splat), args.source_prompt
     if splat.is_dir():
         if not (splat / RESULT).is_file():
             raise UserError(f"{splat}: there is no finished run (no {RESULT})")
-        source = load(splat / "config.yaml").prompt if source is None else source
+        source = load(splat / CONFIG).prompt if source is None else source
         splat = splat / RESULT
     if not source or not source.strip():
         raise UserError("what does the splat show? say it with --source-prompt 'a red car'")

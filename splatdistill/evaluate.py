@@ -17,12 +17,12 @@ from rich.table import Table
 
 from splatdistill.cli import Parser, exit_status, numbers
 from splatdistill.errors import UserError
-from splatdistill.evaluation import MEANS, SHARES, evaluate
 from splatdistill.files import atomic_write, writable_folder
-from splatdistill.report import runs_sheet
-from splatdistill.runs import RESULT
-from splatdistill.scoring import Scorer
-from splatdistill.suites import SUITES, make_runs
+from splatdistill.measure.runs import MEANS, SHARES, evaluate
+from splatdistill.measure.suites import SUITES, make_runs
+from splatdistill.media.sheets import runs_sheet
+from splatdistill.priors.clip import Scorer
+from splatdistill.training.run import RESULT
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -66,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def export(args: argparse.Namespace) -> int:
     """Read, prune, turn, write and tell; return the exit status."""
     from splatdistill import formats
-    from splatdistill.gaussians import sh_degree_of
+    from splatdistill.scene.gaussians import sh_degree_of
 
     mesh = args.mesh or args.target.suffix.lower() == ".obj"
     check(args, mesh)
@@ -81,7 +81,7 @@ def export(args: argparse.Namespace) -> int:
     words = [f"{count - kept} of lower opacity than {args.prune} left out"] if kept < count else []
     if format is None:
         from splatdistill.formats.mesh import write_mesh
-        from splatdistill.orientation import reorient
+        from splatdistill.scene.orientation import reorient
 
         turned = reorient(gaussians, "z", args.up or MESH_UP)
         triangles = write_mesh(
@@ -112,7 +112,7 @@ def check(args: argparse.Namespace, mesh: bool) -> None:
 
 def prune(gaussians: ParameterDict, opacity: float) -> ParameterDict:
     """The Gaussians of at least this opacity, and those whose opacity is no number: writing counts them."""
-    from splatdistill.gaussians import select
+    from splatdistill.scene.gaussians import select
 
     return select(gaussians, ~(gaussians["opacities"].detach().sigmoid() < opacity))
 

@@ -21,7 +21,7 @@ from splatdistill.cli import Parser, exit_status, note
 from splatdistill.errors import UserError
 
 if TYPE_CHECKING:
-    from splatdistill.claims import Claim, Findings
+    from splatdistill.measure.claims import Claim, Findings
 
 VERDICTS = {True: "holds here", False: "does not hold here", None: "measured"}
 
@@ -64,12 +64,12 @@ def start(args: argparse.Namespace) -> int:
 
     import torch
 
-    from splatdistill.claims import CLAIMS, Lab
     from splatdistill.doctor import machine
     from splatdistill.files import atomic_write, writable_folder
+    from splatdistill.measure.claims import CLAIMS, Lab
     from splatdistill.priors import load_prior
-    from splatdistill.runs import slug
-    from splatdistill.scoring import Scorer
+    from splatdistill.priors.clip import Scorer
+    from splatdistill.training.run import slug
 
     if args.list:
         print("\n".join(f"{name:8s} {claim.says}" for name, claim in CLAIMS.items()))

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor
 
-    from splatdistill.config import Config
+    from splatdistill.config.schema import Config
     from splatdistill.guidance.core import Distillation
     from splatdistill.priors.base import Prior
 
@@ -59,10 +59,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def start(args: argparse.Namespace) -> int:
     """Distil, write and tell; return the exit status."""
-    from splatdistill.config import resolve
+    from splatdistill.config.load import resolve
     from splatdistill.files import atomic_write, writable_folder
     from splatdistill.guidance import METHODS
-    from splatdistill.runs import check_words, pick_device, slug, teacher_of
+    from splatdistill.training.run import check_words, pick_device, slug, teacher_of
 
     exact = args.mode in ("ddim", "cached")
     flags: dict[str, Any] = {"steps": DDIM_STEPS} if exact else {}
@@ -110,9 +110,9 @@ def play(
     import torch
 
     from splatdistill.guidance import Source, sample
-    from splatdistill.guidance.flat import branches, cached_sdi, distil_latents, from_noise
-    from splatdistill.metrics import psnr
-    from splatdistill.trainer import method_of
+    from splatdistill.guidance.latents import branches, cached_sdi, distil_latents, from_noise
+    from splatdistill.measure.metrics import psnr
+    from splatdistill.training.loop import method_of
 
     generator = torch.Generator().manual_seed(config.seed)
     method, steps = method_of(config), config.steps

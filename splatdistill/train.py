@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING
 
 from splatdistill.cli import Parser, add_settings, add_viewer, chosen, exit_status, note, numbers
 from splatdistill.errors import UserError
-from splatdistill.runs import RESULT, begin, name_of, proceed
+from splatdistill.folder import CONFIG, RESULT, SEEDS
+from splatdistill.training.run import begin, name_of, proceed
 
 if TYPE_CHECKING:
-    from splatdistill.config import Config
+    from splatdistill.config.schema import Config
 
 # the options that say what a run is
 CHOICES = ("prompt", "image", "negative_prompt", "method", "prior", "steps", "seed", "seeds", "out", "config")
@@ -49,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit status: 0, 1 diverged, 2 a user's mistake, 130 interrupted."""
     args = parse(arguments)
     if args.list_words:
-        from splatdistill.priors.embedded import grammar
+        from splatdistill.priors import words as grammar
 
         print(grammar.word_list())
         return 0
@@ -67,9 +68,9 @@ def start(args: argparse.Namespace) -> int:
 
 def several(args: argparse.Namespace) -> int:
     """A run for each seed, and one picture of all; return the exit status, that of the worst run."""
-    from splatdistill.config import load
+    from splatdistill.config.load import load
     from splatdistill.files import atomic_write
-    from splatdistill.report import runs_sheet
+    from splatdistill.media.sheets import runs_sheet
 
     if args.seed is not None:
         raise UserError("give --seed or --seeds, not both")
@@ -79,7 +80,7 @@ def several(args: argparse.Namespace) -> int:
         config = configure(args)
         base = base or Path("outputs") / f"{name_of(config)}-seeds"
         out = base / str(seed)
-        known = out / "config.yaml"
+        known = out / CONFIG
         if not args.overwrite and known.is_file() and load(known) == config:
             result = 0 if (out / RESULT).exists() else proceed(out, config, args)
         else:
@@ -89,29 +90,29 @@ def several(args: argparse.Namespace) -> int:
         status = max(status, result)
         finished += [out] * (result == 0)
     if base is not None and finished:
-        with atomic_write(base / "seeds.png") as file:
+        with atomic_write(base / SEEDS) as file:
             runs_sheet([out / RESULT for out in finished], 96, 2).save(file, format="PNG")
-        note(f"{base / 'seeds.png'} shows {len(finished)} runs, four views each")
+        note(f"{base / SEEDS} shows {len(finished)} runs, four views each")
     return status
 
 
 def resume(args: argparse.Namespace) -> int:
     """Continue the run in a folder under its own configuration; return the exit status."""
-    from splatdistill.config import load
+    from splatdistill.config.load import load
 
     given = [f"--{name.replace('_', '-')}" for name in CHOICES if getattr(args, name) is not None]
     given += args.overrides + ["--overwrite"] * args.overwrite
     if given:
         raise UserError(f"--resume continues a run as it was configured; drop {' '.join(given)}")
-    if not (args.resume / "config.yaml").is_file():
+    if not (args.resume / CONFIG).is_file():
         raise UserError(f"--resume {args.resume}: there is no run (no config.yaml); give the folder of a run")
-    config = load(args.resume / "config.yaml")
+    config = load(args.resume / CONFIG)
     return proceed(args.resume, config, args)
 
 
 def configure(args: argparse.Namespace) -> Config:
     """Return the configuration that the command line asks for."""
-    from splatdistill.config import resolve
+    from splatdistill.config.load import resolve
 
     flags = chosen(args, "prompt", "negative_prompt", "method", "steps", "seed")
     if args.image is not None:

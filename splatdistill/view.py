@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from splatdistill import __version__
 from splatdistill.cli import Parser, add_viewer, exit_status, interruptible, note
 from splatdistill.errors import UserError
+from splatdistill.folder import CONFIG, RESULT
 
 if TYPE_CHECKING:
     from splatdistill.viewer import Scenes
@@ -62,15 +63,15 @@ def open_scenes(source: Path) -> tuple[Scenes, str, str]:
     from splatdistill.viewer import Scenes, Session
 
     folder = source if source.is_dir() else None
-    file = source / "splat.ply" if folder else source
+    file = source / RESULT if folder else source
     if folder and not file.is_file():
         raise UserError(f"{folder} holds no finished run (no splat.ply); give another, or a file")
     gaussians, comments = formats.read(file)
     steps = 0
-    if folder and (folder / "config.yaml").is_file():
-        from splatdistill.config import load
+    if folder and (folder / CONFIG).is_file():
+        from splatdistill.config.load import load
 
-        steps = load(folder / "config.yaml").steps
+        steps = load(folder / CONFIG).steps
     scenes = Scenes(Session.showing(gaussians, steps, steps), comments, file, folder)
     return scenes, comments.get("prompt") or source.name, comments.get("method") or file.suffix
 

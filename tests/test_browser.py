@@ -9,15 +9,17 @@ import pytest
 import torch
 from browser import PROGRAM, Page, browser
 from skimage.metrics import structural_similarity
-from test_trainer import CPU, tiny, toy
+from test_training_loop import CPU, tiny, toy
 from test_viewer import app_for
 
-from splatdistill import report, trainer
-from splatdistill.cameras import orbit
-from splatdistill.config import Config, dump
+from splatdistill import report
+from splatdistill.config.load import dump
+from splatdistill.config.schema import Config
 from splatdistill.formats.ply import read_ply, write_ply
-from splatdistill.gaussians import init_blob, rgb_to_sh0
-from splatdistill.session import Session
+from splatdistill.scene.cameras import orbit
+from splatdistill.scene.gaussians import init_blob, rgb_to_sh0
+from splatdistill.training import loop as trainer
+from splatdistill.training.monitor import Session
 from splatdistill.viewer.drawing import draw
 
 pytestmark = [

@@ -5,17 +5,9 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from splatdistill.config import (
-    Config,
-    check,
-    dotted_keys,
-    dump,
-    load,
-    preset_folder,
-    read_yaml,
-    resolve,
-    update,
-)
+from splatdistill.config.load import dotted_keys, dump, load, read_yaml, resolve, update
+from splatdistill.config.presets import preset_folder
+from splatdistill.config.schema import Config, check
 from splatdistill.errors import UserError
 
 
@@ -167,7 +159,7 @@ def test_a_priors_own_preset_comes_after_its_familys(tmp_path, monkeypatch) -> N
     for name, count in {"embedded": 4, "embedded-image": 3, "embedded_sds": 5}.items():
         (tmp_path / f"{name}.yaml").write_text(f"views: {{count: {count}}}")
     (tmp_path / "vocabulary.json").write_text("[]")
-    monkeypatch.setattr("splatdistill.config.preset_folder", lambda: tmp_path)
+    monkeypatch.setattr("splatdistill.config.load.preset_folder", lambda: tmp_path)
     assert resolve({"prior": {"name": "embedded"}}).views.count == 4
     assert resolve({"prior": {"name": "embedded"}, "method": "sds"}).views.count == 5
     assert resolve({"prior": {"name": "embedded-image"}, "method": "sds"}).views.count == 3

@@ -9,7 +9,7 @@ from tiny import SMALL, stop_after
 
 from splatdistill import edit, train
 from splatdistill.formats.ply import read_ply, write_ply
-from splatdistill.gaussians import init_blob, moved, placement
+from splatdistill.scene.gaussians import init_blob, moved, placement
 
 TINY = ["--steps", "4", *SMALL, "prior.dtype=float32"]
 

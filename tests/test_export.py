@@ -12,7 +12,7 @@ from format_errors import scene
 from splatdistill import formats
 from splatdistill.export import main
 from splatdistill.formats.ply import read_ply, write_ply
-from splatdistill.orientation import reorient
+from splatdistill.scene.orientation import reorient
 
 
 @pytest.fixture(autouse=True)

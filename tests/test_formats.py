@@ -5,8 +5,8 @@ from format_errors import errors, scene
 from splatdistill import formats
 from splatdistill.errors import UserError
 from splatdistill.formats.ply import read_ply, write_ply
-from splatdistill.gaussians import NAMES
-from splatdistill.orientation import UPS, reorient
+from splatdistill.scene.gaussians import NAMES
+from splatdistill.scene.orientation import UPS, reorient
 
 READABLE = [ending for ending, form in formats.FORMATS.items() if form.read]
 

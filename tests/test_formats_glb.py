@@ -9,7 +9,7 @@ from format_errors import BOUNDS, decode_glb, errors, round_trip, scene
 from splatdistill.errors import UserError
 from splatdistill.formats.glb import write_glb
 from splatdistill.formats.gltf import srgb_to_linear
-from splatdistill.gaussians import sh_degree_of
+from splatdistill.scene.gaussians import sh_degree_of
 
 
 def document_of(path):

@@ -4,12 +4,12 @@ import torch
 from format_errors import scene
 from test_formats_glb import document_of
 
-from splatdistill.cameras import orbit
 from splatdistill.errors import UserError
 from splatdistill.formats.mesh import surface, write_mesh
 from splatdistill.formats.packing import to_splats
-from splatdistill.gaussians import from_tensors, rgb_to_sh0
-from splatdistill.rendering import render
+from splatdistill.scene.cameras import orbit
+from splatdistill.scene.gaussians import from_tensors, rgb_to_sh0
+from splatdistill.scene.rendering import render
 
 needs_skimage = pytest.mark.usefixtures("skimage")
 

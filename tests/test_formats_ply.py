@@ -5,10 +5,10 @@ from format_errors import BOUNDS, BYTE, errors, scene
 from gsplat import export_splats
 from plyfile import PlyData, PlyElement
 
-from splatdistill import gaussians as G
 from splatdistill.errors import UserError
 from splatdistill.formats.ply import read_ply, write_ply
 from splatdistill.formats.splat import read_splat
+from splatdistill.scene import gaussians as G
 
 AWKWARD = ' a "red"\nmushroom\r\t\\n: é 🍄 \x00 comment end_header\nelement vertex 9  '
 

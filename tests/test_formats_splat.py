@@ -9,7 +9,7 @@ from format_errors import BOUNDS, errors, round_trip, scene
 from splatdistill import formats
 from splatdistill.errors import UserError
 from splatdistill.formats.splat import read_splat, write_splat
-from splatdistill.gaussians import rgb_to_sh0
+from splatdistill.scene.gaussians import rgb_to_sh0
 
 
 def test_a_row_has_the_layout_of_the_viewer(tmp_path):

@@ -11,7 +11,7 @@ from test_formats_ply import by_gaussforge
 
 from splatdistill.errors import UserError
 from splatdistill.formats.spz import FREE_BYTES, read_spz, write_spz
-from splatdistill.gaussians import NAMES
+from splatdistill.scene.gaussians import NAMES
 
 
 def header(version=3, count=10, degree=0, fraction=12, flags=0):

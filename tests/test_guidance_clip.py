@@ -6,7 +6,7 @@ import torch
 from splatdistill.guidance import METHODS, clip, distill
 from splatdistill.guidance.clip import SCALE, clip_loss
 from splatdistill.priors.base import ToyPrior, cfg
-from splatdistill.scoring import Scorer
+from splatdistill.priors.clip import Scorer
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from splatdistill.guidance import METHODS, Source, distill, sample
-from splatdistill.guidance.flat import dsd_star
+from splatdistill.guidance.latents import dsd_star
 from splatdistill.guidance.methods import pds_coefficients
 from splatdistill.guidance.noise import TrajectorySettings, path_along, walk
 from splatdistill.priors.base import ToyPrior, cfg, scaled_linear_alphas_cumprod

@@ -8,11 +8,11 @@ import torch
 from diffusers import DDIMScheduler
 
 from splatdistill.guidance.core import Method, distill, sample
-from splatdistill.guidance.flat import cached_sdi
+from splatdistill.guidance.latents import cached_sdi
 from splatdistill.guidance.methods import SDI, SDS, build_method, x0_weight
 from splatdistill.guidance.noise import FixedNoise, InversionSettings
+from splatdistill.guidance.schedules import annealed
 from splatdistill.priors.base import ToyPrior, cfg
-from splatdistill.schedules import annealed
 
 SHAPE = (4, 4, 4)
 PREDICTIONS = ["epsilon", "v_prediction", "sample", "flow"]

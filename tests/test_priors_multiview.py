@@ -14,13 +14,13 @@ from diffusers import UNet2DConditionModel
 from safetensors.torch import save_file
 from tiny import make_pipeline
 
-from splatdistill.cameras import orbit
 from splatdistill.errors import UserError
 from splatdistill.guidance import InversionSettings, build_method, distill
 from splatdistill.priors import load_prior
 from splatdistill.priors.base import cfg
 from splatdistill.priors.latent import LatentPrior
 from splatdistill.priors.multiview import MultiViewPrior, camera_matrices, diffusers_config, ldm_names
+from splatdistill.scene.cameras import orbit
 
 MVDREAM: dict[str, Any] = {  # the published configuration
     "_class_name": "MultiViewUNetModel",

@@ -5,11 +5,11 @@ import math
 import pytest
 import torch
 
-from splatdistill.cameras import orbit
-from splatdistill.priors.embedded.networks import make_view_unet
-from splatdistill.priors.image import relative_pose
 from splatdistill.priors.multiview import camera_matrices, orbit_matrices
 from splatdistill.priors.view_unet import POSE, TURNS, ViewUNet, between, likeliest
+from splatdistill.priors.zero123 import relative_pose
+from splatdistill.scene.cameras import orbit
+from splatdistill.teaching.networks import make_view_unet
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,8 @@ from main_job import evaluate as evaluate_main_job
 from teacher import autoencoder_psnr
 from teacher import evaluate as evaluate_teacher
 
+from splatdistill.measure.suites import objects
 from splatdistill.priors.latent import LatentPrior
-from splatdistill.suites import objects
 
 pytestmark = pytest.mark.quality
 

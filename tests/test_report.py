@@ -6,12 +6,16 @@ import pytest
 import torch
 from PIL import Image
 
-from splatdistill import gaussians as G
 from splatdistill import report
-from splatdistill.cameras import turntable
-from splatdistill.config import Config, ReportConfig, dump
+from splatdistill.config.load import dump
+from splatdistill.config.schema import Config, ReportConfig
 from splatdistill.errors import UserError
+from splatdistill.folder import MetricsWriter
 from splatdistill.formats.ply import write_ply
+from splatdistill.media.run_report import write_report
+from splatdistill.media.sheets import LABEL, contact_sheet, render_views
+from splatdistill.scene import gaussians as G
+from splatdistill.scene.cameras import turntable
 
 
 def scene():
@@ -34,14 +38,14 @@ def centre_of(image, channel):
 
 
 def test_contact_sheet_is_two_rows_of_four_on_a_plain_background(tmp_path):
-    report.contact_sheet(scene(), tmp_path / "p.png", size=48, background=(0.2, 0.4, 0.6))
+    contact_sheet(scene(), tmp_path / "p.png", size=48, background=(0.2, 0.4, 0.6))
     sheet = Image.open(tmp_path / "p.png")
     assert sheet.size == (4 * 48, 2 * 48) and sheet.mode == "RGB"
     assert all(sheet.getpixel((48 * i, 48 * j)) == (51, 102, 153) for i in range(4) for j in range(2))
 
 
 def test_views_turn_counter_clockwise_from_the_front_with_z_up(tmp_path):
-    report.contact_sheet(scene(), tmp_path / "p.png", size=64)
+    contact_sheet(scene(), tmp_path / "p.png", size=64)
     sheet = np.asarray(Image.open(tmp_path / "p.png"))
     front, side = sheet[:64, :64], sheet[:64, 128:192]  # azimuth 0 and 90
     assert centre_of(front, 2)[0] < 0.4  # blue: up
@@ -51,7 +55,7 @@ def test_views_turn_counter_clockwise_from_the_front_with_z_up(tmp_path):
 
 
 def test_render_views_gives_bytes_without_a_graph():
-    images = report.render_views(scene(), turntable(3, 15.0, 3.0, 40.0, 32).resized(40, 24))
+    images = render_views(scene(), turntable(3, 15.0, 3.0, 40.0, 32).resized(40, 24))
     assert images.shape == (3, 24, 40, 3) and images.dtype == torch.uint8
     assert (images[:, 0, 0] == 255).all() and images.min() < 100
 
@@ -64,7 +68,7 @@ def finished(folder, prompt="a red ball", **options):
     write_ply(folder / "splat.ply", scene())
     for step in (0, 4):
         write_ply(folder / "checkpoints" / f"step-{step:08d}.ply", scene())
-    with report.MetricsWriter(folder / "metrics.jsonl") as metrics:
+    with MetricsWriter(folder / "metrics.jsonl") as metrics:
         for step in range(1, 5):
             metrics.write(step, loss=1.0 / step, gradient_norm=math.nan, t=900.0, gaussians=3)
     return config
@@ -72,20 +76,20 @@ def finished(folder, prompt="a red ball", **options):
 
 @pytest.fixture
 def no_ffmpeg(monkeypatch):
-    monkeypatch.setattr("splatdistill.films.find_ffmpeg", lambda: None)
+    monkeypatch.setattr("splatdistill.media.films.find_ffmpeg", lambda: None)
 
 
 def test_a_report_is_pictures_and_a_page(tmp_path, no_ffmpeg, capfd):
     config = finished(tmp_path)
     before = {path.name for path in tmp_path.iterdir()}
-    report.write_report(scene(), tmp_path, config)
+    write_report(scene(), tmp_path, config)
     made = {path.name for path in tmp_path.iterdir()} - before
     assert made == {"preview.png", "turntable.webp", "filmstrip.png", "report.html"}
     assert capfd.readouterr().err == ""  # a film is a bonus, not worth a word
-    assert Image.open(tmp_path / "filmstrip.png").size == (3 * 8, 8 + report.LABEL)
+    assert Image.open(tmp_path / "filmstrip.png").size == (3 * 8, 8 + LABEL)
     assert getattr(Image.open(tmp_path / "turntable.webp"), "n_frames", 1) == 3
     with pytest.raises(UserError, match="cannot write"):
-        report.write_report(scene(), tmp_path / "missing", config)
+        write_report(scene(), tmp_path / "missing", config)
 
 
 def test_an_old_run_gets_its_report_by_a_command(tmp_path, no_ffmpeg, capfd):
@@ -106,7 +110,7 @@ def lines(path):
 
 
 def test_metrics_are_one_json_object_a_line_readable_at_once(tmp_path):
-    with report.MetricsWriter(tmp_path / "m.jsonl") as metrics:
+    with MetricsWriter(tmp_path / "m.jsonl") as metrics:
         metrics.write(0, loss=1.5, note="a\nb")
         assert lines(tmp_path / "m.jsonl") == [{"step": 0, "loss": 1.5, "note": "a\nb"}]
         metrics.write(1, loss=float("nan"), gaussians=3)
@@ -115,26 +119,26 @@ def test_metrics_are_one_json_object_a_line_readable_at_once(tmp_path):
 
 def test_resuming_drops_later_steps_and_a_torn_line(tmp_path):
     path = tmp_path / "m.jsonl"
-    with report.MetricsWriter(path) as metrics:
+    with MetricsWriter(path) as metrics:
         for step in range(6):
             metrics.write(step, loss=0.5)
     whole = path.read_bytes()
     path.write_bytes(whole + b'{"step": 6, "lo')
-    with report.MetricsWriter(path, resume_step=4) as metrics:
+    with MetricsWriter(path, resume_step=4) as metrics:
         metrics.write(4, loss=0.5)
         metrics.write(5, loss=0.5)
     assert path.read_bytes() == whole
     path.write_bytes(whole[:-1])  # the last line is whole but for its end
-    report.MetricsWriter(path, resume_step=9).close()
+    MetricsWriter(path, resume_step=9).close()
     assert [record["step"] for record in lines(path)] == list(range(5))
 
 
 def test_a_fresh_run_starts_the_metrics_anew_and_a_lost_file_is_no_obstacle(tmp_path):
     path = tmp_path / "m.jsonl"
-    report.MetricsWriter(path, resume_step=5).close()
+    MetricsWriter(path, resume_step=5).close()
     assert path.read_bytes() == b""
     path.write_bytes(b'{"step": 0}\n')
-    report.MetricsWriter(path).close()
+    MetricsWriter(path).close()
     assert path.read_bytes() == b""
     with pytest.raises(UserError, match="cannot write"):
-        report.MetricsWriter(tmp_path / "missing" / "m.jsonl")
+        MetricsWriter(tmp_path / "missing" / "m.jsonl")

@@ -7,12 +7,13 @@ import pytest
 import torch
 
 from splatdistill import reproduce
-from splatdistill.claims import CLAIMS, Findings, Lab, flat
-from splatdistill.claims.base import Claim, below, interval, line, share
-from splatdistill.claims.solid import cost, outside
+from splatdistill.measure.claims import CLAIMS, Findings, Lab
+from splatdistill.measure.claims import latents as flat
+from splatdistill.measure.claims.base import Claim, below, interval, line, share
+from splatdistill.measure.claims.splats import cost, outside
 from splatdistill.priors import load_prior
-from splatdistill.priors.embedded import grammar
-from splatdistill.scoring import Scorer
+from splatdistill.priors import words as grammar
+from splatdistill.priors.clip import Scorer
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +99,9 @@ def test_what_was_measured_is_not_measured_again(tmp_path, monkeypatch) -> None:
         times.append(lab.draws)
         return Findings(["RMSE"], [("SDS", [1.0])], None, "It is one.")
 
-    monkeypatch.setattr("splatdistill.claims.CLAIMS", {"sdi-1": Claim("sdi-1", "", "It is.", measure)})
+    monkeypatch.setattr(
+        "splatdistill.measure.claims.CLAIMS", {"sdi-1": Claim("sdi-1", "", "It is.", measure)}
+    )
     out = ["--out", str(tmp_path)]
     for words in ([], [], ["--draws", "3"], ["sdi-1", "--draws", "3"]):
         assert reproduce.main([*words, *out]) == 0

@@ -9,8 +9,8 @@ import pytest
 from tiny import SMALL, stop_after
 
 from splatdistill.formats.ply import read_ply
-from splatdistill.runs import FILM, OUTPUTS, slug
 from splatdistill.train import main
+from splatdistill.training.run import FILM, OUTPUTS, slug
 
 pytestmark = pytest.mark.usefixtures("workplace")
 

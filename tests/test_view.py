@@ -11,7 +11,7 @@ import torch
 
 from splatdistill.formats import write
 from splatdistill.formats.ply import write_ply
-from splatdistill.gaussians import init_blob
+from splatdistill.scene.gaussians import init_blob
 from splatdistill.view import main, open_scenes
 
 

@@ -11,17 +11,17 @@ import numpy as np
 import pytest
 import torch
 import zstandard
-from test_trainer import CPU, finish, tiny, toy
+from test_training_loop import CPU, finish, tiny, toy
 from test_viewer_server import CAMERA, PROTOCOL
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
-from splatdistill import trainer
-from splatdistill.cameras import orbit
 from splatdistill.errors import UserError
 from splatdistill.formats.ply import write_ply
-from splatdistill.gaussians import from_tensors, init_blob
-from splatdistill.session import Session
+from splatdistill.scene.cameras import orbit
+from splatdistill.scene.gaussians import from_tensors, init_blob
+from splatdistill.training import loop as trainer
+from splatdistill.training.monitor import Session
 from splatdistill.viewer.app import App
 from splatdistill.viewer.drawing import CHANNELS, LARGEST, Look, Pose, draw, splats_for_client
 from splatdistill.viewer.panels import RASTERIZER, summary
@@ -296,7 +296,7 @@ def test_a_path_goes_through_its_keyframes_without_a_jump():
 
 
 def test_a_film_of_a_path_is_one_picture_after_another(monkeypatch):
-    monkeypatch.setattr("splatdistill.films.find_ffmpeg", lambda: None)
+    monkeypatch.setattr("splatdistill.media.films.find_ffmpeg", lambda: None)
     monkeypatch.setattr("splatdistill.viewer.path.find_ffmpeg", lambda: None)
     name, content = film(scene(), [key(3.0), key(0.0, 3.0)], (24, 16), 0.5, Look())
     assert name == "path.webp" and content[:4] == b"RIFF"

@@ -15,7 +15,7 @@ from diffusers import (
 )
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from splatdistill import trainer
+from splatdistill.training import loop as trainer
 
 SMALL = [
     "views.size=16",

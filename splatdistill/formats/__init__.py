@@ -13,7 +13,7 @@ from splatdistill.formats.ply import read_ply, write_ply
 from splatdistill.formats.sog import write_sog
 from splatdistill.formats.splat import read_splat, write_splat
 from splatdistill.formats.spz import read_spz, write_spz
-from splatdistill.orientation import UPS, reorient, rotate_, rotation_between
+from splatdistill.scene.orientation import UPS, reorient, rotate_, rotation_between
 
 Comments = dict[str, str]
 

@@ -13,7 +13,7 @@ from torch.nn import ParameterDict
 from splatdistill.errors import UserError
 from splatdistill.formats.gltf import POINTS, Primitive, srgb_to_linear, write_primitive
 from splatdistill.formats.packing import quantize, to_splats
-from splatdistill.gaussians import sh0_to_rgb
+from splatdistill.scene.gaussians import sh0_to_rgb
 
 EXTENSION = "KHR_gaussian_splatting"
 MAX_BYTES = (1 << 32) - 1  # that the container can count

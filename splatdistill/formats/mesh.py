@@ -17,8 +17,8 @@ from splatdistill.errors import UserError
 from splatdistill.files import atomic_write
 from splatdistill.formats.gltf import TRIANGLES, Primitive, srgb_to_linear, write_primitive
 from splatdistill.formats.packing import Splats, quantize, to_splats
-from splatdistill.gaussians import sh0_to_rgb
 from splatdistill.reference.raster import rotation_matrices
+from splatdistill.scene.gaussians import sh0_to_rgb
 
 LEVEL = 0.5  # of the summed opacity, where the surface is: there silhouettes agree best with renders
 CUT = 3.0  # standard deviations

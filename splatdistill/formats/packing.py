@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import ParameterDict
 
 from splatdistill.errors import UserError
-from splatdistill.gaussians import finite_mask
+from splatdistill.scene.gaussians import finite_mask
 
 ROWS = 1 << 14  # Gaussians that an importer decodes at a time: what it needs beside the result stays small
 LOG_SCALE_MIN, LOG_SCALE_MAX = -87.0, 88.0  # exp() of these is still a normal float32

@@ -15,7 +15,7 @@ from splatdistill.files import atomic_write
 from splatdistill.formats.compressed_ply import decode
 from splatdistill.formats.packing import allocate, opened
 from splatdistill.formats.plyheader import gather, header_bytes, numbered, parse_header
-from splatdistill.gaussians import finite_mask, from_arrays
+from splatdistill.scene.gaussians import finite_mask, from_arrays
 
 
 def write_ply(path: str | Path, gaussians: ParameterDict, comments: dict[str, str] | None = None) -> int:

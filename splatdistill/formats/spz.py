@@ -30,7 +30,7 @@ from splatdistill.formats.packing import (
     smallest_three,
     to_splats,
 )
-from splatdistill.gaussians import from_arrays
+from splatdistill.scene.gaussians import from_arrays
 
 MAGIC = 0x5053474E  # NGSP
 HEADER = struct.Struct("<IIIBBBB")  # magic, version, count, SH degree, fractional bits, flags, streams (4)

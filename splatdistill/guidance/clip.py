@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from splatdistill.scoring import Scorer, image_embeddings
+from splatdistill.priors.clip import Scorer, image_embeddings
 
 SCALE = 100.0  # CLIP's own, of its logits
 LEAST = 0.8  # the smallest crop, as a share of the side

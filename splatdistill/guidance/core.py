@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from splatdistill import ops
-from splatdistill.cameras import Cameras
 from splatdistill.guidance.noise import NoiseSource, Query, Source, gaussian_like
+from splatdistill.guidance.schedules import TimestepSchedule
 from splatdistill.priors.base import Conditioning, Prior, alpha_bar_at
-from splatdistill.schedules import TimestepSchedule
+from splatdistill.scene.cameras import Cameras
 
 
 @dataclass(frozen=True)

@@ -23,8 +23,8 @@ from splatdistill.guidance.noise import (
     random_noise,
     walk,
 )
+from splatdistill.guidance.schedules import Linear, SqrtAnneal, TimestepSchedule, annealed
 from splatdistill.priors.base import Prior, alpha_bar_at
-from splatdistill.schedules import Linear, SqrtAnneal, TimestepSchedule, annealed
 
 Uniform = TimestepSchedule(low=Linear(0.02, 0.02), high=Linear(0.98, 0.98))
 

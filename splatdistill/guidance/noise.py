@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from splatdistill import ops
-from splatdistill.cameras import Cameras
 from splatdistill.priors.base import Conditioning, Prior, alpha_bar_at
+from splatdistill.scene.cameras import Cameras
 
 Pair = tuple[Tensor, Tensor]
 
@@ -328,7 +328,7 @@ class Variational:
     def __call__(self, asked: Query) -> Pair:
         """(e_student(z_t), z_t)."""
         if self.student is None:
-            from splatdistill.guidance.student import Student  # heavy
+            from splatdistill.guidance.vsd import Student  # heavy
 
             self.student = Student(asked.prior, self.settings, self.seed)
             self._restore()

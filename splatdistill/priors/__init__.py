@@ -15,9 +15,9 @@ def load_prior(
     name: str, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
 ) -> LatentPrior:
     """The prior of that name or folder, in the class that its UNet asks for; see `LatentPrior.load`."""
-    from splatdistill.priors.image import Zero123Prior
     from splatdistill.priors.latent import LatentPrior, locate
     from splatdistill.priors.multiview import CAMERA, MultiViewPrior
+    from splatdistill.priors.zero123 import Zero123Prior
 
     folder, place = locate(name)
     cls: type[LatentPrior] = LatentPrior

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from splatdistill.cameras import Cameras
+from splatdistill.scene.cameras import Cameras
 
 
 @dataclass(frozen=True)

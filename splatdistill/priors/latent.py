@@ -20,10 +20,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from splatdistill.cameras import Cameras
 from splatdistill.errors import UserError
 from splatdistill.priors.base import Conditioning, run_branches
 from splatdistill.priors.graphs import Graphed
+from splatdistill.scene.cameras import Cameras
 
 EMBEDDED = Path(__file__).resolve().parents[1] / "assets" / "teacher"
 

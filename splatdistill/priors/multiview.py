@@ -15,9 +15,9 @@ from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file
 from torch import Tensor
 
-from splatdistill.cameras import Cameras
 from splatdistill.priors.base import Conditioning
 from splatdistill.priors.latent import NETWORKS, LatentPrior, weights_file
+from splatdistill.scene.cameras import Cameras
 
 VIEWS = 4  # of a group, 90 degrees apart
 CAMERA = 16  # numbers

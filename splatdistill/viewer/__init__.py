@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from splatdistill.cli import note
-from splatdistill.session import Session
+from splatdistill.training.monitor import Session
 from splatdistill.viewer.app import App
 from splatdistill.viewer.scenes import Scenes
 from splatdistill.viewer.server import Address, free_port, parse_address, start_server

@@ -15,8 +15,8 @@ import viser
 from PIL import Image
 
 from splatdistill.cli import note
-from splatdistill.gaussians import sh_degree_of
-from splatdistill.session import Lesson, Snapshot
+from splatdistill.scene.gaussians import sh_degree_of
+from splatdistill.training.monitor import Lesson, Snapshot
 from splatdistill.viewer.drawing import Look, Pose, draw, splats_for_client
 from splatdistill.viewer.panels import FILM_SECONDS, RASTERIZER, Panels
 from splatdistill.viewer.path import Keyframe, along, film

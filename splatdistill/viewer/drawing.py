@@ -10,11 +10,11 @@ from torch import Tensor
 from torch.nn import ParameterDict
 from torch.nn.functional import normalize
 
-from splatdistill.cameras import Cameras, from_poses
-from splatdistill.gaussians import activated, covariances, finite_mask, select, sh0_to_rgb, sh_degree_of
-from splatdistill.rendering import Render, render
-from splatdistill.session import to_bytes
-from splatdistill.shading import normals
+from splatdistill.scene.cameras import Cameras, from_poses
+from splatdistill.scene.gaussians import activated, covariances, finite_mask, select, sh0_to_rgb, sh_degree_of
+from splatdistill.scene.rendering import Render, render
+from splatdistill.scene.shading import normals
+from splatdistill.training.monitor import to_bytes
 
 Channel = Literal["colour", "alpha", "depth", "normal"]
 LARGEST = 2560  # pixels a side

@@ -7,7 +7,7 @@ import viser
 from viser import uplot
 
 from splatdistill.formats import FORMATS
-from splatdistill.session import Lesson, Status
+from splatdistill.training.monitor import Lesson, Status
 from splatdistill.viewer.drawing import CHANNELS
 
 Icon = viser.Icon

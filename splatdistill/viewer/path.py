@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch.nn import ParameterDict
 
-from splatdistill.cameras import Cameras, from_poses, looking_at
-from splatdistill.films import find_ffmpeg, write_mp4, write_webp
+from splatdistill.media.films import find_ffmpeg, write_mp4, write_webp
+from splatdistill.scene.cameras import Cameras, from_poses, looking_at
 from splatdistill.viewer.drawing import Look, draw
 
 FPS = 24

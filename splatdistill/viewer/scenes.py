@@ -6,7 +6,8 @@ from pathlib import Path
 
 from splatdistill import formats
 from splatdistill.errors import UserError
-from splatdistill.session import Session, Snapshot
+from splatdistill.folder import kept_scenes, step_of
+from splatdistill.training.monitor import Session, Snapshot
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,7 +24,7 @@ class Scenes:
 
     def kept(self) -> list[Path]:
         """The scenes that the run stored on its way, in the order of their steps."""
-        return sorted(self.folder.glob("checkpoints/step-*.ply")) if self.folder else []
+        return kept_scenes(self.folder) if self.folder else []
 
     def get(self, path: Path | None) -> Snapshot | None:
         """The scene of a stored file, or for None the newest, on the CPU; None before there is one."""
@@ -48,8 +49,3 @@ class Scenes:
             target = Path(folder) / f"splat{ending}"
             formats.write(target, scene.gaussians, self.comments)
             return target.read_bytes()
-
-
-def step_of(path: Path) -> int:
-    """The step in the name of a stored scene, `step-00000300.ply`."""
-    return int(path.stem.removeprefix("step-"))

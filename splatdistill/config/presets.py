@@ -1,0 +1,26 @@
+"""The presets: which YAML files apply to a prior, a method and an edit."""
+
+from pathlib import Path
+
+FOR_PICTURES = "embedded-image"  # the prior of a run that starts from a picture, where none is named
+
+
+def preset_folder() -> Path:
+    """Return the folder of the presets: inside the installed package, or configs/ of a checkout."""
+    package = Path(__file__).resolve().parents[1]
+    inside = package / "configs"
+    return inside if inside.is_dir() else package.parent / "configs"
+
+
+def is_embedded(prior: str) -> bool:
+    """Tell whether a prior is the shipped teacher or a folder with one like it, which lists its words."""
+    folders = (Path(prior), Path(prior).parent)  # of a pipeline, or of one of its UNets
+    return prior.split("-")[0] == "embedded" or any((path / "vocabulary.json").is_file() for path in folders)
+
+
+def presets_for(prior: str, method: str, edits: bool) -> list[Path]:
+    """Return the presets of the family, of the method in it, of the prior and of edits, where they exist."""
+    family = "embedded" if is_embedded(prior) else "sd"
+    task = Path(prior).name.replace("unet_", "-").partition("-")[2]  # of embedded-image, or of DIR/unet_image
+    names = [family, f"{family}_{method}", f"{family}-{task}"] + ["edit"] * edits
+    return [path for name in names if (path := preset_folder() / f"{name}.yaml").is_file()]

@@ -1,0 +1,155 @@
+"""View-dependent prompts, perp-neg branches and the embedding cache."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from splatdistill.priors.base import Conditioning, Prior, cfg
+from splatdistill.scene.cameras import Cameras
+
+VIEW_WORDS = ("front view", "side view", "back view", "overhead view")
+OVERHEAD_DEG = 60.0
+RGB = tuple[float, float, float]
+
+# (a, b, c) of the negative weights -(a exp(-b r) + c), from 2304.04968: which negative, in which quarter.
+F_SIDE_BACK = (1.0, 0.5, -0.606)  # "side" between side and back
+F_FRONT_SIDE_BACK = (1.0, 0.5, 0.967)  # "front" between side and back
+F_FRONT_SIDE = (4.0, 0.5, -2.426)  # "front" between front and side
+F_SIDE_FRONT = (4.0, 0.5, -2.426)  # "side" between front and side
+
+
+def _wrapped(azimuth_deg: Tensor) -> Tensor:
+    """|azimuth| in [0, 180] degrees."""
+    return ((azimuth_deg + 180.0) % 360.0 - 180.0).abs()
+
+
+def view_word(azimuth_deg: float, elevation_deg: float) -> str:
+    """The view: overhead above elevation 60; else front within azimuth 45, back beyond 135, or side."""
+    azimuth = float(_wrapped(torch.tensor(float(azimuth_deg))))
+    if elevation_deg > OVERHEAD_DEG:
+        return "overhead view"
+    return "front view" if azimuth < 45.0 else "back view" if azimuth > 135.0 else "side view"
+
+
+@dataclass(frozen=True)
+class ViewPrompts:
+    """A prompt that follows the camera; `negative` takes the empty text's place in the null branch.
+
+    With view_words False it does not name the view, for a teacher that is told the cameras.
+    """
+
+    prompt: str
+    negative: str = ""
+    view_words: bool = True
+
+    def text(self, view: str, background: str | None = None) -> str:
+        """The prompt with its view words and, where the background has a name, "NAME background"."""
+        words = [
+            self.prompt,
+            view if self.view_words else "",
+            f"{background} background" if background else "",
+        ]
+        return ", ".join(word for word in words if word)
+
+    def null_text(self, background: str | None = None) -> str:
+        """The text of the null branch: `negative`, and the background, so that guidance leaves that alone."""
+        parts = [self.negative, f"{background} background" if background else ""]
+        return ", ".join(part for part in parts if part)
+
+    def texts(self, cameras: Cameras, background_names: Sequence[str | None] | None = None) -> list[str]:
+        """One text a camera [V]."""
+        names = background_names or [None] * len(cameras)
+        angles = zip(cameras.azimuth_deg.tolist(), cameras.elevation_deg.tolist(), names, strict=True)
+        return [self.text(view_word(azimuth, elevation), name) for azimuth, elevation, name in angles]
+
+
+@dataclass
+class PromptCache:
+    """Embeds each distinct text once."""
+
+    prior: Prior
+    embeddings: dict[str, Tensor] = field(default_factory=dict)
+
+    def __call__(self, texts: Sequence[str]) -> Tensor:
+        """Embeddings [n,L,D] of `texts`; new ones go through the text encoder together."""
+        new = [text for text in dict.fromkeys(texts) if text not in self.embeddings]
+        if new:
+            self.embeddings.update(zip(new, self.prior.embed(new), strict=True))
+        return torch.stack([self.embeddings[text] for text in texts])
+
+
+def pick_backgrounds(
+    palette: Mapping[str, RGB], count: int, generator: torch.Generator
+) -> tuple[list[str], Tensor]:
+    """`count` random entries of `palette`: their names and colours [V,3]."""
+    names = list(palette)
+    picked = [names[i] for i in torch.randint(len(names), (count,), generator=generator).tolist()]
+    return picked, torch.tensor([palette[name] for name in picked])
+
+
+@dataclass(frozen=True)
+class PerpNegMix:
+    """Perp-neg branches: positive [V,4] mixes the texts of VIEW_WORDS into the positive embedding;
+    weights [2,V] are those of the negatives "front view" and "side view", relative to the positive."""
+
+    positive: Tensor
+    weights: Tensor
+
+
+def _decay(abc: tuple[float, float, float], r: Tensor) -> Tensor:
+    a, b, c = abc
+    return -(a * torch.exp(-b * r) + c)
+
+
+def perp_neg_mix(azimuth_deg: Tensor, elevation_deg: Tensor) -> PerpNegMix:
+    """The interpolation and weights of Perp-Neg (2304.04968) at azimuth_deg, elevation_deg [V].
+
+    From front (r = 1) to side (r = 0) and from side (r = 1) to back (r = 0); overhead has no negatives.
+    """
+    azimuth, elevation = azimuth_deg.double().cpu(), elevation_deg.double().cpu()
+    angle = _wrapped(azimuth) / 90.0  # 0 front, 1 side, 2 back
+    near, overhead = angle < 1.0, elevation > OVERHEAD_DEG
+    r = torch.where(near, 1.0 - angle, 2.0 - angle)
+    none = torch.zeros_like(r)
+    positive = torch.stack(
+        [torch.where(near, r, none), torch.where(near, 1.0 - r, r), torch.where(near, none, 1.0 - r), none],
+        dim=1,
+    )
+    positive[overhead] = torch.tensor([0.0, 0.0, 0.0, 1.0], dtype=positive.dtype)
+    first = torch.where(near, _decay(F_FRONT_SIDE, r), _decay(F_FRONT_SIDE_BACK, r))  # against "front"
+    second = torch.where(near, _decay(F_SIDE_FRONT, 1.0 - r), _decay(F_SIDE_BACK, r))  # against "side"
+    weights = torch.stack([first, second]).masked_fill(overhead, 0.0)
+    return PerpNegMix(positive.float(), weights.float())
+
+
+def conditioning(
+    prompts: ViewPrompts,
+    cache: PromptCache,
+    cameras: Cameras,
+    background_names: Sequence[str | None] | None = None,
+    guidance: float = 7.5,
+    mode: Literal["view", "perp_neg", "plain"] = "view",
+) -> Conditioning:
+    """The guidance branches for `cameras`: CFG with the prompts' texts, or perp-neg branches ("perp_neg").
+
+    Raises ValueError for another mode.
+    """
+    if mode not in ("view", "perp_neg", "plain"):
+        raise ValueError(f"conditioning: mode must be 'view', 'perp_neg' or 'plain', got {mode!r}")
+    count = len(cameras)
+    names = background_names or [None] * count
+    null = cache([prompts.null_text(name) for name in names])  # [V, L, D]
+    if mode != "perp_neg":
+        return cfg(null, cache(prompts.texts(cameras, names)), guidance)
+    views = torch.stack(
+        [cache([prompts.text(word, name) for name in names]) for word in VIEW_WORDS]
+    )  # [4, V, L, D]
+    mix = perp_neg_mix(cameras.azimuth_deg, cameras.elevation_deg)
+    positive = torch.einsum("vk,kvld->vld", mix.positive.to(views), views)
+    embeddings = torch.stack([null, positive, views[0], views[1]])
+    ones = torch.ones(1, count)
+    weights = torch.cat([ones, guidance * ones, guidance * mix.weights])  # [4, V]
+    return Conditioning(embeddings, weights, perp_neg=True)

@@ -1,0 +1,1 @@
+"""Metrics, judged runs, suites of prompts and the papers' claims."""

@@ -1,0 +1,334 @@
+"""Claims about splats: every measurement makes its runs in the lab's folder, once, and evaluates them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import UNet2DConditionModel
+from torch import Tensor
+
+from splatdistill import edit
+from splatdistill.errors import UserError
+from splatdistill.files import atomic_write
+from splatdistill.formats.ply import read_ply
+from splatdistill.guidance import METHODS
+from splatdistill.measure.claims.base import Claim, Findings, Lab, Line, below, interval, line, share
+from splatdistill.measure.runs import evaluate, right_names
+from splatdistill.measure.suites import Job, make, make_runs
+from splatdistill.priors import words as grammar
+from splatdistill.scene.cameras import turntable
+from splatdistill.scene.rendering import render
+from splatdistill.training.run import RESULT, slug
+
+GENERATORS = [name for name, method in METHODS.items() if not method.edits and "_published" not in name]
+FIGURES = ("object", "colour", "r_precision", "saturation_to_teacher", "high_frequency_to_teacher")
+
+
+def runs(
+    lab: Lab,
+    method: str,
+    overrides: Sequence[str] = (),
+    prior: str = "embedded",
+    texts: Sequence[str] | None = None,
+    seeds: Sequence[int] = (0,),
+) -> list[Path]:
+    """The folders of the runs of a method with some settings; what another claim has made is there."""
+    settings = [f"steps={lab.steps}", *overrides]
+    out = lab.runs / slug(" ".join(settings))
+    settings[1:1] = lab.overrides
+    return make_runs(texts or lab.texts, out, [method], [prior], seeds, settings, lab.jobs)
+
+
+def evaluated(lab: Lab, folders: Sequence[Path], compare: bool = True) -> dict[str, Any]:
+    """The evaluation of runs that are one group."""
+    if not folders:
+        raise UserError("none of the runs came to a result; their log.txt says why")
+    return next(iter(evaluate(folders, lab.scorer, compare=compare).values()))
+
+
+def figure(group: dict[str, Any], name: str) -> tuple[float, float, float] | None:
+    """A mean and its interval; None where nothing was counted."""
+    value = group["summary"].get(name)
+    return None if value is None else (value["mean"], value["low"], value["high"])
+
+
+def facing(lab: Lab) -> list[str]:
+    """Prompts of things whose front is not their back."""
+    colors = list(grammar.COLORS)
+    chosen = grammar.FACING[: lab.prompts]
+    return [grammar.describe((thing,), (colors[5 * i % len(colors)],)) for i, thing in enumerate(chosen)]
+
+
+def cost(lab: Lab, method: str, overrides: Sequence[str] = ()) -> tuple[int, float]:
+    """Network evaluations (samples through the UNet) and seconds of one run; kept in costs.json."""
+    path, folder = lab.runs / "costs.json", lab.runs / "costs"
+    known = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+    key = " ".join([method, str(lab.steps), *overrides])
+    if key not in known:
+        count = 0
+
+        def hook(module: torch.nn.Module, given: Any, result: Any) -> None:
+            nonlocal count
+            if isinstance(module, UNet2DConditionModel):
+                count += len(given[0])
+
+        handle = torch.nn.modules.module.register_module_forward_hook(hook)
+        shutil.rmtree(folder, ignore_errors=True)
+        begin = time.perf_counter()
+        try:
+            settings = [f"steps={lab.steps}", *lab.overrides, *overrides]
+            make_runs(lab.texts[:1], folder, [method], ["embedded"], [0], settings)  # in this process
+        finally:
+            handle.remove()
+        known[key] = [count, time.perf_counter() - begin]
+        with atomic_write(path) as file:
+            file.write(json.dumps(known, indent=1).encode())
+    return known[key][0], known[key][1]
+
+
+def sds_smooths(lab: Lab) -> Findings:
+    """SDS and SDI at as many network evaluations, and in as much time."""
+    ours, ours_s = cost(lab, "sdi")
+    theirs, theirs_s = cost(lab, "sds")
+    longer = [round(lab.steps * ours / theirs), round(lab.steps * ours_s / theirs_s)]
+    variants = {
+        f"SDI, {lab.steps} steps": ("sdi", []),
+        f"SDS, {longer[0]} steps (equal evaluations)": ("sds", [f"steps={longer[0]}"]),
+        f"SDS, {longer[1]} steps (equal time)": ("sds", [f"steps={longer[1]}"]),
+    }
+    rows = []
+    for label, (method, words) in variants.items():
+        group = evaluated(lab, runs(lab, method, words))
+        rows.append((label, [figure(group, name) for name in FIGURES]))
+    sharper = all(below(row[1][4], rows[0][1][4]) for row in rows[1:])
+    paler = all(below(rows[0][1][3], row[1][3]) for row in rows[1:])
+    reading = (
+        f"At equal cost SDI's splats {'are' if sharper else 'are not clearly'} sharper than SDS's and "
+        f"{'are' if paler else 'are not clearly'} less saturated."
+    )
+    columns = ["object", "colour", "R-Precision", "saturation / teacher's", "high frequency / teacher's"]
+    return Findings(columns, rows, sharper and paler, reading, {"prompts": lab.prompts, "steps": lab.steps})
+
+
+def dsd_is_diverse_in_3d(lab: Lab) -> Findings:
+    """Diversity of splats over seeds."""
+    seeds, texts = range(2 * lab.seeds), lab.texts[: max(lab.prompts // 4, 2)]
+    rows, spread = [], {}
+    for method in ("sds", "sdi", "dsd"):
+        group = evaluated(lab, runs(lab, method, texts=texts, seeds=seeds))
+        spread[method] = group["diversity"]
+        cells = [spread[method]["pairwise_distance"], spread[method]["vendi_score"]]
+        rows.append((method.upper(), [*cells, figure(group, "object"), figure(group, "r_precision")]))
+    most = max(spread, key=lambda name: spread[name]["pairwise_distance"])
+    reading = f"Over {len(seeds)} seeds the splats of {most.upper()} differ most."
+    columns = ["pairwise distance", "Vendi score", "object", "R-Precision"]
+    return Findings(columns, rows, most == "dsd", reading, {"prompts": texts, "seeds": len(seeds)})
+
+
+EDITS = (  # what stands above changes its colour, what is below should stay
+    ("a red car on top of a blue cube", "a green car on top of a blue cube"),
+    ("a yellow duck on top of a purple cylinder", "a red duck on top of a purple cylinder"),
+    ("an orange snowman on top of a green cube", "a pink snowman on top of a green cube"),
+    ("a brown dog on top of a cyan cylinder", "a yellow dog on top of a cyan cylinder"),
+    ("an orange mug on top of a blue cylinder", "a green mug on top of a blue cylinder"),
+    ("a purple chair on top of a yellow cube", "a red chair on top of a yellow cube"),
+)
+GENTLE = [f"optimizer.{name}" for name in ("means=2e-3", "scales=4e-3", "quats=4e-3", "opacities=2e-2")]
+
+
+def views(splat: Path, size: int = 64) -> tuple[Tensor, Tensor]:
+    """Pictures [8,3,S,S] on white and alpha [8,1,S,S] of a splat, all around."""
+    with torch.no_grad():
+        seen = render(read_ply(splat)[0], turntable(8, 15.0, 3.0, 40.0, size), torch.ones(3))
+    return seen.rgb.clamp(0, 1).permute(0, 3, 1, 2), seen.alpha.permute(0, 3, 1, 2)
+
+
+def outside(before: Tensor, alpha: Tensor, source: str) -> Tensor:
+    """Where [V,1,S,S] a picture shows neither what is to change nor what borders on it: by nearest colour."""
+    parsed = grammar.parse(source)
+    named = [color for color in (parsed[1] if parsed else ()) if color]
+    palette = torch.tensor([grammar.COLORS[color] for color in named] + [(1.0, 1.0, 1.0)])
+    unit = torch.nn.functional.normalize(before - before.mean(1, keepdim=True), dim=1)  # hue, not brightness
+    hues = torch.nn.functional.normalize(palette - palette.mean(1, keepdim=True), dim=1)
+    nearest = torch.einsum("vchw,nc->vnhw", unit, hues).argmax(1, keepdim=True)
+    changes = ((nearest == 0) & (alpha > 0.5)).float()
+    return torch.nn.functional.max_pool2d(changes, 5, 1, 2) < 0.5
+
+
+def edited(lab: Lab, run: Path, target: str, method: str, steps: int) -> Job:
+    """The edit of a run."""
+    out = lab.runs / "edits" / f"{method}-{steps}" / slug(target)
+    words = ["--splat", str(run), "--target-prompt", target, "--method", method, "--steps", str(steps)]
+    return Job(out, edit.main, [*words, "--out", str(out), "--overwrite", *GENTLE, *lab.overrides])
+
+
+def pds_keeps(lab: Lab) -> Findings:
+    """What an edit costs where nothing should change, against how often it does what it was asked for."""
+    pairs = EDITS[: max(lab.prompts // 2, 2)]
+    runs(lab, "sdi", texts=[source for source, _ in pairs])  # side by side
+    sources = {pair: run for pair in pairs for run in runs(lab, "sdi", texts=[pair[0]])}
+    rows: list[tuple[str, list[Any]]] = []
+    lines: list[Line] = []
+    best: dict[str, float] = {}  # dB outside, where at least half of the edits succeed
+    for method in ("pds", "dds", "sds"):
+        points: list[tuple[float, list[float]]] = []
+        for strength in (0.5, 1.0, 2.0):
+            steps = max(round(lab.steps * strength), 2)
+            kept, overlap, done = [], [], []
+            edits = {pair: edited(lab, run, pair[1], method, steps) for pair, run in sources.items()}
+            made = make(list(edits.values()), lab.jobs)
+            for (source, target), job in edits.items():
+                if job.folder not in made:
+                    continue
+                before, alpha = views(sources[source, target] / RESULT)
+                after, now = views(job.folder / RESULT)
+                same = outside(before, alpha, source).expand_as(before)
+                error = (after - before)[same].square().mean().clamp(min=1e-10)
+                kept.append((-10 * error.log10()).item())
+                both = ((alpha > 0.5) & (now > 0.5)).sum() / ((alpha > 0.5) | (now > 0.5)).sum().clamp(min=1)
+                overlap.append(both.item())
+                named, coloured = right_names(lab.scorer, lab.scorer.images(after), target)
+                done.append(bool(named and coloured))
+            if not kept:
+                continue
+            rows.append(
+                (f"{method.upper()}, {steps} steps", [share(done), interval(kept), interval(overlap)])
+            )
+            points.append((share(done)[0], kept))
+        if points:
+            lines.append(line(method.upper(), *zip(*points, strict=True)))
+        best[method] = max((interval(kept)[0] for hit, kept in points if hit >= 0.5), default=0.0)
+    holds = best["pds"] > max(best["dds"], best["sds"])
+    said = [f"{name.upper()} keeps the rest at {value:.1f} dB" for name, value in best.items() if value]
+    reading = f"Where at least half of the edits succeed, {', '.join(said) or 'nothing is left to compare'}."
+    columns = ["edit done", "PSNR outside, dB", "silhouette IoU"]
+    conditions = {"edits": len(pairs), "learning_rates": "of the PDS preset, for all three"}
+    axes = ("edits done", "PSNR outside the mask, dB")
+    return Findings(columns, rows, holds, reading, conditions, lines, axes)
+
+
+def shading_helps(lab: Lab) -> Findings:
+    """Geometry R-Precision with and without lit and textureless views."""
+    rows = []
+    for label, words in (
+        ("albedo alone", []),
+        ("lit and textureless views", ["shading.lambertian=0.25", "shading.textureless=0.25"]),
+    ):
+        group = evaluated(lab, runs(lab, "sdi", words, seeds=range(lab.seeds)), compare=False)
+        names = ("r_precision_geometry", "r_precision", "object")
+        rows.append((label, [figure(group, name) for name in names]))
+    holds = below(rows[0][1][0], rows[1][1][0])
+    reading = (
+        f"Lit and textureless views {'raise' if holds else 'do not clearly raise'} geometry R-Precision."
+    )
+    columns = ["geometry R-Precision", "R-Precision", "object"]
+    return Findings(columns, rows, holds, reading, {"prompts": lab.prompts, "seeds": lab.seeds})
+
+
+def views_help(lab: Lab) -> Findings:
+    """Second fronts without view words, with them, and with the other views as negatives."""
+    texts = facing(lab)
+    rows = [
+        ("no view words", fronts(lab, texts, "sdi", words=["guidance.mode=plain"])),
+        ("view words", fronts(lab, texts, "sdi")),
+        ("perp-neg", fronts(lab, texts, "sdi", words=["guidance.mode=perp_neg"])),
+    ]
+    holds = all(below(row[1][0], rows[0][1][0]) for row in rows[1:])
+    reading = f"Second fronts are {'' if holds else 'not clearly '}rarer with view words and perp-neg."
+    return Findings(FRONTS, rows, holds, reading, {"things": len(texts), "seeds": lab.seeds})
+
+
+def cameras_help(lab: Lab) -> Findings:
+    """Second fronts of the plain and of the multi-view teacher, and how diverse DSD stays with it."""
+    texts = facing(lab)
+    some = texts[: max(lab.prompts // 2, 2)]  # DSD takes the longest
+    rows = [
+        ("plain teacher, SDI", fronts(lab, texts, "sdi")),
+        ("multi-view teacher, SDI", fronts(lab, texts, "sdi", "embedded-multiview")),
+        ("multi-view teacher, DSD", fronts(lab, some, "dsd", "embedded-multiview")),
+    ]
+    rarer = below(rows[1][1][0], rows[0][1][0])
+    differ = [row[1][3] or 0.0 for row in rows[1:]]
+    diverse = differ[1] > 2 * differ[0]
+    reading = (
+        f"By SDI second fronts are {'' if rarer else 'not clearly '}rarer with the multi-view teacher; over "
+        f"seeds DSD's splats with it differ {'more' if diverse else 'hardly more'} than SDI's."
+    )
+    conditions = {"things": len(texts), "of_dsd": len(some), "seeds": lab.seeds}
+    return Findings(FRONTS, rows, rarer and diverse, reading, conditions)
+
+
+FRONTS = ["Janus rate", "views as they are", "object", "diversity over seeds"]
+
+
+def fronts(
+    lab: Lab, texts: Sequence[str], method: str, prior: str = "embedded", words: Sequence[str] = ()
+) -> list[Any]:
+    """The cells under FRONTS of the runs of things with a front."""
+    group = evaluated(lab, runs(lab, method, words, prior, texts, range(lab.seeds)), compare=False)
+    spread = group["diversity"]
+    cells = [figure(group, "janus"), figure(group, "view"), figure(group, "object")]
+    return [*cells, spread["pairwise_distance"] if spread else None]
+
+
+def all_methods(lab: Lab) -> Findings:
+    """One table."""
+    rows, accuracy, texts = [], {}, lab.texts[: max(lab.prompts // 2, 1)]
+    for method in GENERATORS:
+        evaluations, seconds = cost(lab, method)
+        group = evaluated(lab, runs(lab, method, texts=texts, seeds=range(lab.seeds)))
+        cells = [figure(group, name) for name in FIGURES]
+        spread = group["diversity"]
+        accuracy[method] = cells[0][0] if cells[0] else 0.0
+        rows.append(
+            (method.upper(), [*cells, spread["pairwise_distance"] if spread else None, seconds, evaluations])
+        )
+    most = max(accuracy.values())
+    best = ", ".join(name.upper() for name in accuracy if accuracy[name] == most)
+    reading = f"On this teacher most things, {100 * most:.0f} %, are named right in splats by {best}."
+    columns = ["object", "colour", "R-Precision", "saturation / teacher's", "high frequency / teacher's"]
+    columns += ["diversity", "seconds", "network evaluations"]
+    conditions = {"prompts": len(texts), "seeds": lab.seeds, "steps": lab.steps}
+    return Findings(columns, rows, None, reading, conditions)
+
+
+SOLID = [
+    Claim(
+        "sdi-4",
+        "2405.15891, sections 1 and 6",
+        "SDS gives over-smoothed, over-saturated things; SDI does not.",
+        sds_smooths,
+    ),
+    Claim("dsd-3d", "2412.06780, section 5", "DSD's splats differ more over seeds.", dsd_is_diverse_in_3d),
+    Claim(
+        "pds-1",
+        "2311.13831, section 5",
+        "PDS does the edit and keeps what should stay better than DDS and SDS do.",
+        pds_keeps,
+    ),
+    Claim(
+        "df-1",
+        "2209.14988, section 4",
+        "Lit and textureless renders in training improve geometry, by R-Precision of textureless renders.",
+        shading_helps,
+    ),
+    Claim(
+        "df-2",
+        "2209.14988, section 3.2, and 2304.04968",
+        "View-dependent prompts make second fronts rarer, and perp-neg makes them rarer still.",
+        views_help,
+    ),
+    Claim(
+        "mv-1",
+        "2308.16512, section 4, and 2412.06780",
+        "A multi-view teacher makes second fronts rarer, and DSD stays diverse with it.",
+        cameras_help,
+    ),
+    Claim("table", "", "All methods beside each other, from the same settings.", all_methods),
+]

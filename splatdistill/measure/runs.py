@@ -1,0 +1,263 @@
+"""Finished runs as numbers: what a CLIP model sees of them, all around, in colour and without texture.
+
+Runs of one prior and method are a group; figures of a group carry 95 % intervals.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from splatdistill.config.load import load
+from splatdistill.config.schema import Config
+from splatdistill.errors import UserError
+from splatdistill.folder import CONFIG, RESULT
+from splatdistill.formats.ply import read_ply
+from splatdistill.guidance import sample
+from splatdistill.guidance.prompts import ViewPrompts, view_word
+from splatdistill.measure import metrics
+from splatdistill.measure.suites import distractors
+from splatdistill.priors import load_prior
+from splatdistill.priors import words as grammar
+from splatdistill.priors.base import Prior, cfg
+from splatdistill.priors.clip import Scorer
+from splatdistill.scene.cameras import turntable
+from splatdistill.scene.gaussians import finite_mask
+from splatdistill.scene.rendering import render
+from splatdistill.scene.shading import textureless
+
+VIEWS = 12  # all around, at the training distance
+ELEVATION, DISTANCE, FOV = 15.0, 3.0, 40.0
+BEHIND = 120.0  # degrees of azimuth from which on a front is a second one
+SAMPLES = 8  # of the teacher, a prompt
+EMPTY, FOGGED, SATURATED = (
+    0.005,
+    0.9,
+    0.98,
+)  # covered shares of the picture; mean saturation of what is covered
+
+
+@dataclass
+class Seen:
+    """One run as it looks: pictures [V, 3, S, S] in [0, 1] on white, in colour and textureless; alpha."""
+
+    run: Path
+    config: Config
+    colour: Tensor
+    geometry: Tensor
+    alpha: Tensor  # [V, 1, S, S]
+    finite: bool
+
+
+def look(run: Path, size: int) -> Seen:
+    """Render a finished run. Raises UserError where there is none."""
+    if not (run / RESULT).is_file():
+        raise UserError(f"{run}: there is no finished run (no {RESULT})")
+    config = load(run / CONFIG)
+    gaussians, _ = read_ply(run / RESULT)
+    cameras = turntable(VIEWS, ELEVATION, DISTANCE, FOV, size)
+    with torch.no_grad():
+        seen = render(gaussians, cameras, torch.ones(3))
+        shape = textureless(seen, cameras)
+    first = [x.permute(0, 3, 1, 2).nan_to_num().clamp(0, 1).cpu() for x in (seen.rgb, shape, seen.alpha)]
+    return Seen(run, config, first[0], first[1], first[2], bool(finite_mask(gaussians).all()))
+
+
+def diverged(seen: Seen) -> bool:
+    """Whether the run is no thing at all: not finite, empty, fog everywhere, or burnt out."""
+    covered = seen.alpha.mean().item()
+    if not seen.finite or not EMPTY < covered < FOGGED:
+        return True
+    high, low = seen.colour.amax(1, keepdim=True), seen.colour.amin(1, keepdim=True)
+    saturation = (high - low) / high.clamp(min=1e-6)
+    return bool((saturation * seen.alpha).sum() / seen.alpha.sum() > SATURATED)
+
+
+def right_names(scorer: Scorer, images: Tensor, prompt: str) -> tuple[bool | None, bool | None]:
+    """Whether the mean picture is named by its things, and by its colours; None where the prompt has none.
+
+    images [V, D]: embeddings. Each word is compared with all that could stand in its place.
+    """
+    parsed = grammar.parse(prompt)
+    if parsed is None:
+        return None, None
+    things, colors = parsed
+    mean = images.mean(0)
+
+    def wins(kind: int, place: int, options: Sequence[str]) -> bool:
+        texts = []
+        for option in options:
+            said: list[Any] = [list(things), list(colors)]
+            said[kind][place] = option
+            texts.append(grammar.describe(tuple(said[0]), tuple(said[1])))
+        return options[int((scorer.texts(texts) @ mean).argmax())] == (things, colors)[kind][place]
+
+    named = all(wins(0, i, list(grammar.BUILDERS)) for i in range(len(things)))
+    told = [i for i, color in enumerate(colors) if color]
+    return named, all(wins(1, i, list(grammar.COLORS)) for i in told) if told else None
+
+
+def views_followed(scorer: Scorer, images: Tensor, prompt: str) -> tuple[float | None, bool | None]:
+    """The share of views that are seen as what they are, and whether most from behind are seen as fronts.
+
+    None for things without a front. images [V, D]: embeddings of the turntable's views.
+    """
+    parsed = grammar.parse(prompt)
+    if parsed is None or len(parsed[0]) != 1 or parsed[0][0] not in grammar.FACING:
+        return None, None
+    azimuths = turntable(len(images), ELEVATION, DISTANCE, FOV, 8).azimuth_deg
+    names = ("front view", "side view", "back view")
+    texts = scorer.texts([f"{grammar.describe(*parsed)}, {name}" for name in names])
+    said = [names[i] for i in (images @ texts.mT).argmax(-1).tolist()]
+    true = [view_word(azimuth, ELEVATION) for azimuth in azimuths.tolist()]
+    behind = ((azimuths + 180) % 360 - 180).abs() > BEHIND
+    fronts = sum(name == "front view" for name, there in zip(said, behind.tolist(), strict=True) if there)
+    return sum(a == b for a, b in zip(said, true, strict=True)) / len(true), 2 * fronts > int(behind.sum())
+
+
+def ranked_first(scorer: Scorer, images: Tensor, prompt: str, others: Sequence[str]) -> float:
+    """The share of views [V, D] that are nearest to their own prompt among the others."""
+    texts = scorer.texts(list(dict.fromkeys([prompt, *others]))).cpu()  # its own is the first
+    return (
+        metrics.r_precision(images, texts, torch.zeros(len(images), dtype=torch.long)).float().mean().item()
+    )
+
+
+def colourless(prompt: str) -> str:
+    """The prompt without its colours."""
+    parsed = grammar.parse(prompt)
+    return grammar.describe(parsed[0], (None,) * len(parsed[0])) if parsed else prompt
+
+
+@torch.no_grad()
+def teacher_samples(prior: Prior, config: Config, seed: int = 0) -> Tensor:
+    """What the teacher itself draws for a run's prompt, all around on white: [SAMPLES, 3, S, S]."""
+    cameras = turntable(SAMPLES, ELEVATION, DISTANCE, FOV, prior.image_size)
+    cameras = cameras[torch.arange(SAMPLES).view(prior.group, -1).T.flatten()]  # each group evenly around
+    background = torch.ones(SAMPLES, 3)
+    prompts, names = ViewPrompts(config.prompt, config.negative_prompt), None
+    if config.backgrounds.in_prompt and "white" in config.backgrounds.colours:
+        names = ["white"] * SAMPLES
+    null = prior.embed([prompts.null_text(names[0] if names else None)] * SAMPLES)
+    cond = cfg(null, prior.embed(prompts.texts(cameras, names)), config.guidance.scale)
+    cond = prior.with_cameras(cond, cameras, background)
+    noise = torch.randn(SAMPLES, *prior.latent_shape, generator=torch.Generator().manual_seed(seed))
+    return prior.decode(sample(prior, cond, noise.to(prior.device), steps=50)).clamp(0, 1).float().cpu()
+
+
+def measure(seen: Seen, scorer: Scorer, others: Sequence[str], drawn: Tensor | None) -> dict[str, Any]:
+    """A row of figures of one run; `drawn` are its teacher's samples, or None for no comparison."""
+    prompt = seen.config.prompt
+    colour, geometry = scorer.images(seen.colour).cpu(), scorer.images(seen.geometry).cpu()
+    named, coloured = right_names(scorer, colour, prompt)
+    followed, janus = views_followed(scorer, colour, prompt)
+    row = {
+        "run": str(seen.run),
+        "prompt": prompt,
+        "seed": seen.config.seed,
+        "r_precision": ranked_first(scorer, colour, prompt, others),
+        "r_precision_geometry": ranked_first(
+            scorer, geometry, colourless(prompt), [colourless(text) for text in others]
+        ),
+        "clip_score": metrics.clip_score(colour, scorer.texts([prompt]).expand_as(colour)).mean().item(),
+        "object": named,
+        "colour": coloured,
+        "view": followed,
+        "janus": janus,
+        "diverged": diverged(seen),
+    }
+    if drawn is not None:
+        shown = F.interpolate(seen.colour, drawn.shape[-2:], mode="bilinear", antialias=True)
+        for name in ("high_frequency_ratio", "saturation"):
+            ours, theirs = (getattr(metrics, name)(images).mean().item() for images in (shown, drawn))
+            row[f"{name.removesuffix('_ratio')}_to_teacher"] = ours / max(theirs, 1e-9)
+    return row
+
+
+SHARES = ("object", "colour", "janus", "diverged")  # yes or no
+MEANS = (
+    "r_precision",
+    "r_precision_geometry",
+    "clip_score",
+    "view",
+    "high_frequency_to_teacher",
+    "saturation_to_teacher",
+)
+
+
+def summary(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Mean, 95 % interval and number of every figure: Wilson's for shares, bootstrap for the others."""
+    result: dict[str, dict[str, Any]] = {}
+    for name in (*SHARES, *MEANS):
+        values = [float(row[name]) for row in rows if row.get(name) is not None]
+        if not values:
+            continue
+        tensor = torch.tensor(values)
+        if name in SHARES:
+            low, high = metrics.wilson_interval(int(sum(values)), len(values))
+        else:
+            low, high = metrics.bootstrap_interval(tensor)
+        result[name] = {"mean": tensor.mean().item(), "low": low, "high": high, "count": len(values)}
+    return result
+
+
+def diversity(features: Sequence[Tensor], prompts: Sequence[str]) -> dict[str, float] | None:
+    """Over the seeds of each prompt: mean pairwise distance and Vendi score of features [D], averaged."""
+    by_prompt: dict[str, list[Tensor]] = {}
+    for feature, prompt in zip(features, prompts, strict=True):
+        by_prompt.setdefault(prompt, []).append(feature)
+    sets = [torch.stack(values) for values in by_prompt.values() if len(values) > 1]
+    if not sets:
+        return None
+    distance = sum(metrics.pairwise_distance(values) for values in sets) / len(sets)
+    vendi = sum(metrics.vendi_score(values) for values in sets) / len(sets)
+    return {"pairwise_distance": distance, "vendi_score": vendi, "prompts": len(sets)}
+
+
+def evaluate(
+    runs: Sequence[Path], scorer: Scorer, others: Sequence[str] | None = None, compare: bool = True
+) -> dict[str, Any]:
+    """Measure finished runs; the figures by group "PRIOR METHOD", each with its rows and its summary.
+
+    others: the texts that R-Precision ranks against (`suites.distractors` when None); compare: also draw
+    samples of each run's own teacher. Raises UserError where there is no finished run.
+    """
+    others = distractors() if others is None else others
+    groups: dict[str, dict[str, Any]] = {}
+    gathered: dict[str, dict[str, list[Any]]] = {}
+    teachers: dict[str, Prior] = {}
+    samples: dict[tuple[Any, ...], Tensor] = {}
+    for run in runs:
+        seen = look(run, scorer.size)
+        config = seen.config
+        name, drawn = f"{config.prior.name} {config.method}", None
+        if compare and not config.image.path:
+            if config.prior.name not in teachers:
+                teachers[config.prior.name] = load_prior(config.prior.name)
+            key = (config.prior.name, config.prompt, config.negative_prompt, config.guidance.scale)
+            if key not in samples:
+                samples[key] = teacher_samples(teachers[config.prior.name], config)
+            drawn = samples[key]
+        groups.setdefault(name, {"rows": []})["rows"].append(measure(seen, scorer, others, drawn))
+        bag = gathered.setdefault(name, {"mean": [], "prompt": [], "all": [], "drawn": []})
+        features = scorer.images(seen.colour).cpu()
+        bag["mean"].append(features.mean(0))
+        bag["prompt"].append(config.prompt)
+        bag["all"].append(features)
+        if drawn is not None:
+            bag["drawn"].append(scorer.images(drawn).cpu())
+    for name, group in groups.items():
+        bag = gathered[name]
+        group["summary"] = summary(group["rows"])
+        group["diversity"] = diversity(bag["mean"], bag["prompt"])
+        if bag["drawn"]:
+            group["frechet_to_teacher"] = metrics.frechet_distance(
+                torch.cat(bag["all"]), torch.cat(bag["drawn"])
+            )
+    return groups

@@ -1,0 +1,151 @@
+"""Image-conditioned priors: how a pictured thing looks from other cameras.
+
+Zero-1-to-3 (2303.11328): the denoiser reads the picture's latents beside the noisy ones, and instead of a
+text one token, a projection of the picture's CLIP embedding and of the way from its camera to the asked one.
+The embedded one takes the way alone, and the picture's elevation as well: it has a reader of its own.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection
+
+from splatdistill.errors import UserError
+from splatdistill.priors.base import Conditioning, cfg_weights
+from splatdistill.priors.latent import LatentPrior, load_beside, weights_file
+from splatdistill.priors.view_unet import POSE, ViewUNet
+from splatdistill.scene.cameras import Cameras
+from splatdistill.scene.pictures import Reference
+
+PUBLISHED = 4  # of these numbers are known to published projections
+PROJECTIONS = (("clip_camera_projection", "proj"), ("cc_projection", "projection"))  # folders, their layers
+
+
+class Zero123Prior(LatentPrior):
+    """A `LatentPrior` that reads a picture and a camera where others read a text; see `load` and `look_at`.
+
+    Reads Zero-1-to-3's folders in diffusers layout, with safetensors.
+    """
+
+    view_words = False
+    _reference: Reference | None = None
+
+    def __init__(
+        self,
+        name: str,
+        unet: Any,
+        vae: Any,
+        scheduler: Any,
+        projection: nn.Linear | None,
+        encoder: Any | None = None,
+        normal: tuple[Tensor, Tensor] | None = None,
+    ) -> None:
+        """`encoder` reads pictures of the mean and standard deviation `normal`, [3, 1, 1] each.
+
+        A `ViewUNet` has no projection, for it takes the pose as it is; ValueError for others without.
+        """
+        super().__init__(name, unet, vae, None, None, scheduler)
+        if projection is None and not isinstance(unet, ViewUNet):
+            raise ValueError(f"there is no {PROJECTIONS[0][0]}/")
+        self.projection = None if projection is None else projection.eval().requires_grad_(False)
+        self.encoder = None if encoder is None else encoder.eval().requires_grad_(False)
+        self.mean, self.std = normal or (torch.zeros(3, 1, 1), torch.ones(3, 1, 1))
+
+    @classmethod
+    def _load_unet(cls, folder: Path, place: str, dtype: torch.dtype) -> Any:
+        config = json.loads((folder / place / "config.json").read_text("utf-8"))
+        if config["_class_name"] == ViewUNet.__name__:
+            return load_beside(folder, place, dtype, ViewUNet, "denoiser.")
+        return super()._load_unet(folder, place, dtype)
+
+    @classmethod
+    def _load_reader(cls, folder: Path, device: torch.device | str) -> dict[str, Any]:
+        projection = load_projection(folder)
+        reader: dict[str, Any] = {"projection": None if projection is None else projection.to(device)}
+        if not (folder / "image_encoder").is_dir():
+            return reader
+        encoder: Any = CLIPVisionModelWithProjection.from_pretrained(
+            folder,
+            subfolder="image_encoder",
+            dtype=torch.float32,
+            use_safetensors=True,
+            local_files_only=True,
+        )
+        place = folder / "feature_extractor"
+        given = CLIPImageProcessor.get_image_processor_dict(place)[0] if place.is_dir() else {}
+        mean = given.get("image_mean", (0.48145466, 0.4578275, 0.40821073))  # CLIP's
+        std = given.get("image_std", (0.26862954, 0.26130258, 0.27577711))
+        normal = tuple(torch.tensor(x, device=device).view(3, 1, 1) for x in (mean, std))
+        return reader | {"encoder": encoder.to(device), "normal": normal}
+
+    def look_at(self, reference: Reference) -> None:
+        """Take this as the picture; expected before `with_cameras`."""
+        self._reference = reference.resized(self.image_size).to(self.device)
+
+    @property
+    def reference(self) -> Reference:
+        """The picture; raises UserError where there is none."""
+        if self._reference is None:
+            raise UserError(f"prior '{self.name}' needs a picture to start from; give --image FILE")
+        return self._reference
+
+    def embed(self, texts: list[str]) -> Tensor:
+        """Zeros [n,1,D]: this network reads no text."""
+        width = POSE if self.projection is None else self.projection.out_features
+        return torch.zeros(len(texts), 1, width, device=self.device)
+
+    @torch.no_grad()
+    def with_cameras(self, cond: Conditioning, cameras: Cameras, background: Tensor) -> Conditioning:
+        """Two branches for cameras [B]: nothing, and the picture before backgrounds [B,3] with the token."""
+        pictures = self.reference.before(background.to(self.device))  # [B, 3, S, S]
+        latents = self.encode(pictures) / self._scale + self._shift  # as the autoencoder gives them
+        token = relative_pose(self.reference.camera, cameras).to(self.device)
+        if self.projection is not None:
+            seen = [] if self.encoder is None else [self._embedding(pictures)]
+            token = self.projection(torch.cat([*seen, token[:, :PUBLISHED]], dim=1))
+        token = token[:, None]  # [B, 1, D]
+        weights = cfg_weights(float(cond.weights[1, 0]), len(cameras))
+        embeddings = torch.stack([torch.zeros_like(token), token])
+        return Conditioning(embeddings, weights, extra=torch.stack([torch.zeros_like(latents), latents]))
+
+    def _embedding(self, pictures: Tensor) -> Tensor:
+        """CLIP's embeddings [B,F] of pictures [B,3,S,S] in [0,1]."""
+        encoder: Any = self.encoder
+        side = encoder.config.image_size
+        fitted = F.interpolate(pictures, (side, side), mode="bicubic", antialias=True).clamp(0.0, 1.0)
+        return encoder((fitted - self.mean) / self.std).image_embeds
+
+    def network(self, z_t: Tensor, t: Tensor, embeddings: Tensor, *extra: Tensor) -> Tensor:
+        """As in `LatentPrior`; extra[0] are the latents [n,C,h,w] of the picture."""
+        z_t = torch.cat([z_t, extra[0]], dim=1).to(self.dtype)
+        hidden = embeddings.to(self.dtype)
+        return self.unet(z_t, timestep=t, encoder_hidden_states=hidden, return_dict=False)[0].float()
+
+
+def relative_pose(reference: Cameras, cameras: Cameras) -> Tensor:
+    """The way from cameras (one, or [V]) to others [V,5], in radians.
+
+    Polar angle down, sine and cosine of azimuth, further distance; and the elevation that it starts from.
+    """
+    polar = (reference.elevation_deg - cameras.elevation_deg).deg2rad()
+    azimuth = (cameras.azimuth_deg - reference.azimuth_deg).deg2rad()
+    further = cameras.distance - reference.distance
+    start = reference.elevation_deg.deg2rad().expand_as(polar)
+    return torch.stack([polar, azimuth.sin(), azimuth.cos(), further, start], dim=1)
+
+
+def load_projection(folder: Path) -> nn.Linear | None:
+    """The token's linear map, under either name that it is published with; None without one."""
+    for part, layer in PROJECTIONS:
+        if (folder / part).is_dir():
+            state = load_file(weights_file(folder / part, "diffusion_pytorch_model"))
+            weight = state[f"{layer}.weight"].float()
+            linear = nn.Linear(weight.shape[1], weight.shape[0])
+            linear.load_state_dict({"weight": weight, "bias": state[f"{layer}.bias"].float()})
+            return linear
+    return None

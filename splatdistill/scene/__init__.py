@@ -1,0 +1,1 @@
+"""What is rendered: cameras, Gaussians, rendering, densification and losses."""

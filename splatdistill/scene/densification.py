@@ -1,0 +1,286 @@
+"""How the number of Gaussians changes during a run, over gsplat's operations and state conventions.
+
+default: the adaptive density control of 3DGS (2308.04079), with a cap on N. gsplat's DefaultStrategy (1.5.3)
+never resets opacities (`step % reset_every == 0 & step > 0` is always false for step > 0), so the schedule is
+ours. mcmc: 3DGS-MCMC (2404.09591) on any device; gsplat's own relocation is a CUDA kernel. none: N is fixed.
+
+Random numbers come from torch's global generator of the Gaussians' device; a run that restores it resumes
+exactly.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from gsplat.strategy import Strategy
+from gsplat.strategy.ops import duplicate, remove, reset_opa, split
+from gsplat.utils import normalized_quat_to_rotmat
+from torch import Tensor
+from torch.nn import ParameterDict
+from torch.optim import Optimizer
+
+from splatdistill.errors import UserError
+from splatdistill.scene.gaussians import finite_mask, select
+
+MAX_COPIES = 51  # of one Gaussian in one relocation, as in the authors' code
+ALTERNATING_BINOMIALS = torch.tensor(  # [n, j - 1]: C(n, j) (-1)^(j - 1) / sqrt(j)
+    [
+        [(1 if j % 2 else -1) * math.comb(n, j) / math.sqrt(j) for j in range(1, MAX_COPIES + 1)]
+        for n in range(MAX_COPIES + 1)
+    ],
+    dtype=torch.float64,
+)
+GRID = 32  # cells along each axis in the search for floaters
+
+
+@dataclass(frozen=True)
+class DensificationConfig:
+    """When and how N changes; steps are absolute step numbers, lengths are in units of scene_scale.
+
+    Refinement runs at every multiple of `every` with start <= step < stop.
+    """
+
+    kind: Literal["default", "mcmc", "none"] = "default"
+    start: int = 500
+    stop: int = 15_000
+    every: int = 100
+    grow_grad2d: float = 2e-4  # mean gradient of the centre in units of half an image
+    grow_scale3d: float = 0.01  # larger Gaussians are split, smaller ones duplicated
+    prune_opacity: float = 0.005  # below: pruned (default) or relocated (mcmc)
+    prune_scale3d: float = 0.1  # larger Gaussians are pruned (default)
+    cap_max: int = 1_000_000
+    reset_every: int = 0  # steps between opacity resets before `stop`; 0: never
+    reset_opacity: float = 0.01  # opacities are lowered to this at a reset
+    noise_lr: float = 5e5  # of the exploration noise (mcmc), times the learning rate of the means
+
+    def __post_init__(self) -> None:
+        if self.every < 1 or self.reset_every < 0 or self.cap_max < 1:
+            raise UserError(
+                f"densification: expected every >= 1, reset_every >= 0 and cap_max >= 1, "
+                f"got {self.every}, {self.reset_every} and {self.cap_max}"
+            )
+
+
+class Densifier:
+    """Runs a DensificationConfig next to the optimisation.
+
+    Optimizers are a dict: parameter name -> an optimizer of that one parameter, as gsplat wants them.
+    """
+
+    def __init__(self, config: DensificationConfig, scene_scale: float = 1.0) -> None:
+        self.config = config
+        self.scene_scale = scene_scale
+        self._state: dict[str, Tensor] = {}  # grad2d [N], count [N]: gsplat's names
+
+    def initialise(self, gaussians: ParameterDict, optimizers: dict[str, Optimizer]) -> None:
+        """Start with empty statistics; raises AssertionError when optimizers and parameters do not match."""
+        Strategy().check_sanity(gaussians, optimizers)
+        names = ("grad2d", "count") if self.config.kind == "default" else ()
+        self._state = {name: torch.zeros_like(gaussians["opacities"].detach()) for name in names}
+
+    def before_backward(self, info: dict[str, Any]) -> None:
+        """Keep the gradient of the projected centres; call it before loss.backward() with a Render's info."""
+        if self.config.kind == "default" and info["means2d"].requires_grad:
+            info["means2d"].retain_grad()
+
+    @torch.no_grad()
+    def after_backward(
+        self, gaussians: ParameterDict, optimizers: dict[str, Optimizer], step: int, info: dict[str, Any]
+    ) -> dict[str, int]:
+        """Gather statistics and, when it is time, change the Gaussians; call it after the optimizers' step.
+
+        Returns how many were grown, pruned, relocated or reset (only what happened).
+        """
+        config = self.config
+        due = config.start <= step < config.stop and step % config.every == 0
+        counts: dict[str, int] = {}
+        if config.kind == "default" and step < config.stop:
+            self._accumulate(info)
+            if due:
+                counts["grown"] = self._grow(gaussians, optimizers)
+                counts["pruned"] = self._prune(gaussians, optimizers)
+                self._state = {name: torch.zeros_like(value) for name, value in self._state.items()}
+            if config.reset_every and step > 0 and step % config.reset_every == 0:
+                reset_opa(gaussians, optimizers, {}, config.reset_opacity)
+                counts["reset"] = len(gaussians["means"])
+        elif config.kind == "mcmc":
+            if due:
+                counts["relocated"] = _relocate_dead(gaussians, optimizers, config.prune_opacity)
+                counts["grown"] = _add_samples(gaussians, optimizers, config)
+            _explore(gaussians, config.noise_lr * optimizers["means"].param_groups[0]["lr"])
+        return {name: count for name, count in counts.items() if count}
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The running statistics, for a checkpoint."""
+        return {name: value.clone() for name, value in self._state.items()}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Restore what `state_dict` gave."""
+        self._state = {name: value.clone() for name, value in state.items()}
+
+    def _accumulate(self, info: dict[str, Any]) -> None:
+        """Add the norm of the image-plane gradient in normalised coordinates, where a Gaussian is visible."""
+        half = info["means2d"].new_tensor([info["width"] / 2, info["height"] / 2]) * info["n_cameras"]
+        norms = (info["means2d"].grad * half).norm(dim=-1)  # [V, N]
+        visible = (info["radii"] > 0).all(-1)  # [V, N]
+        self._state["grad2d"] += norms.where(visible, 0.0).sum(0)
+        self._state["count"] += visible.sum(0)
+
+    def _grow(self, gaussians: ParameterDict, optimizers: dict[str, Optimizer]) -> int:
+        """Duplicate small and split large Gaussians of large gradient, the largest first, up to the cap."""
+        config = self.config
+        gradient = self._state["grad2d"] / self._state["count"].clamp(min=1)
+        room = max(config.cap_max - len(gradient), 0)
+        order = gradient.argsort(descending=True, stable=True)[:room]
+        chosen = torch.zeros_like(gradient, dtype=torch.bool)
+        chosen[order] = gradient[order] > config.grow_grad2d
+        large = gaussians["scales"].amax(-1).exp() > config.grow_scale3d * self.scene_scale
+        copied = chosen & ~large
+        if copied.any():
+            duplicate(gaussians, optimizers, self._state, copied)
+        cut = F.pad(chosen & large, (0, int(copied.sum())))  # the copies are at the end, and are not split
+        if cut.any():
+            split(gaussians, optimizers, self._state, cut)
+        return int(chosen.sum())
+
+    def _prune(self, gaussians: ParameterDict, optimizers: dict[str, Optimizer]) -> int:
+        """Remove transparent, oversize and non-finite Gaussians, but never the whole scene."""
+        config = self.config
+        bad = gaussians["opacities"].sigmoid() < config.prune_opacity
+        bad |= gaussians["scales"].amax(-1).exp() > config.prune_scale3d * self.scene_scale
+        bad |= ~finite_mask(gaussians)
+        if bad.all() or not bad.any():
+            return 0
+        remove(gaussians, optimizers, self._state, bad)
+        return int(bad.sum())
+
+
+def relocation(opacities: Tensor, scales: Tensor, copies: Tensor) -> tuple[Tensor, Tensor]:
+    """Opacity and scales with which n coincident copies of a Gaussian look like the one.
+
+    opacities [M] in (0, 1), scales [M, 3], copies [M] n >= 1 (at most MAX_COPIES count); returns both.
+    3DGS-MCMC (2404.09591), eq. 9: o' = 1 - (1 - o)^(1/n), and
+    s' = s o / sum_{i=1..n} sum_{k<i} C(i-1, k) (-1)^k o'^(k+1) / sqrt(k+1);
+    since sum_i C(i-1, k) = C(n, k+1), the double sum is a single one over j = k + 1.
+    """
+    n = copies.clamp(1, MAX_COPIES)
+    old = opacities.double()
+    new = 1 - (1 - old) ** (1 / n)
+    j = torch.arange(1, MAX_COPIES + 1, device=old.device)
+    terms = ALTERNATING_BINOMIALS.to(old.device)[n] * new[:, None] ** j  # [M, MAX_COPIES]
+    return new.float(), (scales * (old / terms.sum(-1))[:, None]).float()
+
+
+def _shared(gaussians: ParameterDict, sources: Tensor, floor: float) -> tuple[Tensor, Tensor]:
+    """Logit opacities and log scales of Gaussians that each share with every time they occur in `sources`."""
+    copies = torch.bincount(sources)[sources] + 1
+    scales = gaussians["scales"][sources].exp()
+    opacities, scales = relocation(gaussians["opacities"][sources].sigmoid(), scales, copies)
+    opacities = opacities.clamp(floor, 1 - torch.finfo(torch.float32).eps)
+    return opacities.logit(), scales.log()
+
+
+def _relocate_dead(gaussians: ParameterDict, optimizers: dict[str, Optimizer], floor: float) -> int:
+    """Move Gaussians below the floor opacity onto live ones, drawn in proportion to opacity."""
+    opacities = gaussians["opacities"].sigmoid()
+    dead = torch.where(~(opacities > floor) | ~finite_mask(gaussians))[0]
+    weights = opacities.index_fill(0, dead, 0.0)
+    if len(dead) in (0, len(opacities)):
+        return 0
+    sources = torch.multinomial(weights, len(dead), replacement=True)
+    gaussians["opacities"][sources], gaussians["scales"][sources] = _shared(gaussians, sources, floor)
+    moved = torch.cat([sources, dead])
+    for name, parameter in gaussians.items():
+        parameter[dead] = parameter[sources]
+        for key, value in optimizers[name].state[parameter].items():
+            if key != "step":
+                value[moved] = 0
+    return len(dead)
+
+
+def _add_samples(
+    gaussians: ParameterDict, optimizers: dict[str, Optimizer], config: DensificationConfig
+) -> int:
+    """Grow N by 5 %, up to the cap, with copies of Gaussians drawn in proportion to opacity."""
+    opacities = gaussians["opacities"].sigmoid()
+    added = min(config.cap_max, int(1.05 * len(opacities))) - len(opacities)
+    if added <= 0:
+        return 0
+    # Without replacement, unlike the paper: so few are drawn that it hardly matters, and `duplicate` serves.
+    sources = torch.multinomial(opacities.clamp(min=1e-12), added, replacement=False)
+    shared = _shared(gaussians, sources, config.prune_opacity)
+    gaussians["opacities"][sources], gaussians["scales"][sources] = shared
+    chosen = torch.zeros_like(opacities, dtype=torch.bool).index_fill(0, sources, True)
+    duplicate(gaussians, optimizers, {}, chosen)
+    return added
+
+
+def _explore(gaussians: ParameterDict, scale: float) -> None:
+    """Move centres at random within their shape, transparent Gaussians the most (2404.09591)."""
+    gate = torch.sigmoid(100 * (0.005 - gaussians["opacities"].sigmoid()))  # 1 - o against 0.995
+    rotations = normalized_quat_to_rotmat(F.normalize(gaussians["quats"], dim=-1))  # [N, 3, 3]
+    noise = torch.randn_like(gaussians["means"]) * gate[:, None] * scale
+    covariances = rotations * gaussians["scales"].exp().square()[:, None] @ rotations.transpose(1, 2)
+    gaussians["means"].add_((covariances @ noise[:, :, None])[:, :, 0])
+
+
+def final_prune(
+    gaussians: ParameterDict,
+    opacity: float = 0.15,
+    max_scale: float = 0.5,
+    *,
+    floater_share: float = 0.02,
+    cell: float = 0.1,
+) -> ParameterDict:
+    """The finished scene: a copy without haze, fog, floaters and non-finite Gaussians; see `keep_mask`."""
+    return select(gaussians, keep_mask(gaussians, opacity, max_scale, floater_share, cell))
+
+
+@torch.no_grad()
+def keep_mask(
+    gaussians: ParameterDict, opacity: float, max_scale: float, floater_share: float, cell: float
+) -> Tensor:
+    """Which Gaussians belong to the object: [N] bool, never all False if any is finite.
+
+    Dropped: opacity below `opacity` (haze), a scale above `max_scale` in world units (fog), non-finite ones,
+    and floaters: clusters that hold less than `floater_share` of the opacity left. Clusters are apart when an
+    empty cell of size `cell` (world units) lies between them.
+    """
+    finite = finite_mask(gaussians)
+    opacities = gaussians["opacities"].sigmoid()
+    keep = finite & (opacities >= opacity) & (gaussians["scales"].amax(-1).exp() <= max_scale)
+    if not keep.any():  # a failed run still gives something to look at
+        return finite
+    labels = _clusters(select(gaussians, keep), cell)  # [M]
+    weights = torch.zeros(GRID**3 + 1, device=labels.device).index_add_(0, labels, opacities[keep])
+    keep[keep.clone()] = (weights[labels] >= floater_share * weights.sum()) | (
+        weights[labels] == weights.max()
+    )
+    return keep
+
+
+def _clusters(gaussians: ParameterDict, cell: float) -> Tensor:
+    """A label [M] for each Gaussian, the same for all in a connected group of occupied cells.
+
+    A Gaussian occupies the cells within two standard deviations along its axes. Labels spread to the 26
+    neighbours until nothing changes; what lies beyond the grid counts to its rim.
+    """
+    means, device = gaussians["means"], gaussians["means"].device
+    rotations = normalized_quat_to_rotmat(F.normalize(gaussians["quats"], dim=-1))  # [M, 3, 3]
+    axes = (rotations * gaussians["scales"].exp()[:, None]).transpose(1, 2)  # [M, axis, 3]
+    steps = torch.tensor([-2.0, -1.0, 1.0, 2.0], device=device)
+    extent = means[:, None] + (steps[:, None, None] * axes[:, None]).flatten(1, 2)  # [M, 12, 3]
+    points = torch.cat([means[:, None], extent], 1)  # [M, 13, 3]
+    i, j, k = (points / cell + GRID / 2).floor().clamp(0, GRID - 1).long().unbind(-1)
+    index = (i * GRID + j) * GRID + k  # [M, 13]
+    # Float labels are exact (they stay below 2^24), and max_pool3d is the neighbourhood maximum.
+    numbers = torch.arange(1.0, GRID**3 + 1, device=device)
+    occupied = torch.zeros_like(numbers).index_fill(0, index.flatten(), 1.0)
+    labels = (numbers * occupied).view(1, 1, GRID, GRID, GRID)
+    while True:
+        spread = F.max_pool3d(labels, 3, stride=1, padding=1) * occupied.view_as(labels)
+        if torch.equal(spread, labels):
+            return labels.flatten()[index[:, 0]].long()
+        labels = spread

@@ -1,0 +1,1 @@
+"""A run: its state, loop, checkpoints, and what it leaves."""

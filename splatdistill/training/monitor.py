@@ -1,0 +1,245 @@
+"""What the trainer and the viewer tell each other: frozen snapshots one way, a few commands the other.
+
+The trainer never waits for the viewer, but where it was told to pause; nothing here draws random numbers or
+changes what a run computes.
+"""
+
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import ParameterDict
+
+from splatdistill.guidance import Distillation
+from splatdistill.scene.gaussians import from_tensors
+from splatdistill.scene.rendering import Render
+
+INTERVAL = 0.5  # seconds, at least, from one snapshot to the next
+SPEED_STEPS = 50  # steps that the speed is averaged over
+POLL = 0.2  # seconds: how soon a paused run sees a signal
+
+Metrics = dict[str, float]
+
+
+@dataclass(frozen=True, eq=False)
+class Snapshot:
+    """A scene that nothing changes any more, and the step that it was taken after.
+
+    It is on the CPU: a call to CUDA in the viewer's threads could break a graph that the trainer captures.
+    """
+
+    step: int
+    gaussians: ParameterDict
+
+
+@dataclass(frozen=True, eq=False)
+class Lesson:
+    """What the teacher saw of one view, as pictures [H, W, 3] uint8: the view, its one-step x0, the noise."""
+
+    step: int
+    view: np.ndarray
+    x0_hat: np.ndarray
+    noise: np.ndarray
+
+
+@dataclass(frozen=True)
+class Status:
+    """Where a run is: metrics of its last step, its mean speed in steps a second (0: unknown)."""
+
+    step: int = 0
+    steps: int = 0
+    metrics: Metrics | None = None
+    speed: float = 0.0
+    paused: bool = False
+    finished: bool = True
+
+
+class Session:
+    """The one object between a trainer and its viewer; every method may be called from any thread.
+
+    gaussians: the scene of a run, read in the thread of the trainer only; decode: latents [V,C,h,w] to images
+    [V,3,H,W] in [0,1]. `showing` makes the session of a finished scene.
+    """
+
+    def __init__(
+        self,
+        gaussians: Callable[[], ParameterDict],
+        decode: Callable[[Tensor], Tensor],
+        steps: int,
+        step: int = 0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._gaussians, self._decode, self._clock = gaussians, decode, clock
+        self._changed = threading.Condition()
+        self._status = Status(step, steps, finished=False)
+        self._snapshot: Snapshot | None = None
+        self._lesson: Lesson | None = None
+        self._history: list[tuple[int, float, float]] = []  # step, loss, gradient norm
+        self._durations: deque[float] = deque(maxlen=SPEED_STEPS)
+        self._watched = self._lessons_wanted = self._stopped = False
+        self._steps_allowed = 0  # while paused
+        self._version = 0
+        self._last_snapshot = self._last_lesson = -math.inf
+        self._resumed = clock()
+
+    @classmethod
+    def showing(cls, gaussians: ParameterDict, step: int, steps: int) -> "Session":
+        """The session of a scene that no one trains."""
+        session = cls(lambda: gaussians, lambda z: z, steps, step)
+        session.finish(gaussians)
+        return session
+
+    # ---- called by the trainer ----
+
+    def on_views(self, view: Render, distillation: Distillation) -> None:
+        """Keep what the teacher saw in the first view of a step, if anyone looks."""
+        with self._changed:
+            now = self._clock()
+            if not (self._lessons_wanted and self._watched) or now < self._last_lesson + 2 * INTERVAL:
+                return
+            self._last_lesson = now
+        with torch.no_grad():
+            x0_hat = self._decode(distillation.x0_hat[:1].detach())[0].permute(1, 2, 0)
+            noise = distillation.noise[0, :3].detach().permute(1, 2, 0) / 6 + 0.5  # three deviations fit
+            lesson = Lesson(
+                self._status.step + 1, to_bytes(view.rgb[0].detach()), to_bytes(x0_hat), to_bytes(noise)
+            )
+        with self._changed:
+            self._lesson = lesson
+
+    def on_step(self, step: int, metrics: Metrics) -> None:
+        """Note the metrics of a step, and take a snapshot if anyone looks and the last one is old enough."""
+        with self._changed:
+            now = self._clock()
+            self._durations.append(now - self._resumed)
+            spent = sum(self._durations)
+            speed = len(self._durations) / spent if spent > 0 else 0.0
+            self._status = replace(self._status, step=step, metrics=dict(metrics), speed=speed)
+            self._history.append((step, metrics["loss"], metrics["gradient_norm"]))
+            wanted = self._watched and now >= self._last_snapshot + INTERVAL
+            self._resumed = now
+        if wanted:
+            self._publish(self._gaussians())
+
+    def should_stop(self, interrupted: Callable[[], bool] = lambda: False) -> bool:
+        """Tell the trainer between two steps whether to stop; returns late while the run is paused.
+
+        interrupted: asked while it waits, and ends the waiting.
+        """
+        if self._waits() and self._watched:
+            self._publish(self._gaussians())  # a paused run shows its last step
+        with self._changed:
+            while self._waits() and not interrupted():
+                self._changed.wait(POLL)
+            self._steps_allowed = max(self._steps_allowed - 1, 0)
+            self._resumed = self._clock()
+            return self._stopped or interrupted()
+
+    def finish(self, gaussians: ParameterDict) -> None:
+        """Show the result: no step comes any more."""
+        with self._changed:
+            self._status = replace(self._status, finished=True, paused=False)
+        self._publish(gaussians)
+
+    def wait_until_left(self, interrupted: Callable[[], bool]) -> None:
+        """Wait until no one looks any more, or interrupted() is true."""
+        with self._changed:
+            while self._watched and not interrupted():
+                self._changed.wait(POLL)
+
+    def _waits(self) -> bool:
+        return self._status.paused and not self._stopped and not self._steps_allowed
+
+    def _publish(self, gaussians: ParameterDict) -> None:
+        copy = from_tensors(**gaussians).requires_grad_(False).cpu()
+        with self._changed:
+            self._snapshot = Snapshot(self._status.step, copy)
+            self._last_snapshot = self._clock()
+            self._notify()
+
+    # ---- called by the viewer ----
+
+    def pause(self) -> None:
+        """Hold the run before its next step."""
+        with self._changed:
+            if not self._status.finished:
+                self._status = replace(self._status, paused=True)
+            self._notify()
+
+    def resume(self) -> None:
+        """Let a paused run go on."""
+        with self._changed:
+            self._status = replace(self._status, paused=False)
+            self._steps_allowed = 0
+            self._notify()
+
+    def single_step(self) -> None:
+        """Pause, but for one step."""
+        with self._changed:
+            if not self._status.finished:
+                self._status = replace(self._status, paused=True)
+                self._steps_allowed += 1
+            self._notify()
+
+    def stop(self) -> None:
+        """Ask the run to save and end, as Ctrl-C does."""
+        with self._changed:
+            self._stopped = True
+            self._notify()
+
+    def watch(self, someone: bool, lessons: bool = False) -> None:
+        """Say whether anyone looks, and whether at the teacher too; for no one, nothing is copied."""
+        with self._changed:
+            self._watched, self._lessons_wanted = someone, lessons
+            self._notify()
+
+    def wake(self) -> None:
+        """End a `wait`."""
+        with self._changed:
+            self._notify()
+
+    def wait(self, version: int, timeout: float) -> int:
+        """Wait until something changed since `version`, `timeout` seconds at most; return the new version."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._version != version, timeout)
+            return self._version
+
+    @property
+    def watched(self) -> bool:
+        """Whether anyone looks."""
+        return self._watched
+
+    @property
+    def status(self) -> Status:
+        """Where the run is."""
+        return self._status
+
+    @property
+    def snapshot(self) -> Snapshot | None:
+        """The newest snapshot; None before the first."""
+        return self._snapshot
+
+    @property
+    def lesson(self) -> Lesson | None:
+        """What the teacher saw last; None before anyone asked."""
+        return self._lesson
+
+    def history(self) -> list[tuple[int, float, float]]:
+        """(step, loss, gradient norm) of every step since this session began."""
+        with self._changed:
+            return list(self._history)
+
+    def _notify(self) -> None:
+        self._version += 1
+        self._changed.notify_all()
+
+
+def to_bytes(rgb: Tensor) -> np.ndarray:
+    """Pixels [H, W, 3] uint8 on the CPU of colours in [0, 1]; others are clipped."""
+    return rgb.clamp(0, 1).mul(255).round().to("cpu", torch.uint8).numpy()

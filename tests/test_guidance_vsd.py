@@ -1,0 +1,114 @@
+"""VSD: on a Gaussian with a student that knows its particles, and with an adapter on a real UNet."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from splatdistill.config.load import resolve
+from splatdistill.errors import UserError
+from splatdistill.guidance import METHODS, StudentSettings, build_method, distill
+from splatdistill.guidance.noise import Query, Variational
+from splatdistill.priors import load_prior
+from splatdistill.priors.base import ToyPrior, alpha_bar_at, cfg
+from splatdistill.priors.latent import LatentPrior
+from splatdistill.scene.cameras import turntable
+from splatdistill.training.loop import new_state, pack, unpack
+
+T = torch.tensor([100, 500, 900])
+
+
+class PerfectStudent:
+    """Knows that the particles are N(mean, variance)."""
+
+    def __init__(self, mean: torch.Tensor, variance: float) -> None:
+        self.mean, self.variance, self.lessons = mean, variance, 0
+
+    def predict(self, asked: Query, z_t: torch.Tensor) -> torch.Tensor:
+        ab = alpha_bar_at(asked.prior, asked.t).view(-1, 1, 1, 1).to(z_t)
+        return (1 - ab).sqrt() * (z_t - ab.sqrt() * self.mean) / (ab * self.variance + 1 - ab)
+
+    def learn(self, asked: Query) -> None:
+        self.lessons += 1
+
+
+@pytest.fixture(scope="module")
+def teacher() -> LatentPrior:
+    return load_prior("embedded", dtype=torch.float32)
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample", "flow"])
+def test_vsd_follows_the_difference_of_two_scores(prediction_type: str) -> None:
+    mean, variance, drawn = torch.full((3, 2, 2), 0.3), 0.5, torch.full((3, 2, 2), -0.4)
+    prior = ToyPrior(mean, variance, prediction_type)
+    student = PerfectStudent(drawn, variance)
+    method = replace(METHODS["vsd"], noise=Variational(student=student))
+    z, hidden = torch.randn(3, 3, 2, 2), prior.embed([""] * 3)
+    gradient = distill(prior, z, T, cfg(hidden, hidden, 1.0), method).gradient
+    ab = alpha_bar_at(prior, T).view(-1, 1, 1, 1).float()
+    scale = (1 - ab) * (1 - ab).sqrt() * ab.sqrt() / (ab * variance + 1 - ab)
+    torch.testing.assert_close(gradient, scale * (drawn - mean).expand_as(z), atol=1e-4, rtol=1e-4)
+    assert student.lessons == 1
+
+
+def test_vsd_with_a_student_that_learned_nothing_is_csd_beyond_scale_one(teacher: LatentPrior) -> None:
+    z = torch.randn(3, *teacher.latent_shape, generator=torch.Generator().manual_seed(0))
+    cond = cfg(teacher.embed([""] * 3), teacher.embed(["a red mug"] * 3), 7.5)
+    vsd = distill(teacher, z, T, cond, build_method("vsd"), torch.Generator().manual_seed(1))
+    alone = cond.with_guidance(1.0)
+    csd = distill(teacher, z, T, alone, build_method("csd"), torch.Generator().manual_seed(1))
+    torch.testing.assert_close(vsd.gradient, 6.5 * csd.gradient, atol=1e-4, rtol=1e-4)
+
+
+def test_the_student_learns_what_it_sees_and_the_teacher_stays_as_it_is(teacher: LatentPrior) -> None:
+    before = {name: value.clone() for name, value in teacher.unet.state_dict().items()}
+    source = Variational(StudentSettings(rate=3e-3, steps=8))
+    z = torch.randn(4, *teacher.latent_shape, generator=torch.Generator().manual_seed(0))
+    cond = cfg(teacher.embed([""] * 4), teacher.embed(["a red mug"] * 4), 7.5)
+    t = torch.tensor([200, 400, 600, 800])
+    cameras = turntable(4, 15.0, 3.0, 40.0, 64)
+    errors = []
+    for step in range(4):  # the same question each time, and other lessons after it
+        eps = torch.randn(z.shape, generator=torch.Generator().manual_seed(7))
+        asked = Query(teacher, z, t, cond, torch.Generator().manual_seed(step), cameras=cameras)
+        source(asked)
+        errors.append((source.student.predict(asked, asked.noised(eps)) - eps).square().mean().item())
+    assert errors[-1] < 0.9 * errors[0]
+    assert all(torch.equal(value, before[name]) for name, value in teacher.unet.state_dict().items())
+
+
+def test_the_student_is_part_of_a_checkpoint(teacher: LatentPrior) -> None:
+    z = torch.randn(2, *teacher.latent_shape, generator=torch.Generator().manual_seed(0))
+    cond = cfg(teacher.embed([""] * 2), teacher.embed(["a red mug"] * 2), 7.5)
+
+    def lesson(source: Variational, seed: int) -> torch.Tensor:
+        return source(Query(teacher, z, T[:2], cond, torch.Generator().manual_seed(seed)))[0]
+
+    settings = StudentSettings(rate=1e-2)
+    straight, first = Variational(settings, 3), Variational(settings, 3)
+    assert torch.equal(lesson(straight, 0), lesson(first, 0))
+    resumed = Variational(settings, 3)
+    resumed.load_state_dict(first.state_dict())
+    assert torch.equal(lesson(straight, 1), lesson(resumed, 1))
+    assert torch.equal(lesson(straight, 2), lesson(resumed, 2))
+
+
+def test_a_run_that_never_asked_its_student_resumes() -> None:
+    config, cpu = resolve({"prompt": "a red mug", "method": "vsd"}), torch.device("cpu")
+    saved = pack(new_state(config, cpu))
+    assert saved["student"] == {}
+    assert unpack(saved, config, cpu).step == 0
+
+
+def test_a_teacher_without_a_unet_is_refused_in_one_line() -> None:
+    prior = ToyPrior(torch.zeros(3, 2, 2))
+    hidden = prior.embed([""] * 3)
+    with pytest.raises(UserError, match="vsd adapts the UNet"):
+        distill(prior, torch.zeros(3, 3, 2, 2), T, cfg(hidden, hidden, 7.5), build_method("vsd"))
+
+
+@pytest.mark.parametrize("bad", [{"rank": 0}, {"rate": 0.0}, {"steps": -1}])
+def test_settings_out_of_range_are_refused(bad: Any) -> None:
+    with pytest.raises(ValueError, match="student"):
+        StudentSettings(**bad)

@@ -1,0 +1,185 @@
+"""Measures of runs, by a scorer that reads colours exactly, and the command on a tiny run."""
+
+# pyright: reportArgumentType=false
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import SMALL, make_pipeline
+
+from splatdistill import train
+from splatdistill.cli import numbers
+from splatdistill.config.schema import Config
+from splatdistill.evaluate import main
+from splatdistill.measure.runs import (
+    Seen,
+    colourless,
+    diverged,
+    diversity,
+    ranked_first,
+    right_names,
+    summary,
+    views_followed,
+)
+from splatdistill.measure.suites import SUITES, distractors, make_runs
+from splatdistill.ops import native
+from splatdistill.priors import words as grammar
+from splatdistill.scene.cameras import turntable
+
+WORDS = sorted({word for text in grammar.vocabulary() for word in text.split()})
+
+
+class Reader:
+    """Its pictures are texts already: equal words, equal embeddings."""
+
+    def texts(self, texts: list[str]) -> torch.Tensor:
+        rows = torch.zeros(len(texts), len(WORDS))
+        for row, text in zip(rows, texts, strict=True):
+            for word in grammar.words(text):
+                row[WORDS.index(word)] += 1.0
+        return torch.nn.functional.normalize(rows, dim=-1)
+
+
+def test_a_run_is_named_by_what_it_shows() -> None:
+    reader = Reader()
+    shown = reader.texts(["a red car on top of a blue cube"] * 3)
+    assert right_names(reader, shown, "a red car on top of a blue cube") == (True, True)
+    assert right_names(reader, shown, "a red dog on top of a blue cube") == (False, True)
+    assert right_names(reader, shown, "a red car on top of a green cube") == (True, False)
+    assert right_names(reader, shown, "a car on top of a cube") == (True, None)
+    assert right_names(reader, shown, "a corgi in a beret") == (None, None)
+
+
+def test_a_front_seen_from_behind_is_a_janus() -> None:
+    reader = Reader()
+    words = [
+        "front view" if abs((a + 180) % 360 - 180) < 45 else "back view" if 135 < a < 225 else "side view"
+        for a in turntable(12, 15.0, 3.0, 40.0, 8).azimuth_deg.tolist()
+    ]
+    right = reader.texts([f"a red dog, {word}" for word in words])
+    assert views_followed(reader, right, "a red dog") == (1.0, False)
+    doubled = ["front view" if word == "back view" else word for word in words]
+    shown = reader.texts([f"a red dog, {word}" for word in doubled])
+    followed, janus = views_followed(reader, shown, "a red dog")
+    assert janus and followed == pytest.approx(9 / 12)
+    once = [*words[:6], "front view", *words[7:]]  # one misread view is no second front
+    assert (
+        views_followed(reader, reader.texts([f"a red dog, {word}" for word in once]), "a red dog")[1] is False
+    )
+    assert views_followed(reader, right, "a red sphere") == (None, None)  # has no front
+
+
+def test_r_precision_ranks_the_own_text_first_or_not() -> None:
+    reader = Reader()
+    shown = reader.texts(["a red car", "a red car", "a blue dog", "a red car"])
+    assert ranked_first(reader, shown, "a red car", distractors()) == 0.75
+    assert colourless("a red car on top of a blue cube") == "a car on top of a cube"
+
+
+def seen(colour: torch.Tensor, alpha: float, finite: bool = True) -> Seen:
+    pictures = colour.view(1, 3, 1, 1).expand(2, 3, 8, 8)
+    return Seen(Path(), Config(), pictures, pictures, torch.full((2, 1, 8, 8), alpha), finite)
+
+
+def test_empty_fogged_burnt_and_broken_runs_have_diverged() -> None:
+    grey = torch.full((3,), 0.5)
+    assert not diverged(seen(grey, 0.3))
+    assert diverged(seen(grey, 0.001)) and diverged(seen(grey, 0.95)) and diverged(seen(grey, 0.3, False))
+    assert diverged(seen(torch.tensor([1.0, 0.0, 0.0]), 0.3))
+
+
+def test_summaries_skip_what_does_not_apply() -> None:
+    rows = [{"object": True, "janus": None, "view": 0.5}, {"object": False, "janus": None, "view": 1.0}]
+    result = summary(rows)
+    assert result["object"]["mean"] == 0.5 and result["object"]["count"] == 2
+    assert result["object"]["low"] < 0.1 and result["object"]["high"] > 0.9
+    assert "janus" not in result and result["view"]["mean"] == 0.75
+
+
+def test_diversity_is_over_the_seeds_of_one_prompt() -> None:
+    a, b = torch.eye(2)
+    assert diversity([a, b], ["one", "two"]) is None
+    spread = diversity([a, b, a, a], ["one", "one", "two", "two"])
+    assert spread is not None and spread["pairwise_distance"] == pytest.approx(0.5)
+    assert spread["vendi_score"] == pytest.approx(1.5)
+
+
+def test_suites_are_fixed_lists_of_known_words() -> None:
+    assert len(set(distractors())) == 153
+    assert len(set(SUITES["objects"]())) == 24 and len(set(SUITES["compositions"]())) == 30
+    for text in SUITES["objects"]() + SUITES["compositions"]() + distractors():
+        assert grammar.check_prompt(text) == []
+        assert grammar.parse(text) is not None
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A tiny scorer and a tiny teacher."""
+    if not native.available():
+        pytest.skip("needs the native extension")
+    from splatdistill.teaching.scorer import ScorerSettings, export, train_scorer
+
+    scorer = tmp_path_factory.mktemp("scorer")
+    export(scorer, *train_scorer(ScorerSettings(steps=1, batch=8, pictures=32), threads=1))
+    return scorer, make_pipeline(tmp_path_factory.mktemp("teacher"), "AutoencoderTiny")
+
+
+TINY = [*SMALL, "prior.dtype=float32", "steps=2"]
+
+
+def test_a_suite_makes_each_run_once(folders: tuple[Path, Path], tmp_path: Path, monkeypatch) -> None:
+    calls = []
+    original = train.main
+    monkeypatch.setattr(train, "main", lambda words: calls.append(words) or original(words))
+    prompts, where = ["a red dog", "a dog"], ([str(folders[1])], [0, 1])
+    runs = make_runs(prompts, tmp_path, ["sds"], *where, TINY)
+    assert len(runs) == len(calls) == 4 and all((run / "splat.ply").exists() for run in runs)
+    assert make_runs(prompts, tmp_path, ["sds"], *where, TINY) == runs and len(calls) == 4
+
+
+def test_runs_side_by_side_are_the_same_runs(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    where, threads = ([str(folders[1])], [0, 1], TINY), torch.get_num_threads()
+    torch.set_num_threads(max((os.cpu_count() or 1) // 2, 1))  # each of two has so many; sums depend on it
+    alone = make_runs(["a red dog"], tmp_path / "alone", ["sds"], *where)
+    torch.set_num_threads(threads)
+    together = make_runs(["a red dog", "a thing"], tmp_path / "together", ["sds"], *where, jobs=2)
+    assert [run.name for run in together][:2] == [run.name for run in alone]
+    for one, other in zip(alone, together, strict=False):
+        assert (one / "splat.ply").read_bytes() == (other / "splat.ply").read_bytes()
+
+
+def test_the_command_writes_a_table_json_and_a_picture(
+    folders: tuple[Path, Path], tmp_path: Path, monkeypatch, capsys
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ["--prompt", "a red dog", "--prior", str(folders[1]), "--out", "run", *TINY]
+    assert train.main(words) == 0
+    assert main(["run", "--clip", str(folders[0]), "--out", "report"]) == 0
+    result = json.loads((tmp_path / "report" / "evaluation.json").read_text())
+    (group,) = result["groups"].values()
+    measured = set(group["summary"])
+    assert {"r_precision", "clip_score", "object", "diverged", "saturation_to_teacher"} <= measured
+    assert group["rows"][0]["prompt"] == "a red dog"
+    assert (tmp_path / "report" / "evaluation.png").stat().st_size > 0
+    assert "sdi" in capsys.readouterr().out
+    lines = (tmp_path / "report" / "evaluation.md").read_text().splitlines()
+    assert lines[0].endswith("sdi |") and any(line.startswith("| object | 0.00 [0.00,") for line in lines)
+
+
+def test_mistakes_are_one_line(tmp_path: Path, folders: tuple[Path, Path], capsys, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    clip = ["--clip", str(folders[0])]
+    for words, said in (
+        ([str(tmp_path / "nothing"), *clip], "no finished run"),
+        ([*clip], "nothing to evaluate"),
+        (["--suite", "objects", "--seeds", "x", *clip], "--seeds"),
+        (["--suite", "objects", "run", *clip], "settings"),
+        (["run", "--clip", str(tmp_path)], "cannot load"),
+    ):
+        assert main(words) == 2
+        lines = capsys.readouterr().err.strip().splitlines()
+        assert len(lines) == 1 and said in lines[0]
+    assert numbers("0,3-5", "--seeds") == [0, 3, 4, 5]

@@ -1,0 +1,95 @@
+import math
+from dataclasses import fields, replace
+
+import pytest
+import torch
+
+from splatdistill.scene import losses
+from splatdistill.scene.gaussians import init_blob
+from splatdistill.scene.losses import LossWeights, regularisation
+from splatdistill.scene.rendering import Render
+
+NAMES = [field.name for field in fields(LossWeights)]
+
+
+def image(value, size=8):
+    return torch.full((2, size, size, 1), float(value))
+
+
+def fake_render():
+    generator = torch.Generator().manual_seed(0)
+    draw = [torch.rand(2, 8, 8, c, generator=generator).requires_grad_() for c in (3, 1, 1)]
+    return Render(*draw, info={})
+
+
+def test_alpha_entropy_is_largest_at_half_and_symmetric():
+    assert losses.alpha_entropy(image(0.5)).item() == pytest.approx(math.log(2))
+    torch.testing.assert_close(losses.alpha_entropy(image(0.2)), losses.alpha_entropy(image(0.8)))
+    assert losses.alpha_entropy(image(0.0)) < 0.01 and losses.alpha_entropy(image(1.0)) < 0.01
+
+
+def test_alpha_entropy_pushes_to_the_nearer_end():
+    for start, sign in ((0.3, 1), (0.7, -1)):
+        alpha = image(start).requires_grad_()
+        (gradient,) = torch.autograd.grad(losses.alpha_entropy(alpha), alpha)
+        assert (gradient.sign() == sign).all()
+
+
+def test_sparsity_is_the_covered_share():
+    alpha = image(0)
+    alpha[:, :2] = 1
+    assert losses.sparsity(alpha).item() == 0.25
+
+
+def test_opacity_binarisation_vanishes_only_at_the_ends():
+    assert losses.opacity_binarisation(torch.tensor([0.0, 1.0])) == 0
+    assert losses.opacity_binarisation(torch.tensor([0.5])) == 1
+
+
+def test_scale_penalty_grows_with_size():
+    scales = torch.rand(10, 3, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(losses.scale_penalty(2 * scales), 2 * losses.scale_penalty(scales))
+
+
+def test_anisotropy_ignores_size_and_tolerates_the_ratio():
+    assert losses.anisotropy(torch.tensor([[1.0, 5.0, 10.0]])) == 0
+    needle = torch.tensor([[1.0, 1.0, 13.0]])
+    assert losses.anisotropy(needle).item() == pytest.approx(3.0)
+    torch.testing.assert_close(losses.anisotropy(needle * 0.01), losses.anisotropy(needle))
+
+
+def test_depth_smoothness_sees_steps_on_the_object_but_not_its_outline():
+    depth, alpha = image(2.0), image(1.0)
+    assert losses.depth_smoothness(depth, alpha) == 0
+    depth[:, :4] = 3.0
+    assert losses.depth_smoothness(depth, alpha).item() == pytest.approx(1 / 7)  # one of seven row pairs
+    depth[:, :4] = 0.0  # as a renderer gives where nothing was hit
+    alpha[:, :4] = 0.0
+    assert losses.depth_smoothness(depth, alpha) == 0
+
+
+def test_depth_smoothness_cannot_be_lowered_by_transparency():
+    result = fake_render()
+    loss = losses.depth_smoothness(result.depth, result.alpha)
+    by_depth, by_alpha = torch.autograd.grad(loss, [result.depth, result.alpha], allow_unused=True)
+    assert by_depth.abs().sum() > 0 and by_alpha is None
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_weight_scales_its_own_finite_differentiable_term(name):
+    scene, result = init_blob(20), fake_render()
+    with torch.no_grad():
+        scene["scales"].normal_()
+    total, values = regularisation(result, scene, replace(LossWeights(), **{name: 2.5}))
+    assert list(values) == [name] and total.isfinite() and total > 0
+    torch.testing.assert_close(total.detach(), 2.5 * values[name])
+    total.backward()
+
+
+def test_no_weights_give_zero_and_no_terms():
+    total, values = regularisation(fake_render(), init_blob(3), LossWeights())
+    assert total == 0 and values == {}
+
+
+def test_every_weight_has_its_term():
+    assert list(losses.TERMS) == NAMES

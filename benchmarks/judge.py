@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from splatdistill.guidance.prompts import view_word
 from splatdistill.priors import words as grammar
+from splatdistill.scene.views import view_word
 from splatdistill.teaching import scenes as data
 
 THINGS = list(grammar.BUILDERS)

@@ -20,13 +20,13 @@ from judge import COLORS, SIDES, THINGS, Judge, load_judge
 from torch import Tensor
 
 from splatdistill.guidance import sample
-from splatdistill.guidance.prompts import view_word
 from splatdistill.measure.metrics import psnr
 from splatdistill.priors import load_prior
 from splatdistill.priors import words as grammar
 from splatdistill.priors.base import cfg
 from splatdistill.priors.latent import LatentPrior
 from splatdistill.scene.cameras import orbit
+from splatdistill.scene.views import view_word
 from splatdistill.teaching import scenes as data
 from splatdistill.teaching.denoiser import DenoiserSettings
 from splatdistill.teaching.solids import raycast

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 from tiny import SMALL, stop_after
 
+from splatdistill.folder import COMPARED, FILM, OUTPUTS, REFERENCE, SOURCE
 from splatdistill.formats.ply import read_ply
 from splatdistill.train import main
-from splatdistill.training.run import FILM, OUTPUTS, slug
+from splatdistill.training.run import slug
 
 pytestmark = pytest.mark.usefixtures("workplace")
 
@@ -43,7 +44,12 @@ def mistake(capfd, *arguments: str) -> str:
 def test_a_prompt_becomes_a_splat_and_its_companions(teacher, workplace):
     assert main(command(teacher, "--seed", "3")) == 0
     out = workplace / "outputs" / "a-red-mushroom-3"
-    assert {path.name for path in out.iterdir()} - {FILM} == set(OUTPUTS)
+    assert {path.name for path in out.iterdir()} - {FILM} == set(OUTPUTS) - {
+        FILM,
+        REFERENCE,
+        SOURCE,
+        COMPARED,
+    }
     gaussians, comments = read_ply(out / "splat.ply")
     assert len(gaussians["means"]) > 0
     assert comments["prompt"] == "a red mushroom" and comments["seed"] == "3" and comments["method"] == "sdi"
@@ -161,7 +167,7 @@ def test_a_picture_becomes_a_splat_and_stays_with_the_run(teacher, workplace, mo
     words += [*SMALL, "prior.dtype=float32"]
     assert main(words) == 0
     out = workplace / "outputs" / "a-red-mug-0"
-    assert {path.name for path in out.iterdir()} - {FILM} == {*OUTPUTS, "reference.png"}
+    assert {path.name for path in out.iterdir()} - {FILM} == set(OUTPUTS) - {FILM, SOURCE, COMPARED}
     with monkeypatch.context() as patch:
         stop_after(patch, 2)
         assert main([*words, "--out", "stopped"]) == 130

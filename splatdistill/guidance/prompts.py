@@ -9,9 +9,8 @@ from torch import Tensor
 
 from splatdistill.priors.base import Conditioning, Prior, cfg
 from splatdistill.scene.cameras import Cameras
+from splatdistill.scene.views import OVERHEAD_DEG, VIEW_WORDS, angle_from_front, view_word
 
-VIEW_WORDS = ("front view", "side view", "back view", "overhead view")
-OVERHEAD_DEG = 60.0
 RGB = tuple[float, float, float]
 
 # (a, b, c) of the negative weights -(a exp(-b r) + c), from 2304.04968: which negative, in which quarter.
@@ -19,19 +18,6 @@ F_SIDE_BACK = (1.0, 0.5, -0.606)  # "side" between side and back
 F_FRONT_SIDE_BACK = (1.0, 0.5, 0.967)  # "front" between side and back
 F_FRONT_SIDE = (4.0, 0.5, -2.426)  # "front" between front and side
 F_SIDE_FRONT = (4.0, 0.5, -2.426)  # "side" between front and side
-
-
-def _wrapped(azimuth_deg: Tensor) -> Tensor:
-    """|azimuth| in [0, 180] degrees."""
-    return ((azimuth_deg + 180.0) % 360.0 - 180.0).abs()
-
-
-def view_word(azimuth_deg: float, elevation_deg: float) -> str:
-    """The view: overhead above elevation 60; else front within azimuth 45, back beyond 135, or side."""
-    azimuth = float(_wrapped(torch.tensor(float(azimuth_deg))))
-    if elevation_deg > OVERHEAD_DEG:
-        return "overhead view"
-    return "front view" if azimuth < 45.0 else "back view" if azimuth > 135.0 else "side view"
 
 
 @dataclass(frozen=True)
@@ -110,7 +96,7 @@ def perp_neg_mix(azimuth_deg: Tensor, elevation_deg: Tensor) -> PerpNegMix:
     From front (r = 1) to side (r = 0) and from side (r = 1) to back (r = 0); overhead has no negatives.
     """
     azimuth, elevation = azimuth_deg.double().cpu(), elevation_deg.double().cpu()
-    angle = _wrapped(azimuth) / 90.0  # 0 front, 1 side, 2 back
+    angle = angle_from_front(azimuth) / 90.0  # 0 front, 1 side, 2 back
     near, overhead = angle < 1.0, elevation > OVERHEAD_DEG
     r = torch.where(near, 1.0 - angle, 2.0 - angle)
     none = torch.zeros_like(r)

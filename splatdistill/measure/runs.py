@@ -20,7 +20,7 @@ from splatdistill.errors import UserError
 from splatdistill.folder import CONFIG, RESULT
 from splatdistill.formats.ply import read_ply
 from splatdistill.guidance import sample
-from splatdistill.guidance.prompts import ViewPrompts, view_word
+from splatdistill.guidance.prompts import ViewPrompts
 from splatdistill.measure import metrics
 from splatdistill.measure.suites import distractors
 from splatdistill.priors import load_prior
@@ -31,6 +31,7 @@ from splatdistill.scene.cameras import turntable
 from splatdistill.scene.gaussians import finite_mask
 from splatdistill.scene.rendering import render
 from splatdistill.scene.shading import textureless
+from splatdistill.scene.views import view_word
 
 VIEWS = 12  # all around, at the training distance
 ELEVATION, DISTANCE, FOV = 15.0, 3.0, 40.0

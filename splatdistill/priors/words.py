@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from splatdistill.errors import UserError
-from splatdistill.guidance.prompts import view_word
 from splatdistill.scene.cameras import Cameras, orbit
+from splatdistill.scene.views import view_word
 from splatdistill.teaching.objects import BUILDERS, OBJECTS, PRIMITIVES
 from splatdistill.teaching.solids import Solids
 

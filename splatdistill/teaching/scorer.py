@@ -21,9 +21,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import CLIPConfig, CLIPModel
 
-from splatdistill.guidance.prompts import view_word
 from splatdistill.priors import words as grammar
 from splatdistill.priors.clip import image_embeddings, text_embeddings
+from splatdistill.scene.views import view_word
 from splatdistill.teaching import scenes as data
 from splatdistill.teaching.muon import Muon
 from splatdistill.teaching.networks import IMAGE_SIZE, make_tokenizer, tokenize

@@ -33,6 +33,7 @@ from splatdistill.priors import words as grammar
 from splatdistill.scene.cameras import Cameras, orbit, turntable
 from splatdistill.scene.gaussians import init_blob, moved
 from splatdistill.scene.rendering import render
+from splatdistill.teaching import scenes
 from splatdistill.teaching.solids import raycast
 
 SEED = 99_000  # far from the teachers' and the scorer's
@@ -54,7 +55,7 @@ RATES = {"means": 2e-3, "quats": 5e-3, "scales": 1e-2, "opacities": 5e-2, "sh0":
 
 def scene(index: int, things: tuple[str, ...], colors: tuple[str, ...], cameras: Cameras) -> Tensor:
     """A held-out scene, RGBA [V, 4, S, S] with colour times alpha: one shape in any colours."""
-    batch = grammar.build(things, 1, np.random.default_rng((SEED, index)), 1.0, colors)
+    batch = scenes.build(things, 1, np.random.default_rng((SEED, index)), 1.0, colors)
     drawn = raycast(np.repeat(batch.table, len(cameras), axis=0), cameras)
     return torch.from_numpy(drawn).permute(0, 3, 1, 2) / 255
 

@@ -29,6 +29,7 @@ from splatdistill.priors.base import cfg
 from splatdistill.scene.cameras import Cameras, orbit
 from splatdistill.scene.pictures import Reference
 from splatdistill.scene.rendering import render
+from splatdistill.teaching import scenes
 from splatdistill.teaching.solids import raycast
 from splatdistill.train import main as train
 
@@ -46,7 +47,7 @@ def scene(index: int) -> tuple[str, Tensor]:
     """A held-out scene: its description, and its views, RGBA [V, 4, S, S] with colour times alpha."""
     rng = np.random.default_rng((SEED, index))
     thing = list(grammar.OBJECTS)[index * 5 % len(grammar.OBJECTS)]
-    batch = grammar.build((thing,), 1, rng, 1.0)
+    batch = scenes.build((thing,), 1, rng, 1.0)
     drawn = raycast(np.repeat(batch.table, VIEWS, axis=0), circle(rng.uniform(-60, 60)))
     return grammar.describe((thing,), batch.colors[0]), torch.from_numpy(drawn).permute(0, 3, 1, 2) / 255
 

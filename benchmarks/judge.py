@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from splatdistill.priors import words as grammar
 from splatdistill.scene.views import view_word
-from splatdistill.teaching import scenes as data
+from splatdistill.teaching import scenes
 
-THINGS = list(grammar.BUILDERS)
+THINGS = list(grammar.THINGS)
 COLORS = list(grammar.COLORS)
 SIDES = ["front view", "side view", "back view"]  # learned for things with a front that stand alone
 NOTHING = len(THINGS)  # what is below a thing that stands alone
@@ -61,12 +61,12 @@ def pictures(seed: int, count: int, pairs: bool = False) -> tuple[Tensor, Tensor
     `Judge` is to say of each, [n, 5]: -1 where there is nothing to say.
     """
     images, truth = [], []
-    for i in range(-(-count // data.GROUP)):
+    for i in range(-(-count // scenes.GROUP)):
         rng, things = np.random.default_rng((SEED, seed, pairs, i)), [THINGS[i % len(THINGS)]]
         if pairs:
             common = rng.random() < 0.6
-            things.append(str(rng.choice(("cube", "cylinder", "sphere") if common else grammar.SUPPORTS)))
-        group = data.group(rng, SIZE, tuple(things))
+            things.append(str(rng.choice(("cube", "cylinder", "sphere") if common else scenes.SUPPORTS)))
+        group = scenes.group(rng, SIZE, tuple(things))
         images.append(group.images)
         angles = zip(group.cameras.azimuth_deg.tolist(), group.cameras.elevation_deg.tolist(), strict=True)
         for colors, angle in zip(group.colors, angles, strict=True):

@@ -30,6 +30,7 @@ from splatdistill.measure.suites import compositions, distractors
 from splatdistill.priors import words as grammar
 from splatdistill.priors.clip import Scorer
 from splatdistill.scene.cameras import turntable
+from splatdistill.teaching import scenes
 from splatdistill.teaching.solids import raycast
 
 SEED = 66_000  # far from the teachers' and the scorer's
@@ -40,7 +41,7 @@ def scene(
 ) -> tuple[str, torch.Tensor, torch.Tensor]:
     """A described scene, its colours named: its text and views [V, 3, S, S] in colour and textureless."""
     rng = np.random.default_rng((SEED, index))
-    batch = grammar.build(things or grammar.sample_structure(rng), 1, rng, 1.0)
+    batch = scenes.build(things or scenes.sample_structure(rng), 1, rng, 1.0)
     cameras = turntable(VIEWS, ELEVATION, DISTANCE, FOV, size)
     pictures = []
     for plain in (False, True):

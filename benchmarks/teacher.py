@@ -27,7 +27,7 @@ from splatdistill.priors.base import cfg
 from splatdistill.priors.latent import LatentPrior
 from splatdistill.scene.cameras import orbit
 from splatdistill.scene.views import view_word
-from splatdistill.teaching import scenes as data
+from splatdistill.teaching import scenes
 from splatdistill.teaching.denoiser import DenoiserSettings
 from splatdistill.teaching.solids import raycast
 
@@ -37,7 +37,7 @@ VIEWS = ("", ", front view", ", side view", ", back view")
 @torch.no_grad()
 def autoencoder_psnr(prior: LatentPrior, count: int = 320) -> float:
     """Mean PSNR in dB of held-out renders after encoding and decoding."""
-    images = torch.cat([torch.from_numpy(p.images) for p in data.groups(99, count, prior.image_size)])
+    images = torch.cat([torch.from_numpy(p.images) for p in scenes.groups(99, count, prior.image_size)])
     pictures = images.permute(0, 3, 1, 2).float() / 255
     return float(psnr(prior.decode(prior.encode(pictures)), pictures).mean())
 
@@ -111,11 +111,11 @@ def pairs_shown(views: int) -> set[Pair]:
     """
     settings, shown = DenoiserSettings(), set()
     for pictures, of_each in ((settings.pictures, 1), (128_000, 4))[: 1 + (views > 1)]:
-        for i in range(pictures // data.GROUP):
+        for i in range(pictures // scenes.GROUP):
             rng = np.random.default_rng((settings.seed, i))
-            things = grammar.sample_structure(rng)
+            things = scenes.sample_structure(rng)
             if len(things) == 2:
-                for colors in grammar.build(things, data.GROUP // of_each, rng).colors:
+                for colors in scenes.build(things, scenes.GROUP // of_each, rng).colors:
                     usual = [c or grammar.USUAL_COLOR[t] for t, c in zip(things, colors, strict=True)]
                     shown.add((things, tuple(usual)))
     return shown
@@ -144,7 +144,7 @@ def pairs_rendered(pairs: list[Pair], views: int) -> list[Tensor]:
     cameras = orbit([90.0 * k for k in range(views)], 15.0, 3.0, 40.0, 64, 64)
     rendered = []
     for i, (things, colors) in enumerate(pairs):
-        batch = grammar.build(things, 1, np.random.default_rng((789, i)), 1.0, colors)
+        batch = scenes.build(things, 1, np.random.default_rng((789, i)), 1.0, colors)
         rgba = torch.from_numpy(raycast(np.repeat(batch.table, views, 0), cameras)).permute(0, 3, 1, 2) / 255
         rendered.append(rgba[:, :3] + 1.0 - rgba[:, 3:])
     return rendered

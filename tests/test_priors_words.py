@@ -6,7 +6,7 @@ import pytest
 from splatdistill.errors import UserError
 from splatdistill.ops import native
 from splatdistill.priors import words as grammar
-from splatdistill.teaching import scenes as data
+from splatdistill.teaching import scenes
 
 
 def rng(seed: int = 0) -> np.random.Generator:
@@ -15,23 +15,23 @@ def rng(seed: int = 0) -> np.random.Generator:
 
 def test_at_least_24_objects_and_all_have_a_usual_colour() -> None:
     assert len(grammar.OBJECTS) >= 24
-    assert set(grammar.USUAL_COLOR) == set(grammar.BUILDERS)
+    assert set(grammar.USUAL_COLOR) == set(grammar.THINGS)
     assert set(grammar.USUAL_COLOR.values()) <= set(grammar.COLORS)
 
 
 def test_every_caption_uses_known_words_only() -> None:
     for seed in range(40):
-        things = grammar.sample_structure(rng(seed))
-        batch = grammar.build(things, 8, rng(seed))
-        cameras = grammar.sample_cameras(8, 16, rng(seed))
-        for caption in grammar.captions(batch, cameras, ["white"] * 4 + ["gray", "black"] * 2, rng(seed)):
+        things = scenes.sample_structure(rng(seed))
+        batch = scenes.build(things, 8, rng(seed))
+        cameras = scenes.sample_cameras(8, 16, rng(seed))
+        for caption in scenes.captions(batch, cameras, ["white"] * 4 + ["gray", "black"] * 2, rng(seed)):
             assert set(grammar.words(caption)) <= grammar.vocabulary()
 
 
 def test_captions_name_what_is_seen() -> None:
-    batch = grammar.build(("car", "cube"), 64, rng())
-    cameras = grammar.sample_cameras(64, 16, rng())
-    captions = grammar.captions(batch, cameras, ["gray"] * 64, rng())
+    batch = scenes.build(("car", "cube"), 64, rng())
+    cameras = scenes.sample_cameras(64, 16, rng())
+    captions = scenes.captions(batch, cameras, ["gray"] * 64, rng())
     full = [(c, row) for c, row in zip(captions, batch.colors, strict=True) if "on top of" in c]
     assert 45 <= len(full) < 64  # the others are empty or name the background alone
     for caption, (upper, lower) in full:
@@ -42,7 +42,7 @@ def test_captions_name_what_is_seen() -> None:
 
 
 def test_stacked_things_stand_on_their_support() -> None:
-    batch = grammar.build(("sphere", "cube"), 4, rng())
+    batch = scenes.build(("sphere", "cube"), 4, rng())
     affine = batch.table[:, :, 2:14].reshape(4, 2, 3, 4).astype(float)
     centers = -np.einsum("nkij,nkj->nki", np.linalg.inv(affine[..., :3]), affine[..., 3])
     half = 1 / np.abs(affine[:, :, 2, 2])  # both are upright and unturned
@@ -83,17 +83,17 @@ def test_the_word_list_holds_the_whole_vocabulary() -> None:
 
 @pytest.mark.skipif(not native.available(), reason="needs the native extension")
 def test_pictures_depend_on_the_seed_alone() -> None:
-    first, again = list(data.groups(3, 64, 16)), list(data.groups(3, 64, 16))
+    first, again = list(scenes.groups(3, 64, 16)), list(scenes.groups(3, 64, 16))
     assert all(
         (a.images == b.images).all() and a.captions == b.captions for a, b in zip(first, again, strict=True)
     )
-    other = next(data.groups(4, 32, 16))
+    other = next(scenes.groups(4, 32, 16))
     assert other.captions != first[0].captions
 
 
 def test_given_colours_change_nothing_but_colours() -> None:
-    drawn = grammar.build(("car", "cube"), 4, rng(), 1.0)
-    given = grammar.build(("car", "cube"), 4, rng(), 1.0, ("red", "blue"))
+    drawn = scenes.build(("car", "cube"), 4, rng(), 1.0)
+    given = scenes.build(("car", "cube"), 4, rng(), 1.0, ("red", "blue"))
     assert given.colors == [("red", "blue")] * 4 and given.sizes == drawn.sizes
     assert (given.table[..., :14] == drawn.table[..., :14]).all()
     assert (given.table[..., 14:] != drawn.table[..., 14:]).any()

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from splatdistill.ops import native
+from splatdistill.priors.words import THINGS
 from splatdistill.scene.cameras import Cameras, orbit
 from splatdistill.teaching.objects import BUILDERS
 from splatdistill.teaching.solids import Solids, composite, raycast
@@ -92,6 +93,10 @@ def test_the_front_of_the_car_has_yellow_lights() -> None:
     )
     yellow = ((pictures[..., :2].min(-1) > 110) & (pictures[..., 2] < 110)).sum((1, 2))
     assert yellow[0] > 10 and yellow[1] == 0
+
+
+def test_every_thing_of_the_vocabulary_has_a_builder_in_its_order() -> None:
+    assert tuple(BUILDERS) == THINGS
 
 
 @pytest.mark.parametrize("name", sorted(BUILDERS))

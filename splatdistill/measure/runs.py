@@ -99,7 +99,7 @@ def right_names(scorer: Scorer, images: Tensor, prompt: str) -> tuple[bool | Non
             texts.append(grammar.describe(tuple(said[0]), tuple(said[1])))
         return options[int((scorer.texts(texts) @ mean).argmax())] == (things, colors)[kind][place]
 
-    named = all(wins(0, i, list(grammar.BUILDERS)) for i in range(len(things)))
+    named = all(wins(0, i, list(grammar.THINGS)) for i in range(len(things)))
     told = [i for i, color in enumerate(colors) if color]
     return named, all(wins(1, i, list(grammar.COLORS)) for i in told) if told else None
 

@@ -32,7 +32,7 @@ def objects() -> list[str]:
 
 def compositions(count: int = 30) -> list[str]:
     """Pairs, one thing on top of another, each in a colour of its own."""
-    names, colors = list(grammar.BUILDERS), list(grammar.COLORS)
+    names, colors = list(grammar.THINGS), list(grammar.COLORS)
     below = ("cube", "cylinder", "sphere")
     pairs = [
         ((names[i * 11 % 29], below[i % 3]), (colors[i * 5 % 12], colors[(i * 7 + 3) % 12]))
@@ -63,7 +63,7 @@ SUITES = {
 
 def distractors() -> list[str]:
     """153 different descriptions, as many as DreamFusion ranks against: 116 of one thing, 37 of two."""
-    names, colors = list(grammar.BUILDERS), list(grammar.COLORS)
+    names, colors = list(grammar.THINGS), list(grammar.COLORS)
     pairs = [(name, colors[(5 * i + 7 * k) % 12]) for k in range(4) for i, name in enumerate(names)]
     return [grammar.describe((thing,), (color,)) for thing, color in pairs] + compositions(37)
 

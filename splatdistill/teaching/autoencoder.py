@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from splatdistill.teaching import scenes as data
+from splatdistill.teaching import scenes
 from splatdistill.teaching.networks import IMAGE_SIZE, LATENT_CHANNELS, make_autoencoder
 
 log = logging.getLogger(__name__)
@@ -89,7 +89,7 @@ def train_autoencoder(path: Path, steps: int, seed: int = 1, device: torch.devic
     for step in range(first, steps):
         rng = torch.Generator().manual_seed(seed * 1_000_003 + step)
         if step % 100 == 0 or len(pool) == 0:  # 2048 fresh pictures for every 100 steps
-            parts = [data.group(np.random.default_rng((seed, step, i)), IMAGE_SIZE) for i in range(64)]
+            parts = [scenes.group(np.random.default_rng((seed, step, i)), IMAGE_SIZE) for i in range(64)]
             pool = np.concatenate([part.images for part in parts])
         chosen = pool[torch.randint(len(pool), (BATCH,), generator=rng).numpy()]
         images = _foggy(_crops(chosen, rng), rng).to(device, memory_format=torch.channels_last)

@@ -24,7 +24,7 @@ from splatdistill.priors.multiview import VIEWS, camera_matrices
 from splatdistill.priors.view_unet import between
 from splatdistill.priors.zero123 import relative_pose
 from splatdistill.scene.cameras import Cameras, orbit
-from splatdistill.teaching import scenes as data
+from splatdistill.teaching import scenes
 from splatdistill.teaching.muon import Muon
 from splatdistill.teaching.networks import (
     IMAGE_SIZE,
@@ -84,7 +84,7 @@ def encode_pictures(autoencoder: Any, path: Path, settings: DenoiserSettings) ->
     start = time.perf_counter()
     threads = torch.get_num_threads()
     kind = settings.views, settings.task == "image"
-    for pictures in data.groups(settings.seed, settings.pictures, IMAGE_SIZE, threads, *kind):
+    for pictures in scenes.groups(settings.seed, settings.pictures, IMAGE_SIZE, threads, *kind):
         images = torch.from_numpy(pictures.images).to(device).permute(0, 3, 1, 2)  # NHWC memory: fast
         with torch.autocast(device.type, torch.bfloat16):
             encoded = autoencoder.encoder(images.float() / 127.5 - 1).float()

@@ -24,7 +24,7 @@ from transformers import CLIPConfig, CLIPModel
 from splatdistill.priors import words as grammar
 from splatdistill.priors.clip import image_embeddings, text_embeddings
 from splatdistill.scene.views import view_word
-from splatdistill.teaching import scenes as data
+from splatdistill.teaching import scenes
 from splatdistill.teaching.muon import Muon
 from splatdistill.teaching.networks import IMAGE_SIZE, make_tokenizer, tokenize
 
@@ -76,9 +76,9 @@ def descriptions(seed: int, count: int, threads: int) -> tuple[Tensor, list[str]
     colours, in picture and text.
     """
     images, texts = [], []
-    for i in range(-(-count // data.GROUP)):
+    for i in range(-(-count // scenes.GROUP)):
         rng, plain = np.random.default_rng((seed, i)), i % TEXTURELESS == 0
-        group = data.group(rng, IMAGE_SIZE, threads=threads, textureless=plain)
+        group = scenes.group(rng, IMAGE_SIZE, threads=threads, textureless=plain)
         images.append(group.images)
         angles = zip(group.cameras.azimuth_deg.tolist(), group.cameras.elevation_deg.tolist(), strict=True)
         views = ["" if rng.random() < 0.5 else f", {view_word(*angle)}" for angle in angles]

@@ -25,7 +25,7 @@ from splatdistill.priors import load_prior
 from splatdistill.priors import words as grammar
 from splatdistill.priors.latent import LatentPrior, locate
 from splatdistill.priors.zero123 import Zero123Prior
-from splatdistill.teaching import scenes as data
+from splatdistill.teaching import scenes
 from splatdistill.teaching.autoencoder import train_autoencoder
 from splatdistill.teaching.denoiser import (
     Denoiser,
@@ -52,7 +52,7 @@ def load_autoencoder(path: Path) -> AutoencoderTiny:
         {k.removeprefix("module."): v for k, v in average.items() if k.startswith("module.")}
     )
     model.eval().requires_grad_(False).to(memory_format=torch.channels_last)
-    pictures = torch.cat([torch.from_numpy(p.images) for p in data.groups(3, 2048, IMAGE_SIZE)])
+    pictures = torch.cat([torch.from_numpy(p.images) for p in scenes.groups(3, 2048, IMAGE_SIZE)])
     latents = model.encoder(pictures.permute(0, 3, 1, 2).float() / 127.5 - 1)
     model.register_to_config(scaling_factor=round(1.0 / latents.std().item(), 4))
     return model
@@ -67,7 +67,7 @@ def sample_sheet(teacher: Path, path: Path, seed: int = 0) -> None:
     prior = LatentPrior.load(str(teacher), device="cpu", dtype=torch.bfloat16)
     views, colors = ("front view", "side view", "back view"), list(grammar.COLORS)
     rows = []
-    for i, thing in enumerate(grammar.BUILDERS):
+    for i, thing in enumerate(grammar.THINGS):
         texts = [f"{grammar.describe((thing,), (colors[i % len(colors)],))}, {view}" for view in views]
         texts += [grammar.describe((thing,), (colors[(i + 5) % len(colors)],))] + [
             grammar.describe((thing,), (None,))

@@ -15,7 +15,7 @@ OBJECTS: tuple[str, ...] = (
     "penguin", "umbrella", "lighthouse", "airplane",
 )  # fmt: skip
 PRIMITIVES: tuple[str, ...] = ("sphere", "cube", "cylinder", "cone", "ring")
-THINGS = OBJECTS + PRIMITIVES
+THINGS: tuple[str, ...] = OBJECTS + PRIMITIVES
 
 COLORS = {
     "red": (0.85, 0.09, 0.09), "orange": (0.97, 0.48, 0.05), "yellow": (0.97, 0.86, 0.12),

@@ -3,8 +3,8 @@
 #include <algorithm>
 #include <cstring>
 
-#include "buffer.h"
-#include "tile.h"
+#include "raster/buffer.h"
+#include "raster/tile.h"
 
 namespace splatdistill::raster {
 namespace {

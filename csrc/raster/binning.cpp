@@ -4,8 +4,8 @@
 #include <cstring>
 #include <vector>
 
-#include "buffer.h"
-#include "tile.h"
+#include "raster/buffer.h"
+#include "raster/tile.h"
 
 namespace splatdistill::raster {
 namespace {

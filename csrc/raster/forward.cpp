@@ -2,7 +2,7 @@
 #include <algorithm>
 #include <limits>
 
-#include "tile.h"
+#include "raster/tile.h"
 
 namespace splatdistill::raster {
 namespace {

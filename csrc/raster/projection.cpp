@@ -1,7 +1,7 @@
 // Fused projection and colour: sixteen Gaussians at a time, all views of a Gaussian in one go, so that
 // gradients are summed over views in registers and in a fixed order.
-#include "raster.h"
-#include "sh.h"
+#include "raster/raster.h"
+#include "raster/sh.h"
 
 namespace splatdistill::raster {
 namespace {

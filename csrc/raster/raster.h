@@ -6,7 +6,7 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "simd.h"
+#include "raster/simd.h"
 
 namespace splatdistill::raster {
 

@@ -1,7 +1,7 @@
 // Real spherical harmonics of degree 0 to 3, sixteen directions at a time (signs and order of 2308.04079).
 #pragma once
 
-#include "simd.h"
+#include "raster/simd.h"
 
 namespace splatdistill::raster {
 

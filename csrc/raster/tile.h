@@ -3,7 +3,7 @@
 
 #include <algorithm>
 
-#include "raster.h"
+#include "raster/raster.h"
 
 namespace splatdistill::raster {
 

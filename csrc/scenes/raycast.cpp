@@ -2,7 +2,7 @@
 // loops over a row are branch-free so that the compiler vectorises them. Rays are p(t) = origin + t *
 // direction with direction_z = 1 in camera space, so that t is the depth and survives the affine map into a
 // solid's local space.
-#include "raycast.h"
+#include "scenes/raycast.h"
 
 #include <algorithm>
 #include <cmath>

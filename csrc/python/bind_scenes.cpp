@@ -4,7 +4,7 @@
 
 #include <stdexcept>
 
-#include "raycast.h"
+#include "scenes/raycast.h"
 
 namespace py = pybind11;
 using splatdistill::RaycastView;

@@ -8,7 +8,7 @@
 #include <stdexcept>
 #include <utility>
 
-#include "raster.h"
+#include "raster/raster.h"
 
 namespace py = pybind11;
 using namespace splatdistill::raster;

@@ -8,7 +8,7 @@
 
 #include "ddim/ddim.h"
 #include "ddim/ddim_math.h"
-#include "ddim/tensor_view.h"
+#include "python/tensor_view.h"
 
 namespace py = pybind11;
 

@@ -1,7 +1,6 @@
 """Builds the optional native extension splatdistill._C; everything else is in pyproject.toml.
 
 Environment:
-  SPLATDISTILL_ARCH        value of -march (default: native); "x86-64-v3" makes a portable wheel
   SPLATDISTILL_CUDA        0: no CUDA; 1: CUDA or an error; unset: CUDA when nvcc is found and works
   SPLATDISTILL_CUDA_ARCHS  e.g. "90" or "80 90": only these (default: sm_75 to sm_90, and PTX)
   MAX_JOBS                 compiler processes at a time
@@ -21,8 +20,11 @@ from setuptools.command.build_ext import build_ext
 
 CUDA_ARCHS = (75, 80, 86, 89, 90)
 CXX_FLAGS = (
-    "-O3 -std=c++17 -fopenmp -fPIC -fvisibility=hidden -fno-math-errno -fno-trapping-math -ffp-contract=fast"
+    "-O3 -std=c++17 -fopenmp -fPIC -fvisibility=hidden -fno-math-errno -fno-trapping-math -Wall -Wextra"
 )
+# The levels at which the kernels are compiled; csrc/dispatch.cpp asks the processor for every flag here.
+AVX2 = "-mavx2 -mfma -mbmi -mbmi2"
+LEVELS = {"baseline": "", "avx2": AVX2, "avx512": f"{AVX2} -mavx512f -mavx512bw -mavx512dq -mavx512vl"}
 
 
 class BuildFailed(RuntimeError):
@@ -55,16 +57,38 @@ def cuda_arch_flags(nvcc: str) -> str:
     return " ".join(flags + [f"-gencode arch=compute_{max(archs)},code=compute_{max(archs)}"])
 
 
-def ninja_text(sources: list[Path], module: Path, cxx: str, nvcc: str | None, includes: list[str]) -> str:
-    """Return build.ninja: one object per source (headers tracked), one shared library."""
-    march = f"-march={os.environ.get('SPLATDISTILL_ARCH', 'native')}"
+def levels_of(cxx: str) -> dict[str, str]:
+    """Return the names of the levels that this compiler's target has, with their flags."""
+    command = [*shlex.split(cxx), "-dumpmachine"]
+    machine = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    if not machine.startswith("x86_64"):
+        return {"baseline": ""}
+    return {name: f"-march=x86-64 {flags}" for name, flags in LEVELS.items()}
+
+
+def objects_of(root: Path, levels: dict[str, str], cuda: bool) -> list[tuple[str, Path, str, str]]:
+    """Return (object, source, rule, flags): kernels once a level, what binds and chooses them once."""
+    found = []
+    for source in sorted(root.rglob("*.cpp")):
+        name = source.relative_to(root)
+        once = name.parent.name in ("", "python")
+        for level in ["baseline"] if once else levels:
+            flags = f"{levels[level]} -DSPLATDISTILL_LEVEL={level}"
+            found.append((f"{'_'.join(name.parts)}.{level}.o", source, "cxx", flags))
+    if cuda:
+        found += [(f"{source.name}.o", source, "cuda", "") for source in sorted(root.rglob("*.cu"))]
+    return found
+
+
+def ninja_text(root: Path, module: str, cxx: str, nvcc: str | None, includes: list[str]) -> str:
+    """Return build.ninja: the objects of `objects_of` (headers tracked), one shared library."""
     include = " ".join(f"-I{shlex.quote(path)}" for path in includes)
-    cxxflags = f"{CXX_FLAGS} {march} {'-DSPLATDISTILL_CUDA' if nvcc else ''} {include}"
+    cxxflags = f"{CXX_FLAGS} {'-DSPLATDISTILL_CUDA' if nvcc else ''} {include}"
     # The static CUDA runtime loads the driver on first use, so the module imports on any machine.
     link = f"{nvcc} -ccbin {cxx} -cudart static -Xcompiler -fopenmp" if nvcc else f"{cxx} -fopenmp"
     lines = [
         "rule cxx",
-        f"  command = {cxx} -MMD -MF $out.d {cxxflags} -c $in -o $out",
+        f"  command = {cxx} -MMD -MF $out.d {cxxflags} $flags -c $in -o $out",
         "  depfile = $out.d",
         "  deps = gcc",
         "rule link",
@@ -78,11 +102,10 @@ def ninja_text(sources: list[Path], module: Path, cxx: str, nvcc: str | None, in
             "  depfile = $out.d",
             "  deps = gcc",
         ]
-    objects = []
-    for source in sources:
-        objects.append("_".join(source.with_suffix(source.suffix + ".o").parts[-3:]))
-        lines.append(f"build {objects[-1]}: {'cuda' if source.suffix == '.cu' else 'cxx'} {source}")
-    lines.append(f"build {module.name}: link {' '.join(objects)}")
+    objects = objects_of(root, levels_of(cxx), bool(nvcc))
+    for target, source, rule, flags in objects:
+        lines += [f"build {target}: {rule} {source}", f"  flags = {flags}"]
+    lines.append(f"build {module}: link {' '.join(target for target, *_ in objects)}")
     return "\n".join(lines) + "\n"
 
 
@@ -104,11 +127,10 @@ def compile_module(target: Path, folder: Path, nvcc: str | None) -> None:
         raise BuildFailed("no C++ compiler found")
     root = Path(__file__).resolve().parent / "csrc"
     includes = [pybind11.get_include(), sysconfig.get_path("include"), str(root)]
-    sources = sorted(root.rglob("*.cpp")) + (sorted(root.rglob("*.cu")) if nvcc else [])
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # two builds in one tree take turns
-        (folder / "build.ninja").write_text(ninja_text(sources, target, cxx, nvcc, includes))
+        (folder / "build.ninja").write_text(ninja_text(root, target.name, cxx, nvcc, includes))
         jobs = ["-j", os.environ["MAX_JOBS"]] if os.environ.get("MAX_JOBS") else []
         if subprocess.run([sys.executable, "-m", "ninja", "-C", str(folder), *jobs]).returncode:
             raise BuildFailed(f"compiling csrc/ failed with {'nvcc and ' if nvcc else ''}{cxx}")
@@ -153,9 +175,10 @@ class OptionalBuildExt(build_ext):
         return [path for path in super().get_outputs() if os.path.exists(path)]
 
 
-setup(
-    packages=[*find_packages(include=["splatdistill*"]), "splatdistill.configs"],
-    package_dir={"splatdistill.configs": "configs"},
-    ext_modules=[Extension("splatdistill._C", sources=[])],
-    cmdclass={"build_ext": OptionalBuildExt},
-)
+if __name__ == "__main__":  # the tests of the kernels read the flags from here
+    setup(
+        packages=[*find_packages(include=["splatdistill*"]), "splatdistill.configs"],
+        package_dir={"splatdistill.configs": "configs"},
+        ext_modules=[Extension("splatdistill._C", sources=[])],
+        cmdclass={"build_ext": OptionalBuildExt},
+    )

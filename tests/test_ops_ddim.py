@@ -250,14 +250,14 @@ def test_results_do_not_depend_on_the_number_of_threads():
 
 
 @needs_native
-def test_tensors_read_by_attributes_give_the_same_results():
+def test_tensors_read_by_the_plain_dlpack_protocol_give_the_same_results():
     calls = all_calls()
     fast = results(ops, calls)
-    native._C.set_exchange(None)
+    native._C.set_exchange(torch.Tensor, None)
     try:
         slow = results(ops, calls)
     finally:
-        native._C.set_exchange(getattr(torch.Tensor, "__dlpack_c_exchange_api__", None))
+        native._C.set_exchange(torch.Tensor, getattr(torch.Tensor, "__dlpack_c_exchange_api__", None))
     assert_close(slow, fast, 0)
 
 

@@ -3,9 +3,13 @@
 #pragma once
 #include <cstdint>
 
-namespace ddim {
+#include "levels/level.h"
+
+namespace splatdistill::ddim {
 
 enum class DType { f32, f16, bf16 };
+
+constexpr int kMaxBranches = 16;
 
 // What every operation knows of its batch; `size` is C h w, the elements of one sample.
 struct Batch {
@@ -47,14 +51,18 @@ struct Recover {
     void* x_next;     // [B, size]
 };
 
+namespace SPLATDISTILL_LEVEL {
+
 // One thread computes a whole sample, so results do not depend on `threads`.
 void run_cpu(const Step& op, int threads);
 void run_cpu(const Residual& op, int threads);
 void run_cpu(const Recover& op, int threads);
+
+}  // namespace SPLATDISTILL_LEVEL
 
 // Enqueue on `stream` of `device`; return null, or CUDA's message for a launch that failed.
 const char* run_cuda(const Step& op, int device, void* stream);
 const char* run_cuda(const Residual& op, int device, void* stream);
 const char* run_cuda(const Recover& op, int device, void* stream);
 
-}  // namespace ddim
+}  // namespace splatdistill::ddim

@@ -4,10 +4,10 @@
 #include "ddim/ddim.h"
 #include "ddim/ddim_math.h"
 
-namespace ddim {
+namespace splatdistill::ddim::SPLATDISTILL_LEVEL {
 namespace {
 
-constexpr int64_t BLOCK = 512;  // sums run in fp32 within a block and in fp64 across blocks
+constexpr int64_t kBlock = 512;  // sums run in fp32 within a block and in fp64 across blocks
 
 template <class F>
 void for_each_sample(const Batch& batch, int threads, F&& body) {
@@ -45,8 +45,8 @@ void with_branches(int branches, F&& body) {
 template <class T>
 float dot_with_positive(const T* o, const T* o_1, const T* o_r, int64_t size) {
     double total = 0.0;
-    for (int64_t start = 0; start < size; start += BLOCK) {
-        const int64_t stop = start + BLOCK < size ? start + BLOCK : size;
+    for (int64_t start = 0; start < size; start += kBlock) {
+        const int64_t stop = start + kBlock < size ? start + kBlock : size;
         float sum = 0.0f;
 #pragma omp simd reduction(+ : sum)
         for (int64_t i = start; i < stop; ++i) {
@@ -62,7 +62,7 @@ template <class T>
 void sample_weights(const Guidance& g, const Batch& batch, int64_t b, const T* o, float* W) {
     if (!g.perp_neg) return linear_weights(g.weights + b, batch.samples, g.branches, W);
     const int64_t stride = batch.samples * batch.size;
-    float dots[MAX_BRANCHES] = {};
+    float dots[kMaxBranches] = {};
     for (int r = 1; r < g.branches; ++r)
         dots[r] = dot_with_positive(o, o + stride, o + r * stride, batch.size);
     perp_neg_weights(g.weights + b, batch.samples, g.branches, dots, W);
@@ -76,7 +76,7 @@ void step_sample(const Step& op, int64_t b) {
     const T* x_t = static_cast<const T*>(op.x_t) + b * size;
     const T* noise = op.noise ? static_cast<const T*>(op.noise) + b * size : nullptr;
     T* __restrict__ x_next = static_cast<T*>(op.x_next) + b * size;
-    float W[MAX_BRANCHES];
+    float W[kMaxBranches];
     sample_weights(op.guidance, op.batch, b, o, W);
     const StepFactors f = step_factors(op.batch.coefficients + 7 * b);
     if (noise) {
@@ -100,12 +100,12 @@ void residual_sample(const Residual& op, int64_t b) {
     const T* noise = static_cast<const T*>(op.noise) + b * size;
     T* __restrict__ gradient = static_cast<T*>(op.gradient) + b * size;
     T* __restrict__ x0_hat = static_cast<T*>(op.x0_hat) + b * size;
-    float W[MAX_BRANCHES], c[5];
+    float W[kMaxBranches], c[5];
     sample_weights(op.guidance, op.batch, b, o, W);
     std::memcpy(c, op.batch.coefficients + 5 * b, sizeof(c));
     double total = 0.0;
-    for (int64_t start = 0; start < size; start += BLOCK) {
-        const int64_t stop = start + BLOCK < size ? start + BLOCK : size;
+    for (int64_t start = 0; start < size; start += kBlock) {
+        const int64_t stop = start + kBlock < size ? start + kBlock : size;
         float sum = 0.0f;
 #pragma omp simd reduction(+ : sum)
         for (int64_t i = start; i < stop; ++i) {
@@ -163,4 +163,4 @@ void run_cpu(const Recover& op, int threads) {
     });
 }
 
-}  // namespace ddim
+}  // namespace splatdistill::ddim::SPLATDISTILL_LEVEL

@@ -7,11 +7,11 @@
 #include "ddim/ddim.h"
 #include "ddim/ddim_math.h"
 
-namespace ddim {
+namespace splatdistill::ddim {
 namespace {
 
-constexpr int WIDE = 1024;  // threads of a block that owns a sample
-constexpr int FLAT = 256;
+constexpr int kWide = 1024;  // threads of a block that owns a sample
+constexpr int kFlat = 256;
 
 // Makes `device` current for a launch and restores the caller's.
 class DeviceGuard {
@@ -80,7 +80,7 @@ template <class T>
 __device__ void sample_weights(const Guidance& g, const Batch& batch, int64_t b, const T* o, float* W) {
     if (!g.perp_neg) return linear_weights(g.weights + b, batch.samples, g.branches, W);
     const int64_t stride = batch.samples * batch.size;
-    float dots[MAX_BRANCHES];
+    float dots[kMaxBranches];
     for (int r = 1; r < g.branches; ++r) {
         float sum = 0.0f;
         for (int64_t i = threadIdx.x; i < batch.size; i += blockDim.x) {
@@ -94,13 +94,13 @@ __device__ void sample_weights(const Guidance& g, const Batch& batch, int64_t b,
 
 // grid (chunks, B); with perp-neg one chunk, since the block must see its whole sample.
 template <int N, class T>
-__global__ void __launch_bounds__(WIDE) step_kernel(Step op) {
+__global__ void __launch_bounds__(kWide) step_kernel(Step op) {
     const int64_t b = blockIdx.y, size = op.batch.size, stride = op.batch.samples * size;
     const T* o = static_cast<const T*>(op.guidance.outputs) + b * size;
     const T* x_t = static_cast<const T*>(op.x_t) + b * size;
     const T* noise = op.noise ? static_cast<const T*>(op.noise) + b * size : nullptr;
     T* x_next = static_cast<T*>(op.x_next) + b * size;
-    float W[MAX_BRANCHES];
+    float W[kMaxBranches];
     sample_weights(op.guidance, op.batch, b, o, W);
     const StepFactors f = step_factors(op.batch.coefficients + 7 * b);
     const int64_t hop = int64_t(gridDim.x) * blockDim.x * N;
@@ -119,7 +119,7 @@ __global__ void __launch_bounds__(WIDE) step_kernel(Step op) {
 
 // grid (1, B): the norm needs the whole sample.
 template <int N, class T>
-__global__ void __launch_bounds__(WIDE) residual_kernel(Residual op) {
+__global__ void __launch_bounds__(kWide) residual_kernel(Residual op) {
     const int64_t b = blockIdx.y, size = op.batch.size, stride = op.batch.samples * size;
     const T* o = static_cast<const T*>(op.guidance.outputs) + b * size;
     const T* x_t = static_cast<const T*>(op.x_t) + b * size;
@@ -127,7 +127,7 @@ __global__ void __launch_bounds__(WIDE) residual_kernel(Residual op) {
     T* gradient = static_cast<T*>(op.gradient) + b * size;
     T* x0_hat = static_cast<T*>(op.x0_hat) + b * size;
     const float* c = op.batch.coefficients + 5 * b;
-    float W[MAX_BRANCHES], sum = 0.0f;
+    float W[kMaxBranches], sum = 0.0f;
     sample_weights(op.guidance, op.batch, b, o, W);
     for (int64_t i = int64_t(threadIdx.x) * N; i < size; i += int64_t(blockDim.x) * N) {
         float e[N];
@@ -150,7 +150,7 @@ __global__ void __launch_bounds__(WIDE) residual_kernel(Residual op) {
 
 // grid (chunks, B).
 template <int N, class T>
-__global__ void __launch_bounds__(FLAT) recover_kernel(Recover op) {
+__global__ void __launch_bounds__(kFlat) recover_kernel(Recover op) {
     const int64_t b = blockIdx.y, size = op.batch.size;
     const float* c = op.batch.coefficients + 4 * b;
     const int64_t hop = int64_t(gridDim.x) * blockDim.x * N;
@@ -187,7 +187,7 @@ void with_layout(const Batch& batch, std::initializer_list<const void*> pointers
 }
 
 dim3 flat_grid(const Batch& batch, int width) {
-    const int64_t chunks = (batch.size + int64_t(FLAT) * width - 1) / (int64_t(FLAT) * width);
+    const int64_t chunks = (batch.size + int64_t(kFlat) * width - 1) / (int64_t(kFlat) * width);
     return dim3(unsigned(chunks < 4096 ? chunks : 4096), unsigned(batch.samples));
 }
 
@@ -199,7 +199,7 @@ const char* run_cuda(const Step& op, int device, void* stream) {
         const bool whole = op.guidance.perp_neg;
         const dim3 grid = whole ? dim3(1, unsigned(op.batch.samples)) : flat_grid(op.batch, width.value);
         step_kernel<width.value, decltype(element)>
-            <<<grid, whole ? WIDE : FLAT, 0, static_cast<cudaStream_t>(stream)>>>(op);
+            <<<grid, whole ? kWide : kFlat, 0, static_cast<cudaStream_t>(stream)>>>(op);
     });
     return launch_error();
 }
@@ -210,7 +210,7 @@ const char* run_cuda(const Residual& op, int device, void* stream) {
         op.batch, {op.guidance.outputs, op.x_t, op.noise, op.gradient, op.x0_hat},
         [&](auto element, auto width) {
             residual_kernel<width.value, decltype(element)>
-                <<<dim3(1, unsigned(op.batch.samples)), WIDE, 0, static_cast<cudaStream_t>(stream)>>>(op);
+                <<<dim3(1, unsigned(op.batch.samples)), kWide, 0, static_cast<cudaStream_t>(stream)>>>(op);
         });
     return launch_error();
 }
@@ -219,9 +219,9 @@ const char* run_cuda(const Recover& op, int device, void* stream) {
     const DeviceGuard guard(device);
     with_layout(op.batch, {op.x_0, op.x_t, op.eps, op.x_next}, [&](auto element, auto width) {
         recover_kernel<width.value, decltype(element)>
-            <<<flat_grid(op.batch, width.value), FLAT, 0, static_cast<cudaStream_t>(stream)>>>(op);
+            <<<flat_grid(op.batch, width.value), kFlat, 0, static_cast<cudaStream_t>(stream)>>>(op);
     });
     return launch_error();
 }
 
-}  // namespace ddim
+}  // namespace splatdistill::ddim

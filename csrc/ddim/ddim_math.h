@@ -9,17 +9,17 @@
 #include <cstdint>
 #include <cstring>
 
+#include "ddim/ddim.h"
+
 #if defined(__CUDACC__)
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
-#define HOST_DEVICE __host__ __device__ __forceinline__
+#define SPLATDISTILL_HOST_DEVICE __host__ __device__ __forceinline__
 #else
-#define HOST_DEVICE inline
+#define SPLATDISTILL_HOST_DEVICE SPLATDISTILL_INLINE
 #endif
 
-namespace ddim {
-
-constexpr int MAX_BRANCHES = 16;
+namespace splatdistill::ddim {
 
 struct Half {
     uint16_t bits;
@@ -28,24 +28,24 @@ struct BFloat16 {
     uint16_t bits;
 };
 
-HOST_DEVICE float as_float(uint32_t bits) {
+SPLATDISTILL_HOST_DEVICE float as_float(uint32_t bits) {
     float value;
     memcpy(&value, &bits, 4);
     return value;
 }
 
-HOST_DEVICE uint32_t as_bits(float value) {
+SPLATDISTILL_HOST_DEVICE uint32_t as_bits(float value) {
     uint32_t bits;
     memcpy(&bits, &value, 4);
     return bits;
 }
 
 // The host forms are integer selects without branches, so that loops over them vectorise on any processor.
-HOST_DEVICE float load(float value) { return value; }
+SPLATDISTILL_HOST_DEVICE float load(float value) { return value; }
 
-HOST_DEVICE float load(BFloat16 value) { return as_float(uint32_t(value.bits) << 16); }
+SPLATDISTILL_HOST_DEVICE float load(BFloat16 value) { return as_float(uint32_t(value.bits) << 16); }
 
-HOST_DEVICE float load(Half value) {
+SPLATDISTILL_HOST_DEVICE float load(Half value) {
 #if defined(__CUDA_ARCH__)
     return __half2float(__ushort_as_half(value.bits));
 #else
@@ -58,15 +58,15 @@ HOST_DEVICE float load(Half value) {
 #endif
 }
 
-HOST_DEVICE void store(float& target, float value) { target = value; }
+SPLATDISTILL_HOST_DEVICE void store(float& target, float value) { target = value; }
 
-HOST_DEVICE void store(BFloat16& target, float value) {
+SPLATDISTILL_HOST_DEVICE void store(BFloat16& target, float value) {
     const uint32_t bits = as_bits(value);
     const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;  // to nearest, ties to even
     target.bits = uint16_t(value != value ? 0x7fc0u : rounded);
 }
 
-HOST_DEVICE void store(Half& target, float value) {
+SPLATDISTILL_HOST_DEVICE void store(Half& target, float value) {
 #if defined(__CUDA_ARCH__)
     target.bits = __half_as_ushort(__float2half_rn(value));
 #else
@@ -80,7 +80,7 @@ HOST_DEVICE void store(Half& target, float value) {
 }
 
 // sum_r w_r o_r as differences: W_0 = sum_r w_r, W_r = w_r. Sample b's weights lie `stride` apart.
-HOST_DEVICE void linear_weights(const float* weights, int64_t stride, int branches, float* W) {
+SPLATDISTILL_HOST_DEVICE void linear_weights(const float* weights, int64_t stride, int branches, float* W) {
     float total = 0.0f;
     for (int r = 0; r < branches; ++r) total += W[r] = weights[r * stride];
     W[0] = total;
@@ -88,8 +88,8 @@ HOST_DEVICE void linear_weights(const float* weights, int64_t stride, int branch
 
 // Perp-neg (2304.04968) with d_r = o_r - o_0 and dots[r] = <d_r, d_1>:
 // o_0 + w_1 d_1 + sum_{i>=2} w_i (d_i - dots[i]/dots[1] d_1). A zero d_1 leaves every d_i as it is.
-HOST_DEVICE void perp_neg_weights(const float* weights, int64_t stride, int branches, const float* dots,
-                                  float* W) {
+SPLATDISTILL_HOST_DEVICE void perp_neg_weights(const float* weights, int64_t stride, int branches,
+                                               const float* dots, float* W) {
     W[0] = 1.0f;
     W[1] = weights[stride];
     for (int r = 2; r < branches; ++r) {
@@ -101,7 +101,7 @@ HOST_DEVICE void perp_neg_weights(const float* weights, int64_t stride, int bran
 // The guided output at one element; o points at branch 0, the branches lie `stride` apart.
 // R > 0 fixes the number of branches at compile time.
 template <int R, class T>
-HOST_DEVICE float guided(const T* o, int64_t stride, int branches, const float* W) {
+SPLATDISTILL_HOST_DEVICE float guided(const T* o, int64_t stride, int branches, const float* W) {
     const float o_0 = load(o[0]);
     float e = W[0] * o_0;
     for (int r = 1; r < (R > 0 ? R : branches); ++r) e += W[r] * (load(o[r * stride]) - o_0);
@@ -113,21 +113,25 @@ struct StepFactors {
     float x, m, noise;
 };
 
-HOST_DEVICE StepFactors
+SPLATDISTILL_HOST_DEVICE StepFactors
 step_factors(const float* c) {  // c: x0_x x0_m eps_x eps_m next_x0 next_eps next_noise
     return {c[4] * c[0] + c[5] * c[2], c[4] * c[1] + c[5] * c[3], c[6]};
 }
 
 // gradient = w (eps_hat - noise) and x0_hat, for coefficients c: x0_x x0_m eps_x eps_m w.
-HOST_DEVICE float residual(const float* c, float x_t, float e, float noise) {
+SPLATDISTILL_HOST_DEVICE float residual(const float* c, float x_t, float e, float noise) {
     return c[4] * (c[2] * x_t + c[3] * e - noise);
 }
 
-HOST_DEVICE float clean(const float* c, float x_t, float e) { return c[0] * x_t + c[1] * e; }
+SPLATDISTILL_HOST_DEVICE float clean(const float* c, float x_t, float e) { return c[0] * x_t + c[1] * e; }
 
 // eps = c_0 x_t + c_1 x_0 and x_next = c_2 x_0 + c_3 eps.
-HOST_DEVICE float recovered(const float* c, float x_0, float x_t) { return c[0] * x_t + c[1] * x_0; }
+SPLATDISTILL_HOST_DEVICE float recovered(const float* c, float x_0, float x_t) {
+    return c[0] * x_t + c[1] * x_0;
+}
 
-HOST_DEVICE float renoised(const float* c, float x_0, float eps) { return c[2] * x_0 + c[3] * eps; }
+SPLATDISTILL_HOST_DEVICE float renoised(const float* c, float x_0, float eps) {
+    return c[2] * x_0 + c[3] * eps;
+}
 
-}  // namespace ddim
+}  // namespace splatdistill::ddim

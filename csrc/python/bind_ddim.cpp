@@ -1,269 +1,148 @@
-// Python face of the diffusion steps: argument checks, results, GIL release, choice of CPU or CUDA.
-//
-// Each function allocates its results through torch and returns them. With `direct` it is called outside
-// torch's dispatcher and returns None where something must see the call (autograd, a transform, a mode) or
-// the tensors are not for these kernels; it always returns None for tensors that are not contiguous. The
-// caller then goes through the dispatcher with contiguous copies. What cannot be right raises ValueError.
-#include <initializer_list>
+// The diffusion steps: argument checks, and the choice of CPU or CUDA. What cannot be right raises
+// ValueError.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <optional>
 
 #include "ddim/ddim.h"
-#include "ddim/ddim_math.h"
+#include "dispatch.h"
 #include "python/tensor_view.h"
 
 namespace py = pybind11;
 
-namespace ddim {
+namespace splatdistill::python {
 namespace {
 
-std::string describe(const TensorView& t) {
-    std::string text = "[";
-    for (int i = 0; i < t.ndim; ++i) text += (i ? ", " : "") + std::to_string(t.shape[i]);
-    const char* dtype = t.dtype == DType::f32 ? "float32" : t.dtype == DType::f16 ? "float16" : "bfloat16";
-    text += std::string("] ") + (t.floating ? dtype : "of another dtype or device");
-    return text + (t.cuda ? " on cuda:" + std::to_string(t.device) : " on cpu");
+using ddim::DType;
+using Element = TensorView::Element;
+
+[[noreturn]] void refuse(const char* name, const std::string& expected, const TensorView& got) {
+    throw py::value_error(std::string(name) + " must be " + expected + ", got " + got.describe());
 }
 
-[[noreturn]] void refuse(const char* name, const char* expected, const TensorView& got) {
-    throw py::value_error(std::string(name) + " must be " + expected + ", got " + describe(got));
-}
+void run_cpu(const ddim::Step& op, int threads) { kernels().step(op, threads); }
+void run_cpu(const ddim::Residual& op, int threads) { kernels().residual(op, threads); }
+void run_cpu(const ddim::Recover& op, int threads) { kernels().recover(op, threads); }
 
-constexpr int64_t VECTOR = -1;
-constexpr int64_t BRIEF_ELEMENTS = 32768;  // below this: one thread, and the GIL is kept
-
-bool truth(py::handle function) {
-    const py::object result = py::reinterpret_steal<py::object>(PyObject_CallNoArgs(function.ptr()));
-    if (!result) throw py::error_already_set();
-    return result.ptr() != Py_False && PyObject_IsTrue(result.ptr()) == 1;
-}
-
-py::object call(py::handle function, py::handle argument) {
-    py::object result =
-        py::reinterpret_steal<py::object>(PyObject_CallOneArg(function.ptr(), argument.ptr()));
-    if (!result) throw py::error_already_set();
-    return result;
-}
-
-// Whether autograd, a dispatch mode or a functional transform would have to see an operation on these
-// tensors.
-bool observed(std::initializer_list<py::handle> tensors) {
-    for (const py::handle tensor : tensors)
-        if (!tensor.is_none() && !py::type::handle_of(tensor).is(torch().tensor_type)) return true;
-    for (const py::handle observer : torch().observers)
-        if (truth(observer)) return true;
-    if (!truth(torch().grad_enabled)) return false;
-    for (const py::handle tensor : tensors)
-        if (!tensor.is_none() && py::object(tensor.attr("requires_grad")).ptr() == Py_True) return true;
-    return false;
-}
-
-bool supported(const TensorView& t) {
-#if defined(SPLATDISTILL_CUDA)
-    return t.floating;
-#else
-    return t.floating && !t.cuda;
-#endif
-}
-
-// Reads and checks the arguments of one call against its x_t [B, ...].
+// Checks the arguments of one call against its x_t [B, ...].
 class Arguments {
   public:
-    explicit Arguments(py::handle x_t) : tensor_(x_t), x_t_(view(x_t)), contiguous_(x_t_.contiguous) {}
-
-    bool supported() const { return ddim::supported(x_t_); }
-
-    void check() const {
-        if (x_t_.ndim < 2 || !supported())
-            refuse("x_t", "[B, C, h, w] in float32, float16 or bfloat16 on cpu or (built with CUDA) cuda",
-                   x_t_);
-        if (x_t_.cuda && x_t_.shape[0] > 65535) refuse("x_t", "at most 65535 samples", x_t_);
+    explicit Arguments(const TensorView& x_t) : x_t_(x_t) {
+        const bool floating = x_t.element <= Element::bf16;
+        if (x_t.ndim < 2 || !floating || !x_t.contiguous)
+            refuse("x_t", "contiguous [B, C, h, w] in float32, float16 or bfloat16 on cpu or cuda", x_t);
+        if (x_t.cuda && x_t.shape[0] > 65535) refuse("x_t", "at most 65535 samples", x_t);
     }
 
-    void* x_t() const { return x_t_.data; }
-
-    void* like_x_t(py::handle tensor, const char* name) {
-        const TensorView t = view(tensor);
-        if (!t.same_shape(x_t_) || !fits(t, x_t_.dtype))
-            refuse(name, ("like x_t, " + describe(x_t_)).c_str(), t);
-        contiguous_ = contiguous_ && t.contiguous;
-        return t.data;
+    void* like_x_t(const TensorView& tensor, const char* name) const {
+        if (!tensor.same_shape(x_t_) || !fits(tensor, x_t_.element))
+            refuse(name, "like x_t, " + x_t_.describe(), tensor);
+        return tensor.data;
     }
 
-    // [rows, columns], or [rows] for VECTOR columns.
-    float* parameters(py::handle tensor, int64_t rows, int64_t columns, const char* name) {
-        const TensorView t = view(tensor);
-        const bool vector = columns == VECTOR;
-        const bool shaped =
-            t.ndim == (vector ? 1 : 2) && t.shape[0] == rows && (vector || t.shape[1] == columns);
-        if (!shaped || !fits(t, DType::f32)) {
-            const std::string shape = std::to_string(rows) + (vector ? "" : ", " + std::to_string(columns));
-            refuse(name, ("[" + shape + "] float32 on the device of x_t").c_str(), t);
+    float* parameters(const TensorView& tensor, std::initializer_list<int64_t> shape,
+                      const char* name) const {
+        if (!tensor.has_shape(shape) || !fits(tensor, Element::f32)) {
+            std::string text;
+            for (const int64_t size : shape) text += (text.empty() ? "" : ", ") + std::to_string(size);
+            refuse(name, "contiguous [" + text + "] float32 on the device of x_t", tensor);
         }
-        contiguous_ = contiguous_ && t.contiguous;
-        return static_cast<float*>(t.data);
+        return static_cast<float*>(tensor.data);
     }
 
-    Batch batch(py::handle coefficients, int columns) {
+    ddim::Batch batch(const TensorView& coefficients, int64_t columns) const {
         const int64_t samples = x_t_.shape[0];
-        const float* values = parameters(coefficients, samples, columns, "coefficients");
-        return {x_t_.dtype, samples, samples ? x_t_.numel() / samples : 0, values};
+        const DType dtype = x_t_.element == Element::f32   ? DType::f32
+                            : x_t_.element == Element::f16 ? DType::f16
+                                                           : DType::bf16;
+        const float* values = parameters(coefficients, {samples, columns}, "coefficients");
+        return {dtype, samples, samples ? x_t_.numel() / samples : 0, values};
     }
 
-    Guidance guidance(py::handle outputs, py::handle weights, bool perp_neg) {
-        const TensorView t = view(outputs);
-        bool shaped =
-            t.ndim == x_t_.ndim + 1 && t.shape[0] >= (perp_neg ? 2 : 1) && t.shape[0] <= MAX_BRANCHES;
-        for (int i = 0; shaped && i < x_t_.ndim; ++i) shaped = t.shape[i + 1] == x_t_.shape[i];
-        if (!shaped || !fits(t, x_t_.dtype)) {
-            const std::string expected =
-                "[R, ...x_t] with R from 1 (perp-neg: 2) to 16, x_t being " + describe(x_t_);
-            refuse("outputs", expected.c_str(), t);
-        }
-        contiguous_ = contiguous_ && t.contiguous;
-        const float* values = parameters(weights, t.shape[0], x_t_.shape[0], "weights");
-        return {t.data, values, int(t.shape[0]), perp_neg};
+    ddim::Guidance guidance(const TensorView& outputs, const TensorView& weights, bool perp_neg) const {
+        const int64_t branches = outputs.shape[0], least = perp_neg ? 2 : 1;
+        bool shaped = outputs.ndim == x_t_.ndim + 1 && branches >= least && branches <= ddim::kMaxBranches;
+        for (int i = 0; shaped && i < x_t_.ndim; ++i) shaped = outputs.shape[i + 1] == x_t_.shape[i];
+        if (!shaped || !fits(outputs, x_t_.element))
+            refuse("outputs", "[R, ...x_t] with R from 1 (perp-neg: 2) to 16, x_t being " + x_t_.describe(),
+                   outputs);
+        return {outputs.data, parameters(weights, {branches, x_t_.shape[0]}, "weights"), int(branches),
+                perp_neg};
     }
 
-    bool contiguous() const { return contiguous_; }
-
-    py::object new_like_x_t() const { return call(torch().empty_like, tensor_); }
-    py::object new_norms() const { return call(torch().empty_norms, tensor_); }
-
+    // `stream`: the CUDA stream's handle; `threads`: of the CPU, where the work is worth more than one.
     template <class Op>
-    void run(const Op& op) const {
+    void run(const Op& op, [[maybe_unused]] uintptr_t stream, int threads) const {
+        constexpr int64_t kBriefElements = 32768;
         const int64_t elements = op.batch.samples * op.batch.size;
-        if (elements == 0) return;
-        if (!x_t_.cuda && elements < BRIEF_ELEMENTS) return run_cpu(op, 1);
-        const char* error = nullptr;
         if (x_t_.cuda) {
 #if defined(SPLATDISTILL_CUDA)
-            const auto stream = call(torch().stream, py::int_(x_t_.device)).cast<uintptr_t>();
-            const py::gil_scoped_release release;
-            error = run_cuda(op, x_t_.device, reinterpret_cast<void*>(stream));
+            const char* error = nullptr;
+            if (elements) {
+                const py::gil_scoped_release release;
+                error = run_cuda(op, x_t_.device, reinterpret_cast<void*>(stream));
+            }
+            if (error) throw std::runtime_error(std::string("splatdistill CUDA kernel: ") + error);
+#else
+            refuse("x_t", "on cpu, since the extension was built without CUDA", x_t_);
 #endif
+        } else if (elements < kBriefElements) {  // the GIL is kept: to let go of it costs as much as the work
+            run_cpu(op, 1);
         } else {
-            const int threads = py::object(torch().threads()).cast<int>();
             const py::gil_scoped_release release;
             run_cpu(op, threads);
         }
-        if (error) throw std::runtime_error(std::string("splatdistill CUDA kernel: ") + error);
     }
 
   private:
-    bool fits(const TensorView& t, DType dtype) const {
-        return t.floating && t.dtype == dtype && t.cuda == x_t_.cuda && (!t.cuda || t.device == x_t_.device);
+    bool fits(const TensorView& t, Element element) const {
+        return t.contiguous && t.element == element && t.cuda == x_t_.cuda &&
+               (!t.cuda || t.device == x_t_.device);
     }
 
-    py::handle tensor_;
-    TensorView x_t_;
-    bool contiguous_;
+    const TensorView& x_t_;
 };
 
-using Handles = py::handle const*;
-
-// (x_t, outputs, weights, coefficients, noise or None, perp_neg, direct) -> x_next
-py::object ddim_step(Handles in) {
-    const bool perp_neg = in[5].is(py::handle(Py_True)), direct = in[6].is(py::handle(Py_True));
-    if (direct && observed({in[0], in[1], in[4]})) return py::none();
-    Arguments arguments(in[0]);
-    if (direct && !arguments.supported()) return py::none();
-    arguments.check();
-    Step op{arguments.batch(in[3], 7), arguments.guidance(in[1], in[2], perp_neg), arguments.x_t(),
-            in[4].is_none() ? nullptr : arguments.like_x_t(in[4], "noise"), nullptr};
-    if (!arguments.contiguous()) return py::none();
-    py::object x_next = arguments.new_like_x_t();
-    op.x_next = arguments.like_x_t(x_next, "x_next");
-    arguments.run(op);
-    return x_next;
+void ddim_step(const TensorView& x_t, const TensorView& outputs, const TensorView& weights,
+               const TensorView& coefficients, const std::optional<TensorView>& noise, bool perp_neg,
+               const TensorView& x_next, uintptr_t stream, int threads) {
+    const Arguments arguments(x_t);
+    const ddim::Step op{arguments.batch(coefficients, 7), arguments.guidance(outputs, weights, perp_neg),
+                        x_t.data, noise ? arguments.like_x_t(*noise, "noise") : nullptr,
+                        arguments.like_x_t(x_next, "x_next")};
+    arguments.run(op, stream, threads);
 }
 
-// (x_t, outputs, weights, coefficients, noise, perp_neg, direct) -> (gradient, x0_hat, norms)
-py::object noise_residual(Handles in) {
-    const bool perp_neg = in[5].is(py::handle(Py_True)), direct = in[6].is(py::handle(Py_True));
-    if (direct && observed({in[0], in[1], in[4]})) return py::none();
-    Arguments arguments(in[0]);
-    if (direct && !arguments.supported()) return py::none();
-    arguments.check();
-    Residual op{arguments.batch(in[3], 5),
-                arguments.guidance(in[1], in[2], perp_neg),
-                arguments.x_t(),
-                arguments.like_x_t(in[4], "noise"),
-                nullptr,
-                nullptr,
-                nullptr};
-    if (!arguments.contiguous()) return py::none();
-    const py::object gradient = arguments.new_like_x_t(), x0_hat = arguments.new_like_x_t();
-    const py::object norms = arguments.new_norms();
-    op.gradient = arguments.like_x_t(gradient, "gradient");
-    op.x0_hat = arguments.like_x_t(x0_hat, "x0_hat");
-    op.norms = arguments.parameters(norms, op.batch.samples, VECTOR, "norms");
-    arguments.run(op);
-    return py::make_tuple(gradient, x0_hat, norms);
+void noise_residual(const TensorView& x_t, const TensorView& outputs, const TensorView& weights,
+                    const TensorView& coefficients, const TensorView& noise, bool perp_neg,
+                    const TensorView& gradient, const TensorView& x0_hat, const TensorView& norms,
+                    uintptr_t stream, int threads) {
+    const Arguments arguments(x_t);
+    const ddim::Residual op{arguments.batch(coefficients, 5),
+                            arguments.guidance(outputs, weights, perp_neg),
+                            x_t.data,
+                            arguments.like_x_t(noise, "noise"),
+                            arguments.like_x_t(gradient, "gradient"),
+                            arguments.like_x_t(x0_hat, "x0_hat"),
+                            arguments.parameters(norms, {x_t.shape[0]}, "norms")};
+    arguments.run(op, stream, threads);
 }
 
-// (x_0, x_t, coefficients, direct) -> (eps, x_next)
-py::object recover_noise(Handles in) {
-    const bool direct = in[3].is(py::handle(Py_True));
-    if (direct && observed({in[0], in[1]})) return py::none();
-    Arguments arguments(in[1]);
-    if (direct && !arguments.supported()) return py::none();
-    arguments.check();
-    Recover op{arguments.batch(in[2], 4), arguments.like_x_t(in[0], "x_0"), arguments.x_t(), nullptr,
-               nullptr};
-    if (!arguments.contiguous()) return py::none();
-    const py::object eps = arguments.new_like_x_t(), x_next = arguments.new_like_x_t();
-    op.eps = arguments.like_x_t(eps, "eps");
-    op.x_next = arguments.like_x_t(x_next, "x_next");
-    arguments.run(op);
-    return py::make_tuple(eps, x_next);
-}
-
-// pybind11's own dispatch would cost as much as a whole small step, so Python calls these without it.
-template <py::object (*function)(Handles), Py_ssize_t expected>
-PyObject* fast_call(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
-    try {
-        if (count != expected) throw py::type_error("expected " + std::to_string(expected) + " arguments");
-        py::handle handles[expected];
-        for (Py_ssize_t i = 0; i < expected; ++i) handles[i] = arguments[i];
-        return function(handles).release().ptr();
-    } catch (py::error_already_set& error) {
-        error.restore();
-    } catch (const py::builtin_exception& error) {
-        error.set_error();
-    } catch (const std::exception& error) {
-        PyErr_SetString(PyExc_RuntimeError, error.what());
-    }
-    return nullptr;
-}
-
-template <py::object (*function)(Handles), Py_ssize_t expected>
-PyMethodDef method(const char* name) {
-    auto* pointer = reinterpret_cast<void*>(&fast_call<function, expected>);
-    return {name, reinterpret_cast<PyCFunction>(pointer), METH_FASTCALL, nullptr};
-}
-
-void set_torch(py::object tensor_type, py::object empty_like, py::object empty_norms, py::object threads,
-               py::object stream, py::object grad_enabled, py::tuple observers) {
-    Torch& hooks = torch();
-    hooks.tensor_type = tensor_type.release();
-    hooks.empty_like = empty_like.release();
-    hooks.empty_norms = empty_norms.release();
-    hooks.threads = threads.release();
-    hooks.stream = stream.release();
-    hooks.grad_enabled = grad_enabled.release();
-    hooks.observers = std::move(observers);
+void recover_noise(const TensorView& x_0, const TensorView& x_t, const TensorView& coefficients,
+                   const TensorView& eps, const TensorView& x_next, uintptr_t stream, int threads) {
+    const Arguments arguments(x_t);
+    const ddim::Recover op{arguments.batch(coefficients, 4), arguments.like_x_t(x_0, "x_0"), x_t.data,
+                           arguments.like_x_t(eps, "eps"), arguments.like_x_t(x_next, "x_next")};
+    arguments.run(op, stream, threads);
 }
 
 }  // namespace
-}  // namespace ddim
 
 void bind_ddim(py::module_& m) {
-    using namespace ddim;
-    m.def("set_torch", &set_torch, "Hand over what the extension asks of torch; see Torch in tensor_view.h.");
-    m.def("set_exchange", &set_exchange,
-          "Read tensors through this DLPack exchange capsule (None: by attributes).");
-    static PyMethodDef methods[] = {method<&ddim_step, 7>("ddim_step"),
-                                    method<&noise_residual, 7>("noise_residual"),
-                                    method<&recover_noise, 4>("recover_noise"),
-                                    {}};
-    if (PyModule_AddFunctions(m.ptr(), methods)) throw py::error_already_set();
+    m.def("ddim_step", &ddim_step);
+    m.def("noise_residual", &noise_residual);
+    m.def("recover_noise", &recover_noise);
 }
+
+}  // namespace splatdistill::python

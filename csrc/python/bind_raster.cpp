@@ -1,24 +1,26 @@
-// Python's face of the CPU rasterizer: addresses of contiguous float32 arrays and sizes; the GIL is released.
+// The CPU rasterizer: float32 arrays in, results into the caller's arrays. RasterScene and RasterPicture
+// borrow what they are made of.
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #include <cstdlib>
 #include <memory>
 #include <mutex>
 #include <new>
-#include <stdexcept>
+#include <optional>
 #include <utility>
 
+#include "dispatch.h"
+#include "python/tensor_view.h"
 #include "raster/raster.h"
 
 namespace py = pybind11;
-using namespace splatdistill::raster;
 
+namespace splatdistill::python {
 namespace {
 
-using Address = uintptr_t;  // zero: an argument left out
-
-float* floats(Address address) { return reinterpret_cast<float*>(address); }
-int32_t* integers(Address address) { return reinterpret_cast<int32_t*>(address); }
+using namespace raster;
+using Optional = std::optional<TensorView>;
 
 // A few freed blocks, kept because fresh pages cost more than the drawing of a small image.
 class Pool {
@@ -67,24 +69,43 @@ struct Memory {
     ~Memory() {
         if (block.data) pool().give(block);
     }
-    static char* allocate(void* self, size_t size) {
-        Memory& memory = *static_cast<Memory*>(self);
-        memory.block = pool().take(size);
-        memory.size = size;
-        return memory.block.data;
+    Allocator allocator() {
+        return {[](void* self, size_t size) {
+                    Memory& memory = *static_cast<Memory*>(self);
+                    memory.block = pool().take(size);
+                    memory.size = size;
+                    return memory.block.data;
+                },
+                this};
     }
 };
 
-Scene scene_of(Address means, Address quats, Address scales, Address opacities, Address sh, Address viewmats,
-               Address Ks, int64_t N, int64_t K, int64_t V, int width, int height, int sh_degree, float near,
-               float far, float radius_clip, float eps2d) {
-    return {floats(means),
-            floats(quats),
-            floats(scales),
-            floats(opacities),
-            floats(sh),
-            floats(viewmats),
-            floats(Ks),
+float* optional_floats(const Optional& tensor, std::initializer_list<int64_t> shape, const char* name) {
+    return tensor ? tensor->floats(shape, name) : nullptr;
+}
+
+void check_size(int width, int height) {
+    if (width < 1 || height < 1)
+        throw py::value_error("an image has at least one pixel, got " + std::to_string(width) + " x " +
+                              std::to_string(height));
+}
+
+Scene scene_of(const TensorView& means, const TensorView& quats, const TensorView& scales,
+               const TensorView& opacities, const TensorView& sh, const TensorView& viewmats,
+               const TensorView& Ks, int width, int height, int sh_degree, float near, float far,
+               float radius_clip, float eps2d) {
+    const int64_t N = means.shape[0], K = sh.shape[1], V = viewmats.shape[0];
+    check_size(width, height);
+    if (sh_degree < 0 || sh_degree > 3 || (sh_degree + 1) * (sh_degree + 1) > K)
+        throw py::value_error("sh_degree must be 0..3, with its coefficients in sh; got " +
+                              std::to_string(sh_degree) + " with K=" + std::to_string(K));
+    return {means.floats({N, 3}, "means"),
+            quats.floats({N, 4}, "quats"),
+            scales.floats({N, 3}, "scales"),
+            opacities.floats({N}, "opacities"),
+            sh.floats({N, K, 3}, "sh"),
+            viewmats.floats({V, 4, 4}, "viewmats"),
+            Ks.floats({V, 3, 3}, "Ks"),
             N,
             K,
             V,
@@ -97,62 +118,97 @@ Scene scene_of(Address means, Address quats, Address scales, Address opacities, 
             eps2d};
 }
 
-State state_of(const Image& image, Address memory, size_t size) {
-    State state;
-    lay_out(image, 0, 0, reinterpret_cast<char*>(memory), state);
-    int64_t splats = state.splat_begin[image.V], entries = state.entry_begin[image.V * image.tiles()];
-    if (lay_out(image, splats, entries, reinterpret_cast<char*>(memory), state) != size)
-        throw std::invalid_argument("the rasterizer's state does not belong to these inputs");
-    return state;
+// The image and the projected Gaussians that are drawn on it.
+struct Picture {
+    Image image;
+    RasterInputs in;
+};
+
+Picture picture_of(const TensorView& means2d, const TensorView& conics, const TensorView& colours,
+                   const TensorView& opacities, const TensorView& depths, const TensorView& radii,
+                   const Optional& backgrounds, int width, int height) {
+    const int64_t V = depths.shape[0], N = depths.shape[1];
+    check_size(width, height);
+    return {{N, V, width, height},
+            {means2d.floats({V, N, 2}, "means2d"), conics.floats({V, N, 3}, "conics"),
+             colours.floats({V, N, 3}, "colours"), opacities.floats({N}, "opacities"),
+             depths.floats({V, N}, "depths"), radii.integers({V, N, 2}, "radii"),
+             optional_floats(backgrounds, {V, 3}, "backgrounds")}};
+}
+
+void raster_project(const Scene& scene, const TensorView& means2d, const TensorView& conics,
+                    const TensorView& depths, const TensorView& colours, const TensorView& radii) {
+    const int64_t V = scene.V, N = scene.N;
+    const Projection out{means2d.floats({V, N, 2}, "means2d"), conics.floats({V, N, 3}, "conics"),
+                         depths.floats({V, N}, "depths"), colours.floats({V, N, 3}, "colours"),
+                         radii.integers({V, N, 2}, "radii")};
+    const py::gil_scoped_release release;
+    kernels().project(scene, out);
+}
+
+void raster_project_backward(const Scene& scene, const TensorView& radii, const TensorView& means2d,
+                             const TensorView& conics, const TensorView& depths, const TensorView& colours,
+                             const TensorView& v_means, const TensorView& v_quats, const TensorView& v_scales,
+                             const TensorView& v_sh) {
+    const int64_t V = scene.V, N = scene.N;
+    const int32_t* seen = radii.integers({V, N, 2}, "radii");
+    const ProjectionGradient gradient{
+        means2d.floats({V, N, 2}, "v_means2d"), conics.floats({V, N, 3}, "v_conics"),
+        depths.floats({V, N}, "v_depths"),      colours.floats({V, N, 3}, "v_colours"),
+        v_means.floats({N, 3}, "v_means"),      v_quats.floats({N, 4}, "v_quats"),
+        v_scales.floats({N, 3}, "v_scales"),    v_sh.floats({N, scene.K, 3}, "v_sh")};
+    const py::gil_scoped_release release;
+    kernels().project_backward(scene, seen, gradient);
+}
+
+// Returns what the backward pass needs.
+std::unique_ptr<Memory> raster_draw(const Picture& picture, const TensorView& rgb, const TensorView& alpha,
+                                    const TensorView& depth) {
+    const Image& image = picture.image;
+    const int64_t V = image.V, H = image.height, W = image.width;
+    const RasterOutputs out{rgb.floats({V, H, W, 3}, "rgb"), alpha.floats({V, H, W, 1}, "alpha"),
+                            depth.floats({V, H, W, 1}, "depth")};
+    auto memory = std::make_unique<Memory>();
+    const py::gil_scoped_release release;
+    const State state = kernels().bin(image, picture.in, memory->allocator());
+    kernels().rasterize(image, state, picture.in.backgrounds, out);
+    return memory;
+}
+
+// Gradients of rgb, alpha and depth are None where the loss leaves the image out.
+void raster_draw_backward(const Picture& picture, const TensorView& state, const Optional& rgb,
+                          const Optional& alpha, const Optional& depth, const TensorView& alpha_out,
+                          const TensorView& depth_out, const TensorView& v_means2d,
+                          const TensorView& v_conics, const TensorView& v_colours,
+                          const TensorView& v_opacities, const TensorView& v_depths,
+                          const TensorView& v_backgrounds) {
+    const Image& image = picture.image;
+    const int64_t N = image.N, V = image.V, H = image.height, W = image.width;
+    auto* memory = reinterpret_cast<char*>(state.bytes({state.numel()}, "state"));
+    const RasterGradient gradient{
+        optional_floats(rgb, {V, H, W, 3}, "v_rgb"),     optional_floats(alpha, {V, H, W, 1}, "v_alpha"),
+        optional_floats(depth, {V, H, W, 1}, "v_depth"), alpha_out.floats({V, H, W, 1}, "alpha"),
+        depth_out.floats({V, H, W, 1}, "depth"),         v_means2d.floats({V, N, 2}, "v_means2d"),
+        v_conics.floats({V, N, 3}, "v_conics"),          v_colours.floats({V, N, 3}, "v_colours"),
+        v_opacities.floats({N}, "v_opacities"),          v_depths.floats({V, N}, "v_depths"),
+        v_backgrounds.floats({V, 3}, "v_backgrounds")};
+    const py::gil_scoped_release release;
+    const State read = kernels().read_state(image, memory, size_t(state.numel()));
+    kernels().rasterize_backward(image, read, picture.in, gradient);
 }
 
 }  // namespace
 
 void bind_raster(py::module_& m) {
     py::class_<Scene>(m, "RasterScene").def(py::init(&scene_of));
-    py::class_<Image>(m, "RasterImage").def(py::init([](int64_t N, int64_t V, int width, int height) {
-        return Image{N, V, width, height};
-    }));
-    py::class_<RasterInputs>(m, "RasterInputs")
-        .def(py::init([](Address means2d, Address conics, Address colours, Address opacities, Address depths,
-                         Address radii, Address backgrounds) {
-            return RasterInputs{floats(means2d), floats(conics),  floats(colours),    floats(opacities),
-                                floats(depths),  integers(radii), floats(backgrounds)};
-        }));
+    py::class_<Picture>(m, "RasterPicture").def(py::init(&picture_of));
     py::class_<Memory>(m, "RasterMemory", py::buffer_protocol()).def_buffer([](Memory& memory) {
         return py::buffer_info(reinterpret_cast<uint8_t*>(memory.block.data), py::ssize_t(memory.size));
     });
-
-    m.def("raster_project", [](const Scene& scene, Address means2d, Address conics, Address depths,
-                               Address colours, Address radii) {
-        py::gil_scoped_release release;
-        project(scene, {floats(means2d), floats(conics), floats(depths), floats(colours), integers(radii)});
-    });
-    m.def("raster_project_backward",
-          [](const Scene& scene, Address radii, Address means2d, Address conics, Address depths,
-             Address colours, Address v_means, Address v_quats, Address v_scales, Address v_sh) {
-              py::gil_scoped_release release;
-              project_backward(scene, integers(radii),
-                               {floats(means2d), floats(conics), floats(depths), floats(colours),
-                                floats(v_means), floats(v_quats), floats(v_scales), floats(v_sh)});
-          });
-    m.def("raster_draw",
-          [](const Image& image, const RasterInputs& in, Address rgb, Address alpha, Address depth) {
-              auto memory = std::make_unique<Memory>();
-              py::gil_scoped_release release;
-              State state = bin(image, in, &Memory::allocate, memory.get());
-              rasterize(image, state, in.backgrounds, {floats(rgb), floats(alpha), floats(depth)});
-              return memory;
-          });
-    m.def("raster_draw_backward",
-          [](const Image& image, const RasterInputs& in, Address state, size_t state_size, Address rgb,
-             Address alpha, Address depth, Address alpha_out, Address depth_out, Address v_means2d,
-             Address v_conics, Address v_colours, Address v_opacities, Address v_depths,
-             Address v_backgrounds) {
-              py::gil_scoped_release release;
-              rasterize_backward(image, state_of(image, state, state_size), in,
-                                 {floats(rgb), floats(alpha), floats(depth), floats(alpha_out),
-                                  floats(depth_out), floats(v_means2d), floats(v_conics), floats(v_colours),
-                                  floats(v_opacities), floats(v_depths), floats(v_backgrounds)});
-          });
+    m.def("raster_project", &raster_project);
+    m.def("raster_project_backward", &raster_project_backward);
+    m.def("raster_draw", &raster_draw);
+    m.def("raster_draw_backward", &raster_draw_backward);
 }
+
+}  // namespace splatdistill::python

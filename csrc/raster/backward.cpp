@@ -6,7 +6,7 @@
 #include "raster/buffer.h"
 #include "raster/tile.h"
 
-namespace splatdistill::raster {
+namespace splatdistill::raster::SPLATDISTILL_LEVEL {
 namespace {
 
 // Lanes of a slot. With g = -dL/dsigma: moments of g in the offset to the mean, then colour and depth.
@@ -23,8 +23,8 @@ struct Cotangents {
 void read_cotangents(const Image& image, const State& state, const Tile& tile, int64_t index,
                      const float* background, const RasterGradient& in, Cotangents& c, float* v_background) {
     std::memset(&c, 0, sizeof(c));
-    std::memcpy(c.transmittance, state.transmittance + index * kBlocks, sizeof(c.transmittance));
-    std::memcpy(c.stop, state.stop + index * kBlocks, sizeof(c.stop));
+    std::memcpy(c.transmittance, state.transmittance + index * kBlocks * kLanes, sizeof(c.transmittance));
+    std::memcpy(c.stop, state.stop + index * kBlocks * kLanes, sizeof(c.stop));
     float *r = reinterpret_cast<float*>(c.r), *g = reinterpret_cast<float*>(c.g);
     float *b = reinterpret_cast<float*>(c.b), *depth = reinterpret_cast<float*>(c.depth);
     float *left = reinterpret_cast<float*>(c.transmittance), *behind = reinterpret_cast<float*>(c.behind);
@@ -152,4 +152,4 @@ void rasterize_backward(const Image& image, const State& state, const RasterInpu
         }
 }
 
-}  // namespace splatdistill::raster
+}  // namespace splatdistill::raster::SPLATDISTILL_LEVEL

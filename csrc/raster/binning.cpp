@@ -2,17 +2,18 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <stdexcept>
 #include <vector>
 
 #include "raster/buffer.h"
+#include "raster/layout.h"
+#include "raster/radix_sort.h"
 #include "raster/tile.h"
 
-namespace splatdistill::raster {
+namespace splatdistill::raster::SPLATDISTILL_LEVEL {
 namespace {
 
-struct Keyed {
-    uint32_t key, id;  // id: which packed splat
-};
+const char* const kForeignState = "the rasterizer's state does not belong to these inputs";
 
 // One view's working memory.
 struct Scratch {
@@ -24,29 +25,6 @@ struct Scratch {
     Keyed* sorted;
     int64_t count, entries;
 };
-
-// Stable least-significant-digit radix sort by key, 11 bits a pass; a pass that would move nothing is
-// skipped.
-Keyed* radix_sort(Keyed* items, Keyed* other, int64_t size) {
-    constexpr int kBits = 11, kBuckets = 1 << kBits;
-    uint32_t count[3][kBuckets] = {};
-    for (int64_t i = 0; i < size; ++i)
-        for (int pass = 0; pass < 3; ++pass) ++count[pass][(items[i].key >> (pass * kBits)) & (kBuckets - 1)];
-    for (int pass = 0; pass < 3; ++pass) {
-        int shift = pass * kBits;
-        if (size == 0 || count[pass][(items[0].key >> shift) & (kBuckets - 1)] == size) continue;
-        uint32_t sum = 0;
-        for (uint32_t& c : count[pass]) {
-            uint32_t next = sum + c;
-            c = sum;
-            sum = next;
-        }
-        for (int64_t i = 0; i < size; ++i)
-            other[count[pass][(items[i].key >> shift) & (kBuckets - 1)]++] = items[i];
-        std::swap(items, other);
-    }
-    return items;
-}
 
 // Sixteen Gaussians as splats; bit l of the result: lane l can be seen and is a finite ellipse.
 uint32_t pack(const RasterInputs& in, int64_t at, int64_t id, int count, Splat (&out)[kLanes]) {
@@ -141,28 +119,7 @@ void sort_view(const Image& image, const RasterInputs& in, int64_t view, Scratch
 
 }  // namespace
 
-size_t lay_out(const Image& image, int64_t splats, int64_t entries, char* memory, State& state, bool fresh) {
-    int64_t tiles = image.V * image.tiles();
-    size_t at = 0;
-    auto section = [&](auto*& pointer, int64_t count) {
-        using T = std::remove_reference_t<decltype(*pointer)>;
-        size_t size = size_t(count) * sizeof(T), padded = (size + 63) / 64 * 64;
-        if (memory) pointer = reinterpret_cast<T*>(memory + at);
-        if (fresh) std::memset(memory + at + size, 0, padded - size);
-        at += padded;
-    };
-    section(state.splat_begin, image.V + 1);
-    section(state.entry_begin, tiles + 1);
-    section(state.used, tiles);
-    section(state.transmittance, tiles * kBlocks);
-    section(state.stop, tiles * kBlocks);
-    section(state.splats, splats);
-    section(state.entries, entries);
-    section(state.masks, entries);
-    return at;
-}
-
-State bin(const Image& image, const RasterInputs& in, char* (*allocate)(void*, size_t), void* context) {
+State bin(const Image& image, const RasterInputs& in, const Allocator& allocator) {
     static thread_local std::vector<Scratch> kept;
     if (kept.size() < size_t(image.V)) kept.resize(image.V);
     Scratch* views = kept.data();
@@ -174,9 +131,10 @@ State bin(const Image& image, const RasterInputs& in, char* (*allocate)(void*, s
         splats += views[view].count;
         entries += views[view].entries;
     }
-    State state;
-    char* memory = allocate(context, lay_out(image, splats, entries, nullptr, state));
-    lay_out(image, splats, entries, memory, state, true);
+    const Layout layout(image, splats, entries);
+    char* memory = allocator.allocate(allocator.context, layout.size);
+    layout.clear_padding(memory);
+    State state = layout.at(memory);
     state.splat_begin[0] = state.entry_begin[0] = 0;
     int64_t* next =
         state.entry_begin + 1;  // each tile's next free entry, and so in the end the next one's begin
@@ -201,4 +159,13 @@ State bin(const Image& image, const RasterInputs& in, char* (*allocate)(void*, s
     return state;
 }
 
-}  // namespace splatdistill::raster
+State read_state(const Image& image, char* memory, size_t size) {
+    const State begins = Layout(image, 0, 0).at(memory);  // where the counts lie does not depend on them
+    const size_t tiles = size_t(image.V * image.tiles());
+    if (size < Layout(image, 0, 0).size) throw std::invalid_argument(kForeignState);
+    const Layout layout(image, begins.splat_begin[image.V], begins.entry_begin[tiles]);
+    if (layout.size != size) throw std::invalid_argument(kForeignState);
+    return layout.at(memory);
+}
+
+}  // namespace splatdistill::raster::SPLATDISTILL_LEVEL

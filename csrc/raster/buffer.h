@@ -5,7 +5,9 @@
 #include <cstdint>
 #include <memory>
 
-namespace splatdistill::raster {
+#include "levels/level.h"
+
+namespace splatdistill::raster::SPLATDISTILL_LEVEL {
 
 template <class T>
 class Buffer {
@@ -36,4 +38,4 @@ class Buffer {
     int64_t size_ = 0;
 };
 
-}  // namespace splatdistill::raster
+}  // namespace splatdistill::raster::SPLATDISTILL_LEVEL

@@ -4,7 +4,7 @@
 
 #include "raster/tile.h"
 
-namespace splatdistill::raster {
+namespace splatdistill::raster::SPLATDISTILL_LEVEL {
 namespace {
 
 struct Pixels {
@@ -18,8 +18,8 @@ void clear(Pixels& p, const Tile& tile) {
     for (int block = 0; block < kBlocks; ++block) {
         p.transmittance[block] = splat(1.0f);
         p.alpha[block] = p.r[block] = p.g[block] = p.b[block] = p.depth[block] = vf{};
-        vm inside = both(less(kColumns[block % 4], splat(float(tile.width))),
-                         less(kRows[block / 4], splat(float(tile.height))));
+        vm inside = both(less(columns(block), splat(float(tile.width))),
+                         less(rows(block), splat(float(tile.height))));
         p.cut[block] = select(inside, splat(kLog2AlphaMin), splat(infinity));
         p.stop[block] = splat(std::numeric_limits<int32_t>::max());
     }
@@ -100,8 +100,8 @@ void draw_tile(const Image& image, const State& state, const float* backgrounds,
     state.used[index] = used;
     std::fill(state.masks + begin + used, state.masks + begin + count, 0);
     for (int block = 0; block < kBlocks; ++block) {
-        state.transmittance[index * kBlocks + block] = p.transmittance[block];
-        state.stop[index * kBlocks + block] = p.stop[block];
+        store(state.transmittance + (index * kBlocks + block) * kLanes, p.transmittance[block]);
+        store(state.stop + (index * kBlocks + block) * kLanes, p.stop[block]);
     }
     const float black[3] = {};
     write_pixels(image, tile, p, backgrounds ? backgrounds + 3 * tile.view : black, out);
@@ -115,4 +115,4 @@ void rasterize(const Image& image, const State& state, const float* backgrounds,
         draw_tile(image, state, backgrounds, out, index);
 }
 
-}  // namespace splatdistill::raster
+}  // namespace splatdistill::raster::SPLATDISTILL_LEVEL

@@ -1,9 +1,11 @@
 // Fused projection and colour: sixteen Gaussians at a time, all views of a Gaussian in one go, so that
 // gradients are summed over views in registers and in a fixed order.
+#include <vector>
+
 #include "raster/raster.h"
 #include "raster/sh.h"
 
-namespace splatdistill::raster {
+namespace splatdistill::raster::SPLATDISTILL_LEVEL {
 namespace {
 
 constexpr int kMaxSh = 16;
@@ -295,15 +297,14 @@ void project_block_backward(const Scene& s, const Camera* cameras, const int32_t
         scatter(k < terms * 3 ? v_sh[k] : vf{}, out.v_sh + first * s.K * 3, s.K * 3, k, count);
 }
 
-// Calls block(cameras, first, count) for every sixteen Gaussians.
+// Call block(cameras.data(), first, count) for every sixteen Gaussians.
 template <class Block>
 void for_blocks(const Scene& scene, Block block) {
-    Camera* cameras = new Camera[scene.V];
+    std::vector<Camera> cameras(scene.V);
     for (int64_t view = 0; view < scene.V; ++view) cameras[view] = read_camera(scene, view);
 #pragma omp parallel for schedule(static)
     for (int64_t first = 0; first < scene.N; first += kLanes)
-        block(cameras, first, int(scene.N - first < kLanes ? scene.N - first : kLanes));
-    delete[] cameras;
+        block(cameras.data(), first, int(scene.N - first < kLanes ? scene.N - first : kLanes));
 }
 
 }  // namespace
@@ -320,4 +321,4 @@ void project_backward(const Scene& scene, const int32_t* radii, const Projection
     });
 }
 
-}  // namespace splatdistill::raster
+}  // namespace splatdistill::raster::SPLATDISTILL_LEVEL

@@ -6,10 +6,11 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "raster/simd.h"
+#include "levels/level.h"
 
 namespace splatdistill::raster {
 
+constexpr int kLanes = 16;                  // floats in a vector, whatever the level
 constexpr int kTile = 16;                   // pixels along a tile's side
 constexpr int kBlock = 4;                   // pixels along a block's side: one block is one vector
 constexpr int kBlocks = 16;                 // blocks in a tile, row by row
@@ -50,9 +51,6 @@ struct ProjectionGradient {
     float* v_sh;           // [N,K,3]
 };
 
-void project(const Scene& scene, const Projection& out);
-void project_backward(const Scene& scene, const int32_t* radii, const ProjectionGradient& gradient);
-
 // One visible Gaussian of one view, 64 bytes, in depth order. With d the offset from pixel to mean,
 // log2 of its opacity at that pixel is log2_opacity - (u dx + v dy)^2 - (w dy)^2.
 struct alignas(64) Splat {
@@ -71,27 +69,22 @@ static_assert(sizeof(Splat) == 64, "a splat is one cache line");
 struct Image {
     int64_t N, V;
     int width, height;
-    int tiles_x() const { return (width + kTile - 1) / kTile; }
-    int tiles_y() const { return (height + kTile - 1) / kTile; }
-    int64_t tiles() const { return int64_t(tiles_x()) * tiles_y(); }
+    SPLATDISTILL_INLINE int tiles_x() const { return (width + kTile - 1) / kTile; }
+    SPLATDISTILL_INLINE int tiles_y() const { return (height + kTile - 1) / kTile; }
+    SPLATDISTILL_INLINE int64_t tiles() const { return int64_t(tiles_x()) * tiles_y(); }
 };
 
-// What the forward pass leaves for the backward pass: sections of one block of memory.
+// What the forward pass leaves for the backward pass: sections of one block of memory, in this order.
 struct State {
     int64_t* splat_begin;  // [V+1]
     int64_t* entry_begin;  // [V*tiles+1] into entries and masks
     int32_t* used;         // [V*tiles] entries a tile looked at before all its pixels stopped
+    float* transmittance;  // [V*tiles,16,16] what is left of each block's pixels after the last contribution
+    int32_t* stop;         // [V*tiles,16,16] index in the tile of the entry at which a pixel stopped
     Splat* splats;         // [S] view by view, near to far
     uint32_t* entries;     // [E] indices of splats, tile by tile, near to far
     uint16_t* masks;       // [E] the blocks each entry can reach
-    vf* transmittance;     // [V*tiles,16] what is left after the last contribution
-    vi* stop;              // [V*tiles,16] index in the tile of the entry at which a pixel stopped
 };
-
-// Sections of `memory`, which holds at least the returned number of bytes (null memory: only the number).
-// Padding between sections is cleared in fresh memory: equal inputs give equal bytes.
-size_t lay_out(const Image& image, int64_t splats, int64_t entries, char* memory, State& state,
-               bool fresh = false);
 
 struct RasterInputs {
     const float* means2d;      // [V,N,2]
@@ -103,16 +96,17 @@ struct RasterInputs {
     const float* backgrounds;  // [V,3] or null: black
 };
 
-// Sort and bin; `allocate` is called once with the number of bytes and returns 64-byte aligned memory.
-State bin(const Image& image, const RasterInputs& in, char* (*allocate)(void*, size_t), void* context);
+// Gives 64-byte aligned memory of this many bytes.
+struct Allocator {
+    char* (*allocate)(void* context, size_t size);
+    void* context;
+};
 
 struct RasterOutputs {
     float* rgb;    // [V,H,W,3]
     float* alpha;  // [V,H,W]
     float* depth;  // [V,H,W] expected depth
 };
-void rasterize(const Image& image, const State& state, const float* backgrounds, const RasterOutputs& out);
-
 struct RasterGradient {
     const float* rgb;        // [V,H,W,3] gradients of the outputs; null: zero
     const float* alpha;      // [V,H,W]
@@ -126,7 +120,19 @@ struct RasterGradient {
     float* v_depths;         // [V,N]
     float* v_backgrounds;    // [V,3] or null
 };
+namespace SPLATDISTILL_LEVEL {
+
+void project(const Scene& scene, const Projection& out);
+void project_backward(const Scene& scene, const int32_t* radii, const ProjectionGradient& gradient);
+
+// Sort and bin into one block of memory, asked for once.
+State bin(const Image& image, const RasterInputs& in, const Allocator& allocator);
+// The state that `bin` left in `memory`; std::invalid_argument where it is not one of this image.
+State read_state(const Image& image, char* memory, size_t size);
+
+void rasterize(const Image& image, const State& state, const float* backgrounds, const RasterOutputs& out);
 void rasterize_backward(const Image& image, const State& state, const RasterInputs& in,
                         const RasterGradient& g);
 
+}  // namespace SPLATDISTILL_LEVEL
 }  // namespace splatdistill::raster

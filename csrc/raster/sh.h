@@ -3,7 +3,7 @@
 
 #include "raster/simd.h"
 
-namespace splatdistill::raster {
+namespace splatdistill::raster::SPLATDISTILL_LEVEL {
 
 constexpr float kSh0 = 0.28209479177387814f;
 constexpr float kSh1 = 0.4886025119029199f;
@@ -14,7 +14,7 @@ constexpr float kSh3[7] = {-0.5900435899266435f, 2.890611442640554f,   -0.457045
                            -0.5900435899266435f};
 
 // The (degree + 1)^2 basis functions at the unit direction (x, y, z).
-inline void sh_basis(int degree, vf x, vf y, vf z, vf* basis) {
+SPLATDISTILL_INLINE void sh_basis(int degree, vf x, vf y, vf z, vf* basis) {
     basis[0] = splat(kSh0);
     if (degree < 1) return;
     basis[1] = y * -kSh1;
@@ -39,7 +39,7 @@ inline void sh_basis(int degree, vf x, vf y, vf z, vf* basis) {
 
 // The gradient in (x, y, z) of sum_i weight[i] basis[i], taken as polynomials; only its part
 // perpendicular to the direction has a meaning.
-inline void sh_gradient(int degree, vf x, vf y, vf z, const vf* weight, vf& gx, vf& gy, vf& gz) {
+SPLATDISTILL_INLINE void sh_gradient(int degree, vf x, vf y, vf z, const vf* weight, vf& gx, vf& gy, vf& gz) {
     gx = weight[3] * -kSh1;
     gy = weight[1] * -kSh1;
     gz = weight[2] * kSh1;
@@ -61,4 +61,4 @@ inline void sh_gradient(int degree, vf x, vf y, vf z, const vf* weight, vf& gx, 
     gz += w10 * xy + w11 * yz * 8.0f + w12 * (zz * 2.0f - xx - yy) * 3.0f + w13 * xz * 8.0f + w14 * (xx - yy);
 }
 
-}  // namespace splatdistill::raster
+}  // namespace splatdistill::raster::SPLATDISTILL_LEVEL

@@ -7,14 +7,20 @@
 #include <cstring>
 
 #ifdef __x86_64__
-#include <immintrin.h>
+#pragma GCC diagnostic push
+#if !defined(__clang__)
+#pragma GCC diagnostic ignored "-Wuninitialized"  // GCC 12 means its own _mm512_undefined_ps
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #endif
+#include <immintrin.h>
+#pragma GCC diagnostic pop
+#endif
+
+#include "raster/raster.h"
 
 #pragma GCC diagnostic ignored "-Wpsabi"  // vectors are only passed between inlined functions
 
-namespace splatdistill::raster {
-
-constexpr int kLanes = 16;
+namespace splatdistill::raster::SPLATDISTILL_LEVEL {
 
 // --- one register of the machine ---
 
@@ -33,38 +39,40 @@ typedef uint32_t ru __attribute__((vector_size(kRegister)));  // wraps where ri 
 #ifdef __AVX512F__
 
 typedef __mmask16 rm;
-inline rm less(rf a, rf b) { return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_LT_OQ); }
-inline rm less_equal(rf a, rf b) { return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_LE_OQ); }
-inline rm less(ri a, ri b) { return _mm512_cmplt_epi32_mask((__m512i)a, (__m512i)b); }
-inline rf select(rm m, rf a, rf b) { return (rf)_mm512_mask_blend_ps(m, (__m512)b, (__m512)a); }
-inline ri select(rm m, ri a, ri b) { return (ri)_mm512_mask_blend_epi32(m, (__m512i)b, (__m512i)a); }
-inline rf keep(rm m, rf a) { return (rf)_mm512_maskz_mov_ps(m, (__m512)a); }
-inline uint32_t bits(rm m) { return m; }
-inline rf min(rf a, rf b) { return (rf)_mm512_min_ps((__m512)a, (__m512)b); }
-inline rf max(rf a, rf b) { return (rf)_mm512_max_ps((__m512)a, (__m512)b); }
-inline rf sqrt(rf a) { return (rf)_mm512_sqrt_ps((__m512)a); }
+SPLATDISTILL_INLINE rm less(rf a, rf b) { return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_LT_OQ); }
+SPLATDISTILL_INLINE rm less_equal(rf a, rf b) { return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_LE_OQ); }
+SPLATDISTILL_INLINE rm less(ri a, ri b) { return _mm512_cmplt_epi32_mask((__m512i)a, (__m512i)b); }
+SPLATDISTILL_INLINE rf select(rm m, rf a, rf b) { return (rf)_mm512_mask_blend_ps(m, (__m512)b, (__m512)a); }
+SPLATDISTILL_INLINE ri select(rm m, ri a, ri b) {
+    return (ri)_mm512_mask_blend_epi32(m, (__m512i)b, (__m512i)a);
+}
+SPLATDISTILL_INLINE rf keep(rm m, rf a) { return (rf)_mm512_maskz_mov_ps(m, (__m512)a); }
+SPLATDISTILL_INLINE uint32_t bits(rm m) { return m; }
+SPLATDISTILL_INLINE rf min(rf a, rf b) { return (rf)_mm512_min_ps((__m512)a, (__m512)b); }
+SPLATDISTILL_INLINE rf max(rf a, rf b) { return (rf)_mm512_max_ps((__m512)a, (__m512)b); }
+SPLATDISTILL_INLINE rf sqrt(rf a) { return (rf)_mm512_sqrt_ps((__m512)a); }
 
 #else
 
 typedef ri rm;
-inline rm less(rf a, rf b) { return a < b; }
-inline rm less_equal(rf a, rf b) { return a <= b; }
-inline rm less(ri a, ri b) { return a < b; }
-inline rf select(rm m, rf a, rf b) { return m ? a : b; }
-inline ri select(rm m, ri a, ri b) { return m ? a : b; }
-inline rf keep(rm m, rf a) { return (rf)(m & (ri)a); }
-inline rf min(rf a, rf b) { return a < b ? a : b; }
-inline rf max(rf a, rf b) { return a > b ? a : b; }
+SPLATDISTILL_INLINE rm less(rf a, rf b) { return a < b; }
+SPLATDISTILL_INLINE rm less_equal(rf a, rf b) { return a <= b; }
+SPLATDISTILL_INLINE rm less(ri a, ri b) { return a < b; }
+SPLATDISTILL_INLINE rf select(rm m, rf a, rf b) { return m ? a : b; }
+SPLATDISTILL_INLINE ri select(rm m, ri a, ri b) { return m ? a : b; }
+SPLATDISTILL_INLINE rf keep(rm m, rf a) { return (rf)(m & (ri)a); }
+SPLATDISTILL_INLINE rf min(rf a, rf b) { return a < b ? a : b; }
+SPLATDISTILL_INLINE rf max(rf a, rf b) { return a > b ? a : b; }
 #ifdef __AVX2__
-inline uint32_t bits(rm m) { return uint32_t(_mm256_movemask_ps((__m256)m)); }
-inline rf sqrt(rf a) { return (rf)_mm256_sqrt_ps((__m256)a); }
+SPLATDISTILL_INLINE uint32_t bits(rm m) { return uint32_t(_mm256_movemask_ps((__m256)m)); }
+SPLATDISTILL_INLINE rf sqrt(rf a) { return (rf)_mm256_sqrt_ps((__m256)a); }
 #else
-inline uint32_t bits(rm m) {
+SPLATDISTILL_INLINE uint32_t bits(rm m) {
     uint32_t r = 0;
     for (int l = 0; l < kRegister / 4; ++l) r |= (uint32_t(m[l]) & 1u) << l;
     return r;
 }
-inline rf sqrt(rf a) {
+SPLATDISTILL_INLINE rf sqrt(rf a) {
     for (int l = 0; l < kRegister / 4; ++l) a[l] = std::sqrt(a[l]);
     return a;
 }
@@ -72,12 +80,12 @@ inline rf sqrt(rf a) {
 
 #endif
 
-inline rm both(rm a, rm b) { return a & b; }
-inline ri to_int(rf a) { return __builtin_convertvector(a, ri); }
+SPLATDISTILL_INLINE rm both(rm a, rm b) { return a & b; }
+SPLATDISTILL_INLINE ri to_int(rf a) { return __builtin_convertvector(a, ri); }
 
 // 2^x for x in [-126, 126], relative error below 2e-7: round to the nearest integer by adding 1.5 * 2^23,
 // a polynomial for the fraction in [-1/2, 1/2], the integer added to the exponent bits.
-inline rf exp2(rf x) {
+SPLATDISTILL_INLINE rf exp2(rf x) {
     const float shift = 12582912.0f;
     rf rounded = x + shift;
     rf f = x - (rounded - shift);
@@ -91,7 +99,7 @@ inline rf exp2(rf x) {
 
 // log2(x) for normal x > 0, absolute error below 3e-7: x = 2^e m with m in [sqrt(1/2), sqrt(2)),
 // ln m = 2 artanh((m - 1) / (m + 1)).
-inline rf log2(rf x) {
+SPLATDISTILL_INLINE rf log2(rf x) {
     ri e = (ri)((ru)x - 0x3f3504f3u) >> 23;
     rf m = (rf)((ru)x - ((ru)e << 23));
     rf s = (m - 1.0f) / (m + 1.0f);
@@ -134,16 +142,16 @@ struct Pair {
 };
 
 template <class F, class I>
-struct Half {
+struct Doubled {
     typedef Pair<F, float> f;
     typedef Pair<I, int32_t> i;
 };
 #ifdef __AVX2__
-typedef Half<rf, ri>::f vf;
-typedef Half<rf, ri>::i vi;
+typedef Doubled<rf, ri>::f vf;
+typedef Doubled<rf, ri>::i vi;
 #else
-typedef Half<Half<rf, ri>::f, Half<rf, ri>::i>::f vf;
-typedef Half<Half<rf, ri>::f, Half<rf, ri>::i>::i vi;
+typedef Doubled<Doubled<rf, ri>::f, Doubled<rf, ri>::i>::f vf;
+typedef Doubled<Doubled<rf, ri>::f, Doubled<rf, ri>::i>::i vi;
 #endif
 typedef vi vm;
 
@@ -195,16 +203,17 @@ SPLATDISTILL_BINARY(max)
 
 #endif
 
-inline vf splat(float x) { return vf{} + x; }
-inline vi splat(int32_t x) { return vi{} + x; }
-inline vf load(const float* p) {
+SPLATDISTILL_INLINE vf splat(float x) { return vf{} + x; }
+SPLATDISTILL_INLINE vi splat(int32_t x) { return vi{} + x; }
+SPLATDISTILL_INLINE vf load(const float* p) {
     vf x;
     std::memcpy(&x, p, sizeof(x));
     return x;
 }
-inline void store(float* p, vf x) { std::memcpy(p, &x, sizeof(x)); }
-inline vf clamp(vf x, vf low, vf high) { return min(max(x, low), high); }
-inline vm is_finite(vf x) { return less_equal(x * 0.0f, vf{}); }
+SPLATDISTILL_INLINE void store(float* p, vf x) { std::memcpy(p, &x, sizeof(x)); }
+SPLATDISTILL_INLINE void store(int32_t* p, vi x) { std::memcpy(p, &x, sizeof(x)); }
+SPLATDISTILL_INLINE vf clamp(vf x, vf low, vf high) { return min(max(x, low), high); }
+SPLATDISTILL_INLINE vm is_finite(vf x) { return less_equal(x * 0.0f, vf{}); }
 
 // Element `offset` of up to sixteen records; lanes past `count` repeat the last record.
 template <class V = vf, class E>
@@ -227,7 +236,7 @@ void scatter(V x, E* base, int64_t stride, int offset, int count) {
 }
 
 // The sums over lanes of ten vectors, in lanes 0..9 of the result (the other lanes are zero).
-inline vf sum_lanes(const vf (&v)[10]) {
+SPLATDISTILL_INLINE vf sum_lanes(const vf (&v)[10]) {
 #ifdef __AVX512F__
     auto pair = [](__m512 a, __m512 b) {
         return _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
@@ -272,4 +281,4 @@ inline vf sum_lanes(const vf (&v)[10]) {
 #endif
 }
 
-}  // namespace splatdistill::raster
+}  // namespace splatdistill::raster::SPLATDISTILL_LEVEL

@@ -9,7 +9,7 @@
 #include <type_traits>
 #include <vector>
 
-namespace splatdistill {
+namespace splatdistill::scenes::SPLATDISTILL_LEVEL {
 namespace {
 
 constexpr float kMiss = 1e30f;
@@ -294,4 +294,4 @@ void raycast(const RaycastView& view) {
         }
 }
 
-}  // namespace splatdistill
+}  // namespace splatdistill::scenes::SPLATDISTILL_LEVEL

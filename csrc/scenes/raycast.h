@@ -2,7 +2,9 @@
 #pragma once
 #include <cstdint>
 
-namespace splatdistill {
+#include "levels/level.h"
+
+namespace splatdistill::scenes {
 
 // One solid, in its own space where it has unit size: x_local = world_to_local * [x_world, 1].
 // `parameter` is the clip height of an ellipsoid (-1: whole), the top radius of a frustum (bottom: 1), the
@@ -25,7 +27,11 @@ struct RaycastView {
     std::uint8_t* rgba;    // [size, size, 4], colour premultiplied by coverage
 };
 
-// Casts 2x2 rays a pixel; thread-safe, allocates its own scratch.
+namespace SPLATDISTILL_LEVEL {
+
+// Cast 2x2 rays a pixel; thread-safe, allocates its own scratch.
 void raycast(const RaycastView& view);
 
-}  // namespace splatdistill
+}  // namespace SPLATDISTILL_LEVEL
+
+}  // namespace splatdistill::scenes

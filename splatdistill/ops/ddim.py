@@ -1,8 +1,7 @@
 """Fused diffusion steps: guidance, prediction conversion and the DDIM move in one pass over memory.
 
 Each function is a torch custom op (autograd, fake tensors, torch.compile) that runs the native kernel for the
-tensors' device. float64, and devices without a native kernel, run the reference. Where nothing needs to
-observe the call, it goes straight to the kernel: dispatching a custom op costs several times a small step.
+tensors' device. float64, and devices without a native kernel, run the reference.
 """
 
 import warnings
@@ -42,11 +41,6 @@ def ddim_step(
     Raises ValueError where shapes, dtypes or devices do not belong together.
     Source: DDIM (2010.02502) eq. 12; perp-neg (2304.04968).
     """
-    extension = native._C
-    if extension is not None and not _is_compiling():
-        x_next = extension.ddim_step(x_t, outputs, weights, coefficients, noise, perp_neg, True)
-        if x_next is not None:
-            return x_next
     return _ddim_step(x_t, outputs, weights, coefficients, noise, perp_neg)
 
 
@@ -65,11 +59,6 @@ def noise_residual(
     the Euclidean norm of each sample's gradient). Has no derivative: the network is frozen.
     Raises ValueError where shapes, dtypes or devices do not belong together.
     """
-    extension = native._C
-    if extension is not None and not _is_compiling():
-        results = extension.noise_residual(x_t, outputs, weights, coefficients, noise, perp_neg, True)
-        if results is not None:
-            return results
     return _noise_residual(x_t, outputs, weights, coefficients, noise, perp_neg)
 
 
@@ -82,15 +71,7 @@ def recover_noise(x_0: Tensor, x_t: Tensor, coefficients: Tensor) -> tuple[Tenso
     Differentiable in x_0 and x_t. Raises ValueError where shapes, dtypes or devices do not belong together.
     Source: SDI (2405.15891), Algorithm 2.
     """
-    extension = native._C
-    if extension is not None and not _is_compiling():
-        results = extension.recover_noise(x_0, x_t, coefficients, True)
-        if results is not None:
-            return results
     return _recover_noise(x_0, x_t, coefficients)
-
-
-_is_compiling = torch.compiler.is_dynamo_compiling  # bound once: in a call of two microseconds look-ups show
 
 
 def _kernels(x_t: Tensor) -> ModuleType | None:
@@ -101,6 +82,12 @@ def _kernels(x_t: Tensor) -> ModuleType | None:
         warnings.warn("splatdistill was built without CUDA kernels; the reference runs instead", stacklevel=4)
         return None
     return native._C
+
+
+def _resources(x_t: Tensor) -> tuple[int, int]:
+    """Return the CUDA stream's handle and the number of threads that a kernel for x_t may use."""
+    stream = torch.cuda.current_stream(x_t.device).cuda_stream if x_t.is_cuda else 0
+    return stream, torch.get_num_threads()
 
 
 def _empty(x: Tensor) -> Tensor:
@@ -117,7 +104,9 @@ def _ddim_step(
     if noise is not None:
         noise = noise.contiguous()
     inputs = [tensor.contiguous() for tensor in (x_t, outputs, weights, coefficients)]
-    return kernels.ddim_step(*inputs, noise, perp_neg, False)
+    x_next = _empty(x_t)
+    kernels.ddim_step(*inputs, noise, perp_neg, x_next, *_resources(x_t))
+    return x_next
 
 
 @_ddim_step.register_fake
@@ -158,7 +147,9 @@ def _noise_residual(
     if kernels is None:
         return reference.noise_residual(x_t, outputs, weights, coefficients, noise, perp_neg)
     inputs = [tensor.contiguous() for tensor in (x_t, outputs, weights, coefficients, noise)]
-    return kernels.noise_residual(*inputs, perp_neg, False)
+    results = _empty(x_t), _empty(x_t), x_t.new_zeros(x_t.shape[0], dtype=torch.float32)
+    kernels.noise_residual(*inputs, perp_neg, *results, *_resources(x_t))
+    return results
 
 
 @_noise_residual.register_fake
@@ -171,7 +162,10 @@ def _recover_noise(x_0: Tensor, x_t: Tensor, coefficients: Tensor) -> tuple[Tens
     kernels = _kernels(x_t)
     if kernels is None:
         return reference.recover_noise(x_0, x_t, coefficients)
-    return kernels.recover_noise(x_0.contiguous(), x_t.contiguous(), coefficients.contiguous(), False)
+    inputs = [tensor.contiguous() for tensor in (x_0, x_t, coefficients)]
+    results = _empty(x_t), _empty(x_t)
+    kernels.recover_noise(*inputs, *results, *_resources(x_t))
+    return results
 
 
 @_recover_noise.register_fake

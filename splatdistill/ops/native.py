@@ -10,22 +10,17 @@ import torch  # before _C: both then share the OpenMP runtime that torch brings
 _C: Any = None  # the extension
 try:
     _C = import_module("splatdistill._C")
-    _C.set_torch(
-        torch.Tensor,
-        torch.empty_like,
-        lambda x_t: torch.empty(x_t.shape[0], device=x_t.device),
-        torch.get_num_threads,
-        lambda device: torch.cuda.current_stream(device).cuda_stream,
-        torch.is_grad_enabled,
-        (torch._C._len_torch_dispatch_stack, torch._C._are_functorch_transforms_active),
+    # torch >= 2.10 lets a tensor's pointer and shape be read in tens of nanoseconds; else by __dlpack__.
+    _C.set_exchange(torch.Tensor, getattr(torch.Tensor, "__dlpack_c_exchange_api__", None))
+except (ImportError, AttributeError) as error:
+    remedy = (
+        "install a C++ compiler and reinstall splatdistill to get them"
+        if isinstance(error, ModuleNotFoundError)  # else: built, but it does not load, or is of older sources
+        else "reinstall splatdistill where it should run"
     )
-    # Reads a tensor's pointer and shape in tens of nanoseconds (torch >= 2.10); by attributes without it.
-    _C.set_exchange(getattr(torch.Tensor, "__dlpack_c_exchange_api__", None))
-except (ImportError, AttributeError) as error:  # not built, or built from older sources
     _C = None
     warnings.warn(
-        f"splatdistill: native kernels not available ({error}); using the slower pure-torch reference. "
-        "Install a C++ compiler and reinstall to get them.",
+        f"splatdistill: native kernels not available ({error}); using the pure-torch reference; {remedy}",
         stacklevel=2,
     )
 

@@ -50,39 +50,12 @@ def rasterize(
     return rgb, alpha, depth, means2d, radii
 
 
-def _address(tensor: Tensor | None, *shape: int, dtype: torch.dtype = FLOAT) -> int:
-    """The address of a contiguous CPU tensor, 0 for None; ValueError when shape or type are others."""
-    if tensor is None:
-        return 0
-    fits = tensor.shape == shape and tensor.dtype == dtype and tensor.device.type == "cpu"
-    if not (fits and tensor.is_contiguous()):
-        raise ValueError(
-            f"the rasterizer wants a contiguous CPU tensor of shape {list(shape)} and {dtype}, "
-            f"got {list(tensor.shape)}, {tensor.dtype}, {tensor.device}"
-        )
-    return tensor.data_ptr()
-
-
 def _kernels():
     """The extension, or a plain error: the ops below are not meant to be called without it."""
     kernels = native.kernels()
     if kernels is None:
         raise RuntimeError("splatdistill._C was not built: call splatdistill.ops.rasterize, which falls back")
     return kernels
-
-
-def _scene(means, quats, scales, opacities, sh, viewmats, Ks, *settings):
-    """The kernels' view of a scene; settings: width, height, sh_degree, near, far, radius_clip, eps2d."""
-    N, K, V = means.shape[0], sh.shape[1], viewmats.shape[0]
-    sh_degree = settings[2]
-    if not 0 <= sh_degree <= 3 or (sh_degree + 1) ** 2 > K:
-        raise ValueError(f"sh_degree must be 0..3, with its coefficients in sh; got {sh_degree} with K={K}")
-    if settings[0] < 1 or settings[1] < 1:
-        raise ValueError(f"an image has at least one pixel, got {settings[0]} x {settings[1]}")
-    return _kernels().RasterScene(
-        _address(means, N, 3), _address(quats, N, 4), _address(scales, N, 3), _address(opacities, N),
-        _address(sh, N, K, 3), _address(viewmats, V, 4, 4), _address(Ks, V, 3, 3), N, K, V, *settings,
-    )  # fmt: skip
 
 
 @torch.library.custom_op("splatdistill::project", mutates_args=())
@@ -105,9 +78,10 @@ def project(
     `limits` holds the values of `Limits`.
     """
     inputs = [x.contiguous() for x in (means, quats, scales, opacities, sh, viewmats, Ks)]
-    scene = _scene(*inputs, width, height, sh_degree, *limits)
+    kernels = _kernels()
+    scene = kernels.RasterScene(*inputs, width, height, sh_degree, *limits)
     outputs = _project_fake(*inputs)
-    _kernels().raster_project(scene, *(x.data_ptr() for x in outputs))
+    kernels.raster_project(scene, *outputs)
     return outputs
 
 
@@ -143,17 +117,10 @@ def project_backward(
     size: (width, height); radii: as `project` returned them; cotangents: of means2d, conics, depths, colours.
     """
     inputs = [x.contiguous() for x in (means, quats, scales, opacities, sh, viewmats, Ks)]
-    scene = _scene(*inputs, *size, sh_degree, 0.0, 0.0, 0.0, eps2d)
-    V, N = viewmats.shape[0], means.shape[0]
-    cotangents = [x.contiguous() for x in cotangents]
-    shapes = ((V, N, 2), (V, N, 3), (V, N), (V, N, 3))
+    kernels = _kernels()
+    scene = kernels.RasterScene(*inputs, *size, sh_degree, 0.0, 0.0, 0.0, eps2d)
     outputs = _project_backward_fake(*inputs)
-    _kernels().raster_project_backward(
-        scene,
-        _address(radii, V, N, 2, dtype=torch.int32),
-        *(_address(x, *shape) for x, shape in zip(cotangents, shapes)),
-        *(x.data_ptr() for x in outputs),
-    )
+    kernels.raster_project_backward(scene, radii, *(x.contiguous() for x in cotangents), *outputs)
     return outputs
 
 
@@ -180,18 +147,6 @@ def _project_gradient(ctx, v_means2d, v_conics, v_depths, v_colours, _v_radii):
 project.register_autograd(_project_gradient, setup_context=_project_save)
 
 
-def _raster_inputs(projected: list[Tensor], backgrounds: Tensor | None, width: int, height: int):
-    """The kernels' view of the image and of projected Gaussians, in the order of the ops' arguments."""
-    means2d, conics, colours, opacities, depths, radii = projected
-    V, N = depths.shape
-    kernels = _kernels()
-    return kernels.RasterImage(N, V, width, height), kernels.RasterInputs(
-        _address(means2d, V, N, 2), _address(conics, V, N, 3), _address(colours, V, N, 3),
-        _address(opacities, N), _address(depths, V, N), _address(radii, V, N, 2, dtype=torch.int32),
-        _address(backgrounds, V, 3),
-    )  # fmt: skip
-
-
 @torch.library.custom_op("splatdistill::rasterize_tiles", mutates_args=())
 def rasterize_tiles(
     means2d: Tensor,
@@ -210,10 +165,11 @@ def rasterize_tiles(
     """
     inputs = [x.contiguous() for x in (means2d, conics, colours, opacities, depths, radii)]
     backgrounds = None if backgrounds is None else backgrounds.contiguous()
-    image, arrays = _raster_inputs(inputs, backgrounds, width, height)
-    rgb, alpha, depth = _images(depths, width, height)
-    memory = _kernels().raster_draw(image, arrays, rgb.data_ptr(), alpha.data_ptr(), depth.data_ptr())
-    return rgb, alpha, depth, torch.frombuffer(memory, dtype=torch.uint8)
+    kernels = _kernels()
+    picture = kernels.RasterPicture(*inputs, backgrounds, width, height)
+    images = _images(depths, width, height)
+    memory = kernels.raster_draw(picture, *images)
+    return *images, torch.frombuffer(memory, dtype=torch.uint8)
 
 
 def _images(depths, width, height):
@@ -246,22 +202,13 @@ def rasterize_tiles_backward(
     `alpha` and `depth` [V,H,W,1] and `state` are outputs of `rasterize_tiles`; cotangents: of rgb, alpha and
     depth, None for an image that the loss leaves out.
     """
-    V, H, W, _ = depth.shape
     inputs = [x.contiguous() for x in (means2d, conics, colours, opacities, depths, radii)]
     backgrounds = None if backgrounds is None else backgrounds.contiguous()
-    image, arrays = _raster_inputs(inputs, backgrounds, W, H)
+    kernels = _kernels()
+    picture = kernels.RasterPicture(*inputs, backgrounds, depth.shape[2], depth.shape[1])
     cotangents = [None if x is None else x.contiguous() for x in cotangents]
     outputs = _rasterize_tiles_backward_fake(means2d, conics, colours, opacities, depths)
-    _kernels().raster_draw_backward(
-        image,
-        arrays,
-        _address(state, state.numel(), dtype=torch.uint8),
-        state.numel(),
-        *(_address(x, V, H, W, channels) for x, channels in zip(cotangents, (3, 1, 1))),
-        _address(alpha, V, H, W, 1),
-        _address(depth, V, H, W, 1),
-        *(x.data_ptr() for x in outputs),
-    )
+    kernels.raster_draw_backward(picture, state, *cotangents, alpha, depth, *outputs)
     return outputs
 
 

@@ -170,7 +170,10 @@ def raycast(table: np.ndarray, cameras: Cameras, threads: int = 1) -> np.ndarray
             "compiler and reinstall splatdistill (python -m splatdistill.doctor shows what was found)"
         )
     viewmats, Ks = cameras.viewmats.float().numpy(), cameras.Ks.float().numpy()
-    return kernels.raycast_scenes(np.asarray(table, np.float32), viewmats, Ks, cameras.width, threads)
+    rgba = np.empty((len(table), cameras.width, cameras.width, 4), np.uint8)
+    solids = np.ascontiguousarray(table, np.float32)
+    kernels.raycast_scenes(solids, np.ascontiguousarray(viewmats), np.ascontiguousarray(Ks), rgba, threads)
+    return rgba
 
 
 def composite(rgba: np.ndarray, background: np.ndarray) -> np.ndarray:

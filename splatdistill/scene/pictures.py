@@ -1,22 +1,41 @@
-"""Pictures of one thing, from files: where the thing is, and from where it was seen."""
+"""Pictures of one thing, from files: where the thing is, and from where it was seen.
+
+A file is opened as one of FORMATS alone, whatever its name says: Pillow knows others that start a program.
+"""
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageDraw, UnidentifiedImageError
+from PIL import ExifTags, Image
 from torch import Tensor
 
 from splatdistill.errors import UserError
 from splatdistill.files import atomic_write
 from splatdistill.scene.cameras import Cameras
 
-TOLERANCE = 10.0  # of 255: how far a plain background strays from the colour of its border
-LONGEST = 4096  # pixels a side that are read
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
+LARGEST = 2**26  # pixels of a file: a photograph has 12 to 50 million
+LONGEST = 1024  # pixels a side that are kept: no teacher sees more
+TOLERANCE = 30.0  # of 3 * 255: how far a plain background strays from its color, summed over the channels
+EDGE = 0.75  # of the picture's edge that is background at least, where a plain one is taken away
+CLEAR = 250  # of 255: an alpha channel that is nowhere below hides nothing
+SEEN = (0.002, 0.98)  # shares of the picture that one thing may cover
+WHITE = {"I;16": 65535.0, "I;16L": 65535.0, "I;16B": 65535.0, "F": 1.0}  # of the modes of one wide channel
+UPRIGHT = {  # what brings a picture with this EXIF orientation upright
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,54 +76,122 @@ class Reference:
 def read_picture(path: Path) -> tuple[Tensor, Tensor]:
     """The rgb [3, S, S] in [0, 1] and the alpha [1, S, S] of a picture file, made square by clear margins.
 
-    Without an alpha channel of its own, the plain background that touches the border is taken away. Raises
-    UserError for what is not a picture, is too large, or shows nothing.
+    Without an alpha channel of its own, the plain background that touches the edge is taken away. Larger
+    pictures are shrunk to LONGEST pixels a side first. Raises UserError for what is not a picture, is too
+    large, has no plain background, or shows nothing.
     """
-    try:
-        with Image.open(path) as opened:
-            if max(opened.size) > LONGEST:
-                raise UserError(f"{path}: {opened.size[0]}x{opened.size[1]} pixels; at most {LONGEST} a side")
-            transparent = opened.mode in ("RGBA", "LA", "PA") or "transparency" in opened.info
-            picture = opened.convert("RGBA")
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError, ValueError, SyntaxError) as error:
-        reason = " ".join(str(error).split())[:150]
-        raise UserError(f"cannot read the picture {path}: {reason}; expected a PNG, JPEG or WebP") from error
-    if not transparent or picture.getchannel("A").getextrema()[0] == 255:
-        picture = without_background(picture)
-    side = max(picture.size)
-    square = Image.new("RGBA", (side, side))
-    square.paste(picture, ((side - picture.width) // 2, (side - picture.height) // 2))
-    pixels = torch.frombuffer(bytearray(square.tobytes()), dtype=torch.uint8).view(side, side, 4)
-    rgba = pixels.permute(2, 0, 1).float() / 255.0
-    covered = rgba[3].mean().item()
-    if not 0.002 < covered < 0.98:
+    picture = open_picture(path)
+    rgba = np.asarray(picture)
+    if rgba[..., 3].min() >= CLEAR:
+        rgba = np.asarray(without_background(picture, path))
+    covered = rgba[..., 3].mean() / 255.0  # before the margins, which hide nothing
+    if not SEEN[0] < covered < SEEN[1]:
         shows = "nothing" if covered < 0.5 else "no background"
         raise UserError(
             f"{path} shows {shows} that could be told apart; expected one thing on a transparent or plain "
             "background, with a margin"
         )
-    return rgba[:3], rgba[3:]
+    side = max(picture.size)
+    square = np.zeros((side, side, 4), np.uint8)
+    top, left = (side - picture.height) // 2, (side - picture.width) // 2
+    square[top : top + picture.height, left : left + picture.width] = rgba
+    pixels = torch.from_numpy(square).permute(2, 0, 1).float() / 255.0
+    return pixels[:3], pixels[3:]
 
 
-def without_background(picture: Image.Image) -> Image.Image:
-    """The picture without what joins the border in the border's most frequent colour."""
-    rgb = picture.convert("RGB")
-    width, height = rgb.size
-    border = [(x, y) for x in range(width) for y in (0, height - 1)]
-    border += [(x, y) for y in range(height) for x in (0, width - 1)]
-    colours = [rgb.getpixel(place) for place in border]
-    plain: Any = max(set(colours), key=colours.count)
-    marked = Image.new("RGB", (width + 2, height + 2), plain)  # a frame, so that one fill reaches all around
-    marked.paste(rgb, (1, 1))
-    key = next(c for c in ((255, 0, 255), (0, 255, 0), (1, 2, 3)) if _distance(c, plain) > 3 * TOLERANCE)
-    ImageDraw.floodfill(marked, (0, 0), key, thresh=3 * TOLERANCE)
-    outside = torch.frombuffer(bytearray(marked.tobytes()), dtype=torch.uint8).view(height + 2, width + 2, 3)
-    alpha = (outside != torch.tensor(key, dtype=torch.uint8)).any(-1)[1:-1, 1:-1]
-    result = rgb.convert("RGBA")
-    result.putalpha(Image.fromarray((alpha * 255).byte().numpy()))
+def open_picture(path: Path) -> Image.Image:
+    """The picture in a file as RGBA, upright, at most LONGEST pixels a side: of several the first.
+
+    Raises UserError for what is none of FORMATS, is damaged, or has more than LARGEST pixels.
+    """
+    if not path.is_file():
+        raise UserError(f"there is no picture {path}; give a PNG, JPEG, WebP, BMP, TIFF or GIF file")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of Pillow's, on sizes and tags: what matters is told below
+            with Image.open(path, formats=FORMATS) as opened:
+                if opened.width * opened.height > LARGEST:
+                    sides = f"{opened.width}x{opened.height} pixels; at most {LARGEST / 1e6:.0f} million"
+                    raise UserError(f"the picture {path} has {sides}: shrink it first")
+                opened.draft(None, (LONGEST, LONGEST))  # a JPEG is decoded at half or less where that does
+                opened.load()
+                picture = to_rgba(opened)
+                picture.thumbnail((LONGEST, LONGEST), Image.Resampling.BOX)
+                return turned_upright(picture, opened)
+    except UserError:
+        raise
+    except Exception as error:  # whatever a decoder makes of a damaged file
+        reason = " ".join(str(error).split())[:150] or type(error).__name__
+        raise UserError(
+            f"cannot read the picture {path}: {reason}; expected a PNG, JPEG, WebP, BMP, TIFF or GIF"
+        ) from error
+
+
+def to_rgba(picture: Image.Image) -> Image.Image:
+    """A loaded picture of any mode as RGBA; raises ValueError where the file does not say what is white."""
+    mode = "I;16" if picture.mode == "I" and picture.format == "PNG" else picture.mode  # older Pillow's
+    if mode == "I" or mode == "F":
+        low, high = picture.getextrema()
+        if mode == "I" or not 0.0 <= low <= high <= 1.0:  # pyright: ignore[reportOperatorIssue]
+            raise ValueError("32-bit values without an agreed white; save it with 8 or 16 bits a channel")
+    if mode not in WHITE:
+        direct = mode not in ("La", "RGBX")
+        return picture.convert("RGBA") if direct else picture.convert("RGB").convert("RGBA")
+    values = np.asarray(picture)
+    grey = (values.astype(np.float32) * (255.0 / WHITE[mode])).round().astype(np.uint8)
+    hidden = values == picture.info.get("transparency", -1)
+    alpha = Image.fromarray(np.where(hidden, np.uint8(0), np.uint8(255)))
+    return Image.merge("RGBA", [*[Image.fromarray(grey)] * 3, alpha])
+
+
+def turned_upright(picture: Image.Image, opened: Image.Image) -> Image.Image:
+    """The picture as its camera was held, by the orientation in the file's EXIF data, where it has any."""
+    try:
+        turn = UPRIGHT.get(opened.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # damaged or foreign data beside a sound picture
+        turn = None
+    return picture if turn is None else picture.transpose(turn)
+
+
+def without_background(picture: Image.Image, path: Path) -> Image.Image:
+    """An opaque picture without what joins its edge in the edge's color.
+
+    Raises UserError where less than EDGE of its edge is background: then there is no plain one.
+    """
+    rgb = np.asarray(picture.convert("RGB")).astype(np.int16)  # [H, W, 3]
+    edge = np.concatenate([rgb[0], rgb[-1], rgb[:, 0], rgb[:, -1]])  # [E, 3]
+    colors, counts = np.unique(edge, axis=0, return_counts=True)
+    near = np.abs(edge - colors[counts.argmax()]).sum(-1) <= TOLERANCE
+    plain = np.median(edge[near], axis=0)  # of a noisy background the middle, not its most frequent color
+    outside = joined_to_edge(np.abs(rgb - plain).sum(-1) <= TOLERANCE)
+    share = np.concatenate([outside[0], outside[-1], outside[:, 0], outside[:, -1]]).mean()
+    if share < EDGE:
+        raise UserError(
+            f"{path} has no plain background (one color along {share:.0%} of its edge; expected {EDGE:.0%}): "
+            "cut the thing out and save it as a PNG with transparency, or take it before one even color"
+        )
+    result = picture.copy()
+    result.putalpha(Image.fromarray(np.where(outside, np.uint8(0), np.uint8(255))))
     return result
 
 
-def _distance(a: tuple[int, ...], b: tuple[int, ...]) -> float:
-    """What ImageDraw.floodfill compares with its threshold."""
-    return sum(abs(x - y) for x, y in zip(a, b, strict=True))
+def joined_to_edge(free: np.ndarray) -> np.ndarray:
+    """Where one comes from outside through free pixels [H, W] alone, sideways, up and down.
+
+    Runs of free pixels in a row are nodes; those that touch take the lower number, until none changes.
+    """
+    free = np.pad(free, 1, constant_values=True)  # a frame: its first run, number 0, touches all around
+    starts = free.copy()
+    starts[:, 1:] &= ~free[:, :-1]
+    run = np.cumsum(starts).reshape(free.shape) - 1
+    touching = free[1:] & free[:-1]
+    above, below = run[:-1][touching], run[1:][touching]
+    lowest = np.arange(starts.sum())
+    while True:
+        a, b = lowest[above], lowest[below]
+        if (a == b).all():
+            return (free & (lowest[run] == 0))[1:-1, 1:-1]
+        lower = np.minimum(a, b)
+        np.minimum.at(lowest, a, lower)
+        np.minimum.at(lowest, b, lower)
+        lowest = lowest[lowest]

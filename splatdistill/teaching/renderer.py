@@ -1,0 +1,131 @@
+"""Draws meshes with moderngl on EGL: a GPU where there is one, else Mesa's llvmpipe."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from splatdistill.cameras import Cameras
+from splatdistill.errors import UserError
+from splatdistill.teaching.meshes import TEXTURE, Mesh
+
+SAMPLES = 4  # of a pixel
+NEAR, FAR = 0.1, 20.0
+ALPHA_TO_COVERAGE = 0x809E  # GL_SAMPLE_ALPHA_TO_COVERAGE: leaves and glass need no sorting
+
+VERTEX = """
+#version 330
+uniform mat4 camera;
+in vec3 position; in vec3 normal; in vec4 color; in vec2 uv; in float layer;
+out vec3 p; out vec3 n; out vec4 base; out vec2 st; flat out float picture;
+void main() {
+    gl_Position = camera * vec4(position, 1.0);
+    p = position; n = normal; base = color; st = uv; picture = layer;
+}
+"""
+FRAGMENT = """
+#version 330
+uniform sampler2DArray pictures;
+uniform vec3 eye; uniform vec3 lamp; uniform vec3 strengths;  // ambient, lamp, headlight
+in vec3 p; in vec3 n; in vec4 base; in vec2 st; flat in float picture;
+out vec4 seen;
+void main() {
+    vec4 color = base;
+    if (picture >= 0.0) {
+        vec4 t = texture(pictures, vec3(st, picture));
+        color *= vec4(pow(t.rgb, vec3(2.2)), t.a);
+    }
+    vec3 to_eye = normalize(eye - p), m = normalize(n);
+    float facing = dot(m, to_eye);
+    if (facing < 0.0) m = -m;
+    float light = dot(strengths, vec3(1.0, max(0.0, dot(m, lamp)), abs(facing)));
+    vec3 lit = clamp(color.rgb * light, 0.0, 1.0);
+    seen = vec4(mix(12.92 * lit, 1.055 * pow(lit, vec3(1.0 / 2.4)) - 0.055, step(0.0031308, lit)), color.a);
+}
+"""
+
+
+@dataclass(frozen=True)
+class Light:
+    """How a scene is lit, fixed in the world but for a weak light at the camera; linear strengths."""
+
+    azimuth_deg: float = 40.0
+    elevation_deg: float = 58.0
+    ambient: float = 0.4
+    lamp: float = 0.55
+    head: float = 0.15
+
+    @property
+    def direction(self) -> tuple[float, float, float]:
+        """The unit vector toward the lamp."""
+        a, e = np.radians([self.azimuth_deg, self.elevation_deg])
+        return (float(np.cos(e) * np.cos(a)), float(np.cos(e) * np.sin(a)), float(np.sin(e)))
+
+
+class Renderer:
+    """An off-screen OpenGL context for square pictures of one size.
+
+    Raises UserError where there is none to be had.
+    """
+
+    def __init__(self, size: int) -> None:
+        try:
+            import moderngl
+
+            self._gl: Any = moderngl.create_context(standalone=True, backend="egl", require=330)
+        except Exception as error:  # the binding raises bare exceptions of many kinds
+            raise UserError(
+                f"drawing the models needs moderngl and EGL ({error}); "
+                "pip install 'splatdistill[teaching]', and on Debian apt-get install libegl1 libgl1-mesa-dri"
+            ) from error
+        self.size = size
+        self._program = self._gl.program(VERTEX, FRAGMENT)
+        depth = self._gl.depth_renderbuffer((size, size), samples=SAMPLES)
+        color = self._gl.renderbuffer((size, size), 4, samples=SAMPLES)
+        self._drawn = self._gl.framebuffer([color], depth)
+        self._resolved = self._gl.framebuffer([self._gl.renderbuffer((size, size), 4)])
+        self._gl.enable(moderngl.DEPTH_TEST)
+        self._gl.enable_direct(ALPHA_TO_COVERAGE)
+
+    def draw(self, mesh: Mesh, cameras: Cameras, light: Light) -> np.ndarray:
+        """Pictures [V, S, S, 4] uint8 of a mesh, colour multiplied by coverage; the cameras' size is S."""
+        rows = (mesh.positions, mesh.normals, mesh.colors, mesh.uvs, mesh.layers[:, None])
+        buffer = self._gl.buffer(np.concatenate(rows, 1).astype(np.float32).tobytes())
+        names = ("position", "normal", "color", "uv", "layer")
+        array = self._gl.vertex_array(self._program, [(buffer, "3f 3f 4f 2f 1f", *names)])
+        layers = max(1, len(mesh.textures))
+        data = mesh.textures.tobytes() or bytes(TEXTURE * TEXTURE * 4)
+        pictures = self._gl.texture_array((TEXTURE, TEXTURE, layers), 4, data)
+        pictures.build_mipmaps()
+        pictures.use(0)
+        self._program["lamp"].value = light.direction
+        self._program["strengths"].value = (light.ambient, light.lamp, light.head)
+        images = np.empty((len(cameras), self.size, self.size, 4), np.uint8)
+        projected, eyes = projections(cameras), cameras.positions.numpy()
+        for i in range(len(cameras)):
+            self._drawn.use()
+            self._drawn.clear(0.0, 0.0, 0.0, 0.0)
+            self._program["camera"].write(projected[i].T.astype(np.float32).tobytes())
+            self._program["eye"].value = tuple(eyes[i].tolist())
+            array.render()
+            self._gl.copy_framebuffer(self._resolved, self._drawn)
+            read = np.frombuffer(self._resolved.read(components=4), np.uint8)
+            images[i] = read.reshape(self.size, self.size, 4)[::-1]
+        for thing in (array, buffer, pictures):
+            thing.release()
+        return images
+
+
+def projections(cameras: Cameras) -> np.ndarray:
+    """From the world to OpenGL's clip space, [V, 4, 4]."""
+    viewmats, Ks = cameras.viewmats.double().numpy(), cameras.Ks.double().numpy()
+    clip = np.zeros((len(cameras), 4, 4))
+    clip[:, 0, 0] = 2 * Ks[:, 0, 0] / cameras.width
+    clip[:, 0, 2] = 2 * Ks[:, 0, 2] / cameras.width - 1
+    clip[:, 1, 1] = -2 * Ks[:, 1, 1] / cameras.height
+    clip[:, 1, 2] = 1 - 2 * Ks[:, 1, 2] / cameras.height
+    clip[:, 2, 2], clip[:, 2, 3] = (FAR + NEAR) / (FAR - NEAR), -2 * FAR * NEAR / (FAR - NEAR)
+    clip[:, 3, 2] = 1.0
+    return clip @ viewmats

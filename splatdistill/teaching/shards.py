@@ -1,0 +1,104 @@
+"""The training set on disk: shards of scenes, first as pictures, then as latents.
+
+A shard depends on (seed, its number) alone, is written whole or not at all, and one that is there is kept: so
+any number of interrupted runs, or several at once on different numbers, come to the same set.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from splatdistill.files import atomic_write
+from splatdistill.teaching.compositions import (
+    VIEWS,
+    before,
+    draw_background,
+    draw_cameras,
+    draw_scene,
+)
+from splatdistill.teaching.renderer import Renderer
+from splatdistill.teaching.shelf import Shelf
+
+log = logging.getLogger(__name__)
+
+SCENES = 256  # of a shard
+
+
+def shard_path(folder: Path, kind: str, number: int) -> Path:
+    """Where a shard of "pictures" or "latents" lies."""
+    return folder / f"{kind}-{number:05d}.npz"
+
+
+def render_shard(
+    path: Path, shelf: Shelf, renderer: Renderer, seed: Sequence[int], scenes: int = SCENES
+) -> None:
+    """Write one shard of pictures.
+
+    pictures [n, V, S, S, 3] uint8; captions [n, K] text; cameras [n, V, 4]: azimuth, elevation in degrees,
+    distance, field of view in degrees; backgrounds [n, 3]; ids, nouns, colors [n, 2] text, "" where there is
+    no second thing or no named color; relations [n] text.
+    """
+    size = renderer.size
+    rows: dict[str, list[Any]] = {
+        name: []
+        for name in ("pictures", "captions", "cameras", "backgrounds", "ids", "nouns", "colors", "relations")
+    }
+    for i in range(scenes):
+        rng = np.random.default_rng((*seed, i))
+        scene, cameras = draw_scene(shelf, rng), draw_cameras(size, rng)
+        rgba = renderer.draw(scene.mesh, cameras, scene.light)
+        background = draw_background(rgba, rng)
+        orbits = (cameras.azimuth_deg, cameras.elevation_deg, cameras.distance, cameras.fov_deg)
+        blank = [""] * (2 - len(scene.entries))
+        rows["pictures"].append(before(rgba, background))
+        rows["captions"].append(scene.captions)
+        rows["cameras"].append(torch.stack(orbits, 1).numpy())
+        rows["backgrounds"].append(background.astype(np.float32))
+        rows["ids"].append([e.id for e in scene.entries] + blank)
+        rows["nouns"].append([e.noun for e in scene.entries] + blank)
+        rows["colors"].append([c or "" for c in scene.colors] + blank)
+        rows["relations"].append(scene.relation)
+    with atomic_write(path) as file:
+        np.savez(file, **{name: np.array(values) for name, values in rows.items()})
+
+
+def render_shards(folder: Path, shelf: Shelf, renderer: Renderer, numbers: range, seed: int) -> None:
+    """Write those shards of pictures that are not there yet."""
+    for number in numbers:
+        path, start = shard_path(folder, "pictures", number), time.perf_counter()
+        if not path.exists():
+            render_shard(path, shelf, renderer, (seed, number))
+            log.info("%s: %.1f scenes/s", path.name, SCENES / (time.perf_counter() - start))
+
+
+@torch.no_grad()
+def encode_shard(source: Path, target: Path, encode: Any, batch: int = 64) -> None:
+    """Write a shard of latents [n, V, C, h, w] float16 beside all else of a shard of pictures.
+
+    encode: from pictures [B, 3, S, S] in [0, 1] to latents [B, C, h, w].
+    """
+    with np.load(source) as arrays:
+        rows = {name: arrays[name] for name in arrays.files}
+    flat = torch.from_numpy(rows.pop("pictures")).flatten(0, 1).permute(0, 3, 1, 2)
+    latents = torch.cat([encode(part.float() / 255.0) for part in flat.split(batch)])
+    rows["latents"] = latents.unflatten(0, (-1, VIEWS)).half().numpy()
+    with atomic_write(target) as file:
+        np.savez(file, **rows)
+
+
+def encode_shards(pictures: Path, folder: Path, encode: Any) -> int:
+    """Encode those shards of pictures that have no latents yet; how many were made."""
+    made = 0
+    for source in sorted(pictures.glob("pictures-*.npz")):
+        target = folder / source.name.replace("pictures", "latents")
+        if not target.exists():
+            encode_shard(source, target, encode)
+            made += 1
+    return made

@@ -177,8 +177,11 @@ def read_obj(archive: zipfile.ZipFile, inside: str) -> Mesh:
     v, vt, vn = (_numbers(values[name], width) for name, width in (("v", 3), ("vt", 2), ("vn", 3)))
     folder = PurePosixPath(inside).parent
     materials: dict[str, dict[str, str]] = {}
-    for name in libraries:
-        materials.update(_materials(archive.read(str(folder / name)).decode("utf-8", "replace")))
+    there = set(archive.namelist())
+    for path in (str(folder / name) for name in libraries):
+        found = path if path in there else str(PurePosixPath(inside).with_suffix(".mtl"))  # misnamed in one
+        if found in there:
+            materials.update(_materials(archive.read(found).decode("utf-8", "replace")))
     textures: list[np.ndarray] = []
     parts = []
     for name, triangles in faces.items():

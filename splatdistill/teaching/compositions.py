@@ -149,7 +149,7 @@ def draw_light(rng: np.random.Generator) -> Light:
 
 
 def draw_background(rgba: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A plain colour [3], white, gray, black, or any, that premultiplied pictures [V, S, S, 4] stand out from."""
+    """A plain colour [3] that premultiplied pictures [V, S, S, 4] stand out from: white, gray, black, or any."""
     covered = max(float(rgba[..., 3].sum()), 1.0)
     mean = rgba[..., :3].sum((0, 1, 2), dtype=float) / covered
     for _ in range(8):

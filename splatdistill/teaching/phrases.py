@@ -14,12 +14,14 @@ from splatdistill.teaching.assets import Entry
 
 ARTICLES = frozenset(("a", "an", "the"))
 PICTURE = re.compile(
-    r"^(?:an? |the )?(?:(?:dslr|hd|4k|high|quality|realistic|detailed|close|up|zoomed|out|3d|beautiful|single) )*"
+    r"^(?:an? |the )?(?:(?:dslr|hd|4k|high|quality|realistic|detailed|close|up|zoomed|out|3d|"
+    r"beautiful|single) )*"
     r"(?:photo|photograph|picture|image|model|render|rendering|view)s? of "
 )
 BETWEEN = ("on top of", "next to", "and")
 SIZES = {"small": 0.55, "big": 0.92}
 USUAL_SIZE = 0.78
+MAX_WORDS = 20  # of a text that are read; the last place stays empty
 
 
 def canonical(text: str) -> str:
@@ -49,3 +51,9 @@ def vocabulary(entries: list[Entry], colors: list[str]) -> list[str]:
     texts = [text for e in entries for text in (e.noun, *e.also, *e.phrases)]
     words = " ".join(canonical(text) for text in [*texts, *colors, *SIZES, *BETWEEN]).split()
     return sorted(set(words))
+
+
+def read_words(text: str, known: dict[str, int]) -> list[int]:
+    """The numbers of a canonical text's words, MAX_WORDS of them: 0 for none, 1 for an unknown one."""
+    numbers = [known.get(word, 1) for word in text.split()][: MAX_WORDS - 1]
+    return numbers + [0] * (MAX_WORDS - len(numbers))

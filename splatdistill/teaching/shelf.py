@@ -1,4 +1,4 @@
-"""The models that scenes are made of: read once, kept ready on disk, tinted and varied when they are taken."""
+"""The models that scenes are made of: read once, kept ready on disk, tinted when they are taken."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ NEAR = 0.22  # distance in sRGB within which a colour is the main one
 def procedural_entries(nouns: Iterable[str]) -> list[Entry]:
     """The things built of solids that the bundle has no model of."""
     known = set(nouns)
-    broader = {name: ("shape",) for name in PRIMITIVES}
+    broader = dict.fromkeys(PRIMITIVES, ("shape",))
     return [
         Entry(name, PROCEDURAL + name, name, broader.get(name, ()), (), 0.0, name in PRIMITIVES, True, 0)
         for name in BUILDERS
@@ -156,7 +156,7 @@ def tinted(mesh: Mesh, main: np.ndarray, color: np.ndarray) -> Mesh:
 
 
 def alike(colors: np.ndarray, main: np.ndarray) -> np.ndarray:
-    """Which sRGB colours [t, 3] are a shade of the main one [3]: near it, or of its hue where both have one."""
+    """Which sRGB colours [t, 3] are shades of the main one [3]: near it, or of its hue where both have one."""
     near = np.linalg.norm(colors - main, axis=1) < NEAR
 
     def chroma(c: np.ndarray) -> np.ndarray:

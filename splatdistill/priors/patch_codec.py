@@ -1,0 +1,90 @@
+"""The shipped teacher's autoencoder: an orthogonal basis of 8 x 8 patches, and a decoder that mends the rest.
+
+Encoding is one linear map, the first principal components of patches of pictures: it costs next to nothing
+forward and backward, and a distance between latents is one between pictures. Each component is scaled by its
+standard deviation to the power -1/2, halfway to white.
+"""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from torch import Tensor, nn
+
+
+class PatchCodec(ModelMixin, ConfigMixin):
+    """Pictures [B, 3, H, W] in [-1, 1] to latents [B, C, H / 8, W / 8] and back, in AutoencoderTiny's manner.
+
+    Args:
+        latent_channels: components that are kept.
+        patch_size: pixels a side of a patch.
+        width: features of the decoder.
+        layers: residual blocks of the decoder.
+        scaling_factor: of the latents; the basis has the scale in it, so 1.
+        block_out_channels: tells, by its length, by how much latents are smaller, as diffusers' classes do.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        latent_channels: int = 24,
+        patch_size: int = 8,
+        width: int = 192,
+        layers: int = 3,
+        scaling_factor: float = 1.0,
+        block_out_channels: tuple[int, ...] = (1, 1, 1, 1),
+    ) -> None:
+        super().__init__()
+        self.basis = nn.Conv2d(3, latent_channels, patch_size, stride=patch_size)
+        self.inverse = nn.ConvTranspose2d(latent_channels, 3, patch_size, stride=patch_size)
+        self.spread = nn.Conv2d(latent_channels, width, 3, padding=1)
+        self.blocks = nn.ModuleList(Residual(width) for _ in range(layers))
+        self.mend = nn.Conv2d(width, 3 * patch_size**2, 1)
+        nn.init.zeros_(self.mend.weight)
+
+    def fit(self, pictures: Tensor) -> None:
+        """Set the basis from pictures [B, 3, H, W] in [-1, 1]: the best linear code of their patches."""
+        size, count = self.config.patch_size, self.config.latent_channels
+        patches = F.unfold(pictures.double(), size, stride=size).mT.flatten(0, 1)  # [n, 3 * size^2]
+        mean = patches.mean(0)
+        values, vectors = torch.linalg.eigh((patches - mean).mT @ (patches - mean) / len(patches))
+        basis = vectors.flip(1)[:, :count].mT  # [C, 3 * size^2]
+        basis = basis * torch.where(basis.sum(1, keepdim=True) < 0, -1.0, 1.0)
+        scale = values.flip(0)[:count, None].clamp(min=1e-8) ** -0.25
+        scale = scale / (values.flip(0)[:count].sqrt() * scale[:, 0] ** 2).mean().sqrt()
+        with torch.no_grad():
+            self.basis.weight.copy_((basis * scale).view_as(self.basis.weight))
+            self.basis.bias.copy_(-(basis * scale) @ mean)
+            self.inverse.weight.copy_((basis / scale).view_as(self.inverse.weight))
+            self.inverse.bias.copy_(mean.view(3, -1).mean(1))
+
+    def encode(self, pictures: Tensor) -> Any:
+        """`.latents` [B, C, h, w] of pictures [B, 3, H, W] in [-1, 1]."""
+        return SimpleNamespace(latents=self.basis(pictures))
+
+    def decode(self, latents: Tensor, return_dict: bool = True) -> Any:
+        """`.sample`, or a tuple of it: pictures [B, 3, H, W] of latents [B, C, h, w]."""
+        hidden = self.spread(latents)
+        for block in self.blocks:
+            hidden = block(hidden)
+        fine = F.pixel_shuffle(self.mend(hidden), self.config.patch_size)
+        sample = self.inverse(latents) + fine
+        return SimpleNamespace(sample=sample) if return_dict else (sample,)
+
+
+class Residual(nn.Module):
+    """Features, mixed with their neighbours', added to themselves."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(width, width, 3, padding=1)
+        self.second = nn.Conv2d(width, width, 1)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """[B, width, h, w] to the same."""
+        return hidden + self.second(F.relu(self.first(F.relu(hidden))))

@@ -1,0 +1,306 @@
+"""Trains the shipped teacher's denoiser and text encoder together, for all three of its uses at once."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import DDIMScheduler
+from torch import Tensor
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from splatdistill.files import atomic_write
+from splatdistill.priors.embedded.muon import Muon
+from splatdistill.priors.view_transformer import CLEAN, ViewTransformer, describe_cameras, patch_rays
+from splatdistill.teaching.compositions import RING, VIEWS
+from splatdistill.teaching.phrases import MAX_WORDS, read_words
+
+log = logging.getLogger(__name__)
+
+SCALE = 0.7  # of latents: noise then hides even what is brightest at the noisy end
+TEXT_WIDTH = 256
+LOG = 10  # steps between two lines
+WARMUP = 150  # steps
+MODES = ("single", "together", "picture")
+NO_TEXT = 0.1  # how often nothing is said
+NO_TEXT_BESIDE = 0.5  # how often nothing is said where a picture is shown
+
+
+@dataclass(frozen=True)
+class PupilSettings:
+    """How the denoiser learns, and how large it is.
+
+    shares: of the steps with single views, with RING views together, and with one of them shown.
+    """
+
+    batch: int = 64
+    matrix_rate: float = 2e-3  # Muon
+    learning_rate: float = 1e-3  # AdamW: embeddings, biases, first and last layers
+    ema: float = 0.998
+    seed: int = 2
+    shares: tuple[float, float, float] = (0.5, 0.3, 0.2)
+    outer_width: int = 256
+    outer_layers: int = 2
+    width: int = 384
+    layers: int = 6
+    patch_size: int = 2
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Shards of latents in memory.
+
+    latents [n, V, C, h, w] float16, scaled; ids [n, K, L]; cameras [n, V, 4] azimuth and elevation in
+    radians, distance, field of view in radians; backgrounds [n, 3].
+    """
+
+    latents: Tensor
+    ids: Tensor
+    cameras: Tensor
+    backgrounds: Tensor
+
+    @classmethod
+    def load(cls, paths: list[Path], words: dict[str, int], device: torch.device | str = "cpu") -> Examples:
+        """Read shards that `shards.encode_shard` wrote."""
+        latents, ids, cameras, backgrounds = [], [], [], []
+        for path in paths:
+            with np.load(path) as arrays:
+                latents.append(torch.from_numpy(arrays["latents"]))
+                said = [[read_words(text, words) for text in row] for row in arrays["captions"]]
+                ids.append(torch.tensor(said))
+                cameras.append(torch.from_numpy(arrays["cameras"]).float())
+                backgrounds.append(torch.from_numpy(arrays["backgrounds"]).float())
+        told = torch.cat(cameras)
+        turned = torch.stack(
+            [told[..., 0].deg2rad(), told[..., 1].deg2rad(), told[..., 2], told[..., 3].deg2rad()], -1
+        )
+        parts = (torch.cat(latents), torch.cat(ids), turned, torch.cat(backgrounds))
+        return cls(*(part.to(device) for part in parts))
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one step learns from; n samples, `views` in turn of one scene. Fields as in ViewTransformer."""
+
+    clean: Tensor  # [n, C, h, w]
+    t: Tensor  # [n], CLEAN for what is shown
+    ids: Tensor  # [n / views, L]
+    cameras: Tensor  # [n, 4]
+    relative: Tensor  # [n]
+    backgrounds: Tensor  # [n, 3]
+    noise: Tensor  # [n, C, h, w]
+    views: int
+
+
+def draw_batch(settings: PupilSettings, step: int, examples: Examples, steps: int = 1000) -> Batch:
+    """The batch of one step, which (seed, step) alone decide. t is the larger of two uniform draws."""
+    device = examples.latents.device
+    rng = torch.Generator().manual_seed(settings.seed * 1_000_003 + step)
+    mode = MODES[int(torch.multinomial(torch.tensor(settings.shares), 1, generator=rng))]
+    views = 1 if mode == "single" else RING
+    scenes = settings.batch // views
+    rows = torch.randint(len(examples.latents), (scenes, 1), generator=rng)
+    if mode == "together":
+        columns = torch.arange(RING).repeat(scenes, 1)
+    else:
+        columns = torch.rand(scenes, VIEWS, generator=rng).argsort(1)[:, :views]
+    t = torch.randint(steps, (2, scenes, 1), generator=rng).amax(0).repeat(1, views)
+    relative = torch.zeros(scenes, 1)
+    silent = torch.rand(scenes, 1, generator=rng) < (NO_TEXT_BESIDE if mode == "picture" else NO_TEXT)
+    spoken = torch.randint(examples.ids.shape[1], (scenes, 1), generator=rng)
+    cameras = examples.cameras[rows, columns]
+    if mode == "picture":
+        t[:, 0] = CLEAN
+        relative = (torch.rand(scenes, 1, generator=rng) < 0.7).float()
+        cameras[..., 0] = cameras[..., 0] - relative.to(device) * cameras[:, :1, 0]
+    ids = examples.ids[rows[:, 0], spoken[:, 0]].masked_fill(silent.to(device), 0)
+    clean = examples.latents[rows, columns].flatten(0, 1).float()
+    noise = torch.randn(clean.shape, generator=rng)
+    return Batch(
+        clean,
+        t.flatten().to(device),
+        ids,
+        cameras.flatten(0, 1),
+        relative.repeat(1, views).flatten().to(device),
+        examples.backgrounds[rows[:, 0]].repeat_interleave(views, 0),
+        noise.to(device),
+        views,
+    )
+
+
+def make_scheduler() -> DDIMScheduler:
+    """Stable Diffusion's noise schedule, v-prediction."""
+    return DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        prediction_type="v_prediction",
+        clip_sample=False,
+        set_alpha_to_one=True,
+        steps_offset=1,
+    )
+
+
+def make_text_encoder(words: int) -> Any:
+    """Two CLIP layers; word 0 pads and ends, so that the last place has read all."""
+    config = CLIPTextConfig(
+        vocab_size=words,
+        hidden_size=TEXT_WIDTH,
+        intermediate_size=4 * TEXT_WIDTH,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=MAX_WORDS,
+        bos_token_id=0,
+        eos_token_id=0,
+        pad_token_id=0,
+    )
+    encoder: Any = CLIPTextModel(config)
+    encoder.set_attn_implementation("eager")
+    return encoder
+
+
+def statistics(latents: Tensor) -> dict[str, tuple[float, ...]]:
+    """The mean and the standard deviation of each channel of latents [..., C, h, w]."""
+    flat = latents.flatten(0, -4).float()
+    mean, std = flat.mean((0, 2, 3)), flat.std((0, 2, 3))
+    return {"means": tuple(mean.tolist()), "deviations": tuple(std.tolist())}
+
+
+class Pupil:
+    """Networks, optimizers and moving averages, with exact save and load."""
+
+    def __init__(
+        self,
+        settings: PupilSettings,
+        words: int,
+        channels: dict[str, tuple[float, ...]],
+        device: torch.device | str = "cpu",
+    ) -> None:
+        torch.manual_seed(settings.seed)
+        self.settings, self.device = settings, torch.device(device)
+        denoiser = ViewTransformer(
+            in_channels=len(channels["means"]),
+            patch_size=settings.patch_size,
+            outer_width=settings.outer_width,
+            outer_layers=settings.outer_layers,
+            width=settings.width,
+            layers=settings.layers,
+            cross_attention_dim=TEXT_WIDTH,
+            **channels,
+        )
+        networks = {"denoiser": denoiser, "text": make_text_encoder(words)}
+        self.networks: Any = torch.nn.ModuleDict(networks).to(self.device)
+        self.average: Any = torch.optim.swa_utils.AveragedModel(self.networks, multi_avg_fn=self._follow)
+        edge = ("embed", "predict", "places")
+        matrices: list[Tensor] = []
+        others: list[Tensor] = []
+        for name, p in self.networks.named_parameters():
+            inside = p.ndim == 2 and not any(part in name for part in edge)
+            (matrices if inside else others).append(p)
+        adam = {"betas": (0.9, 0.99), "weight_decay": 1e-2, "fused": True}
+        self.optimizers: list[torch.optim.Optimizer] = [
+            Muon(matrices, lr=settings.matrix_rate),
+            torch.optim.AdamW(others, lr=settings.learning_rate, **adam),
+        ]
+        self.step = 0
+        self.alphas_cumprod = make_scheduler().alphas_cumprod.to(self.device)
+
+    @torch.no_grad()
+    def _follow(self, averages: Any, values: Any, _: Any) -> None:
+        """The moving average, short at first: a tenth of what was learned so far."""
+        weight = max(1 - self.settings.ema, 1 / (1 + self.step / 10))
+        torch._foreach_lerp_(averages, values, weight)
+
+    def predict(self, batch: Batch, networks: Any = None) -> tuple[Tensor, Tensor]:
+        """The networks' v and the right one, both [n, C, h, w]."""
+        networks = self.networks if networks is None else networks
+        alpha_bar = torch.where(batch.t < 0, 1.0, self.alphas_cumprod[batch.t.clamp(min=0)])
+        a, b = (x.view(-1, 1, 1, 1) for x in (alpha_bar.sqrt(), (1 - alpha_bar).sqrt()))
+        z_t, target = a * batch.clean + b * batch.noise, a * batch.noise - b * batch.clean
+        azimuth, elevation, distance, fov = batch.cameras.unbind(1)
+        cameras = describe_cameras(azimuth, elevation, distance, fov, batch.relative)
+        rays = patch_rays(azimuth, elevation, distance, fov, networks["denoiser"].side)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+            text = networks["text"](input_ids=batch.ids).last_hidden_state
+            known = (text, cameras, rays, batch.backgrounds, batch.views)
+            return networks["denoiser"](z_t, batch.t, alpha_bar, *known), target
+
+    def loss(self, batch: Batch, networks: Any = None) -> Tensor:
+        """Mean squared error of v over the views that are not shown."""
+        predicted, target = self.predict(batch, networks)
+        error = F.mse_loss(predicted.float(), target, reduction="none").mean((1, 2, 3))
+        asked = (batch.t >= 0).float()
+        return (error * asked).sum() / asked.sum()
+
+    def update(self, rate: float) -> None:
+        """Take one step along the gradients, at `rate` times the learning rates."""
+        torch.nn.utils.clip_grad_norm_(self.networks.parameters(), 1.0)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate * optimizer.defaults["lr"]
+            optimizer.step()
+        self.step += 1
+        self.average.update_parameters(self.networks)
+
+    def save(self, path: Path) -> None:
+        """Write everything that `load` needs to go on."""
+        state = {"networks": self.networks.state_dict(), "average": self.average.state_dict()}
+        optimizers = [optimizer.state_dict() for optimizer in self.optimizers]
+        with atomic_write(path) as file:
+            torch.save(state | {"optimizers": optimizers, "step": self.step}, file)
+
+    def load(self, path: Path) -> None:
+        """Continue from what `save` wrote."""
+        state = torch.load(path, weights_only=True, map_location=self.device)
+        self.networks.load_state_dict(state["networks"])
+        self.average.load_state_dict(state["average"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        self.step = state["step"]
+
+
+def train(
+    pupil: Pupil,
+    examples: Examples,
+    folder: Path,
+    until: int,
+    fall: int = 0,
+    minutes: float = 5.0,
+    seconds: float = float("inf"),
+) -> None:
+    """Train to step `until`; log each 10 steps to losses.jsonl, save every few `minutes` and at the end.
+
+    The learning rates are constant after a warmup but for the last `fall` steps, which lower them to zero: so
+    a run can be ended at any time by a short one with `fall`. `seconds`: end early after so long.
+    """
+    start = saved = time.perf_counter()
+    first, total, count = pupil.step, 0.0, 0
+    while pupil.step < until and time.perf_counter() - start < seconds:
+        rate = min(1.0, (pupil.step + 1) / WARMUP, (until - pupil.step) / fall if fall else 1.0)
+        pupil.networks.zero_grad(set_to_none=True)
+        loss = pupil.loss(draw_batch(pupil.settings, pupil.step, examples))
+        loss.backward()
+        pupil.update(rate)
+        total, count = total + loss.detach(), count + 1
+        if pupil.step % LOG == 0:
+            speed = (pupil.step - first) * pupil.settings.batch / (time.perf_counter() - start)
+            line = {
+                "step": pupil.step,
+                "loss": round(float(total) / count, 5),
+                "samples_per_s": round(speed, 1),
+            }
+            with open(folder / "losses.jsonl", "a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+            log.info("%s", line)
+            total, count = 0.0, 0
+        if time.perf_counter() - saved > 60 * minutes:
+            pupil.save(folder / "pupil.pt")
+            saved = time.perf_counter()
+    pupil.save(folder / "pupil.pt")

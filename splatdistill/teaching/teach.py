@@ -1,0 +1,187 @@
+"""Make the shipped teacher from the models: `python -m splatdistill.teaching.teach STAGE --out DIR`.
+
+Stages, each continuing where an interrupted run stopped: `render` draws shards of pictures; `encode` fits the
+codec to the first of them, trains its decoder and turns all that are there into latents; `train` teaches
+the denoiser and the text encoder; `export` writes DIR/teacher, which `--prior DIR/teacher` loads; `sheet`
+draws samples of it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from splatdistill.errors import UserError
+from splatdistill.priors.embedded.grammar import COLORS
+from splatdistill.priors.patch_codec import PatchCodec
+from splatdistill.teaching import phrases, pupil, shards
+from splatdistill.teaching.assets import Entry, load_entries
+
+log = logging.getLogger(__name__)
+
+SIZE = 128
+TRAINING, VALIDATION = 1, 2  # seeds
+FIT = 8  # shards that the codec is fitted to
+
+
+def all_entries(bundle: Path) -> list[Entry]:
+    """The bundle's entries, and the things that are built of solids where it has none of that noun."""
+    from splatdistill.teaching.shelf import procedural_entries
+
+    entries = load_entries(bundle)
+    return entries + procedural_entries(entry.noun for entry in entries)
+
+
+def word_numbers(folder: Path) -> dict[str, int]:
+    """The number of every word; 0 pads and 1 is any other."""
+    words = json.loads((folder / "words.json").read_text("utf-8"))
+    return {word: i + 2 for i, word in enumerate(words)}
+
+
+def render(options: argparse.Namespace) -> None:
+    """Draw shards of pictures, of training or of held-out models."""
+    from splatdistill.teaching.renderer import Renderer
+    from splatdistill.teaching.shelf import Shelf
+
+    entries, renderer = all_entries(options.bundle), Renderer(SIZE)
+    words = phrases.vocabulary(entries, list(COLORS))
+    (options.out / "words.json").write_text(json.dumps(words, indent=0) + "\n", "utf-8")
+    shelf = Shelf(tuple(entries), options.bundle, options.out / "meshes", renderer)
+    numbers = range(options.first, options.first + options.shards)
+    for name, held_out, seed in (
+        ("pictures", False, TRAINING),
+        ("held_out_views", False, VALIDATION),
+        ("held_out_models", True, VALIDATION),
+    ):
+        (options.out / name).mkdir(exist_ok=True)
+        chosen = numbers if name == "pictures" else range(2)
+        shards.render_shards(options.out / name, shelf.split(held_out), renderer, chosen, seed)
+
+
+def encode(options: argparse.Namespace) -> None:
+    """Fit the codec where there is none, and encode."""
+    folder = options.out / "codec"
+    if not folder.is_dir():
+        paths = sorted((options.out / "pictures").glob("*.npz"))[:FIT]
+        if not paths:
+            raise UserError(f"no pictures in {options.out}: run the stage render first")
+        parts = [np.load(path)["pictures"][:, ::2].reshape(-1, SIZE, SIZE, 3)[::2] for path in paths]
+        pictures = torch.from_numpy(np.concatenate(parts)).permute(0, 3, 1, 2).float() / 127.5 - 1
+        torch.manual_seed(TRAINING)
+        codec: Any = PatchCodec(scaling_factor=pupil.SCALE)
+        codec.fit(pictures)
+        codec.save_pretrained(folder)
+    codec = PatchCodec.from_pretrained(folder)
+    for name in ("pictures", "held_out_views", "held_out_models"):
+        target = options.out / name.replace("pictures", "latents")
+        target.mkdir(exist_ok=True)
+
+        def latents(rgb: torch.Tensor) -> torch.Tensor:
+            return codec.encode(2 * rgb - 1).latents * codec.config.scaling_factor
+
+        made = shards.encode_shards(options.out / name, target, latents)
+        log.info("%s: %d shards encoded", name, made)
+
+
+def load_examples(folder: Path, device: str, most: int | None = None) -> pupil.Examples:
+    """The latents of a folder, on a device."""
+    paths = sorted(folder.glob("latents-*.npz"))[:most]
+    if not paths:
+        raise UserError(f"no latents in {folder}: run the stages render and encode first")
+    return pupil.Examples.load(paths, word_numbers(folder.parent), device)
+
+
+def make_pupil(options: argparse.Namespace, examples: pupil.Examples | None) -> pupil.Pupil:
+    """The pupil of DIR/RUN, begun anew where there is none; its settings and statistics lie beside it."""
+    run = options.out / options.run
+    run.mkdir(exist_ok=True)
+    described = run / "pupil.json"
+    if not described.exists():
+        if examples is None:
+            raise UserError(f"nothing was trained in {run}: run the stage train first")
+        given = {f.name: getattr(options, f.name, None) for f in fields(pupil.PupilSettings)}
+        chosen = replace(pupil.PupilSettings(), **{k: v for k, v in given.items() if v is not None})
+        channels = pupil.statistics(examples.latents[:4000])
+        described.write_text(json.dumps({"settings": asdict(chosen), "channels": channels}), "utf-8")
+    told = json.loads(described.read_text("utf-8"))
+    settings = pupil.PupilSettings(**told["settings"] | {"shares": tuple(told["settings"]["shares"])})
+    made = pupil.Pupil(settings, len(word_numbers(options.out)) + 2, told["channels"], options.device)
+    if (run / "pupil.pt").exists():
+        made.load(run / "pupil.pt")
+    return made
+
+
+def train(options: argparse.Namespace) -> None:
+    """Teach the denoiser and the text encoder."""
+    examples = load_examples(options.out / "latents", options.device, options.most)
+    log.info("%d scenes", len(examples.latents))
+    made = make_pupil(options, examples)
+    count = sum(p.numel() for p in made.networks.parameters())
+    log.info("%.1f M parameters, from step %d", count / 1e6, made.step)
+    ends = {
+        "until": options.until,
+        "fall": options.fall,
+        "minutes": options.minutes,
+        "seconds": options.seconds,
+    }
+    pupil.train(made, examples, options.out / options.run, **ends)
+    log.info("held-out views %.5f, models %.5f", *validate(made, options))
+
+
+@torch.no_grad()
+def validate(made: pupil.Pupil, options: argparse.Namespace) -> list[float]:
+    """The loss of the averages on held-out views and on held-out models, eight batches each."""
+    losses = []
+    for name in ("held_out_views", "held_out_models"):
+        examples = load_examples(options.out / name, options.device)
+        batches = [pupil.draw_batch(made.settings, -1 - i, examples) for i in range(8)]
+        losses.append(sum(float(made.loss(batch, made.average.module)) for batch in batches) / 8)
+    return losses
+
+
+STAGES = {"render": render, "encode": encode, "train": train}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Parse, run one stage."""
+    parser = argparse.ArgumentParser(prog="python -m splatdistill.teaching.teach", description=__doc__)
+    parser.add_argument("stage", choices=STAGES)
+    parser.add_argument("--out", type=Path, required=True, help="folder for everything that is made")
+    parser.add_argument("--bundle", type=Path, default=Path("assets"), help="folder of assets.json")
+    parser.add_argument("--first", type=int, default=0, help="number of the first shard to render")
+    parser.add_argument("--shards", type=int, default=100, help="shards to render, of 256 scenes each")
+    parser.add_argument("--run", default="run", help="subfolder of what is trained")
+    parser.add_argument("--most", type=int, help="shards to train on, at most")
+    parser.add_argument("--until", type=int, default=1_000_000, help="step to train to")
+    parser.add_argument("--fall", type=int, default=0, help="last steps that lower the learning rates to 0")
+    parser.add_argument("--minutes", type=float, default=5.0, help="between two checkpoints")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="end training after so long")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    for name, kind in (
+        ("batch", int), ("matrix_rate", float), ("learning_rate", float), ("outer_width", int),
+        ("outer_layers", int), ("width", int), ("layers", int), ("patch_size", int),
+    ):  # fmt: skip
+        parser.add_argument("--" + name.replace("_", "-"), type=kind, help="of a new run; see PupilSettings")
+    options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    torch.set_num_threads(options.threads)
+    try:
+        options.out.mkdir(parents=True, exist_ok=True)
+        STAGES[options.stage](options)
+    except (UserError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -40,8 +40,9 @@ class PatchCodec(ModelMixin, ConfigMixin):
         block_out_channels: tuple[int, ...] = (1, 1, 1, 1),
     ) -> None:
         super().__init__()
-        self.basis = nn.Conv2d(3, latent_channels, patch_size, stride=patch_size)
-        self.inverse = nn.ConvTranspose2d(latent_channels, 3, patch_size, stride=patch_size)
+        self.patch = patch_size
+        self.basis: Any = nn.Conv2d(3, latent_channels, patch_size, stride=patch_size)
+        self.inverse: Any = nn.ConvTranspose2d(latent_channels, 3, patch_size, stride=patch_size)
         self.spread = nn.Conv2d(latent_channels, width, 3, padding=1)
         self.blocks = nn.ModuleList(Residual(width) for _ in range(layers))
         self.mend = nn.Conv2d(width, 3 * patch_size**2, 1)
@@ -49,7 +50,7 @@ class PatchCodec(ModelMixin, ConfigMixin):
 
     def fit(self, pictures: Tensor) -> None:
         """Set the basis from pictures [B, 3, H, W] in [-1, 1]: the best linear code of their patches."""
-        size, count = self.config.patch_size, self.config.latent_channels
+        size, count = self.patch, self.basis.out_channels
         patches = F.unfold(pictures.double(), size, stride=size).mT.flatten(0, 1)  # [n, 3 * size^2]
         mean = patches.mean(0)
         values, vectors = torch.linalg.eigh((patches - mean).mT @ (patches - mean) / len(patches))
@@ -72,7 +73,7 @@ class PatchCodec(ModelMixin, ConfigMixin):
         hidden = self.spread(latents)
         for block in self.blocks:
             hidden = block(hidden)
-        fine = F.pixel_shuffle(self.mend(hidden), self.config.patch_size)
+        fine = F.pixel_shuffle(self.mend(hidden), self.patch)
         sample = self.inverse(latents) + fine
         return SimpleNamespace(sample=sample) if return_dict else (sample,)
 

@@ -88,6 +88,7 @@ class ViewTransformer(ModelMixin, ConfigMixin):
         deviations: tuple[float, ...] | None = None,
     ) -> None:
         super().__init__()
+        self.patch = patch_size
         self.side = sample_size // patch_size
         entering = in_channels * patch_size**2
         self.out_channels = in_channels
@@ -156,12 +157,12 @@ class ViewTransformer(ModelMixin, ConfigMixin):
         scale, shift = self.modulate(told).chunk(2, -1)
         x = torch.addcmul(shift, F.rms_norm(x, x.shape[-1:]), 1 + scale)
         out = self.predict(x).flatten(0, 1).mT.unflatten(2, (self.side, self.side))
-        out = F.pixel_shuffle(out, self.config.patch_size).to(sample)
+        out = F.pixel_shuffle(out, self.patch).to(sample)
         return a * b * (1 - s**2) / spread * centered - b * m + s * spread.rsqrt() * out
 
     def _tokens(self, normed: Tensor, rays: Tensor, views: int) -> Tensor:
         """Tokens [G, views, side^2, D] of normalised latents."""
-        patches = F.pixel_unshuffle(normed, self.config.patch_size).flatten(2).mT
+        patches = F.pixel_unshuffle(normed, self.patch).flatten(2).mT
         entering = torch.cat([patches, rays.to(patches)], -1).to(self.embed.weight.dtype)
         return (self.embed(entering) + self.places).unflatten(0, (-1, views))
 

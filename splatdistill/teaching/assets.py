@@ -13,6 +13,7 @@ import zipfile
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -44,18 +45,19 @@ class Entry:
 def load_entries(bundle: Path) -> list[Entry]:
     """The entries of a bundle's assets.json; raises UserError when it cannot be read."""
     path = bundle / "assets.json"
-    names = Entry.__dataclass_fields__
     try:
-        rows = json.loads(path.read_text("utf-8"))
-        entries = [
-            Entry(**{k: tuple(v) if isinstance(v, list) else v for k, v in row.items() if k in names})
-            for row in rows
-        ]
-    except (OSError, ValueError, TypeError) as error:
+        return [_entry(row) for row in json.loads(path.read_text("utf-8"))]
+    except (OSError, ValueError, TypeError, KeyError) as error:
         raise UserError(
             f"cannot read the list of models {path}: {error}; expected the bundle's assets.json"
         ) from error
-    return [replace(entry, rotation=tuple(np.ravel(entry.rotation))) for entry in entries]
+
+
+def _entry(row: dict[str, Any]) -> Entry:
+    known: dict[str, Any] = {name: row[name] for name in Entry.__dataclass_fields__ if name in row}
+    known["also"], known["phrases"] = tuple(row["also"]), tuple(row["phrases"])
+    known["rotation"] = tuple(np.ravel(row.get("rotation", ())).tolist())
+    return Entry(**known)
 
 
 def load_mesh(entry: Entry, bundle: Path, system: Path = Path("/")) -> Mesh:
@@ -142,8 +144,8 @@ def _mesh(parts: list[tuple], textures: list[np.ndarray]) -> Mesh:
         count = len(positions)
         uvs = np.zeros((count, 2)) if uvs is None else uvs
         layers = np.full(count, layer, np.float32)
-        arrays = (np.asarray(x, np.float32) for x in (positions, normals, colors, uvs))
-        meshes.append(Mesh(*arrays, layers, none))
+        positions, normals, colors, uvs = (np.array(x, np.float32) for x in (positions, normals, colors, uvs))
+        meshes.append(Mesh(positions, normals, colors, uvs, layers, none))
         meshes[-1].colors[:, 3] = np.maximum(meshes[-1].colors[:, 3], FAINTEST)
     return replace(joined(meshes), textures=np.stack(textures) if textures else none)
 

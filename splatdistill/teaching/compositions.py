@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from splatdistill.cameras import Cameras, orbit
+from splatdistill.scene.cameras import Cameras, orbit
 from splatdistill.teaching import phrases
 from splatdistill.teaching.assets import Entry
 from splatdistill.teaching.meshes import Mesh, joined
@@ -149,7 +149,7 @@ def draw_light(rng: np.random.Generator) -> Light:
 
 
 def draw_background(rgba: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A plain colour [3] that premultiplied pictures [V, S, S, 4] stand out from: white, gray, black, or any."""
+    """A plain colour [3], white, gray, black or any, that what pictures [V, S, S, 4] show stands out from."""
     covered = max(float(rgba[..., 3].sum()), 1.0)
     mean = rgba[..., :3].sum((0, 1, 2), dtype=float) / covered
     for _ in range(8):
@@ -163,16 +163,18 @@ def draw_background(rgba: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 def draw_cameras(size: int, rng: np.random.Generator) -> Cameras:
     """The views of one scene: RING evenly around, then FREE ones from anywhere."""
 
-    def elevation() -> float:
+    def raised() -> float:
         return float(rng.uniform(-10, 45) if rng.random() < 0.88 else rng.uniform(45, 75))
 
     rings = (rng.uniform(0, 360) + np.arange(RING) * 360 / RING) % 360
     azimuths = [*rings, *rng.uniform(0, 360, FREE)]
-    elevations = [elevation()] * RING + [elevation() for _ in range(FREE)]
+    elevations = [raised()] * RING + [raised() for _ in range(FREE)]
     distances = [rng.uniform(2.8, 3.2)] * RING + [*rng.uniform(2.8, 3.2, FREE)]
     fovs = [rng.uniform(40, 45)] * RING + [*rng.uniform(40, 45, FREE)]
-    values = (np.asarray(x).tolist() for x in (azimuths, elevations, distances, fovs))
-    return orbit(*values, size, size)
+    azimuth, elevation, distance, fov = (
+        np.asarray(x).tolist() for x in (azimuths, elevations, distances, fovs)
+    )
+    return orbit(azimuth, elevation, distance, fov, size, size)
 
 
 def before(rgba: np.ndarray, background: np.ndarray) -> np.ndarray:

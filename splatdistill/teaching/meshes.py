@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from splatdistill.priors.embedded.solids import KINDS, Solids
+from splatdistill.teaching.solids import KINDS, Solids
 
 TEXTURE = 128  # pixels a side of every texture
 ROUND = 28  # edges of a circle in a tessellated solid
@@ -58,11 +58,12 @@ def joined(meshes: list[Mesh]) -> Mesh:
     first = np.cumsum([0] + [len(mesh.textures) for mesh in meshes])
     layers = [np.where(m.layers < 0, -1, m.layers + k) for m, k in zip(meshes, first, strict=False)]
     return Mesh(
-        *(np.concatenate([getattr(m, name) for m in meshes]) for name in ("positions", "normals")),
-        np.concatenate([m.colors for m in meshes]),
-        np.concatenate([m.uvs for m in meshes]),
-        np.concatenate(layers).astype(np.float32),
-        np.concatenate([m.textures for m in meshes]),
+        positions=np.concatenate([m.positions for m in meshes]),
+        normals=np.concatenate([m.normals for m in meshes]),
+        colors=np.concatenate([m.colors for m in meshes]),
+        uvs=np.concatenate([m.uvs for m in meshes]),
+        layers=np.concatenate(layers).astype(np.float32),
+        textures=np.concatenate([m.textures for m in meshes]),
     )
 
 

@@ -19,22 +19,18 @@ def orthogonalize(matrices: Tensor) -> Tensor:
     """Move all singular values near 1, in five Newton-Schulz steps. [n, rows, columns], same out.
 
     The steps are polynomials of the small Gram matrix: they are gathered in one factor, so that the matrices
-    themselves take part in two products only. In bf16 on a GPU; a CPU may be slower in it than in float32.
+    themselves take part in two products only. In float32: gathered so, errors of bf16 would add up.
     """
     a, b, c = NEWTON_SCHULZ
     tall = matrices.shape[1] > matrices.shape[2]
-    x = matrices.mT if tall else matrices
-    x = x.bfloat16() if x.is_cuda else x.float()
+    x = (matrices.mT if tall else matrices).float()
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
     gram = x @ x.mT
     one = torch.eye(gram.shape[1], dtype=x.dtype, device=x.device)
-    factor: Tensor | None = None
-    for step in range(5):
-        square = gram @ gram
-        polynomial = a * one + b * gram + c * square
-        factor = polynomial if factor is None else polynomial @ factor
-        if step < 4:
-            gram = polynomial @ gram @ polynomial
+    factor = one
+    for _ in range(5):
+        polynomial = a * one + b * gram + c * gram @ gram
+        factor, gram = polynomial @ factor, polynomial @ gram @ polynomial
     x = factor @ x
     return (x.mT if tall else x).to(matrices.dtype)
 

@@ -17,9 +17,9 @@ from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from splatdistill.files import atomic_write
-from splatdistill.priors.embedded.muon import Muon
 from splatdistill.priors.view_transformer import CLEAN, ViewTransformer, describe_cameras, patch_rays
 from splatdistill.teaching.compositions import RING, VIEWS
+from splatdistill.teaching.muon import Muon
 from splatdistill.teaching.phrases import MAX_WORDS, read_words
 
 log = logging.getLogger(__name__)
@@ -46,10 +46,10 @@ class PupilSettings:
     ema: float = 0.998
     seed: int = 2
     shares: tuple[float, float, float] = (0.5, 0.3, 0.2)
-    outer_width: int = 256
+    outer_width: int = 192
     outer_layers: int = 2
-    width: int = 384
-    layers: int = 6
+    width: int = 320
+    layers: int = 5
     patch_size: int = 2
 
 
@@ -187,13 +187,14 @@ class Pupil:
         self.settings, self.device = settings, torch.device(device)
         denoiser = ViewTransformer(
             in_channels=len(channels["means"]),
+            means=channels["means"],
+            deviations=channels["deviations"],
             patch_size=settings.patch_size,
             outer_width=settings.outer_width,
             outer_layers=settings.outer_layers,
             width=settings.width,
             layers=settings.layers,
             cross_attention_dim=TEXT_WIDTH,
-            **channels,
         )
         networks = {"denoiser": denoiser, "text": make_text_encoder(words)}
         self.networks: Any = torch.nn.ModuleDict(networks).to(self.device)
@@ -204,7 +205,7 @@ class Pupil:
         for name, p in self.networks.named_parameters():
             inside = p.ndim == 2 and not any(part in name for part in edge)
             (matrices if inside else others).append(p)
-        adam = {"betas": (0.9, 0.99), "weight_decay": 1e-2, "fused": True}
+        adam: dict[str, Any] = {"betas": (0.9, 0.99), "weight_decay": 1e-2, "fused": True}
         self.optimizers: list[torch.optim.Optimizer] = [
             Muon(matrices, lr=settings.matrix_rate),
             torch.optim.AdamW(others, lr=settings.learning_rate, **adam),

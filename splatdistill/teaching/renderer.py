@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from splatdistill.cameras import Cameras
 from splatdistill.errors import UserError
+from splatdistill.scene.cameras import Cameras
 from splatdistill.teaching.meshes import TEXTURE, Mesh
 
 SAMPLES = 4  # of a pixel
@@ -74,7 +74,8 @@ class Renderer:
         try:
             import moderngl
 
-            self._gl: Any = moderngl.create_context(standalone=True, backend="egl", require=330)
+            options: dict[str, Any] = {"standalone": True, "backend": "egl", "require": 330}
+            self._gl: Any = moderngl.create_context(**options)
         except Exception as error:  # the binding raises bare exceptions of many kinds
             raise UserError(
                 f"drawing the models needs moderngl and EGL ({error}); "

@@ -66,7 +66,7 @@ def render_shard(
         rows["colors"].append([c or "" for c in scene.colors] + blank)
         rows["relations"].append(scene.relation)
     with atomic_write(path) as file:
-        np.savez(file, **{name: np.array(values) for name, values in rows.items()})
+        np.savez(file, allow_pickle=False, **{name: np.array(values) for name, values in rows.items()})
 
 
 def render_shards(folder: Path, shelf: Shelf, renderer: Renderer, numbers: range, seed: int) -> None:
@@ -90,7 +90,7 @@ def encode_shard(source: Path, target: Path, encode: Any, batch: int = 64) -> No
     latents = torch.cat([encode(part.float() / 255.0) for part in flat.split(batch)])
     rows["latents"] = latents.unflatten(0, (-1, VIEWS)).half().numpy()
     with atomic_write(target) as file:
-        np.savez(file, **rows)
+        np.savez(file, allow_pickle=False, **rows)
 
 
 def encode_shards(pictures: Path, folder: Path, encode: Any) -> int:

@@ -10,14 +10,14 @@ from pathlib import Path
 
 import numpy as np
 
-from splatdistill.cameras import orbit
 from splatdistill.files import atomic_write
-from splatdistill.priors.embedded.grammar import COLORS, USUAL_COLOR
-from splatdistill.priors.embedded.objects import BUILDERS, PRIMITIVES
-from splatdistill.priors.embedded.solids import Solids
+from splatdistill.priors.words import COLORS, USUAL_COLOR
+from splatdistill.scene.cameras import orbit
 from splatdistill.teaching.assets import Entry, load_mesh
 from splatdistill.teaching.meshes import Mesh, of_solids, to_linear, to_srgb
+from splatdistill.teaching.objects import BUILDERS, PRIMITIVES
 from splatdistill.teaching.renderer import Light, Renderer
+from splatdistill.teaching.solids import Solids
 
 PROCEDURAL = "procedural:"  # what the file of an entry begins with that is built rather than read
 HOLD_OUT_FROM = 4  # models of a noun, from which on one is kept for measuring
@@ -156,7 +156,7 @@ def tinted(mesh: Mesh, main: np.ndarray, color: np.ndarray) -> Mesh:
 
 
 def alike(colors: np.ndarray, main: np.ndarray) -> np.ndarray:
-    """Which sRGB colours [t, 3] are shades of the main one [3]: near it, or of its hue where both have one."""
+    """Which sRGB colours [t, 3] are shades of the main one [3]: near it, or of its hue if both have one."""
     near = np.linalg.norm(colors - main, axis=1) < NEAR
 
     def chroma(c: np.ndarray) -> np.ndarray:

@@ -20,8 +20,8 @@ import numpy as np
 import torch
 
 from splatdistill.errors import UserError
-from splatdistill.priors.embedded.grammar import COLORS
 from splatdistill.priors.patch_codec import PatchCodec
+from splatdistill.priors.words import COLORS
 from splatdistill.teaching import phrases, pupil, shards
 from splatdistill.teaching.assets import Entry, load_entries
 

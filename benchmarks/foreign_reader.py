@@ -36,7 +36,7 @@ def main() -> None:
             for degree in (0, 3):
                 ours, theirs = Path(folder, f"ours{ending}"), Path(folder, "theirs.ply")
                 original = scene(4000, degree)
-                formats.write(ours, original)
+                formats.write_splat(ours, original)
                 subprocess.run([tool, "-w", ours, theirs], check=True, timeout=120, capture_output=True)
                 row[f"psnr_{degree}"] = psnr(original, reorient(read_ply(theirs)[0], up, "z"))
             print(ending, row)

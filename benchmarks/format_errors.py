@@ -2,34 +2,26 @@
 
 python benchmarks/format_errors.py: writes benchmarks/results/format_errors.json, a table in docs/FORMATS.md
 
-A scene of random Gaussians within radius 1 is written and read back. .glb and .sog, which we only write, are
-decoded here, with NumPy and Pillow alone.
+A scene of random Gaussians within radius 1 is written and read back.
 """
 
 from __future__ import annotations
 
-import io
-import json
 import math
 import re
-import struct
 import tempfile
-import zipfile
 from pathlib import Path
 
-import numpy as np
 import torch
 from common import write_result
-from PIL import Image
 from torch import Tensor
 from torch.nn import ParameterDict
 
 from splatdistill import formats
 from splatdistill.formats.compressed_ply import morton_order
-from splatdistill.scene.cameras import turntable
-from splatdistill.scene.gaussians import from_tensors, init_blob, select, sh0_to_rgb
-from splatdistill.scene.orientation import reorient
-from splatdistill.scene.rendering import render
+from splatdistill.gaussians import init_blob, select, sh0_to_rgb
+from splatdistill.orientation import reorient
+from splatdistill.rendering import render
 
 PAGE = Path(__file__).parents[1] / "docs" / "FORMATS.md"
 BEGIN, END = "<!-- errors: benchmarks/format_errors.py -->\n", "<!-- end of errors -->"
@@ -91,17 +83,11 @@ def scene(count: int, sh_degree: int, seed: int = 0) -> ParameterDict:
 
 def round_trip(path: Path, gaussians: ParameterDict) -> ParameterDict:
     """Write and read back; the Gaussians come in their first order."""
-    formats.write(path, gaussians)
-    form = formats.format_of(path)
-    if path.suffix == ".glb":
-        back = reorient(decode_glb(path), form.up, "z")
-    elif path.suffix == ".sog":
-        back = reorient(decode_sog(path), form.up, "z")
-    else:
-        back, _ = formats.read(path)
+    formats.write_splat(path, gaussians)
+    back, _ = formats.read_splat(path)
     if path.name.endswith(IN_ORDER) and not path.name.endswith(".compressed.ply"):
         return back
-    stored = reorient(gaussians, "z", form.up)["means"].detach().numpy()
+    stored = reorient(gaussians, "z", formats.format_of(path).up)["means"].detach().numpy()
     return select(back, torch.from_numpy(morton_order(stored).argsort()))
 
 
@@ -132,78 +118,6 @@ def psnr(original: ParameterDict, back: ParameterDict) -> float:
     cameras, grey = turntable(4, 15.0, 3.2, 40.0, 128), torch.full((3,), 0.5)
     a, b = (render(s, cameras, grey).rgb.clamp(0, 1) for s in (original, back))
     return float(-10 * ((a - b) ** 2).mean().clamp(min=1e-20).log10())
-
-
-def decode_glb(path: Path) -> ParameterDict:
-    """The splats of a .glb by KHR_gaussian_splatting, in the axes of the file."""
-    content = path.read_bytes()
-    magic, version, length, json_length, json_kind = struct.unpack_from("<4sIII4s", content)
-    assert (magic, version, length, json_kind) == (b"glTF", 2, len(content), b"JSON")
-    document = json.loads(content[20 : 20 + json_length])
-    binary_length, binary_kind = struct.unpack_from("<I4s", content, 20 + json_length)
-    binary = content[28 + json_length :]
-    assert binary_kind == b"BIN\0" and len(binary) == binary_length
-    (primitive,) = document["meshes"][0]["primitives"]
-
-    def values(name: str) -> Tensor:
-        accessor = document["accessors"][primitive["attributes"][name]]
-        view = document["bufferViews"][accessor["bufferView"]]
-        width = {"SCALAR": 1, "VEC3": 3, "VEC4": 4}[accessor["type"]]
-        assert accessor["componentType"] == 5126 and view["byteLength"] == accessor["count"] * width * 4
-        array = np.frombuffer(binary, "<f4", accessor["count"] * width, view["byteOffset"])
-        return torch.tensor(array.reshape(-1, width).copy())
-
-    prefix = "KHR_gaussian_splatting:"
-    names = [f"{prefix}SH_DEGREE_{degree}_COEF_{n}" for degree in range(1, 4) for n in range(2 * degree + 1)]
-    higher = [values(name) for name in names if name in primitive["attributes"]]
-    means = values("POSITION")
-    return from_tensors(
-        means=means,
-        quats=values(f"{prefix}ROTATION")[:, [3, 0, 1, 2]],
-        scales=values(f"{prefix}SCALE").log(),
-        opacities=values(f"{prefix}OPACITY")[:, 0].double().clamp(1e-9, 1 - 1e-9).logit(),
-        sh0=values(f"{prefix}SH_DEGREE_0_COEF_0")[:, None],
-        shN=torch.stack(higher, 1) if higher else torch.zeros(len(means), 0, 3),
-    )
-
-
-def decode_sog(path: Path) -> ParameterDict:
-    """The splats of a .sog, in the axes of the file."""
-    with zipfile.ZipFile(path) as archive:
-        meta = json.loads(archive.read("meta.json"))
-
-        def pixels(part: str, index: int = 0) -> np.ndarray:  # [pixels, 4]
-            picture = Image.open(io.BytesIO(archive.read(meta[part]["files"][index])))
-            return np.asarray(picture.convert("RGBA")).reshape(-1, 4)
-
-        count = meta["count"]
-        codebooks = {
-            name: np.array(meta[name]["codebook"]) for name in ("scales", "sh0", "shN") if name in meta
-        }
-        low, high = (np.array(meta["means"][side]) for side in ("mins", "maxs"))
-        steps = pixels("means")[:count, :3] + 256.0 * pixels("means", 1)[:count, :3]
-        bent = low + (high - low) * steps / 65535
-        quats, sh0 = pixels("quats")[:count], pixels("sh0")[:count]
-        others = (quats[:, :3] / 255 - 0.5) * math.sqrt(2)
-        wxyz = np.empty((count, 4))
-        for row, largest, three in zip(wxyz, quats[:, 3] - 252, others):
-            row[:] = np.insert(three, largest, math.sqrt(max(0.0, 1 - three @ three)))
-        scales = codebooks["scales"][pixels("scales")[:count, :3]]
-        higher = np.zeros((count, 0, 3))
-        if "shN" in meta:
-            bands = meta["shN"]["bands"]
-            rows = pixels("shN").reshape(-1, bands * (bands + 2), 4)[:, :, :3]
-            labels = pixels("shN", 1)[:count].astype(int)
-            higher = codebooks["shN"][rows[labels[:, 0] + 256 * labels[:, 1]]]
-    values = dict(
-        means=np.sign(bent) * np.expm1(abs(bent)),
-        quats=wxyz,
-        scales=scales,
-        opacities=np.log(np.maximum(sh0[:, 3], 0.25) / np.maximum(255.0 - sh0[:, 3], 0.25)),
-        sh0=codebooks["sh0"][sh0[:, None, :3]],
-        shN=higher,
-    )
-    return from_tensors(**{name: torch.tensor(value) for name, value in values.items()})
 
 
 def table(rows: dict[str, dict[str, float]]) -> str:

@@ -45,8 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def start(args: argparse.Namespace) -> int:
     """Find the splat and its prompt, and run."""
     from splatdistill import formats
-    from splatdistill.config.load import load, resolve
-    from splatdistill.scene.gaussians import finite_mask, placement, select
+    from splatdistill.config import load, resolve
+    from splatdistill.gaussians import placement
 
     splat, source = Path(args.splat), args.source_prompt
     if splat.is_dir():
@@ -56,10 +56,7 @@ def start(args: argparse.Namespace) -> int:
         splat = splat / RESULT
     if not source or not source.strip():
         raise UserError("what does the splat show? say it with --source-prompt 'a red car'")
-    gaussians, _ = formats.read(splat)
-    gaussians = select(gaussians, finite_mask(gaussians))
-    if not len(gaussians["means"]):
-        raise UserError(f"{splat} holds no finite Gaussian to edit")
+    gaussians, _ = formats.read_splat(splat, note=note)
     shift, scale = placement(gaussians)
     if scale != 1.0:
         note(f"{splat} is edited in the unit sphere, {scale:.3g} times its size, and goes back afterwards")

@@ -18,7 +18,8 @@ from splatdistill.errors import UserError
 if TYPE_CHECKING:
     from torch.nn import ParameterDict
 
-MESH_UP, RESOLUTION = "y", 128  # of .obj and .glb
+RESULT = "splat.ply"  # in a run's folder
+MESH_UP, RESOLUTION, TRIANGLES = "y", 128, 20_000  # of .obj and .glb
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -29,7 +30,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("source", type=Path, metavar="IN", help=".ply (plain or compressed), .splat or .spz")
+    add("source", type=Path, metavar="IN", help="a splat in any of these formats, or a run's folder")
     add("target", type=Path, metavar="OUT", help="the ending says which format")
     add(
         "--up",
@@ -37,9 +38,13 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="the axis that is up in OUT; by default .ply z, as trained; .splat and .sog -y; the others y",
     )
     add("--from-up", choices=("y", "z", "-y"), help="the axis that is up in IN; default by format, as above")
+    programs = "triposplat, trellis, sam3d, sharp, inria, supersplat"
+    add("--from", dest="program", metavar="PROGRAM", help=f"sets IN upright, its front toward +X: {programs}")
+    add("--spz", type=int, choices=(3, 4), default=None, help="the version of an .spz; default 3")
     add("--prune", type=float, metavar="OPACITY", help="leave out Gaussians of lower opacity, 0 to 1")
     add("--mesh", action="store_true", help="triangles with vertex colours (.glb or .obj) instead of splats")
     add("--resolution", type=int, metavar="N", help="of a mesh: cells along its longest side; default 128")
+    add("--triangles", type=int, metavar="N", help="of a mesh: at most so many, about; default 20000")
     add("--overwrite", action="store_true", help="replace OUT if it is there")
     add("--version", action="version", version=f"splatdistill {__version__}")
     words = sys.argv[1:] if arguments is None else list(arguments)
@@ -71,31 +76,48 @@ def export(args: argparse.Namespace) -> int:
     mesh = args.mesh or args.target.suffix.lower() == ".obj"
     check(args, mesh)
     format = None if mesh else formats.format_of(args.target)
-    gaussians, comments = formats.read(args.source, args.from_up)
+    source = source_of(args.source)
+    gaussians, comments = formats.read_splat(source, args.from_up, program=args.program, note=note)
     count = len(gaussians["means"])
     if args.prune is not None:
         gaussians = prune(gaussians, args.prune)
     kept = len(gaussians["means"])
     if not kept:
-        raise UserError(f"no Gaussian of {args.source} is left to write; give a lower --prune")
+        raise UserError(f"no Gaussian of {source} is left to write; give a lower --prune")
     words = [f"{count - kept} of lower opacity than {args.prune} left out"] if kept < count else []
     if format is None:
-        from splatdistill.formats.mesh import write_mesh
-        from splatdistill.scene.orientation import reorient
-
-        turned = reorient(gaussians, "z", args.up or MESH_UP)
-        triangles = write_mesh(
-            args.target, turned, comments, RESOLUTION if args.resolution is None else args.resolution
-        )
-        note(f"{args.target}: {', '.join([f'{triangles} triangles', *words])}")
+        words.insert(0, f"{write_triangles(args, gaussians, comments)} triangles")
+        note(f"{args.target}: {', '.join(words)}")
         return 0
-    dropped = formats.write(args.target, gaussians, comments, args.up)
+    dropped = formats.write_splat(args.target, gaussians, comments, args.up, spz=args.spz or 3)
     if dropped:
-        words.append(f"{dropped} not finite or out of range left out")
+        words.append(f"{dropped} out of range left out")
     if not format.view_dependent and sh_degree_of(gaussians):
-        words.append("view-dependent colour left out, which the format lacks")
+        words.append("view-dependent color left out, which the format lacks")
+    if format.up == "z" and args.up is None:
+        words.append("+Z is up (--up -y for viewers that show it on its side)")
     note(f"{args.target}: {', '.join([f'{kept - dropped} Gaussians', *words])}")
     return 0
+
+
+def write_triangles(args: argparse.Namespace, gaussians: ParameterDict, comments: dict[str, str]) -> int:
+    """Write a scene as a mesh; return its number of triangles."""
+    from splatdistill.formats.mesh import write_mesh
+    from splatdistill.orientation import reorient
+
+    turned = reorient(gaussians, "z", args.up or MESH_UP)
+    resolution = RESOLUTION if args.resolution is None else args.resolution
+    triangles = TRIANGLES if args.triangles is None else args.triangles
+    return write_mesh(args.target, turned, comments, resolution, triangles, note)
+
+
+def source_of(path: Path) -> Path:
+    """The file to read: that, or the result in a run's folder; raises UserError for any other folder."""
+    if not path.is_dir():
+        return path
+    if not (path / RESULT).is_file():
+        raise UserError(f"{path} holds no finished run (no {RESULT}); give another, or a file")
+    return path / RESULT
 
 
 def check(args: argparse.Namespace, mesh: bool) -> None:
@@ -104,8 +126,14 @@ def check(args: argparse.Namespace, mesh: bool) -> None:
         raise UserError(f"--prune {args.prune}: expected an opacity from 0 to 1")
     if mesh and args.target.suffix.lower() not in (".obj", ".glb"):
         raise UserError(f"{args.target} has the ending of no mesh format; expected .obj or .glb")
-    if args.resolution is not None and not mesh:
-        raise UserError("--resolution is for meshes; give --mesh, or an OUT that ends in .obj")
+    if not mesh and (args.resolution is not None or args.triangles is not None):
+        raise UserError(
+            "--resolution and --triangles are for meshes; give --mesh, or an OUT that ends in .obj"
+        )
+    if args.spz is not None and (mesh or args.target.suffix.lower() != ".spz"):
+        raise UserError(f"--spz is the version of an .spz; {args.target} is none")
+    if args.program and args.from_up:
+        raise UserError("--from says what is up in IN; leave out --from-up")
     if args.target.exists() and not args.overwrite:
         raise UserError(f"{args.target} exists; give --overwrite or another name")
 

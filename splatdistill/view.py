@@ -28,7 +28,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("source", type=Path, metavar="FILE|RUN", help="a .ply, .splat or .spz, or the folder of a run")
+    add("source", type=Path, metavar="FILE|RUN", help="a splat in any format, or the folder of a run")
     add_viewer(parser)
     add("--version", action="version", version=f"splatdistill {__version__}")
     return parser.parse_args(arguments)
@@ -66,7 +66,7 @@ def open_scenes(source: Path) -> tuple[Scenes, str, str]:
     file = source / RESULT if folder else source
     if folder and not file.is_file():
         raise UserError(f"{folder} holds no finished run (no splat.ply); give another, or a file")
-    gaussians, comments = formats.read(file)
+    gaussians, comments = formats.read_splat(file, note=note)
     steps = 0
     if folder and (folder / CONFIG).is_file():
         from splatdistill.config.load import load

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from format_errors import scene
@@ -80,7 +81,7 @@ def test_gaussians_that_are_not_finite_are_counted_with_and_without_pruning(capf
     Path("nan.ply").write_bytes(content)
     for extra in ([], ["--prune", "0.1"]):
         assert main(["nan.ply", "out.splat", "--overwrite", *extra]) == 0
-        assert "9 Gaussians, 1 not finite" in capfd.readouterr().err
+        assert "1 of 10 Gaussians left out (1 without a finite position)" in capfd.readouterr().err
 
 
 def test_a_file_is_only_replaced_when_told(capfd):
@@ -89,6 +90,39 @@ def test_a_file_is_only_replaced_when_told(capfd):
     assert main(["in.ply", "out.splat", "--overwrite"]) == 0
     assert Path("out.splat").stat().st_size == 40 * 32
     assert main(["in.ply", "in.ply", "--prune", "0.5", "--overwrite"]) == 0  # onto itself
+
+
+def test_a_run_is_exported_by_its_folder(capfd):
+    Path("run").mkdir()
+    Path("in.ply").rename("run/splat.ply")
+    assert main(["run", "out.glb"]) == 0 and "40 Gaussians" in capfd.readouterr().err
+    assert len(formats.read_splat("out.glb")[0]["means"]) == 40
+
+
+@pytest.mark.parametrize("program", formats.CONVENTIONS)
+def test_the_files_of_other_programs_are_set_upright(program):
+    assert main(["in.ply", "out.ply", "--from", program]) == 0
+    turned = read_ply("in.ply")[0]
+    formats.set_upright(turned, program, "z")
+    assert torch.equal(read_ply("out.ply")[0]["means"], turned["means"])
+
+
+def test_both_versions_of_spz_are_written_and_hold_the_same():
+    pytest.importorskip("zstandard")
+    assert main(["in.ply", "3.spz"]) == 0 and main(["in.ply", "4.spz", "--spz", "4"]) == 0
+    assert Path("3.spz").read_bytes()[:2] == b"\x1f\x8b" and Path("4.spz").read_bytes()[:5] == b"NGSP\4"
+    old, new = (formats.read_splat(f"{version}.spz")[0] for version in (3, 4))
+    assert all(torch.allclose(old[name], new[name], atol=1e-6) for name in old)
+
+
+def test_a_scene_of_which_nothing_can_be_shown_is_no_empty_file(capfd):
+    content = bytearray(Path("in.ply").read_bytes())
+    start = content.index(b"end_header\n") + len(b"end_header\n")
+    rows = np.frombuffer(content, "<f4", offset=start).reshape(40, -1)
+    rows[:, 0] = np.nan
+    Path("nan.ply").write_bytes(content)
+    for ending in formats.FORMATS:
+        assert "none of the 40 Gaussians" in mistake(capfd, "nan.ply", f"out{ending}")
 
 
 def test_a_failed_export_keeps_the_old_file(capfd, monkeypatch):
@@ -117,7 +151,7 @@ def test_meshes_are_written_and_counted(capfd):
         (["in.ply"], "OUT"),
         (["absent.ply", "out.ply"], "absent.ply"),
         (["in.ply", "out.xyz"], "expected one of .compressed.ply, .ply"),
-        (["in.glb", "out.ply"], "only written"),
+        (["in.glb", "out.ply"], "cannot read in.glb"),
         (["in.ply", "absent/out.ply"], "cannot write"),
         (["in.ply", "out.ply", "--up", "x"], "--up"),
         (["in.ply", "out.ply", "--up"], "--up"),
@@ -129,7 +163,13 @@ def test_meshes_are_written_and_counted(capfd):
         (["in.ply", "out.ply", "--resolution", "9"], "--resolution"),
         (["in.ply", "out.obj", "--resolution", "0"], "expected 8 to 512"),
         (["in.ply", "out.ply", "--bogus"], "--bogus"),
-        ([".", "out.ply"], "no splat format"),
+        ([".", "out.ply"], "no finished run"),
+        (["in.ply", "out.ply", "--spz", "4"], "--spz"),
+        (["in.ply", "out.spz", "--spz", "5"], "--spz"),
+        (["in.ply", "out.ply", "--triangles", "9"], "--triangles"),
+        (["in.ply", "out.obj", "--triangles", "9"], "at least 100"),
+        (["in.ply", "out.ply", "--from", "nobody"], "no known program"),
+        (["in.ply", "out.ply", "--from", "trellis", "--from-up", "y"], "--from"),
     ],
 )
 def test_a_mistake_is_one_line_and_status_2(capfd, arguments, expected):

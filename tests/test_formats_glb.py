@@ -1,13 +1,14 @@
 import json
+import math
 import struct
 
 import numpy as np
 import pytest
 import torch
-from format_errors import BOUNDS, decode_glb, errors, round_trip, scene
+from format_errors import BOUNDS, errors, round_trip, scene
 
 from splatdistill.errors import UserError
-from splatdistill.formats.glb import write_glb
+from splatdistill.formats.glb import read_glb, write_glb
 from splatdistill.formats.gltf import srgb_to_linear
 from splatdistill.scene.gaussians import sh_degree_of
 
@@ -92,7 +93,7 @@ def test_gaussians_that_are_not_finite_are_left_out_and_none_left_is_a_user_erro
     with torch.no_grad():
         gaussians["means"][1, 1] = float("inf")
     assert write_glb(tmp_path / "a.glb", gaussians) == 1
-    back = decode_glb(tmp_path / "a.glb")
+    back, _ = read_glb(tmp_path / "a.glb")
     assert len(back["means"]) == 2 and sh_degree_of(back) == 2
     with torch.no_grad():
         gaussians["means"].fill_(float("nan"))
@@ -105,3 +106,133 @@ def test_what_does_not_fit_the_container_is_a_user_error(tmp_path, monkeypatch):
     monkeypatch.setattr("splatdistill.formats.glb.MAX_BYTES", (1 << 20) + 100)
     with pytest.raises(UserError, match="4 GiB"):
         write_glb(tmp_path / "a.glb", scene(3, 2))
+
+
+def rewritten(path, change):
+    """A copy of a .glb whose JSON was changed in place by a function."""
+    document, binary = document_of(path)
+    change(document)
+    text = json.dumps(document).encode()
+    text += b" " * (-len(text) % 4)
+    head = struct.pack("<4sIII4s", b"glTF", 2, 28 + len(text) + len(binary), len(text), b"JSON")
+    target = path.with_name("changed.glb")
+    target.write_bytes(head + text + struct.pack("<I4s", len(binary), b"BIN\0") + binary)
+    return target
+
+
+@pytest.mark.parametrize("degree", range(4))
+def test_what_is_written_is_read(tmp_path, degree):
+    original = scene(50, degree)
+    write_glb(tmp_path / "a.glb", original, {"prompt": "ä 🍄"})
+    back, comments = read_glb(tmp_path / "a.glb")
+    assert comments == {"prompt": "ä 🍄"} and sh_degree_of(back) == degree
+    found = errors(original, back)
+    assert all(found[name] <= bound for name, bound in BOUNDS[".glb"].items()), found
+
+
+def test_nodes_move_turn_and_scale_their_gaussians(tmp_path):
+    original = scene(30, 2)
+    write_glb(tmp_path / "a.glb", original)
+    half = math.sqrt(0.5)
+    outer = {"children": [1], "translation": [1, 2, 3], "rotation": [0, 0, half, half], "scale": [2, 2, 2]}
+    inner = {"mesh": 0, "matrix": [1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1, 0, 0.5, 0, 0, 1]}
+    path = rewritten(tmp_path / "a.glb", lambda document: document.update(nodes=[outer, inner]))
+    back, _ = read_glb(path)
+    turn = torch.tensor([[0.0, -1, 0], [1, 0, 0], [0, 0, 1]])
+    means = 2 * (original["means"] + torch.tensor([0.5, 0, 0])) @ turn.T + torch.tensor([1.0, 2, 3])
+    torch.testing.assert_close(back["means"], means, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(back["scales"], original["scales"] + math.log(2), atol=1e-4, rtol=0)
+
+
+def test_the_gaussians_of_several_nodes_come_together(tmp_path):
+    write_glb(tmp_path / "a.glb", scene(30, 1))
+
+    def twice(document):
+        document["nodes"] = [{"mesh": 0}, {"mesh": 0, "translation": [5, 0, 0]}]
+        document["scenes"] = [{"nodes": [0, 1]}]
+
+    back, _ = read_glb(rewritten(tmp_path / "a.glb", twice))
+    assert back["means"].shape == (60, 3) and back["shN"].shape == (60, 3, 3)
+
+
+def test_fractions_in_whole_numbers_are_read(tmp_path):
+    original = scene(30, 0)
+    write_glb(tmp_path / "a.glb", original)
+
+    def packed(document):  # COLOR_0 is [N, 4] uint16: its alpha is the opacity
+        accessors, views = document["accessors"], document["bufferViews"]
+        color = document["meshes"][0]["primitives"][0]["attributes"]["COLOR_0"]
+        opacity = document["meshes"][0]["primitives"][0]["attributes"]["KHR_gaussian_splatting:OPACITY"]
+        view = views[accessors[color]["bufferView"]]
+        views.append(
+            {
+                **view,
+                "byteOffset": view["byteOffset"] + 6,
+                "byteLength": view["byteLength"] - 6,
+                "byteStride": 8,
+            }
+        )
+        accessors[opacity].update(bufferView=len(views) - 1, componentType=5123, normalized=True)
+
+    back, _ = read_glb(rewritten(tmp_path / "a.glb", packed))
+    assert (back["opacities"].sigmoid() - original["opacities"].sigmoid()).abs().max() < 1e-4
+
+
+def test_a_mesh_is_no_splat_and_says_so(tmp_path):
+    write_glb(tmp_path / "a.glb", scene(3, 0))
+
+    def mesh(document):
+        del document["meshes"][0]["primitives"][0]["extensions"]
+
+    with pytest.raises(UserError, match="a mesh is none"):
+        read_glb(rewritten(tmp_path / "a.glb", mesh))
+
+
+def first(document):
+    return document["meshes"][0]["primitives"][0]
+
+
+@pytest.mark.parametrize(
+    "change, says",
+    [
+        (lambda d: d["nodes"][0].update(scale=[1, 1, 2]), "stretches"),
+        (lambda d: d["nodes"][0].update(scale=[1, 1, -1]), "mirrors"),
+        (lambda d: d["nodes"][0].update(scale=[0, 0, 0]), "stretches"),
+        (lambda d: d["nodes"][0].update(scale="big"), "no list of 3 numbers"),
+        (lambda d: d["nodes"][0].update(children=[0]), "hold themselves"),
+        (lambda d: d["nodes"][0].update(mesh=7), "refers to meshes"),
+        (lambda d: d["buffers"][0].update(uri="a.bin"), "another file"),
+        (lambda d: d["bufferViews"][0].update(byteLength=10), "ends before"),
+        (lambda d: d["bufferViews"][0].update(byteOffset=10**9), "ends before"),
+        (lambda d: d["bufferViews"][0].update(byteOffset=-4), "no sound place"),
+        (lambda d: d["bufferViews"][0].update(extensions={"EXT_meshopt_compression": {}}), "meshopt"),
+        (lambda d: d["accessors"][0].update(count=10**9), "ends before"),
+        (lambda d: d["accessors"][0].update(count=2), "different lengths"),
+        (lambda d: d["accessors"][0].update(componentType=5130), "no plain one"),
+        (lambda d: d["accessors"][0].update(type="VEC2"), "no plain one"),
+        (lambda d: d["accessors"][0].update(sparse={}), "sparse"),
+        (lambda d: first(d)["attributes"].pop("POSITION"), "no attribute POSITION"),
+        (lambda d: first(d)["attributes"].pop("KHR_gaussian_splatting:SH_DEGREE_1_COEF_2"), "no attribute"),
+        (lambda d: first(d).update(mode=4), "no points"),
+        (
+            lambda d: first(d)["extensions"]["KHR_gaussian_splatting"].update(
+                extensions={"KHR_spz_compression": {}}
+            ),
+            "compressed by KHR_spz",
+        ),
+    ],
+)
+def test_what_cannot_be_read_is_one_line(tmp_path, change, says):
+    write_glb(tmp_path / "a.glb", scene(3, 1))
+    with pytest.raises(UserError, match=says) as error:
+        read_glb(rewritten(tmp_path / "a.glb", change))
+    assert "\n" not in str(error.value)
+
+
+def test_every_truncation_is_a_user_error(tmp_path):
+    write_glb(tmp_path / "a.glb", scene(2, 0))
+    content = (tmp_path / "a.glb").read_bytes()
+    for length in range(len(content)):
+        (tmp_path / "b.glb").write_bytes(content[:length])
+        with pytest.raises(UserError):
+            read_glb(tmp_path / "b.glb")

@@ -5,18 +5,20 @@ from format_errors import scene
 from test_formats_glb import document_of
 
 from splatdistill.errors import UserError
-from splatdistill.formats.mesh import surface, write_mesh
+from splatdistill.formats.density import CUT, NARROWEST
+from splatdistill.formats.mesh import _grid, surface, write_mesh
 from splatdistill.formats.packing import to_splats
-from splatdistill.scene.cameras import orbit
-from splatdistill.scene.gaussians import from_tensors, rgb_to_sh0
-from splatdistill.scene.rendering import render
+from splatdistill.gaussians import from_tensors, rgb_to_sh0
+from splatdistill.reference.raster import rotation_matrices
+from splatdistill.rendering import render
 
-needs_skimage = pytest.mark.usefixtures("skimage")
+needs_extra = pytest.mark.usefixtures("extra")
 
 
 @pytest.fixture
-def skimage():
-    pytest.importorskip("skimage", reason="needs the [formats] extra")
+def extra():
+    for name in ("skimage", "fast_simplification"):
+        pytest.importorskip(name, reason="needs the [formats] extra")
 
 
 def ball(count=400, radius=0.5, scale=0.06):
@@ -35,7 +37,7 @@ def ball(count=400, radius=0.5, scale=0.06):
     )
 
 
-@needs_skimage
+@needs_extra
 def test_a_ball_becomes_a_closed_surface_that_faces_outward():
     mesh = surface(to_splats(ball())[0], 64)
     edges = np.sort(np.concatenate([mesh.faces[:, [0, 1]], mesh.faces[:, [1, 2]], mesh.faces[:, [2, 0]]]), 1)
@@ -49,11 +51,11 @@ def test_a_ball_becomes_a_closed_surface_that_faces_outward():
     assert ((mesh.normals * mesh.vertices).sum(1)[outside] > 0).all()
     assert np.linalg.norm(mesh.normals, axis=1) == pytest.approx(np.ones(len(radii)), abs=1e-5)
     right = mesh.vertices[:, 0] > 0.1
-    assert (mesh.colours[right, 0] > mesh.colours[right, 2]).all()
-    assert mesh.colours[mesh.vertices[:, 0] > 0.3].mean(0) == pytest.approx([0.9, 0.1, 0.1], abs=0.05)
+    assert (mesh.colors[right, 0] > mesh.colors[right, 2]).all()
+    assert mesh.colors[mesh.vertices[:, 0] > 0.3].mean(0) == pytest.approx([0.9, 0.1, 0.1], abs=0.05)
 
 
-@needs_skimage
+@needs_extra
 def test_the_silhouette_is_that_of_the_render():
     gaussians = ball()
     camera = orbit(30.0, 20.0, 3.0, 40.0, 64, 64)
@@ -67,7 +69,7 @@ def test_the_silhouette_is_that_of_the_render():
     assert width == pytest.approx(seen.any(0).sum(), abs=3)
 
 
-@needs_skimage
+@needs_extra
 def test_small_and_thin_gaussians_do_not_fall_between_the_points_of_the_grid():
     gaussians = ball()
     with torch.no_grad():
@@ -75,7 +77,7 @@ def test_small_and_thin_gaussians_do_not_fall_between_the_points_of_the_grid():
     assert len(surface(to_splats(gaussians)[0], 24).faces) > 100
 
 
-@needs_skimage
+@needs_extra
 def test_both_files_hold_the_same_triangles(tmp_path):
     count = write_mesh(tmp_path / "a.obj", ball(), None, 32)
     assert write_mesh(tmp_path / "a.glb", ball(), {"prompt": "x"}, 32) == count
@@ -96,7 +98,7 @@ def test_both_files_hold_the_same_triangles(tmp_path):
     assert vertices[:, 3:].min() >= 0 and vertices[:, 3:].max() <= 1
 
 
-@needs_skimage
+@needs_extra
 def test_a_scene_too_thin_for_a_surface_and_a_bad_grid_are_user_errors(tmp_path):
     gaussians = ball(3)
     with torch.no_grad():
@@ -113,3 +115,103 @@ def test_without_scikit_image_a_mesh_says_what_to_install(tmp_path, monkeypatch)
     monkeypatch.setitem(__import__("sys").modules, "skimage.measure", None)
     with pytest.raises(UserError, match=r"splatdistill\[formats\]"):
         write_mesh(tmp_path / "a.obj", scene(5, 0))
+
+
+def told(gaussians, resolution=64, **options):
+    notes = []
+    mesh = surface(to_splats(gaussians)[0], resolution, note=notes.append, **options)
+    assert (
+        np.isfinite(mesh.vertices).all()
+        and np.isfinite(mesh.normals).all()
+        and np.isfinite(mesh.colors).all()
+    )
+    return mesh, notes
+
+
+@needs_extra
+@pytest.mark.parametrize("places", [[1e30], [3e38, -3e38], [1e6, 1e12, 1e20]])
+def test_what_lies_far_off_is_left_out_with_a_note(places):
+    gaussians = ball()
+    with torch.no_grad():
+        for row, place in enumerate(places):
+            gaussians["means"][row] = place
+    mesh, notes = told(gaussians)
+    assert np.linalg.norm(mesh.vertices, axis=1).max() < 0.8 and len(mesh.faces) > 1000
+    assert len(notes) == 1 and f"{len(places)} of 400 Gaussians" in notes[0]
+
+
+@needs_extra
+def test_what_is_huge_is_left_out_with_a_note():
+    gaussians = ball()
+    with torch.no_grad():
+        gaussians["scales"][7] = 20.0
+    mesh, notes = told(gaussians)
+    assert np.linalg.norm(mesh.vertices, axis=1).max() < 0.8 and "1 of 400" in notes[0]
+
+
+@needs_extra
+@pytest.mark.parametrize("places", [[1e30], [3e38, -3e38]])
+def test_a_scene_that_float32_cannot_hold_is_one_line(places):
+    gaussians = ball(len(places))
+    with torch.no_grad():
+        gaussians["means"].copy_(torch.tensor(places)[:, None].expand(-1, 3))
+    with pytest.raises(UserError, match="too large, or too far"):
+        told(gaussians)
+
+
+@needs_extra
+def test_large_gaussians_that_overlap_are_visited_in_bounded_work(monkeypatch):
+    """50 of them cover the whole grid: work is counted, in cells that are visited."""
+    from splatdistill.formats import density
+
+    gaussians = ball(50)
+    with torch.no_grad():
+        gaussians["means"].mul_(0.01)
+        gaussians["scales"].fill_(0.0)
+    visited, plain = [], np.add.at
+
+    class Counting:
+        @staticmethod
+        def at(target, place, values):
+            visited.append(len(place))
+            plain(target, place, values)
+
+    monkeypatch.setattr(density.np, "add", Counting, raising=True)
+    told(gaussians, 128)
+    assert sum(visited) / 4 < 50 * 128**3 / 20
+
+
+@needs_extra
+@pytest.mark.parametrize("size", [0.0, 1.5, 3.0])
+def test_the_sum_is_that_of_every_gaussian_at_every_point(size):
+    gaussians = scene(40, 0)
+    with torch.no_grad():
+        gaussians["scales"] += size
+    splats = to_splats(gaussians)[0]
+    grid, middle = _grid(splats, 40)
+    axes = [grid.origin[k] + middle[k] + grid.cell * np.arange(grid.density.shape[k]) for k in range(3)]
+    points = np.stack(np.meshgrid(*axes, indexing="ij"), -1)
+    rotations = rotation_matrices(torch.from_numpy(splats.quats).double()).numpy()
+    scales = np.maximum(np.exp(splats.log_scales.astype(float)), NARROWEST * grid.cell)
+    total = np.zeros(grid.density.shape)
+    for n in range(40):
+        squared = (((points - splats.means[n]) @ (rotations[n] / scales[n])) ** 2).sum(-1)
+        total += splats.opacities[n] * np.exp(-0.5 * squared) * (squared <= CUT * CUT)
+    total[[0, -1]] = total[:, [0, -1]] = total[:, :, [0, -1]] = 0
+    assert np.abs(grid.density - total).max() < (1e-5 if size == 0 else 0.02 * total.max())
+
+
+@needs_extra
+def test_a_mesh_is_thinned_to_its_size_and_keeps_its_shape():
+    full, _ = told(ball(), triangles=10**9)
+    thin, _ = told(ball(), triangles=3000)
+    assert len(full.faces) > 10_000 and 2500 < len(thin.faces) <= 3000
+    volumes = [
+        np.einsum("ij,ij->i", c[:, 0], np.cross(c[:, 1], c[:, 2])).sum() / 6
+        for c in (m.vertices[m.faces].astype(float) for m in (full, thin))
+    ]
+    assert volumes[1] == pytest.approx(volumes[0], rel=0.02)
+    right = thin.vertices[:, 0] > 0.3
+    assert thin.colors[right].mean(0) == pytest.approx([0.9, 0.1, 0.1], abs=0.05)
+    with pytest.raises(UserError, match="at least 100"):
+        told(ball(), triangles=99)

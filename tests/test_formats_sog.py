@@ -5,11 +5,12 @@ import zipfile
 import numpy as np
 import pytest
 import torch
-from format_errors import BOUNDS, decode_sog, errors, round_trip, scene
+from format_errors import BOUNDS, errors, round_trip, scene
 from PIL import Image
 from test_formats_ply import by_gaussforge
 
-from splatdistill.formats.sog import codebook, palette, write_sog
+from splatdistill.errors import UserError
+from splatdistill.formats.sog import codebook, palette, read_sog, write_sog
 
 
 @pytest.mark.parametrize("degree", range(4))
@@ -41,7 +42,7 @@ def test_errors_stay_within_what_is_promised(tmp_path, degree, count):
 def test_gaussforge_reads_the_same_scene(tmp_path, degree):
     pytest.importorskip("gaussforge")
     write_sog(tmp_path / "a.sog", scene(200, degree))
-    found = errors(decode_sog(tmp_path / "a.sog"), by_gaussforge(tmp_path / "a.sog", "sog"))
+    found = errors(read_sog(tmp_path / "a.sog")[0], by_gaussforge(tmp_path / "a.sog", "sog"))
     assert max(found["centre"], found["scale"], found["colour"], found["sh"]) < 1e-5
     assert found["opacity"] < 2e-3 and found["rotation_deg"] < 0.01
 
@@ -81,3 +82,75 @@ def test_a_palette_is_exact_while_it_is_large_enough_and_close_beyond():
     assert ((rows - colours[labels]) ** 2).sum() < 0.4 * spread
     labels, colours = palette(np.repeat(rows[:3], 400, 0), 2)
     assert len(colours) == 3
+
+
+@pytest.mark.parametrize("degree", range(4))
+def test_what_is_written_is_read(tmp_path, degree):
+    original = scene(300, degree)
+    write_sog(tmp_path / "a.sog", original, {"prompt": "ä 🍄"})
+    back, comments = read_sog(tmp_path / "a.sog")
+    assert comments == {"prompt": "ä 🍄"} and back["shN"].shape == (300, degree * (degree + 2), 3)
+
+
+def repacked(path, change):
+    """A copy of a .sog whose meta.json and pictures were changed in place by a function."""
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    meta = json.loads(members["meta.json"])
+    change(meta, members)
+    if "meta.json" in members:
+        members["meta.json"] = json.dumps(meta).encode()
+    target = path.with_name("changed.sog")
+    with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    return target
+
+
+def picture(width, height):
+    packed = io.BytesIO()
+    Image.new("RGBA", (width, height)).save(packed, "WEBP", lossless=True)
+    return packed.getvalue()
+
+
+@pytest.mark.parametrize(
+    "change, says",
+    [
+        (lambda meta, members: members.pop("meta.json"), "holds no 'meta.json'"),
+        (lambda meta, members: meta.clear(), "no .sog of version 2"),
+        (lambda meta, members: meta.update(version=1), "no .sog of version 2"),
+        (lambda meta, members: meta.update(count=10**9), "GiB"),
+        (lambda meta, members: meta.update(count=10**6), "do not fit"),
+        (lambda meta, members: meta.update(count=-1), "whole number"),
+        (lambda meta, members: meta.update(count="9"), "whole number"),
+        (lambda meta, members: meta["means"].update(mins=[0, 0]), "no sound mins"),
+        (lambda meta, members: meta["means"].update(mins=[0, 0, 1e99]), "no sound mins"),
+        (lambda meta, members: meta["scales"].update(codebook=[]), "no sound codebook"),
+        (lambda meta, members: meta["scales"].update(codebook=[None] * 256), "no sound codebook"),
+        (lambda meta, members: meta["quats"].update(files=["nosuch"]), "holds no 'nosuch'"),
+        (lambda meta, members: meta["quats"].update(files=[]), "names no picture"),
+        (lambda meta, members: meta.pop("sh0"), "no sh0"),
+        (lambda meta, members: meta["shN"].update(bands=4), "bands 4"),
+        (lambda meta, members: meta["shN"].update(count=10**6), "count 1000000"),
+        (lambda meta, members: meta["shN"].update(count=1), "do not fit|refers to SH rows"),
+        (lambda meta, members: members.update({"quats.webp": b"no picture"}), "damaged picture"),
+        (lambda meta, members: members.update({"quats.webp": picture(4, 4)}), "do not fit"),
+        (lambda meta, members: members.update({"quats.webp": picture(4000, 4000)}), "do not fit"),
+        (lambda meta, members: members.update({"quats.webp": picture(10, 10)}), "unknown kind"),
+        (lambda meta, members: members.update({"quats.webp": bytes(1 << 22)}), "expected at most"),
+    ],
+)
+def test_what_cannot_be_read_is_one_line(tmp_path, change, says):
+    write_sog(tmp_path / "a.sog", scene(100, 1))
+    with pytest.raises(UserError, match=says) as error:
+        read_sog(repacked(tmp_path / "a.sog", change))
+    assert "\n" not in str(error.value)
+
+
+def test_every_truncation_is_a_user_error(tmp_path):
+    write_sog(tmp_path / "a.sog", scene(2, 0))
+    content = (tmp_path / "a.sog").read_bytes()
+    for length in range(0, len(content), 7):
+        (tmp_path / "b.sog").write_bytes(content[:length])
+        with pytest.raises(UserError):
+            read_sog(tmp_path / "b.sog")

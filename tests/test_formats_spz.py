@@ -10,8 +10,12 @@ from fuzz_formats import version_4
 from test_formats_ply import by_gaussforge
 
 from splatdistill.errors import UserError
-from splatdistill.formats.spz import FREE_BYTES, read_spz, write_spz
-from splatdistill.scene.gaussians import NAMES
+from splatdistill.formats import read_splat, write_splat
+from splatdistill.formats.axes import axes_matrix, mirror_z, turn_axes
+from splatdistill.formats.spz import AXES, read_spz, write_spz
+from splatdistill.gaussians import NAMES, covariances, select
+from splatdistill.orientation import rotate_
+from splatdistill.reference.raster import sh_basis
 
 
 def header(version=3, count=10, degree=0, fraction=12, flags=0):
@@ -117,12 +121,13 @@ def test_a_file_without_gaussians_is_an_empty_scene(tmp_path):
         (gzip.compress(header()[:9]), "within its header"),
         (gzip.compress(header() + bytes(199)), "ends before"),
         (gzip.compress(header() + bytes(range(200)))[:60], "damaged"),
-        (gzip.compress(header(version=1) + bytes(200)), "version 2, 3 or 4"),
-        (gzip.compress(header(version=5) + bytes(200)), "version 2, 3 or 4"),
-        (gzip.compress(header(degree=4) + bytes(2000)), "SH degree 4"),
+        (gzip.compress(header(version=0) + bytes(200)), "version 1, 2, 3 or 4"),
+        (gzip.compress(header(version=5) + bytes(200)), "version 1, 2, 3 or 4"),
+        (gzip.compress(header(degree=5) + bytes(3000)), "SH degree 5"),
         (gzip.compress(header(fraction=24) + bytes(200)), "24 bits"),
-        (gzip.compress(b"PSGN" + header()[4:] + bytes(200)), "version 2, 3 or 4"),
-        (gzip.compress(header(count=2**32 - 1) + bytes(200)), "8 times its size"),
+        (gzip.compress(b"PSGN" + header()[4:] + bytes(200)), "version 1, 2, 3 or 4"),
+        (gzip.compress(header(count=2**32 - 1) + bytes(200)), "224.0 GiB"),
+        (gzip.compress(header(count=50_000_000) + bytes(200)), "ends before its last"),
     ],
 )
 def test_what_is_no_whole_spz_is_a_user_error(tmp_path, content, expected):
@@ -150,7 +155,7 @@ def test_streams_that_lie_are_user_errors(tmp_path):
         return sound[:place] + value + sound[place + len(value) :]
 
     other_axes = version_4(
-        gzip.decompress((tmp_path / "a.spz").read_bytes()), struct.pack("<III", 0xADBE0003, 4, 6)
+        gzip.decompress((tmp_path / "a.spz").read_bytes()), struct.pack("<III", 0xADBE0003, 4, 17)
     )
     for content, expected in [
         (changed(15, b"\5"), "no room"),
@@ -159,7 +164,7 @@ def test_streams_that_lie_are_user_errors(tmp_path):
         (changed(table + 6 * 16, b"\0\0\0\0"), "damaged"),
         (changed(8, struct.pack("<I", 25)), "ends before|damaged"),
         (sound[:-3], "ends before|damaged"),
-        (other_axes, "axes number 6"),
+        (other_axes, "axes number 17"),
     ]:
         (tmp_path / "b.spz").write_bytes(content)
         with pytest.raises(UserError, match=expected):
@@ -167,15 +172,123 @@ def test_streams_that_lie_are_user_errors(tmp_path):
 
 
 @pytest.mark.parametrize("packed", [gzip.compress, version_4])
-def test_bombs_are_refused_before_they_go_off(tmp_path, packed):
+@pytest.mark.parametrize("claimed", [30_000_000, 4_000_000_000])
+def test_a_stream_shorter_than_it_claims_is_refused_before_memory_is_asked_for(tmp_path, packed, claimed):
     pytest.importorskip("zstandard")
-    count = 10 * FREE_BYTES // 20
-    (tmp_path / "a.spz").write_bytes(packed(header(count=count) + bytes(20 * count)))
+    content = packed(header(count=1_000_000) + bytes(20_000_000))
+    if packed is gzip.compress:
+        content = packed(header(count=claimed) + bytes(20_000_000))
+    else:
+        content = content[:8] + struct.pack("<I", claimed) + content[12:]
+    (tmp_path / "a.spz").write_bytes(content)
     tracemalloc.start()
-    with pytest.raises(UserError, match="8 times its size"):
+    with pytest.raises(UserError, match=r"ends before|GiB"):
         read_spz(tmp_path / "a.spz")
-    assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    assert tracemalloc.get_traced_memory()[1] < 8 << 20
     tracemalloc.stop()
+
+
+@pytest.mark.parametrize("packed", [gzip.compress, version_4])
+def test_a_sound_file_is_read_however_well_it_is_compressed(tmp_path, packed):
+    """Voxels, planes and other regular scenes unpack to many times their size."""
+    pytest.importorskip("zstandard")
+    content = packed(header(count=200_000) + bytes(200_000 * 20))
+    (tmp_path / "a.spz").write_bytes(content)
+    assert len(content) < 200_000 * 20 / 100
+    back, _ = read_spz(tmp_path / "a.spz")
+    assert len(back["means"]) == 200_000 and all(back[name].isfinite().all() for name in NAMES)
+
+
+def test_the_oldest_version_has_half_floats(tmp_path):
+    content = header(version=1, count=1) + struct.pack("<3e", 0.5, -0.25, 3.0)
+    content += bytes([255, 128, 128, 128, 160, 160, 160, 128, 128, 128])
+    (tmp_path / "a.spz").write_bytes(gzip.compress(content))
+    back, _ = read_spz(tmp_path / "a.spz")
+    assert back["means"].tolist() == [[0.5, -0.25, 3.0]] and back["scales"].tolist() == [[0.0] * 3]
+    assert back["quats"][0, 0] > 0.99
+
+
+@pytest.mark.parametrize("packed", [gzip.compress, version_4])
+def test_a_fifth_band_is_left_out_with_a_note(tmp_path, packed):
+    pytest.importorskip("zstandard")
+    steps = np.arange(2 * 72, dtype=np.uint8)
+    (tmp_path / "a.spz").write_bytes(packed(header(count=2, degree=4) + bytes(2 * 20) + steps.tobytes()))
+    notes = []
+    back, _ = read_spz(tmp_path / "a.spz", notes.append)
+    assert len(notes) == 1 and "SH degree 4" in notes[0]
+    kept = (steps.reshape(2, 24, 3)[:, :15] - 128.0) / 128
+    assert np.array_equal(back["shN"].detach().numpy(), kept)
+
+
+@pytest.mark.parametrize("degree", range(4))
+def test_version_4_is_written_with_its_axes_and_read_back(tmp_path, degree):
+    pytest.importorskip("zstandard")
+    write_spz(tmp_path / "a.spz", scene(20, degree))
+    assert write_spz(tmp_path / "b.spz", scene(20, degree), None, 4) == 0
+    content = (tmp_path / "b.spz").read_bytes()
+    assert content[:8] == b"NGSP\4\0\0\0" and content[15] == (6 if degree else 5)
+    assert struct.unpack_from("<III", content, 32) == (0xADBE0003, 4, 4)  # right, up, back
+    old, new = (read_spz(tmp_path / f"{name}.spz")[0] for name in "ab")
+    assert all(torch.equal(old[name], new[name]) for name in NAMES)
+
+
+def test_gaussforge_reads_version_4(tmp_path):
+    pytest.importorskip("gaussforge")
+    pytest.importorskip("zstandard")
+    write_spz(tmp_path / "a.spz", scene(60, 2), None, 4)
+    theirs, ours = by_gaussforge(tmp_path / "a.spz", "spz"), read_spz(tmp_path / "a.spz")[0]
+    found = errors(ours, theirs)
+    assert max(found["centre"], found["scale"], found["colour"], found["sh"]) < 1e-5
+
+
+def test_a_file_that_names_its_axes_is_read_upright(tmp_path):
+    pytest.importorskip("zstandard")
+    gaussians = scene(50, 3)
+    for up in ("y", "-y"):
+        write_splat(tmp_path / f"{up}.spz", gaussians, None, up, spz=4)
+    a, b = (read_splat(tmp_path / f"{up}.spz")[0] for up in ("y", "-y"))
+    found = errors(a, b)
+    assert found["centre"] < 1e-5 and found["rotation_deg"] < 0.4 and found["sh"] < 0.03
+
+
+@pytest.mark.parametrize("axes", AXES)
+def test_all_named_axes_show_the_same_picture(tmp_path, axes):
+    """Also the left-handed ones, which mirror."""
+    original = scene(40, 3)
+    stored = select(original, slice(None))
+    matrix = axes_matrix(axes).T  # from right, up, back
+    if torch.det(matrix) < 0:
+        matrix = torch.diag(torch.tensor([1.0, 1.0, -1.0]).double()) @ matrix
+        rotate_(stored, matrix)
+        mirror_z(stored)
+    else:
+        rotate_(stored, matrix)
+    assert torch.allclose(stored["means"].double(), original["means"].double() @ axes_matrix(axes), atol=1e-5)
+    turn_axes(stored, axes)
+    found = errors(original, stored)
+    assert max(found["centre"], found["sh"]) < 1e-5 and found["rotation_deg"] < 1e-2
+
+
+def test_a_mirrored_scene_is_its_mirror_image():
+    gaussians = scene(30, 3)
+    mirrored = select(gaussians, slice(None))
+    mirror_z(mirrored)
+    flip = torch.diag(torch.tensor([1.0, 1.0, -1.0]))
+    scales = gaussians["scales"].exp()
+    expected = flip @ covariances(gaussians["quats"], scales) @ flip
+    torch.testing.assert_close(covariances(mirrored["quats"], scales), expected, atol=1e-5, rtol=1e-4)
+    directions = torch.nn.functional.normalize(torch.randn(9, 3), dim=-1)
+    old, new = (sh_basis(d, 3)[:, 1:] for d in (directions, directions @ flip))
+    for a, b in zip(gaussians["shN"], mirrored["shN"]):
+        torch.testing.assert_close(new.float() @ b, old.float() @ a, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("version", [3, 4])
+def test_the_render_mode_is_kept(tmp_path, version):
+    pytest.importorskip("zstandard")
+    for comments in ({"SplatRenderMode": "mip"}, {}):
+        write_spz(tmp_path / "a.spz", scene(3, 0), comments | {"prompt": "x"}, version)
+        assert read_spz(tmp_path / "a.spz")[1] == comments
 
 
 def test_version_4_without_its_package_says_what_to_install(tmp_path, monkeypatch):

@@ -9,7 +9,7 @@ from urllib.request import urlopen
 import pytest
 import torch
 
-from splatdistill.formats import write
+from splatdistill.formats import write_splat
 from splatdistill.formats.ply import write_ply
 from splatdistill.scene.gaussians import init_blob
 from splatdistill.view import main, open_scenes
@@ -37,7 +37,7 @@ def test_a_run_is_named_by_its_prompt_and_a_file_by_its_name(tmp_path):
     write_ply(tmp_path / "splat.ply", scene(), {"prompt": "a ball", "method": "sds"})
     scenes, prompt, method = open_scenes(tmp_path)
     assert (prompt, method) == ("a ball", "sds") and scenes.folder == tmp_path
-    write(tmp_path / "it.splat", scene())
+    write_splat(tmp_path / "it.splat", scene())
     scenes, prompt, method = open_scenes(tmp_path / "it.splat")
     assert (prompt, method) == ("it.splat", ".splat") and scenes.folder is None
 

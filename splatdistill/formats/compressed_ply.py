@@ -7,25 +7,25 @@ colour and opacity in bytes.
 An element `sh` follows with the higher bands (channel-major), 256 steps over [-4, 4].
 """
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 from torch.nn import ParameterDict
 
 from splatdistill.errors import UserError
-from splatdistill.files import atomic_write
+from splatdistill.formats.dialects import gather
 from splatdistill.formats.packing import (
     Splats,
     allocate,
     from_smallest_three,
     logit,
+    pieces,
     quantize,
     smallest_three,
     to_splats,
 )
-from splatdistill.formats.plyheader import Header, gather, header_bytes, numbered
-from splatdistill.scene.gaussians import from_arrays, rgb_to_sh0, sh0_to_rgb
+from splatdistill.gaussians import from_arrays, rgb_to_sh0, sh0_to_rgb
 
 CHUNK = 256  # Gaussians
 AXES, CHANNELS = ("x", "y", "z"), ("r", "g", "b")
@@ -44,30 +44,26 @@ def bounds_of(axes: tuple[str, ...]) -> list[str]:
     return [f"{side}_{axis}" for side in ("min", "max") for axis in axes]
 
 
-def write_compressed_ply(
-    path: str | Path, gaussians: ParameterDict, comments: dict[str, str] | None = None
-) -> int:
-    """Write a scene in Morton order and return how many Gaussians were left out because they are not finite.
-
-    comments as in `write_ply`. Raises UserError when nothing is left or the file cannot be written.
-    """
+def encode(gaussians: ParameterDict) -> tuple[dict[str, np.ndarray], int]:
+    """The elements of a scene's file in Morton order, and how many Gaussians were left out."""
     splats, dropped = to_splats(gaussians)
     splats = splats.select(morton_order(splats.means))
     count = len(splats.means)
     chunks, words = _encode(splats)
     sh = splats.shN.transpose(0, 2, 1).reshape(count, -1)  # channel-major
+    sh = np.clip(np.floor((sh / SH_RANGE + 0.5) * 256), 0, 255).astype("u1")
     elements = {
-        "chunk": (len(chunks), "float", [name for group in GROUPS for name in bounds_of(group)]),
-        "vertex": (count, "uint", PACKED),
+        "chunk": _rows(chunks.astype("<f4"), [name for group in GROUPS for name in bounds_of(group)]),
+        "vertex": _rows(words.astype("<u4"), PACKED),
     }
     if sh.shape[1]:
-        elements["sh"] = (count, "uchar", numbered("f_rest", sh.shape[1]))
-    with atomic_write(path) as file:
-        file.write(header_bytes(elements, comments or {}))
-        file.write(chunks.astype("<f4").tobytes())
-        file.write(words.astype("<u4").tobytes())
-        file.write(np.clip(np.floor((sh / SH_RANGE + 0.5) * 256), 0, 255).astype("u1").tobytes())
-    return dropped
+        elements["sh"] = _rows(sh, [f"f_rest_{i}" for i in range(sh.shape[1])])
+    return elements, dropped
+
+
+def _rows(values: np.ndarray, names: list[str]) -> np.ndarray:
+    """A table [N, len(names)] as structured rows [N]."""
+    return np.ascontiguousarray(values).view([(name, values.dtype.str) for name in names])[:, 0]
 
 
 def _encode(splats: Splats) -> tuple[np.ndarray, np.ndarray]:
@@ -117,16 +113,14 @@ def morton_order(means: np.ndarray) -> np.ndarray:
     return codes.argsort(kind="stable")
 
 
-def decode(file: BinaryIO, header: Header) -> ParameterDict:
-    """The scene of an open compressed .ply; raises UserError."""
-    vertex, degree = header.element("vertex"), _checked_degree(header)
-    arrays = allocate(vertex.count, degree)
-    chunk = header.element("chunk")
-    chunks = np.concatenate([rows for _, rows in header.read(file, "chunk")] or [np.empty(0, chunk.dtype)])
-    groups = {
-        group: gather(chunks, bounds_of(group)) for group in GROUPS if group[0] != "r" or _coloured(header)
-    }
-    for piece, rows in header.read(file, "vertex"):
+def decode(elements: Mapping[str, np.ndarray], path: str | Path) -> ParameterDict:
+    """The scene of a compressed .ply with these elements; raises UserError."""
+    degree = _checked_degree(elements, path)
+    vertex, chunk = elements["vertex"], elements["chunk"]
+    arrays = allocate(len(vertex), degree)
+    groups = {group: gather(chunk, bounds_of(group)) for group in GROUPS if _bounded(chunk, group)}
+    for piece in pieces(len(vertex)):
+        rows = vertex[piece]
         index = np.arange(piece.start, piece.stop) // CHUNK
 
         def between(group: tuple[str, ...], fractions: np.ndarray, index: np.ndarray = index) -> np.ndarray:
@@ -144,42 +138,42 @@ def decode(file: BinaryIO, header: Header) -> ParameterDict:
         words = rows["packed_rotation"]
         others = (_unpack(words, (10, 10, 10)) - np.float32(0.5)) / np.float32(ROTATION_RANGE)
         arrays["quats"][piece] = from_smallest_three(words >> 30, others)
-    if degree:
-        for piece, rows in header.read(file, "sh"):
-            steps = rows.view("u1").reshape(len(rows), 3, -1)  # channel-major
-            arrays["shN"][piece] = SH_VALUES[steps].transpose(0, 2, 1)
+        if degree:
+            steps = np.ascontiguousarray(elements["sh"][piece]).view("u1")
+            arrays["shN"][piece] = SH_VALUES[steps.reshape(len(rows), 3, -1)].transpose(
+                0, 2, 1
+            )  # channel-major
     return from_arrays(**arrays)
 
 
-def _coloured(header: Header) -> bool:
-    """Whether chunks bound the colours too; the first files of the format did not."""
-    return set(bounds_of(CHANNELS)) <= set(header.element("chunk").dtype.names or ())
+def _bounded(chunk: np.ndarray, group: tuple[str, ...]) -> bool:
+    """Whether chunks bound a group; the first files of the format did not bound the colours."""
+    return set(bounds_of(group)) <= set(chunk.dtype.names or ())
 
 
-def _checked_degree(header: Header) -> int:
+def _checked_degree(elements: Mapping[str, np.ndarray], path: str | Path) -> int:
     """The SH degree of a compressed .ply whose elements fit each other; raises UserError when they do not."""
-    vertex, chunk = header.element("vertex"), header.element("chunk")
+    vertex = elements["vertex"]
+    if "chunk" not in elements:
+        raise UserError(f"{path} has no chunk element; expected a compressed splat .ply")
+    chunk = elements["chunk"]
     needed = [*bounds_of(AXES), *bounds_of(SCALE_AXES)]
     missing = [name for name in needed if name not in (chunk.dtype.names or ())]
     missing += [n for n in PACKED if n not in (vertex.dtype.names or ()) or vertex.dtype[n].str[1:] != "u4"]
     if missing:
+        raise UserError(f"{path} has no usable property {missing[0]}; expected a compressed splat .ply")
+    if len(chunk) != -(-len(vertex) // CHUNK):
         raise UserError(
-            f"{header.path} has no usable property {missing[0]}; expected a compressed splat .ply"
+            f"{path} has {len(chunk)} chunks for {len(vertex)} Gaussians; expected one for {CHUNK}"
         )
-    if chunk.count != -(-vertex.count // CHUNK):
-        raise UserError(
-            f"{header.path} has {chunk.count} chunks for {vertex.count} Gaussians; expected one for {CHUNK}"
-        )
-    if "sh" not in header.elements or not header.elements["sh"].dtype.names:  # gsplat writes an empty one
+    if "sh" not in elements:  # gsplat writes one without properties
         return 0
-    sh = header.element("sh")
+    sh = elements["sh"]
     degree = {9: 1, 24: 2, 45: 3}.get(len(sh.dtype.names or ()))
     if (
         degree is None
-        or sh.count != vertex.count
-        or sh.dtype != np.dtype([(name, "u1") for name in numbered("f_rest", degree * (degree + 2) * 3)])
+        or len(sh) != len(vertex)
+        or sh.dtype != np.dtype([(f"f_rest_{i}", "u1") for i in range(degree * (degree + 2) * 3)])
     ):
-        raise UserError(
-            f"{header.path} has an sh element of another shape; expected 9, 24 or 45 bytes a Gaussian"
-        )
+        raise UserError(f"{path} has an sh element of another shape; expected 9, 24 or 45 bytes a Gaussian")
     return degree

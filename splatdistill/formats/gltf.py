@@ -1,15 +1,21 @@
 """Binary glTF 2.0 files (.glb) of one mesh primitive: the container, accessors and what they must state."""
 
 import json
+import os
+import struct
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from splatdistill import __version__
+from splatdistill.errors import UserError
 from splatdistill.files import atomic_write
+from splatdistill.formats.packing import opened
 
 COMPONENT_TYPES = {"f4": 5126, "u4": 5125, "u2": 5123, "u1": 5121}  # NumPy -> glTF
+KINDS = {5120: "i1", 5121: "u1", 5122: "i2", 5123: "u2", 5125: "u4", 5126: "f4"}  # glTF -> NumPy
+MAX_JSON_BYTES = 1 << 24
 ACCESSOR_TYPES = {1: "SCALAR", 3: "VEC3", 4: "VEC4"}
 ARRAY_BUFFER, ELEMENT_ARRAY_BUFFER = 34962, 34963
 POINTS, TRIANGLES = 0, 4
@@ -92,3 +98,87 @@ def _words(*values: int) -> bytes:
 def srgb_to_linear(colours: np.ndarray) -> np.ndarray:
     """Linear light of display colours in [0, 1], as glTF wants its vertex colours."""
     return np.where(colours <= 0.04045, colours / 12.92, ((colours + 0.055) / 1.055) ** 2.4)
+
+
+class Binary(NamedTuple):
+    """An opened .glb: its JSON, and its binary chunk as mapped bytes."""
+
+    path: str | Path
+    document: dict[str, Any]
+    content: np.ndarray  # [bytes] uint8
+
+    def item(self, kind: str, index: object) -> dict[str, Any]:
+        """An object of the document by its place in a list; raises UserError when there is none."""
+        items = self.document.get(kind)
+        if not isinstance(items, list) or type(index) is not int or not 0 <= index < len(items):
+            raise UserError(f"{self.path} refers to {kind} that it does not have; export or copy it again")
+        if not isinstance(items[index], dict):
+            raise UserError(f"{self.path} has {kind} that are no objects; export or copy it again")
+        return items[index]
+
+    def values(self, index: object, width: int) -> np.ndarray:
+        """An accessor's rows [N, width] of its own type, mapped; raises UserError for what is not there."""
+        accessor = self.item("accessors", index)
+        kind = KINDS.get(accessor.get("componentType", 0)) if _whole(accessor.get("componentType")) else None
+        count, start = accessor.get("count"), accessor.get("byteOffset", 0)
+        if kind is None or ACCESSOR_TYPES.get(width) != accessor.get("type") or "bufferView" not in accessor:
+            raise UserError(f"{self.path} has accessor {index}, which is no plain one of {width} numbers")
+        if "sparse" in accessor:
+            raise UserError(f"{self.path} has a sparse accessor {index}; store it without")
+        view = self.item("bufferViews", accessor["bufferView"])
+        if view.get("extensions"):
+            names = ", ".join(map(str, view["extensions"]))
+            raise UserError(f"{self.path} is compressed by {names[:80]}; store it without compression")
+        if view.get("buffer", 0) != 0 or "uri" in self.item("buffers", 0):
+            raise UserError(f"{self.path} keeps its values in another file; store it as one .glb")
+        dtype = np.dtype((f"<{kind}", (width,)))
+        offset, length = view.get("byteOffset", 0), view.get("byteLength", -1)
+        stride = view.get("byteStride", dtype.itemsize)
+        numbers = (count, start, offset, length, stride)
+        if not all(_whole(number) for number in numbers) or stride < dtype.itemsize:
+            raise UserError(f"{self.path} has accessor {index} of no sound place; export or copy it again")
+        end = start + (count - 1) * stride + dtype.itemsize if count else 0
+        if end > length or offset + length > len(self.content):
+            raise UserError(
+                f"{self.path} ends before the values of accessor {index}; export or copy it again"
+            )
+        if not count:
+            return np.empty((0, width), f"<{kind}")
+        base = self.content[offset + start : offset + end]
+        return np.lib.stride_tricks.as_strided(base.view(), (count, dtype.itemsize), (stride, 1)).view(
+            f"<{kind}"
+        )
+
+
+def _whole(number: object) -> bool:
+    return type(number) is int and 0 <= number < 1 << 32
+
+
+def open_binary(path: str | Path) -> Binary:
+    """Open a .glb, reading its JSON alone; raises UserError for what is none."""
+    with opened(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        magic, version, length = struct.unpack("<4sII", file.read(12).ljust(12, b"\0"))
+        json_length, json_kind = struct.unpack("<I4s", file.read(8).ljust(8, b"\0"))
+        if magic != b"glTF" or version != 2 or json_kind != b"JSON":
+            raise UserError(f"{path} is no .glb of version 2")
+        if length > size or 20 + json_length > length or json_length > MAX_JSON_BYTES:
+            raise UserError(f"{path} has {size} bytes, too few for what it holds; export or copy it again")
+        try:
+            document = json.loads(file.read(json_length).rstrip(b" \0"))
+        except (ValueError, RecursionError):
+            document = None
+        if not isinstance(document, dict):
+            raise UserError(f"{path} has no sound JSON; export or copy it again")
+        binary_length, binary_kind = struct.unpack("<I4s", file.read(8).ljust(8, b"\0"))
+        start = 28 + json_length
+        if binary_kind != b"BIN\0" or start + binary_length > length or not binary_length:
+            return Binary(path, document, np.empty(0, np.uint8))
+        return Binary(path, document, np.memmap(file, np.uint8, "r", start, (binary_length,)))
+
+
+def fractions(values: np.ndarray) -> np.ndarray:
+    """Rows as float32; whole numbers are fractions of their type's largest (glTF 2.0, 3.6.2.2)."""
+    if values.dtype.kind == "f":
+        return values.astype(np.float32)
+    return np.maximum(values / np.float32(np.iinfo(values.dtype).max), -1).astype(np.float32)

@@ -1,6 +1,7 @@
 """What the formats share: values as they are stored, quaternions by three components, safe reading."""
 
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -11,10 +12,12 @@ from torch import Tensor
 from torch.nn import ParameterDict
 
 from splatdistill.errors import UserError
-from splatdistill.scene.gaussians import finite_mask
+from splatdistill.formats.storable import storable
 
+Note = Callable[[str], None]  # is told, in a line, what was left out or changed
 ROWS = 1 << 14  # Gaussians that an importer decodes at a time: what it needs beside the result stays small
-LOG_SCALE_MIN, LOG_SCALE_MAX = -87.0, 88.0  # exp() of these is still a normal float32
+LOG_SCALE_MIN = -87.0  # exp() of it is still a normal float32
+MAX_RESULT_BYTES = 4 << 30  # of a scene from a compressed file, which may claim anything
 HALF_STEP = 0.25 / 255  # an opacity stored as 0 or 255 stands for the middle of what is rounded to it
 
 
@@ -34,16 +37,14 @@ class Splats(NamedTuple):
 
 
 def to_splats(gaussians: ParameterDict, reach: float = np.inf) -> tuple[Splats, int]:
-    """The values of a scene, and how many Gaussians were left out: not finite, or farther out than `reach`.
+    """The values of a scene, and how many Gaussians `storable` left out.
 
     A quaternion of length zero becomes the identity. Raises UserError when no Gaussian is left.
     """
-    keep = finite_mask(gaussians)
-    keep &= (gaussians["means"].detach().abs() <= reach).all(1)
-    keep &= (gaussians["scales"].detach() <= LOG_SCALE_MAX).all(1)
-    if not keep.any():
-        raise UserError(f"none of the {len(keep)} Gaussians can be stored; expected finite parameters")
-    values = {name: tensor.detach()[keep].cpu() for name, tensor in gaussians.items()}
+    kept, account = storable(gaussians, reach)
+    if not account.count:
+        raise UserError("none of the 0 Gaussians can be stored; expected a scene that is not empty")
+    values = {name: tensor.detach().cpu() for name, tensor in kept.items()}
     quats = values["quats"].double()
     norm = quats.norm(dim=-1, keepdim=True)
     identity = torch.tensor([1.0, 0.0, 0.0, 0.0], dtype=torch.float64)
@@ -55,7 +56,7 @@ def to_splats(gaussians: ParameterDict, reach: float = np.inf) -> tuple[Splats, 
         _array(values["sh0"][:, 0]),
         _array(values["shN"]),
     )
-    return splats, int((~keep).sum())
+    return splats, account.dropped
 
 
 def _array(values: Tensor) -> np.ndarray:
@@ -73,6 +74,16 @@ def allocate(count: int, sh_degree: int) -> dict[str, np.ndarray]:
         "shN": (count, (sh_degree + 1) ** 2 - 1, 3),
     }
     return {name: np.empty(shape, np.float32) for name, shape in shapes.items()}
+
+
+def result_bytes(count: int, sh_degree: int) -> int:
+    """What `allocate` takes."""
+    return 4 * count * (11 + 3 * (sh_degree + 1) ** 2)
+
+
+def warn(text: str) -> None:
+    """Tell it as a Python warning, for want of a better place."""
+    warnings.warn(text, stacklevel=3)
 
 
 def pieces(count: int, rows: int = ROWS) -> Iterator[slice]:

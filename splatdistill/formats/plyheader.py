@@ -1,49 +1,96 @@
-"""The header of a binary .ply: parsed with suspicion, written plainly, with comments of any text."""
+"""The guard before plyfile: where a .ply's header ends, how many rows it claims, comments of any text.
 
+plyfile trusts the counts of a header and takes ASCII alone; what it is given is counted and cleaned here.
+"""
+
+import io
 import os
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-import numpy as np
-
 from splatdistill.errors import UserError
-from splatdistill.formats.packing import ROWS, pieces
 
 MAX_HEADER_BYTES = 1 << 18
-MAX_PIECE_BYTES = 1 << 22  # of a file in memory at a time
-TYPES = {
-    **dict.fromkeys(("char", "int8"), "i1"),
-    **dict.fromkeys(("uchar", "uint8"), "u1"),
-    **dict.fromkeys(("short", "int16"), "i2"),
-    **dict.fromkeys(("ushort", "uint16"), "u2"),
-    **dict.fromkeys(("int", "int32"), "i4"),
-    **dict.fromkeys(("uint", "uint32"), "u4"),
-    **dict.fromkeys(("float", "float32"), "f4"),
-    **dict.fromkeys(("double", "float64"), "f8"),
-}
 ESCAPES = re.compile(r"\\(?:x[0-9a-f]{2}|u[0-9a-f]{4}|U[0-9a-f]{8}|[nrt\\])")  # what `_escape` writes
+ORDERS = {"binary_little_endian": "<", "binary_big_endian": ">", "ascii": "="}
+Comments = dict[str, str]  # those of the form `key: value`; the others, a line each, under the key ""
 
 
-def numbered(prefix: str, count: int) -> list[str]:
-    """Property names prefix_0, prefix_1, ..."""
-    return [f"{prefix}_{i}" for i in range(count)]
+class Header(NamedTuple):
+    """A header whose end was found, in ASCII lines without line ends."""
+
+    path: str | Path
+    size: int  # of the file, bytes
+    start: int  # of the first row, bytes
+    order: str  # "<" or ">", or "=" for a file of text
+    elements: dict[str, tuple[int, list[str]]]  # name -> number of rows, the lines of its properties
+    comments: Comments
+
+    def text(self, rows: dict[str, int]) -> bytes:
+        """The header of a file that has only these elements, with so many rows."""
+        form = next(name for name, order in ORDERS.items() if order == self.order)
+        lines = ["ply", f"format {form} 1.0"]
+        for name, count in rows.items():
+            lines += [f"element {name} {count}", *self.elements[name][1]]
+        return "\n".join([*lines, "end_header", ""]).encode("ascii")
 
 
-def header_bytes(elements: dict[str, tuple[int, str, list[str]]], comments: dict[str, str]) -> bytes:
-    """A little-endian header; elements: name -> number of rows, type and names of the properties.
+def read_header(file: BinaryIO, path: str | Path) -> Header:
+    """Read a header and nothing behind it; raises UserError for what is none.
 
-    Raises UserError for comments that no reader would take.
+    Of the properties, nothing is looked at: plyfile reads them.
     """
-    lines = ["ply", "format binary_little_endian 1.0"]
-    lines += [f"comment {_escape(key)}: {_escape(value)}" for key, value in comments.items()]
-    for name, (count, kind, properties) in elements.items():
-        lines += [f"element {name} {count}", *(f"property {kind} {prop}" for prop in properties)]
-    header = "\n".join([*lines, "end_header", ""]).encode("ascii")
-    if len(header) > MAX_HEADER_BYTES:
-        raise UserError(f"the comments of a .ply take {len(header)} bytes; give at most {MAX_HEADER_BYTES}")
-    return header
+    head = file.read(MAX_HEADER_BYTES)
+    found = re.match(rb"ply(\r\n|\n|\r)", head)
+    end = re.search(rb"[\r\n]end_header" + found[1], head) if found else None
+    if found is None or end is None:
+        raise UserError(f"{path} has no .ply header; expected the .ply of a Gaussian splat")
+    order = ""
+    elements: dict[str, tuple[int, list[str]]] = {}
+    comments: Comments = {}
+    text = (
+        head[found.end() : end.start()].decode("utf-8", "replace").replace("\r\n", "\n").replace("\r", "\n")
+    )
+    for line in text.split("\n"):
+        match line.split():
+            case [] | ["obj_info", *_]:
+                pass
+            case ["comment", *_]:
+                _add_comment(comments, line.lstrip()[len("comment ") :])
+            case ["format", name, "1.0"] if name in ORDERS and not order:
+                order = ORDERS[name]
+            case ["element", name, count] if order and name not in elements and re.fullmatch("[0-9]+", count):
+                elements[name] = int(count[:20]), []
+            case ["property", *_] if elements:
+                elements[next(reversed(elements))][1].append(line)
+            case _:
+                raise UserError(f"{path} has the header line {line[:60]!r}; expected that of a splat .ply")
+    if not all(name.isascii() and "".join(lines).isascii() for name, (_, lines) in elements.items()):
+        raise UserError(
+            f"{path} has names of elements or properties that are not ASCII; expected a splat .ply"
+        )
+    return Header(path, os.fstat(file.fileno()).st_size, end.end(), order, elements, comments)
+
+
+def _add_comment(comments: Comments, line: str) -> None:
+    key, colon, value = line.partition(": ")
+    if colon and key:
+        comments[_unescape(key)] = _unescape(value)
+    else:
+        comments[""] = f"{comments[''] + chr(10) if '' in comments else ''}{_unescape(line)}"
+
+
+def comment_lines(comments: Comments) -> list[str]:
+    """The comments as plyfile takes them; raises UserError for more than a reader would take."""
+    lines = []
+    for key, value in comments.items():
+        lines += [f"{_escape(key)}: {_escape(value)}"] if key else [_escape(v) for v in value.split("\n")]
+    if (size := sum(len(line) + len("comment \n") for line in lines)) > MAX_HEADER_BYTES - (1 << 14):
+        raise UserError(
+            f"the comments of a .ply take {size} bytes; give at most {MAX_HEADER_BYTES - (1 << 14)}"
+        )
+    return lines
 
 
 def _escape(text: str) -> str:
@@ -62,88 +109,36 @@ def _unescape(text: str) -> str:
         return text  # another program's comment
 
 
-def gather(rows: np.ndarray, names: list[str]) -> np.ndarray:
-    """Properties of vertices as float32 [N, len(names)]; a double that is too large becomes inf."""
-    columns = np.empty((len(rows), len(names)), np.float32)
-    with np.errstate(over="ignore", invalid="ignore"):
-        for column, name in enumerate(names):
-            columns[:, column] = rows[name]
-    return columns
+class Guarded(io.BufferedIOBase):
+    """A checked header, then the rows of the file as they are; plyfile reads and maps it like the file."""
 
+    def __init__(self, header: bytes, file: BinaryIO, start: int) -> None:
+        self._header, self._file = io.BytesIO(header), file
+        file.seek(start)
 
-class Element(NamedTuple):
-    """Where the rows of an element lie and how one is laid out."""
+    def read(self, size: int | None = -1, /) -> bytes:
+        """Read from the header while there is some left, then from the file."""
+        return self._header.read(size) or self._file.read(-1 if size is None else size)
 
-    offset: int  # bytes
-    count: int
-    dtype: np.dtype
+    def readable(self) -> bool:
+        """Return True."""
+        return True
 
+    def tell(self) -> int:
+        """Return the place in the file."""
+        return self._file.tell()
 
-class Header(NamedTuple):
-    """A parsed header: its elements by name, as far as they can be located, and its comments."""
+    def seek(self, offset: int, whence: int = 0, /) -> int:
+        """Move within the file."""
+        return self._file.seek(offset, whence)
 
-    path: str | Path
-    size: int  # of the file, bytes
-    elements: dict[str, Element]
-    comments: dict[str, str]
+    def fileno(self) -> int:
+        """Return the file's descriptor, which is what gets mapped."""
+        return self._file.fileno()
 
-    def element(self, name: str) -> Element:
-        """The element, all of whose rows lie in the file; raises UserError."""
-        if name not in self.elements:
-            raise UserError(f"{self.path} has no {name} element; expected the .ply of a Gaussian splat")
-        element = self.elements[name]
-        if element.offset + element.count * max(element.dtype.itemsize, 1) > self.size:
-            raise UserError(
-                f"{self.path} has {self.size} bytes, too few for its {element.count} rows of {name}; "
-                "export or copy it again"
-            )
-        return element
+    def read1(self, size: int = -1, /) -> bytes:
+        """Read some bytes, for the reader of text."""
+        return self.read(1 << 16 if size < 0 else size)
 
-    def read(self, file: BinaryIO, name: str) -> Iterator[tuple[slice, np.ndarray]]:
-        """The rows of an element, some at a time, with their place; raises UserError."""
-        element = self.element(name)
-        for piece in pieces(element.count, max(1, min(ROWS, MAX_PIECE_BYTES // element.dtype.itemsize))):
-            file.seek(element.offset + piece.start * element.dtype.itemsize)
-            rows = np.fromfile(file, element.dtype, piece.stop - piece.start)
-            if len(rows) < piece.stop - piece.start:
-                raise UserError(f"{self.path} became shorter while it was read; copy it again")
-            yield piece, rows
-
-
-def parse_header(file: BinaryIO, path: str | Path) -> Header:
-    """Parse the header of a binary .ply, reading nothing behind it; raises UserError."""
-    head = file.read(MAX_HEADER_BYTES)
-    end = re.search(rb"\nend_header\r?\n", head)
-    if not head.startswith((b"ply\n", b"ply\r\n")) or end is None:
-        raise UserError(f"{path} has no .ply header; expected the .ply of a Gaussian splat")
-    order, comments = "", {}
-    elements: dict[str, tuple[int, dict[str, str]]] = {}  # name -> count, {property: NumPy type}
-    fields: dict[str, str] = {}
-    listed: list[str] = []  # elements whose rows differ in length: they and what follows cannot be located
-    for line in head[: end.start()].decode("utf-8", "replace").replace("\r\n", "\n").split("\n")[1:]:
-        match line.split():
-            case [] | ["obj_info", *_]:
-                pass
-            case ["comment", *_]:
-                key, colon, value = line.lstrip()[len("comment ") :].partition(": ")
-                if colon:
-                    comments[_unescape(key)] = _unescape(value)
-            case ["format", "binary_little_endian" | "binary_big_endian" as name, "1.0"]:
-                order = "<" if name == "binary_little_endian" else ">"
-            case ["element", name, digits] if order and digits.isdecimal() and name not in elements:
-                elements[name] = int(digits[:20]), (fields := {})
-            case ["property", kind, name] if kind in TYPES and elements and name not in fields:
-                fields[name] = order + TYPES[kind]
-            case ["property", "list", *_] if elements:
-                listed.append(next(reversed(elements)))
-            case _:
-                raise UserError(
-                    f"{path} has the header line {line[:60]!r}; expected that of a binary splat .ply"
-                )
-    located, offset = {}, end.end()
-    for name, (count, fields) in elements.items():
-        if listed and name == listed[0]:
-            break
-        located[name] = Element(offset, count, np.dtype(list(fields.items())))
-        offset += count * located[name].dtype.itemsize
-    return Header(path, os.fstat(file.fileno()).st_size, located, comments)
+    def close(self) -> None:
+        """Leave the file open: who opened it closes it."""

@@ -12,14 +12,16 @@ from torch.nn import ParameterDict
 
 from splatdistill.errors import UserError
 from splatdistill.files import atomic_write
-from splatdistill.formats.packing import allocate, logit, opened, pieces, quantize, to_splats
-from splatdistill.scene.gaussians import from_arrays, rgb_to_sh0, sh0_to_rgb
+from splatdistill.formats.packing import Note, allocate, logit, opened, pieces, quantize, to_splats, warn
+from splatdistill.gaussians import from_arrays, rgb_to_sh0, sh0_to_rgb
 
 ROW = np.dtype([("mean", "<f4", 3), ("scale", "<f4", 3), ("rgba", "u1", 4), ("quat", "u1", 4)])
 
 
-def write_splat(path: str | Path, gaussians: ParameterDict, comments: dict[str, str] | None = None) -> int:
-    """Write a scene in its order and return how many Gaussians were left out because they are not finite.
+def write_dot_splat(
+    path: str | Path, gaussians: ParameterDict, comments: dict[str, str] | None = None
+) -> int:
+    """Write a scene in its order and return how many Gaussians `storable` left out.
 
     SH bands above 0 and comments have no place in the format; colours outside [0, 1] are clipped.
     Raises UserError when nothing is left or the file cannot be written.
@@ -36,10 +38,10 @@ def write_splat(path: str | Path, gaussians: ParameterDict, comments: dict[str, 
     return dropped
 
 
-def read_splat(path: str | Path) -> tuple[ParameterDict, dict[str, str]]:
+def read_dot_splat(path: str | Path, note: Note = warn) -> tuple[ParameterDict, dict[str, str]]:
     """Read a scene, and no comments. Raises UserError for a file that is not whole rows.
 
-    A scale that is not positive gives a Gaussian whose log scale is not finite.
+    A scale of 0 gives a log scale of -inf, a negative one NaN. note is told nothing: all is kept.
     """
     with opened(path) as file:
         size = os.fstat(file.fileno()).st_size

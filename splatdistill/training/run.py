@@ -258,10 +258,9 @@ def read_source(config: Config, path: Path, device: torch.device, placed: bool) 
     if not config.edit.splat:
         return None
     from splatdistill import formats
-    from splatdistill.scene.gaussians import finite_mask, moved, select
+    from splatdistill.gaussians import moved
 
-    gaussians, _ = formats.read(path)
-    gaussians = select(gaussians, finite_mask(gaussians))
+    gaussians, _ = formats.read_splat(path, note=lambda text: None)  # said before the run
     if not placed:
         gaussians = moved(gaussians, config.edit.shift, config.edit.scale)
     return gaussians.to(device)

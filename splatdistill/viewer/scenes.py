@@ -30,7 +30,7 @@ class Scenes:
         """The scene of a stored file, or for None the newest, on the CPU; None before there is one."""
         if path is None:
             return self.session.snapshot
-        gaussians, _ = formats.read(path)
+        gaussians, _ = formats.read_splat(path)
         return Snapshot(step_of(path), gaussians.requires_grad_(False))
 
     def export(self, path: Path | None, ending: str) -> bytes:
@@ -47,5 +47,5 @@ class Scenes:
             raise UserError("there is no scene yet")
         with tempfile.TemporaryDirectory() as folder:
             target = Path(folder) / f"splat{ending}"
-            formats.write(target, scene.gaussians, self.comments)
+            formats.write_splat(target, scene.gaussians, self.comments)
             return target.read_bytes()

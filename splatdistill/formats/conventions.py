@@ -1,0 +1,55 @@
+"""What is up and where the front is in the files of other programs, by name; docs/FOREIGN.md says whence.
+
+Axes are those of the program's .ply, .splat and .sog. A .spz or .glb made from such a file by the rules of
+these formats is half a turn about X away (right, up, back instead of right, down, forward), and is read so.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import ParameterDict
+
+from splatdistill.errors import UserError
+from splatdistill.orientation import rotate_, rotation_between
+
+Axis = tuple[int, int, int]
+DOWN_Y: Axis = (0, -1, 0)
+
+
+class Convention(NamedTuple):
+    """Where a program's files have up and front."""
+
+    up: Axis
+    front: Axis
+
+    def matrix(self) -> Tensor:
+        """The rotation [3, 3] (float64) from the file into our world: up to +Z, front to +X."""
+        up, front = (torch.tensor(axis, dtype=torch.float64) for axis in self)
+        return torch.stack([front, torch.linalg.cross(up, front), up])
+
+
+CONVENTIONS = {
+    "triposplat": Convention(DOWN_Y, (0, 0, -1)),
+    "trellis": Convention(DOWN_Y, (0, 0, -1)),
+    "sam3d": Convention((0, 0, 1), (0, -1, 0)),
+    "sharp": Convention(DOWN_Y, (0, 0, -1)),
+    "inria": Convention(DOWN_Y, (0, 0, -1)),
+    "supersplat": Convention(DOWN_Y, (0, 0, 1)),
+}
+
+
+def convention_of(name: str) -> Convention:
+    """The convention of a name; raises UserError for one that is not known."""
+    if name not in CONVENTIONS:
+        raise UserError(f"'{name}' is no known program; expected one of {', '.join(CONVENTIONS)}")
+    return CONVENTIONS[name]
+
+
+def set_upright(gaussians: ParameterDict, name: str, up: str = "-y") -> None:
+    """Turn a scene in place from a program's axes into our world: upright, its front toward +X.
+
+    up: what the format of its file takes for up (`Format.up`): in "y" formats it is first turned as .ply is.
+    """
+    matrix = convention_of(name).matrix()
+    rotate_(gaussians, matrix @ rotation_between("y", "-y") if up == "y" else matrix)

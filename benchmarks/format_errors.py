@@ -19,9 +19,10 @@ from torch.nn import ParameterDict
 
 from splatdistill import formats
 from splatdistill.formats.compressed_ply import morton_order
-from splatdistill.gaussians import init_blob, select, sh0_to_rgb
-from splatdistill.orientation import reorient
-from splatdistill.rendering import render
+from splatdistill.scene.cameras import turntable
+from splatdistill.scene.gaussians import init_blob, select, sh0_to_rgb
+from splatdistill.scene.orientation import reorient
+from splatdistill.scene.rendering import render
 
 PAGE = Path(__file__).parents[1] / "docs" / "FORMATS.md"
 BEGIN, END = "<!-- errors: benchmarks/format_errors.py -->\n", "<!-- end of errors -->"

@@ -46,7 +46,7 @@ def start(args: argparse.Namespace) -> int:
     """Find the splat and its prompt, and run."""
     from splatdistill import formats
     from splatdistill.config import load, resolve
-    from splatdistill.gaussians import placement
+    from splatdistill.scene.gaussians import placement
 
     splat, source = Path(args.splat), args.source_prompt
     if splat.is_dir():

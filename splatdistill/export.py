@@ -103,7 +103,7 @@ def export(args: argparse.Namespace) -> int:
 def write_triangles(args: argparse.Namespace, gaussians: ParameterDict, comments: dict[str, str]) -> int:
     """Write a scene as a mesh; return its number of triangles."""
     from splatdistill.formats.mesh import write_mesh
-    from splatdistill.orientation import reorient
+    from splatdistill.scene.orientation import reorient
 
     turned = reorient(gaussians, "z", args.up or MESH_UP)
     resolution = RESOLUTION if args.resolution is None else args.resolution

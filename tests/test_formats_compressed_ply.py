@@ -8,7 +8,7 @@ from test_formats_ply import by_gaussforge
 from splatdistill.errors import UserError
 from splatdistill.formats.compressed_ply import morton_order
 from splatdistill.formats.ply import read_ply, write_compressed_ply
-from splatdistill.gaussians import NAMES, select
+from splatdistill.scene.gaussians import NAMES, select
 
 
 @pytest.mark.parametrize("degree", range(4))

@@ -6,8 +6,8 @@ from splatdistill import formats
 from splatdistill.errors import UserError
 from splatdistill.formats.conventions import CONVENTIONS, set_upright
 from splatdistill.formats.ply import write_ply
-from splatdistill.gaussians import from_tensors, select
-from splatdistill.orientation import rotate_
+from splatdistill.scene.gaussians import from_tensors, select
+from splatdistill.scene.orientation import rotate_
 
 FORMS = [ending for ending in formats.FORMATS if ending != ".compressed.ply"]
 

@@ -7,7 +7,7 @@ from plyfile import PlyData, PlyElement
 from splatdistill.errors import UserError
 from splatdistill.formats.ply import read_ply, read_points
 from splatdistill.formats.storable import FLAT
-from splatdistill.gaussians import SH_C0
+from splatdistill.scene.gaussians import SH_C0
 
 PLAIN = ["x", "y", "z", "f_dc_0", "f_dc_1", "f_dc_2", "opacity", "scale_0", "scale_1", "scale_2"]
 PLAIN += [f"rot_{i}" for i in range(4)]

@@ -8,9 +8,10 @@ from splatdistill.errors import UserError
 from splatdistill.formats.density import CUT, NARROWEST
 from splatdistill.formats.mesh import _grid, surface, write_mesh
 from splatdistill.formats.packing import to_splats
-from splatdistill.gaussians import from_tensors, rgb_to_sh0
 from splatdistill.reference.raster import rotation_matrices
-from splatdistill.rendering import render
+from splatdistill.scene.cameras import orbit
+from splatdistill.scene.gaussians import from_tensors, rgb_to_sh0
+from splatdistill.scene.rendering import render
 
 needs_extra = pytest.mark.usefixtures("extra")
 

@@ -19,7 +19,7 @@ from splatdistill.formats.packing import (
     to_splats,
 )
 from splatdistill.formats.storable import LARGEST
-from splatdistill.gaussians import NAMES, from_arrays, sh_degree_of
+from splatdistill.scene.gaussians import NAMES, from_arrays, sh_degree_of
 
 
 def test_smallest_three_components_give_the_rotation_back():

@@ -8,6 +8,7 @@ from plyfile import PlyData, PlyElement
 from splatdistill.errors import UserError
 from splatdistill.formats.ply import read_ply, write_ply
 from splatdistill.formats.splat import read_dot_splat
+from splatdistill.scene import gaussians as G
 
 AWKWARD = ' a "red"\nmushroom\r\t\\n: é 🍄 \x00 comment end_header\nelement vertex 9  '
 

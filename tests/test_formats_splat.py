@@ -10,7 +10,7 @@ from splatdistill import formats
 from splatdistill.errors import UserError
 from splatdistill.formats.splat import read_dot_splat, write_dot_splat
 from splatdistill.formats.storable import FLAT
-from splatdistill.gaussians import rgb_to_sh0
+from splatdistill.scene.gaussians import rgb_to_sh0
 
 
 def test_a_row_has_the_layout_of_the_viewer(tmp_path):

@@ -13,9 +13,9 @@ from splatdistill.errors import UserError
 from splatdistill.formats import read_splat, write_splat
 from splatdistill.formats.axes import axes_matrix, mirror_z, turn_axes
 from splatdistill.formats.spz import AXES, read_spz, write_spz
-from splatdistill.gaussians import NAMES, covariances, select
-from splatdistill.orientation import rotate_
 from splatdistill.reference.raster import sh_basis
+from splatdistill.scene.gaussians import NAMES, covariances, select
+from splatdistill.scene.orientation import rotate_
 
 
 def header(version=3, count=10, degree=0, fraction=12, flags=0):

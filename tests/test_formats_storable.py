@@ -12,7 +12,7 @@ from splatdistill import formats
 from splatdistill.errors import UserError
 from splatdistill.formats.ply import write_ply
 from splatdistill.formats.storable import FLAT, LARGEST, OPAQUE, storable
-from splatdistill.gaussians import NAMES, covariances
+from splatdistill.scene.gaussians import NAMES, covariances
 
 PAIRS = [(source, target) for source in formats.FORMATS for target in formats.FORMATS]
 INF, NAN = float("inf"), float("nan")

@@ -15,7 +15,7 @@ from splatdistill.formats.sog import read_sog, write_sog
 from splatdistill.formats.splat import read_dot_splat, write_dot_splat
 from splatdistill.formats.spz import read_spz, write_spz
 from splatdistill.formats.storable import storable
-from splatdistill.orientation import UPS, reorient, rotate_, rotation_between
+from splatdistill.scene.orientation import UPS, reorient, rotate_, rotation_between
 
 __all__ = ["CONVENTIONS", "FORMATS", "Format", "read_splat", "set_upright", "write_splat"]
 Comments = dict[str, str]

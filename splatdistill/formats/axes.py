@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import ParameterDict
 
-from splatdistill.gaussians import sh_degree_of
-from splatdistill.orientation import rotate_
+from splatdistill.scene.gaussians import sh_degree_of
+from splatdistill.scene.orientation import rotate_
 
 DIRECTIONS = {
     "R": (1, 0, 0),

@@ -25,7 +25,7 @@ from splatdistill.formats.packing import (
     smallest_three,
     to_splats,
 )
-from splatdistill.gaussians import from_arrays, rgb_to_sh0, sh0_to_rgb
+from splatdistill.scene.gaussians import from_arrays, rgb_to_sh0, sh0_to_rgb
 
 CHUNK = 256  # Gaussians
 AXES, CHANNELS = ("x", "y", "z"), ("r", "g", "b")

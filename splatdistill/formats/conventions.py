@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import ParameterDict
 
 from splatdistill.errors import UserError
-from splatdistill.orientation import rotate_, rotation_between
+from splatdistill.scene.orientation import rotate_, rotation_between
 
 Axis = tuple[int, int, int]
 DOWN_Y: Axis = (0, -1, 0)

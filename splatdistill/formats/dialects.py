@@ -12,7 +12,7 @@ import numpy as np
 
 from splatdistill.errors import UserError
 from splatdistill.formats.storable import FLAT
-from splatdistill.gaussians import rgb_to_sh0
+from splatdistill.scene.gaussians import rgb_to_sh0
 
 MAX_DEGREE = 3
 COLORS = ["red", "green", "blue"]

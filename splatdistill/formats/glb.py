@@ -25,8 +25,8 @@ from splatdistill.formats.gltf import (
     write_primitive,
 )
 from splatdistill.formats.packing import Note, allocate, pieces, quantize, to_splats, warn
-from splatdistill.gaussians import NAMES, from_arrays, sh0_to_rgb
-from splatdistill.orientation import rotate_
+from splatdistill.scene.gaussians import NAMES, from_arrays, sh0_to_rgb
+from splatdistill.scene.orientation import rotate_
 
 EXTENSION = "KHR_gaussian_splatting"
 MAX_BYTES = (1 << 32) - 1  # that the container can count

@@ -18,7 +18,6 @@ from splatdistill.files import atomic_write
 from splatdistill.formats.density import Grid, rasterize_density
 from splatdistill.formats.gltf import TRIANGLES, Primitive, srgb_to_linear, write_primitive
 from splatdistill.formats.packing import Note, Splats, quantize, to_splats, warn
-from splatdistill.gaussians import sh0_to_rgb
 from splatdistill.reference.raster import rotation_matrices
 from splatdistill.scene.gaussians import sh0_to_rgb
 

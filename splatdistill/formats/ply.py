@@ -22,7 +22,7 @@ from splatdistill.formats.dialects import Layout, layout_of
 from splatdistill.formats.packing import ROWS, Note, allocate, opened, pieces, warn
 from splatdistill.formats.plyheader import Comments, Guarded, Header, comment_lines, read_header
 from splatdistill.formats.storable import storable
-from splatdistill.gaussians import from_arrays
+from splatdistill.scene.gaussians import from_arrays
 
 MAX_PIECE_BYTES = 1 << 22  # of a file that are decoded at a time
 MAX_TEXT_BYTES = 1 << 26  # a file of text is parsed row by row

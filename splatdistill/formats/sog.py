@@ -36,7 +36,7 @@ from splatdistill.formats.packing import (
     to_splats,
     warn,
 )
-from splatdistill.gaussians import from_arrays
+from splatdistill.scene.gaussians import from_arrays
 
 CODES = 256  # entries of a codebook
 PALETTE_BITS = 16

@@ -13,7 +13,7 @@ from torch.nn import ParameterDict
 from splatdistill.errors import UserError
 from splatdistill.files import atomic_write
 from splatdistill.formats.packing import Note, allocate, logit, opened, pieces, quantize, to_splats, warn
-from splatdistill.gaussians import from_arrays, rgb_to_sh0, sh0_to_rgb
+from splatdistill.scene.gaussians import from_arrays, rgb_to_sh0, sh0_to_rgb
 
 ROW = np.dtype([("mean", "<f4", 3), ("scale", "<f4", 3), ("rgba", "u1", 4), ("quat", "u1", 4)])
 

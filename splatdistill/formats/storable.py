@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import Parameter, ParameterDict
 
 from splatdistill.errors import UserError
-from splatdistill.gaussians import NAMES
+from splatdistill.scene.gaussians import NAMES
 
 OPAQUE = 15.0  # the logit that alpha 1 is stored as: 1 - 3e-7, the last byte of 8 bits
 FLAT = -20.0  # the log scale that a thickness of 0 is stored as

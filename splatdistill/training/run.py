@@ -258,7 +258,7 @@ def read_source(config: Config, path: Path, device: torch.device, placed: bool) 
     if not config.edit.splat:
         return None
     from splatdistill import formats
-    from splatdistill.gaussians import moved
+    from splatdistill.scene.gaussians import moved
 
     gaussians, _ = formats.read_splat(path, note=lambda text: None)  # said before the run
     if not placed:

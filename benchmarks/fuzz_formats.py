@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import argparse
 import gzip
+import io
+import json
 import multiprocessing
 import struct
 import sys
@@ -21,6 +23,7 @@ import tempfile
 import time
 import traceback
 import tracemalloc
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -29,11 +32,12 @@ import numpy as np
 import torch
 from common import write_result
 from format_errors import scene
+from PIL import Image
 
 from splatdistill import formats
 from splatdistill.errors import UserError
 
-ENDINGS = (".ply", ".compressed.ply", ".splat", ".spz")
+ENDINGS = (".ply", ".compressed.ply", ".splat", ".spz", ".glb", ".sog")
 MIB = 1 << 20
 ALLOWED_MIB = 64  # beyond 4 times the file's size
 HANG_SECONDS = 60
@@ -172,6 +176,7 @@ def samples(ending: str) -> list[bytes]:
     if ending == ".ply":
         found.append(found[0].replace(b"little", b"big"))
         found.append(found[1].replace(b"float nx", b"uchar nx") + bytes(100))
+        found += dialects()
     if ending == ".spz":
         legacy = gzip.decompress(found[1])  # version 2: three bytes a rotation
         start = 16 + 12 * 16
@@ -179,6 +184,47 @@ def samples(ending: str) -> list[bytes]:
         found.append(gzip.compress(legacy[:4] + b"\2" + legacy[5:]))
         found += [version_4(gzip.decompress(content)) for content in found[:4]]
     return found
+
+
+def dialects() -> list[bytes]:
+    """Sound .ply files of other programs, 12 vertices each."""
+    names = ["x", "y", "z", "f_dc_0", "f_dc_1", "f_dc_2", "opacity", "scale_0", "scale_1", "scale_2"]
+    names += [f"rot_{i}" for i in range(4)]
+    kinds = dict.fromkeys(names, "float")
+    flat = {name: kind for name, kind in kinds.items() if name != "scale_2"}
+    bytes_ = {name: kind for name, kind in kinds.items() if not name.startswith("f_dc")}
+    bytes_ |= dict.fromkeys(("red", "green", "blue"), "uchar")
+    filtered = kinds | {"filter_3D": "double"} | {f"f_rest_{i}": "float" for i in range(72)}
+    found = [flat, bytes_, filtered]
+    heads = ["", "element face 2\nproperty list uchar int vertex_indices\n", ""]
+    files = []
+    for table, before in zip(found, heads):
+        rows = np.zeros(
+            12, [(n, {"float": "<f4", "uchar": "u1", "double": "<f8"}[k]) for n, k in table.items()]
+        )
+        for column, name in enumerate(rows.dtype.names or ()):
+            rows[name] = np.arange(12) / (column + 1)
+        head = f"ply\nformat binary_little_endian 1.0\n{before}element vertex 12\n"
+        head += "".join(f"property {kind} {name}\n" for name, kind in table.items()) + "end_header\n"
+        faces = 2 * struct.pack("<B3i", 3, 0, 1, 2) if before else b""
+        files.append(head.encode() + faces + rows.tobytes())
+    text = "ply\nformat ascii 1.0\nelement vertex 12\n" + "".join(
+        f"property float {name}\n" for name in names
+    )
+    lines = [" ".join(str((i + 1) / (row + 2)) for i in range(len(names))) for row in range(12)]
+    return [*files, (text + "end_header\n" + "\n".join(lines) + "\n").encode()]
+
+
+def rezipped(content: bytes, change: Callable[[bytes], bytes], random: np.random.Generator) -> bytes:
+    """A zip with one or all of its members changed; so damage gets past the checksums."""
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    names = list(members) if random.random() < 0.2 else [list(members)[random.integers(len(members))]]
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        for name, member in members.items():
+            archive.writestr(name, change(member) if name in names else member)
+    return packed.getvalue()
 
 
 def version_4(content: bytes, extensions: bytes = struct.pack("<III", 0xADBE0003, 4, 4)) -> bytes:
@@ -203,9 +249,11 @@ def damaged(ending: str, seeds: list[bytes], random: np.random.Generator, case: 
     if case % HEAVY_EVERY == HEAVY_EVERY - 1:
         return heavy(ending, random)
     content = seeds[random.integers(len(seeds))]
-    if ending == ".spz" and content[:2] == b"\x1f\x8b" and random.random() < 0.7:
-        inner = bytearray(gzip.decompress(content))
-        return gzip.compress(bytes(mutated(inner, random)), 1)
+    if random.random() < 0.7:
+        if content[:2] == b"\x1f\x8b":
+            return gzip.compress(bytes(mutated(bytearray(gzip.decompress(content)), random)), 1)
+        if ending == ".sog":
+            return rezipped(content, lambda member: bytes(mutated(bytearray(member), random)), random)
     return bytes(mutated(bytearray(content), random))
 
 
@@ -322,11 +370,27 @@ def heavy(ending: str, random: np.random.Generator) -> bytes:
         header = "".join(f"property char {name}\n" for name in names)
         head = f"ply\nformat binary_little_endian 1.0\nelement vertex {count}\n{header}end_header\n"
         return head.encode() + random.bytes(count * len(names))
+    if ending == ".sog" and random.random() < 0.5:
+        return flat_pictures(int(random.integers(1, 1 << 18)), int(random.integers(1, 2_000)))
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"large{ending}"
         formats.FORMATS[ending].write(path, scene(count // 4 + 1, int(random.integers(4))), None)
         content = path.read_bytes()
     return content if random.random() < 0.5 else bytes(mutated(bytearray(content), random))
+
+
+def flat_pictures(count: int, side: int) -> bytes:
+    """A .sog that claims so many Gaussians, its pictures of one color and this side, whatever is needed."""
+    picture, packed = io.BytesIO(), io.BytesIO()
+    Image.new("RGBA", (side, side), (0, 0, 0, 255)).save(picture, "WEBP", lossless=True)
+    names = ["means_l", "means_u", "scales", "quats", "sh0"]
+    parts: dict[str, Any] = {name: {"files": [name], "codebook": [0.0] * 256} for name in names}
+    parts["means"] = {"mins": [0, 0, 0], "maxs": [1, 1, 1], "files": ["means_l", "means_u"]}
+    with zipfile.ZipFile(packed, "w") as archive:
+        archive.writestr("meta.json", json.dumps({"version": 2, "count": count, **parts}))
+        for name in names:
+            archive.writestr(name, picture.getvalue())
+    return packed.getvalue()
 
 
 if __name__ == "__main__":

@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def start(args: argparse.Namespace) -> int:
     """Find the splat and its prompt, and run."""
     from splatdistill import formats
-    from splatdistill.config import load, resolve
+    from splatdistill.config.load import load, resolve
     from splatdistill.scene.gaussians import placement
 
     splat, source = Path(args.splat), args.source_prompt

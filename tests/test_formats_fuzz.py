@@ -11,7 +11,7 @@ def test_damaged_files_give_a_scene_or_one_clear_error_within_the_memory_allowed
     pytest.importorskip("zstandard")
     row = fuzz(ending, range(200), seed=1)
     assert sound(row), row
-    assert row["user_errors"] > 50 and row["scenes"] > 20
+    assert row["user_errors"] > 50 and row["scenes"] > 10
 
 
 @pytest.mark.parametrize("ending", ENDINGS)

@@ -44,6 +44,15 @@ PALETTE_COLUMNS = 64  # palette rows beside each other in a picture
 QUAT_TAG = 252  # plus the index of the largest component
 MAX_META_BYTES = 1 << 22
 SPARE_PIXELS = 1 << 16  # that a picture may have beyond twice those that are used
+BROKEN_ZIP = (
+    zipfile.BadZipFile,
+    zlib.error,
+    EOFError,
+    OSError,
+    NotImplementedError,
+    RuntimeError,
+    ValueError,
+)
 EPOCH = (1980, 1, 1, 0, 0, 0)  # the date of the members: equal scenes give equal bytes
 
 
@@ -177,7 +186,9 @@ def read_sog(path: str | Path, note: Note = warn) -> tuple[ParameterDict, dict[s
                     for name, values in decode(piece).items():
                         arrays[name][piece] = values.reshape(arrays[name][piece].shape)
             return from_arrays(**arrays), meta.comments
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError) as error:
+    except UserError:
+        raise
+    except BROKEN_ZIP as error:
         raise UserError(
             f"{path} is no whole .sog ({' '.join(str(error).split())[:120]}); copy it again"
         ) from error

@@ -20,6 +20,14 @@ class Parser(argparse.ArgumentParser):
         """Exit with one line instead of the whole usage."""
         self.exit(2, f"error: {message}; --help lists the options\n")
 
+    def parse_intermixed_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse; words beside the options are settings, and others most likely a prompt without its flag."""
+        parsed = super().parse_intermixed_args(args, namespace)
+        if words := " ".join(word for word in parsed.overrides if "=" not in word):
+            flag = "--target-prompt" if hasattr(parsed, "target_prompt") else "--prompt"
+            self.error(f"'{words}' is no setting such as guidance.scale=10; for a prompt: {flag} \"{words}\"")
+        return parsed
+
 
 def add_settings(parser: argparse.ArgumentParser) -> None:
     """Add the options of what distils: the teacher, the length, the seed, the device, and any setting."""

@@ -7,10 +7,13 @@ import shutil
 import subprocess
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from splatdistill import __version__
+from splatdistill.cli import Parser
 
 TEACHER = Path(__file__).resolve().parent / "assets" / "teacher"
 TEACHER_PARTS = ("model_index.json", "unet", "vae", "text_encoder", "tokenizer", "scheduler")
@@ -120,8 +123,15 @@ def _cuda() -> Finding:
     return Finding("CUDA", native.cuda_available(), f"{torch.cuda.get_device_name()}; {kernels}", advice)
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Print the report; return 0 when the default run can work here, else 1."""
+    parser = Parser(
+        prog="python -m splatdistill.doctor",
+        description="What this machine has, and what to do about the rest.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"splatdistill {__version__}")
+    parser.parse_args(arguments)
     from rich.console import Console
     from rich.table import Table
 

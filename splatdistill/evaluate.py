@@ -1,6 +1,7 @@
 """`python -m splatdistill.evaluate RUN...` or `--suite NAME`: finished runs as a table, JSON and a picture.
 
 With a suite, the runs of its prompts, priors, methods and seeds are made first, where they are missing.
+Everything heavy is imported where it is needed, so help and mistakes answer at once.
 """
 
 from __future__ import annotations
@@ -10,19 +11,16 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.table import Table
-
-from splatdistill.cli import Parser, exit_status, numbers
+from splatdistill import __version__
+from splatdistill.cli import Parser, exit_status, note, numbers
 from splatdistill.errors import UserError
 from splatdistill.files import atomic_write, writable_folder
-from splatdistill.measure.runs import MEANS, SHARES, evaluate
-from splatdistill.measure.suites import SUITES, make_runs
-from splatdistill.media.sheets import runs_sheet
-from splatdistill.priors.clip import Scorer
-from splatdistill.training.run import RESULT
+from splatdistill.folder import CONFIG, RESULT
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -32,7 +30,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("runs", nargs="*", type=Path, metavar="RUN", help="folders of finished runs; with a suite: key=value")
-    add("--suite", choices=sorted(SUITES), help="make and measure the runs of a fixed list of prompts")
+    add("--suite", metavar="NAME", help="make and measure runs: objects, compositions or dreamfusion")
     add("--methods", default="sdi", help="with a suite: sdi,sds")
     add("--priors", default="embedded", help="with a suite: embedded,embedded-multiview")
     add("--seeds", default="0", help="with a suite: 0,1 or 0-7")
@@ -46,6 +44,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     add("--distractors", type=Path, metavar="FILE", help="what R-Precision ranks against, one text a line")
     add("--no-teacher", action="store_true", help="do not compare with the teacher's own samples")
+    add("--version", action="version", version=f"splatdistill {__version__}")
     return parser.parse_args(arguments)
 
 
@@ -57,23 +56,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def report(args: argparse.Namespace) -> int:
     """Make the runs of a suite, measure, write evaluation.json, .md and .png; return the exit status."""
+    check(args)
+
+    from rich.console import Console
+
+    from splatdistill.measure.runs import evaluate
+    from splatdistill.measure.suites import SUITES, make_runs
+    from splatdistill.media.sheets import runs_sheet
+    from splatdistill.priors import words as grammar
+    from splatdistill.priors.clip import Scorer
+
     out = args.out or Path("outputs") / (f"suite-{args.suite}" if args.suite else "evaluation")
+    others = None if args.distractors is None else read_lines(args.distractors)
+    if args.suite and args.suite not in SUITES:
+        raise UserError(f"--suite {args.suite}: expected one of {', '.join(SUITES)}")
     scorer = Scorer.load(args.clip)
-    others = None
-    if args.distractors is not None:
-        others = read_lines(args.distractors)
     runs = list(args.runs)
     if args.suite:
-        words = [str(run) for run in runs]
-        if any("=" not in word for word in words):
-            raise UserError("with --suite the other words are settings, such as guidance.scale=3")
         methods, priors = args.methods.split(","), args.priors.split(",")
-        seeds = numbers(args.seeds, "--seeds")
+        seeds, words = numbers(args.seeds, "--seeds"), [str(run) for run in runs]
         runs = make_runs(SUITES[args.suite](), out, methods, priors, seeds, words, args.jobs)
-    if not runs:
-        raise UserError("nothing to evaluate; give folders of finished runs, or --suite NAME")
     writable_folder(out)
-    groups = evaluate(runs, scorer, others, not args.no_teacher)
+    known = grammar.vocabulary() if args.clip == "embedded" else None
+    groups = evaluate(runs, scorer, others, not args.no_teacher, known)
+    unread = {row["prompt"] for g in groups.values() for row in g["rows"] if row["clip_score"] is None}
+    for prompt in sorted(unread):
+        note(f"the shipped scorer cannot read '{prompt}': no figure compares with it; give another --clip")
     Console(width=None if sys.stdout.isatty() else 120).print(table(groups))
     with atomic_write(out / "evaluation.json") as file:
         file.write(json.dumps({"clip": args.clip, "groups": groups}, indent=1).encode() + b"\n")
@@ -83,6 +91,22 @@ def report(args: argparse.Namespace) -> int:
         runs_sheet([run / RESULT for run in runs]).save(file, format="PNG")
     print(f"{out / 'evaluation.json'} has every figure, {out / 'evaluation.png'} shows every run")
     return 0
+
+
+def check(args: argparse.Namespace) -> None:
+    """Raise UserError for what no evaluation can have, before anything is loaded or made."""
+    if args.jobs is not None and args.jobs < 1:
+        raise UserError(f"--jobs {args.jobs}: expected 1 or more")
+    if args.suite:
+        if any("=" not in str(word) for word in args.runs):
+            raise UserError("with --suite the other words are settings, such as guidance.scale=3")
+    elif not args.runs:
+        raise UserError("nothing to evaluate; give folders of finished runs, or --suite NAME")
+    else:
+        for run in args.runs:
+            for name in (RESULT, CONFIG):
+                if not (run / name).is_file():
+                    raise UserError(f"{run}: there is no finished run (no {name})")
 
 
 def read_lines(path: Path) -> list[str]:
@@ -95,8 +119,10 @@ def read_lines(path: Path) -> list[str]:
 
 def cells(groups: dict[str, dict[str, Any]]) -> list[list[str]]:
     """The summaries as a table of text: a heading, and a row a figure with means and 95 % intervals."""
+    from splatdistill.measure.runs import MEANS, SHARES
+
     names = [name for name in (*SHARES, *MEANS) if any(name in g["summary"] for g in groups.values())]
-    rows = [["prior, method", *groups], ["runs", *(str(len(group["rows"])) for group in groups.values())]]
+    rows = [["runs of", *groups], ["number", *(str(len(group["rows"])) for group in groups.values())]]
     for name in names:
         rows.append([name.replace("_", " "), *(cell(g["summary"].get(name)) for g in groups.values())])
     distances = [group.get("frechet_to_teacher") for group in groups.values()]
@@ -110,6 +136,8 @@ def cells(groups: dict[str, dict[str, Any]]) -> list[list[str]]:
 
 def table(groups: dict[str, dict[str, Any]]) -> Table:
     """The summaries for a terminal."""
+    from rich.table import Table
+
     heading, *rows = cells(groups)
     result = Table(title="mean [95 % interval]")
     for name in heading:

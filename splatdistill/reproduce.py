@@ -23,6 +23,7 @@ from splatdistill.errors import UserError
 if TYPE_CHECKING:
     from splatdistill.measure.claims import Claim, Findings
 
+PROMPTS = 24  # at most: a thing each
 VERDICTS = {True: "holds here", False: "does not hold here", None: "measured"}
 
 
@@ -40,7 +41,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     add("--list", action="store_true", help="print the claims, and exit")
     add("--out", type=Path, default=Path("outputs"), metavar="DIR", help="default outputs")
-    add("--prompts", type=int, default=6, help="default 6, at most 24")
+    add("--prompts", type=int, default=6, help=f"default 6, at most {PROMPTS}")
     add("--seeds", type=int, default=2, help="for each prompt; default 2")
     add("--draws", type=int, default=32, help="of noise, where variance is measured; default 32")
     add("--steps", type=int, default=100, help="of optimisation; default 100")
@@ -59,11 +60,16 @@ def start(args: argparse.Namespace) -> int:
     """Measure, write and tell; return the exit status."""
     if min(args.prompts, args.seeds, args.draws) < 2 or args.steps < 2:
         raise UserError("--prompts, --seeds, --draws and --steps: expected 2 or more, for an interval")
+    if args.prompts > PROMPTS:
+        raise UserError(f"--prompts {args.prompts}: expected at most {PROMPTS}")
+    if args.jobs is not None and args.jobs < 1:
+        raise UserError(f"--jobs {args.jobs}: expected 1 or more")
     words = [word for word in args.claims if "=" in word]
     asked = [word for word in args.claims if "=" not in word]
 
     import torch
 
+    from splatdistill.config.load import resolve
     from splatdistill.doctor import machine
     from splatdistill.files import atomic_write, writable_folder
     from splatdistill.measure.claims import CLAIMS, Lab
@@ -77,6 +83,7 @@ def start(args: argparse.Namespace) -> int:
     unknown = [name for name in asked if name not in CLAIMS]
     if unknown:
         raise UserError(f"unknown claim '{unknown[0]}'; expected one of {', '.join(CLAIMS)}")
+    resolve({}, None, words)  # a mistyped setting is told before anything is measured
     folder = args.out / "reproduction"
     writable_folder(folder)
     prior = load_prior("embedded", dtype=torch.float32)

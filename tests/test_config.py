@@ -1,4 +1,5 @@
 import dataclasses
+from pathlib import Path
 
 import pytest
 import yaml
@@ -159,8 +160,15 @@ def test_a_priors_own_preset_comes_after_its_familys(tmp_path, monkeypatch) -> N
     for name, count in {"embedded": 4, "embedded-image": 3, "embedded_sds": 5}.items():
         (tmp_path / f"{name}.yaml").write_text(f"views: {{count: {count}}}")
     (tmp_path / "vocabulary.json").write_text("[]")
-    monkeypatch.setattr("splatdistill.config.load.preset_folder", lambda: tmp_path)
+    monkeypatch.setattr("splatdistill.config.presets.preset_folder", lambda: tmp_path)
     assert resolve({"prior": {"name": "embedded"}}).views.count == 4
     assert resolve({"prior": {"name": "embedded"}, "method": "sds"}).views.count == 5
     assert resolve({"prior": {"name": "embedded-image"}, "method": "sds"}).views.count == 3
     assert resolve({"prior": {"name": str(tmp_path / "unet_image")}}).views.count == 3
+
+
+def test_a_preset_can_be_named_and_a_file_of_that_name_goes_first(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert resolve({}, "sdi_published") == resolve({}, str(preset_folder() / "sdi_published.yaml"))
+    Path("sdi_published").write_text("seed: 7\n")
+    assert resolve({}, "sdi_published").seed == 7

@@ -1,3 +1,5 @@
+import pytest
+
 from splatdistill import doctor
 
 
@@ -20,10 +22,16 @@ def test_what_the_default_run_needs_is_required():
 
 def test_status_says_whether_the_default_run_can_work(monkeypatch, capsys):
     monkeypatch.setattr(doctor, "examine", lambda: iter([doctor.Finding("a", True, "", required=True)]))
-    assert doctor.main() == 0
+    assert doctor.main([]) == 0
     monkeypatch.setattr(doctor, "examine", lambda: iter([doctor.Finding("a", False, "gone", "get it", True)]))
-    assert doctor.main() == 1
+    assert doctor.main([]) == 1
     assert "get it" in capsys.readouterr().out
+
+
+def test_an_option_that_is_none_is_refused(capsys):
+    with pytest.raises(SystemExit) as stop:
+        doctor.main(["--foo"])
+    assert stop.value.code == 2 and "--foo" in capsys.readouterr().err
 
 
 def test_an_incomplete_teacher_is_found(tmp_path, monkeypatch):

@@ -12,6 +12,7 @@ from tiny import SMALL, make_pipeline
 
 from splatdistill import train
 from splatdistill.cli import numbers
+from splatdistill.config.load import resolve
 from splatdistill.config.schema import Config
 from splatdistill.evaluate import main
 from splatdistill.measure.runs import (
@@ -19,6 +20,7 @@ from splatdistill.measure.runs import (
     colourless,
     diverged,
     diversity,
+    group_names,
     ranked_first,
     right_names,
     summary,
@@ -115,6 +117,17 @@ def test_suites_are_fixed_lists_of_known_words() -> None:
         assert grammar.parse(text) is not None
 
 
+def test_runs_of_one_method_are_parted_by_the_settings_in_which_they_differ() -> None:
+    plain = resolve({"prompt": "a red dog"})
+    other = resolve({"prompt": "a blue dog", "seed": 3}, None, ["report.size=64"])
+    strong = resolve({"prompt": "a red dog"}, None, ["guidance.scale=30"])
+    sds = resolve({"method": "sds"})
+    names = group_names([plain, other, strong, sds])
+    assert names[0] == names[1] != names[2] and names[3] == "embedded sds"
+    assert names[2].startswith("embedded sdi ") and names[2].endswith("=30.0")
+    assert group_names([plain, other]) == ["embedded sdi"] * 2
+
+
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A tiny scorer and a tiny teacher."""
@@ -169,6 +182,21 @@ def test_the_command_writes_a_table_json_and_a_picture(
     assert lines[0].endswith("sdi |") and any(line.startswith("| object | 0.00 [0.00,") for line in lines)
 
 
+def test_a_prompt_that_the_scorer_cannot_read_has_no_figures_that_compare_with_it(
+    folders: tuple[Path, Path], tmp_path: Path, monkeypatch, capsys
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("splatdistill.priors.clip.EMBEDDED", folders[0])
+    words = ["--prompt", "a corgi in a beret", "--prior", str(folders[1]), "--out", "run", *TINY]
+    assert train.main(words) == 0
+    capsys.readouterr()
+    assert main(["run", "--no-teacher", "--out", "report"]) == 0
+    assert "cannot read 'a corgi in a beret'" in capsys.readouterr().err
+    (group,) = json.loads((tmp_path / "report" / "evaluation.json").read_text())["groups"].values()
+    assert group["rows"][0]["clip_score"] is None and "r_precision" not in group["summary"]
+    assert "diverged" in group["summary"]
+
+
 def test_mistakes_are_one_line(tmp_path: Path, folders: tuple[Path, Path], capsys, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     clip = ["--clip", str(folders[0])]
@@ -177,7 +205,9 @@ def test_mistakes_are_one_line(tmp_path: Path, folders: tuple[Path, Path], capsy
         ([*clip], "nothing to evaluate"),
         (["--suite", "objects", "--seeds", "x", *clip], "--seeds"),
         (["--suite", "objects", "run", *clip], "settings"),
-        (["run", "--clip", str(tmp_path)], "cannot load"),
+        (["run", *clip], "no finished run (no splat.ply)"),
+        (["--suite", "objets", *clip], "objects"),
+        (["--suite", "objects", "--jobs", "0", *clip], "--jobs"),
     ):
         assert main(words) == 2
         lines = capsys.readouterr().err.strip().splitlines()

@@ -109,7 +109,14 @@ def test_what_was_measured_is_not_measured_again(tmp_path, monkeypatch) -> None:
 
 
 def test_mistakes_are_one_line(tmp_path, capfd) -> None:
-    for words, said in ((["sdi-9"], "sdi-9"), (["--seeds", "1"], "--seeds")):
+    for words, said in (
+        (["sdi-9"], "sdi-9"),
+        (["--seeds", "1"], "--seeds"),
+        (["--prompts", "99"], "at most 24"),
+        (["--jobs", "0"], "--jobs"),
+        (["sdi-4", "guidance.scal=3"], "guidance.scal"),
+        (["sdi-2", "guidance.scal=3"], "guidance.scal"),
+    ):
         assert reproduce.main([*words, "--out", str(tmp_path)]) == 2
         lines = capfd.readouterr().err.strip().splitlines()
         assert len(lines) == 1 and said in lines[0]

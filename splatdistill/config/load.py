@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 import yaml
 
-from splatdistill.config.presets import FOR_PICTURES, presets_for
+from splatdistill.config.presets import FOR_PICTURES, named, presets_for
 from splatdistill.config.schema import Config, GuidanceConfig, TimestepConfig, check
 from splatdistill.errors import UserError
 from splatdistill.guidance import InversionSettings, build_method
@@ -49,7 +49,7 @@ def resolve(flags: Mapping[str, Any], config_file: str | None = None, words: Ite
     """
     layers: list[tuple[str, Mapping[str, Any]]] = []
     if config_file:
-        layers.append((config_file, read_yaml(Path(config_file))))
+        layers.append((config_file, read_yaml(named(config_file))))
     layers += [(f"override '{word}'", parse_word(word)) for word in words]
     layers.append(("command line", flags))
     asked = Config()  # which prior and method, before what they imply is known

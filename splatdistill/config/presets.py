@@ -12,6 +12,12 @@ def preset_folder() -> Path:
     return inside if inside.is_dir() else package.parent / "configs"
 
 
+def named(config: str) -> Path:
+    """Return the file that --config means: that file, or the preset of this name (sdi_published)."""
+    preset = preset_folder() / f"{config}.yaml"
+    return preset if preset.is_file() and not Path(config).exists() else Path(config)
+
+
 def is_embedded(prior: str) -> bool:
     """Tell whether a prior is the shipped teacher or a folder with one like it, which lists its words."""
     folders = (Path(prior), Path(prior).parent)  # of a pipeline, or of one of its UNets

@@ -1,11 +1,12 @@
 """Finished runs as numbers: what a CLIP model sees of them, all around, in colour and without texture.
 
-Runs of one prior and method are a group; figures of a group carry 95 % intervals.
+Runs with the same settings, but for prompt, seed and what they start from, are a group; figures of a group
+carry 95 % intervals.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from splatdistill.config.load import load
+from splatdistill.config.load import load, plain
 from splatdistill.config.schema import Config
 from splatdistill.errors import UserError
 from splatdistill.folder import CONFIG, RESULT
@@ -152,9 +153,19 @@ def teacher_samples(prior: Prior, config: Config, seed: int = 0) -> Tensor:
     return prior.decode(sample(prior, cond, noise.to(prior.device), steps=50)).clamp(0, 1).float().cpu()
 
 
-def measure(seen: Seen, scorer: Scorer, others: Sequence[str], drawn: Tensor | None) -> dict[str, Any]:
-    """A row of figures of one run; `drawn` are its teacher's samples, or None for no comparison."""
+def measure(
+    seen: Seen,
+    scorer: Scorer,
+    others: Sequence[str],
+    drawn: Tensor | None,
+    known: frozenset[str] | None = None,
+) -> dict[str, Any]:
+    """A row of figures of one run; `drawn` are its teacher's samples, or None for no comparison.
+
+    known: the words that the scorer reads, None for all; figures of a prompt with others are None.
+    """
     prompt = seen.config.prompt
+    readable = bool(prompt) and (known is None or known.issuperset(grammar.words(prompt)))
     colour, geometry = scorer.images(seen.colour).cpu(), scorer.images(seen.geometry).cpu()
     named, coloured = right_names(scorer, colour, prompt)
     followed, janus = views_followed(scorer, colour, prompt)
@@ -162,11 +173,17 @@ def measure(seen: Seen, scorer: Scorer, others: Sequence[str], drawn: Tensor | N
         "run": str(seen.run),
         "prompt": prompt,
         "seed": seen.config.seed,
-        "r_precision": ranked_first(scorer, colour, prompt, others),
-        "r_precision_geometry": ranked_first(
-            scorer, geometry, colourless(prompt), [colourless(text) for text in others]
+        "r_precision": ranked_first(scorer, colour, prompt, others) if readable else None,
+        "r_precision_geometry": (
+            ranked_first(scorer, geometry, colourless(prompt), [colourless(text) for text in others])
+            if readable
+            else None
         ),
-        "clip_score": metrics.clip_score(colour, scorer.texts([prompt]).expand_as(colour)).mean().item(),
+        "clip_score": (
+            metrics.clip_score(colour, scorer.texts([prompt]).expand_as(colour)).mean().item()
+            if readable
+            else None
+        ),
         "object": named,
         "colour": coloured,
         "view": followed,
@@ -221,23 +238,59 @@ def diversity(features: Sequence[Tensor], prompts: Sequence[str]) -> dict[str, f
     return {"pairwise_distance": distance, "vendi_score": vendi, "prompts": len(sets)}
 
 
+APART = ("prompt", "seed", "checkpoint_every", "image.path")  # may differ in a group, as what starts with:
+BESIDE = ("report.", "edit.")
+
+
+def group_names(configs: Sequence[Config]) -> list[str]:
+    """What the group of each run is called: its prior, its method, and the settings in which it differs.
+
+    These are compared among the runs of one prior and method; prompts, seeds and inputs are not.
+    """
+    flat = [dict(settings(plain(config))) for config in configs]
+    names = [f"{values['prior.name']} {values.get('method.name', values.get('method'))}" for values in flat]
+    result = []
+    for name, values in zip(names, flat, strict=True):
+        same = [other for other_name, other in zip(names, flat, strict=True) if other_name == name]
+        differ = [
+            key
+            for key, value in values.items()
+            if key not in APART and not key.startswith(BESIDE) and any(v.get(key) != value for v in same)
+        ]
+        result.append(" ".join([name, *(f"{key}={values[key]}" for key in differ)]))
+    return result
+
+
+def settings(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every setting of nested plain values by its dotted name."""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from settings(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
 def evaluate(
-    runs: Sequence[Path], scorer: Scorer, others: Sequence[str] | None = None, compare: bool = True
+    runs: Sequence[Path],
+    scorer: Scorer,
+    others: Sequence[str] | None = None,
+    compare: bool = True,
+    known: frozenset[str] | None = None,
 ) -> dict[str, Any]:
-    """Measure finished runs; the figures by group "PRIOR METHOD", each with its rows and its summary.
+    """Measure finished runs; the figures by group (see `group_names`), each with its rows and its summary.
 
     others: the texts that R-Precision ranks against (`suites.distractors` when None); compare: also draw
-    samples of each run's own teacher. Raises UserError where there is no finished run.
+    samples of each run's own teacher; known: as in `measure`. Raises UserError where a run is not finished.
     """
     others = distractors() if others is None else others
     groups: dict[str, dict[str, Any]] = {}
     gathered: dict[str, dict[str, list[Any]]] = {}
     teachers: dict[str, Prior] = {}
     samples: dict[tuple[Any, ...], Tensor] = {}
-    for run in runs:
-        seen = look(run, scorer.size)
+    names = group_names([load(run / CONFIG) for run in runs])
+    for run, name in zip(runs, names, strict=True):
+        seen, drawn = look(run, scorer.size), None
         config = seen.config
-        name, drawn = f"{config.prior.name} {config.method}", None
         if compare and not config.image.path:
             if config.prior.name not in teachers:
                 teachers[config.prior.name] = load_prior(config.prior.name)
@@ -245,7 +298,7 @@ def evaluate(
             if key not in samples:
                 samples[key] = teacher_samples(teachers[config.prior.name], config)
             drawn = samples[key]
-        groups.setdefault(name, {"rows": []})["rows"].append(measure(seen, scorer, others, drawn))
+        groups.setdefault(name, {"rows": []})["rows"].append(measure(seen, scorer, others, drawn, known))
         bag = gathered.setdefault(name, {"mean": [], "prompt": [], "all": [], "drawn": []})
         features = scorer.images(seen.colour).cpu()
         bag["mean"].append(features.mean(0))

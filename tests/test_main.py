@@ -1,0 +1,76 @@
+"""The verbs by name: each is found, none costs an import of torch for its help."""
+
+import re
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+import splatdistill
+from splatdistill import __main__ as entry
+
+HEAVY = "torch|transformers|diffusers|viser|gsplat"
+
+
+def test_every_module_with_a_main_is_a_verb() -> None:
+    files = Path(splatdistill.__file__).parent.glob("*.py")
+    verbs = {path.stem for path in files if re.search(r"^def main\(", path.read_text("utf-8"), re.MULTILINE)}
+    assert verbs - {"__main__"} == set(entry.VERBS)
+
+
+@pytest.mark.parametrize("verb", ["", *entry.VERBS])
+def test_help_imports_nothing_heavy(verb: str) -> None:
+    words = [verb, "--help"] if verb else ["--help"]
+    script = f"""
+import sys
+from splatdistill.__main__ import main
+try:
+    status = main({words!r})
+except SystemExit as stop:
+    status = stop.code
+heavy = [name for name in {HEAVY.split("|")!r} if name in sys.modules]
+sys.exit(f"imported {{heavy}}" if heavy else status)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "usage" in done.stdout
+
+
+def test_the_rest_of_the_line_goes_to_the_verb(monkeypatch) -> None:
+    seen = []
+    monkeypatch.setattr(import_module("splatdistill.report"), "main", lambda words: seen.append(words) or 7)
+    assert entry.main(["report", "RUN"]) == 7 and seen == [["RUN"]]
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "said"),
+    [
+        (["--version"], 0, f"splatdistill {splatdistill.__version__}"),
+        ([], 2, "usage"),
+        (["trian"], 2, "did you mean 'train'?"),
+        (["zzz"], 2, "expected one of train"),
+    ],
+)
+def test_what_is_no_verb_is_told(words: list[str], status: int, said: str, capsys) -> None:
+    assert entry.main(words) == status
+    captured = capsys.readouterr()
+    assert said in captured.out + captured.err
+
+
+def test_the_package_runs_as_a_module() -> None:
+    command = [sys.executable, "-m", "splatdistill", "doctor", "--foo"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2 and "--foo" in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("verb", "meant"),
+    [("train", '--prompt "a red mushroom"'), ("edit", '--target-prompt "a red mushroom"')],
+)
+def test_a_prompt_without_its_flag_is_told_by_its_flag(verb: str, meant: str, capsys) -> None:
+    given = ["--splat", "it.ply", "--target-prompt", "a car"] if verb == "edit" else []
+    with pytest.raises(SystemExit) as stop:
+        import_module(f"splatdistill.{verb}").main([*given, "a", "red", "mushroom", "guidance.scale=3"])
+    assert stop.value.code == 2 and meant in capsys.readouterr().err

@@ -28,7 +28,11 @@ class DeviceGuard {
     int device_, before_ = 0;
 };
 
-const char* launch_error() {
+// Returns null, or CUDA's message for a launch that failed.
+template <class Op>
+const char* launch(void (*kernel)(Op), dim3 grid, int threads, void* stream, Op op) {
+    void* arguments[] = {&op};
+    cudaLaunchKernel(kernel, grid, dim3(unsigned(threads)), arguments, 0, static_cast<cudaStream_t>(stream));
     const cudaError_t error = cudaGetLastError();
     return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
 }
@@ -70,7 +74,7 @@ __device__ float block_sum(float value) {
     __syncthreads();  // the previous sum has been read
     if (lane == 0) warps[warp] = value;
     __syncthreads();
-    value = lane < blockDim.x / 32 ? warps[lane] : 0.0f;
+    value = lane < int(blockDim.x) / 32 ? warps[lane] : 0.0f;
     for (int offset = 16; offset > 0; offset /= 2) value += __shfl_xor_sync(~0u, value, offset);
     return value;
 }
@@ -177,7 +181,7 @@ struct Width {
 // Calls body(element, width): 16 bytes an access where every row starts on 16 bytes, single elements
 // elsewhere.
 template <class F>
-void with_layout(const Batch& batch, std::initializer_list<const void*> pointers, F&& body) {
+const char* with_layout(const Batch& batch, std::initializer_list<const void*> pointers, F&& body) {
     const int bytes = batch.dtype == DType::f32 ? 4 : 2;
     bool aligned = batch.size * bytes % 16 == 0;
     for (const void* pointer : pointers) aligned = aligned && reinterpret_cast<uintptr_t>(pointer) % 16 == 0;
@@ -195,33 +199,33 @@ dim3 flat_grid(const Batch& batch, int width) {
 
 const char* run_cuda(const Step& op, int device, void* stream) {
     const DeviceGuard guard(device);
-    with_layout(op.batch, {op.guidance.outputs, op.x_t, op.noise, op.x_next}, [&](auto element, auto width) {
-        const bool whole = op.guidance.perp_neg;
-        const dim3 grid = whole ? dim3(1, unsigned(op.batch.samples)) : flat_grid(op.batch, width.value);
-        step_kernel<width.value, decltype(element)>
-            <<<grid, whole ? kWide : kFlat, 0, static_cast<cudaStream_t>(stream)>>>(op);
-    });
-    return launch_error();
+    const void* const x_next = op.x_next;
+    return with_layout(
+        op.batch, {op.guidance.outputs, op.x_t, op.noise, x_next}, [&](auto element, auto width) {
+            const bool whole = op.guidance.perp_neg;
+            const dim3 grid = whole ? dim3(1, unsigned(op.batch.samples)) : flat_grid(op.batch, width.value);
+            return launch(step_kernel<width.value, decltype(element)>, grid, whole ? kWide : kFlat, stream,
+                          op);
+        });
 }
 
 const char* run_cuda(const Residual& op, int device, void* stream) {
     const DeviceGuard guard(device);
-    with_layout(
-        op.batch, {op.guidance.outputs, op.x_t, op.noise, op.gradient, op.x0_hat},
-        [&](auto element, auto width) {
-            residual_kernel<width.value, decltype(element)>
-                <<<dim3(1, unsigned(op.batch.samples)), kWide, 0, static_cast<cudaStream_t>(stream)>>>(op);
+    const void *const gradient = op.gradient, *const x0_hat = op.x0_hat;
+    return with_layout(
+        op.batch, {op.guidance.outputs, op.x_t, op.noise, gradient, x0_hat}, [&](auto element, auto width) {
+            const dim3 grid(1, unsigned(op.batch.samples));
+            return launch(residual_kernel<width.value, decltype(element)>, grid, kWide, stream, op);
         });
-    return launch_error();
 }
 
 const char* run_cuda(const Recover& op, int device, void* stream) {
     const DeviceGuard guard(device);
-    with_layout(op.batch, {op.x_0, op.x_t, op.eps, op.x_next}, [&](auto element, auto width) {
-        recover_kernel<width.value, decltype(element)>
-            <<<flat_grid(op.batch, width.value), kFlat, 0, static_cast<cudaStream_t>(stream)>>>(op);
+    const void *const eps = op.eps, *const x_next = op.x_next;
+    return with_layout(op.batch, {op.x_0, op.x_t, eps, x_next}, [&](auto element, auto width) {
+        const dim3 grid = flat_grid(op.batch, width.value);
+        return launch(recover_kernel<width.value, decltype(element)>, grid, kFlat, stream, op);
     });
-    return launch_error();
 }
 
 }  // namespace splatdistill::ddim

@@ -12,7 +12,7 @@ try:
     _C = import_module("splatdistill._C")
     # torch >= 2.10 lets a tensor's pointer and shape be read in tens of nanoseconds; else by __dlpack__.
     _C.set_exchange(torch.Tensor, getattr(torch.Tensor, "__dlpack_c_exchange_api__", None))
-except (ImportError, AttributeError) as error:
+except (ImportError, AttributeError, TypeError) as error:
     remedy = (
         "install a C++ compiler and reinstall splatdistill to get them"
         if isinstance(error, ModuleNotFoundError)  # else: built, but it does not load, or is of older sources

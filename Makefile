@@ -12,7 +12,9 @@ CPP := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' 2>/dev/nul
 CUDA_OBJECTS := $(patsubst csrc/%.cu,build/cuda-objects/%.o,$(filter %.cu,$(CPP)))
 NVCC := $(shell command -v nvcc 2>/dev/null)
 
-.PHONY: help install demo test lint format cuda-objects quality teachers gpu-check clean
+TESTS_CPP := $(shell find tests/native -name '*.cpp' -o -name '*.h' 2>/dev/null)
+
+.PHONY: help install demo test native-check lint format cuda-objects quality teachers gpu-check clean
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
 
@@ -30,6 +32,9 @@ demo: $(STAMP)  ## text to splat: make demo PROMPT="a yellow duck"
 
 test: $(STAMP)  ## the whole test suite, but for the long runs of `make quality`
 	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -q -m "not slow and not quality"
+
+native-check: $(STAMP)  ## the C++ tests of the kernels, with warnings as errors and sanitizers
+	$(BIN)/python tests/native/build_and_run.py
 
 quality: $(STAMP)  ## the long tests: whole distillation runs, judged
 	$(BIN)/python -m pytest -q -m "slow or quality"
@@ -61,12 +66,12 @@ lint: $(STAMP)  ## ruff, pyright and clang-format, changing nothing
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
-	$(if $(CPP),$(BIN)/clang-format --dry-run --Werror $(CPP))
+	$(if $(CPP),$(BIN)/clang-format --dry-run --Werror $(CPP) $(TESTS_CPP))
 
 format: $(STAMP)  ## rewrite the sources in the house style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(if $(CPP),$(BIN)/clang-format -i $(CPP))
+	$(if $(CPP),$(BIN)/clang-format -i $(CPP) $(TESTS_CPP))
 
 cuda-objects: $(if $(NVCC),$(CUDA_OBJECTS))  ## compile the CUDA sources for one architecture, running nothing
 	@$(if $(NVCC),echo "CUDA objects: $(CUDA_OBJECTS)",echo "no nvcc: the CUDA sources were not compiled")

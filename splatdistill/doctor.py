@@ -88,10 +88,10 @@ def _native() -> Iterator[Finding]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what the warning says is what this report says
         from splatdistill.ops import native
-    simd = torch.backends.cpu.get_cpu_capability()
-    advice = "runs use the slow torch reference: install a C++ compiler, then reinstall"
-    built = "built" if native.available() else "not built"
-    yield Finding("native extension", native.available(), f"{built}; this processor: {simd}", advice)
+    kernels = native.kernels()
+    found = "not available" if kernels is None else f"built; vector level {kernels.level()}"
+    advice = f"runs use the slow torch reference: {native.failure}"
+    yield Finding("native extension", kernels is not None, found, advice)
     yield Finding("threads", True, f"{torch.get_num_threads()} of {os.cpu_count()} (OMP_NUM_THREADS)")
 
 

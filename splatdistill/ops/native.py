@@ -8,19 +8,19 @@ from typing import Any
 import torch  # before _C: both then share the OpenMP runtime that torch brings
 
 _C: Any = None  # the extension
+failure = ""  # why there is none, and what to do
 try:
     _C = import_module("splatdistill._C")
     # torch >= 2.10 lets a tensor's pointer and shape be read in tens of nanoseconds; else by __dlpack__.
     _C.set_exchange(torch.Tensor, getattr(torch.Tensor, "__dlpack_c_exchange_api__", None))
-except (ImportError, AttributeError, TypeError) as error:
-    remedy = (
-        "install a C++ compiler and reinstall splatdistill to get them"
-        if isinstance(error, ModuleNotFoundError)  # else: built, but it does not load, or is of older sources
-        else "reinstall splatdistill where it should run"
+except (ImportError, AttributeError, TypeError) as error:  # not built, does not load, or is of older sources
+    compiler = isinstance(error, ModuleNotFoundError)
+    failure = (
+        f"{error}; {'install a C++ compiler and ' if compiler else ''}reinstall splatdistill to get them"
     )
     _C = None
     warnings.warn(
-        f"splatdistill: native kernels not available ({error}); using the pure-torch reference; {remedy}",
+        f"splatdistill: native kernels not available, the pure-torch reference is used: {failure}",
         stacklevel=2,
     )
 

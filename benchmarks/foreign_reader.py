@@ -1,8 +1,8 @@
-"""Does PlayCanvas' splat-transform show our files as we do?
+"""Do PlayCanvas' splat-transform and we show each other's files as the scene that was stored?
 
 `npm install @playcanvas/splat-transform`, then `python benchmarks/foreign_reader.py TOOL` with the path of
-its command: writes benchmarks/results/foreign_reader.json. Each file that it can read goes through it into
-a .ply, whose renders are compared with those of the scene that we wrote; it works with -Y up.
+its command: writes benchmarks/results/foreign_reader.json. What we write, it converts to a .ply; what it
+writes from our .ply, we read. Renders of the results are compared with those of the scene, as PSNR.
 """
 
 from __future__ import annotations
@@ -20,7 +20,23 @@ from splatdistill import formats
 from splatdistill.formats.ply import read_ply
 from splatdistill.scene.orientation import reorient
 
-ENDINGS = (".compressed.ply", ".ply", ".splat", ".spz", ".sog")  # it writes .glb, and reads none
+OURS = {  # ending -> how we write it; the tool reads no .glb
+    ".compressed.ply": {},
+    ".ply": {},
+    ".splat": {},
+    ".spz": {},
+    ".spz version 4": {"spz": 4},
+    ".sog": {},
+}
+THEIRS = {  # what the tool writes -> its options, and what is up in it where that is not the format's habit
+    ".compressed.ply": ([], "-y"),
+    ".ply": ([], "-y"),
+    ".spz": (["--spz-version", "3"], None),
+    ".spz version 4": ([], None),
+    ".sog": (["-g", "cpu"], None),
+    ".glb": ([], None),
+}
+DEGREES = range(4)
 
 
 def main() -> None:
@@ -28,20 +44,44 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("tool", type=Path, help="splat-transform")
     tool = str(parser.parse_args().tool)
-    rows: dict[str, dict[str, float]] = {}
+    read_by_them: dict[str, dict[str, float]] = {}
+    read_by_us: dict[str, dict[str, float]] = {}
     with tempfile.TemporaryDirectory() as folder:
-        for ending in ENDINGS:
-            up = "z" if ending.endswith(".ply") else "-y"
-            row = rows[ending] = {}
-            for degree in (0, 3):
-                ours, theirs = Path(folder, f"ours{ending}"), Path(folder, "theirs.ply")
-                original = scene(4000, degree)
-                formats.write_splat(ours, original)
-                subprocess.run([tool, "-w", ours, theirs], check=True, timeout=120, capture_output=True)
-                row[f"psnr_{degree}"] = psnr(original, reorient(read_ply(theirs)[0], up, "z"))
-            print(ending, row)
+        for name, options in OURS.items():
+            read_by_them[name] = {f"psnr_{d}": by_them(tool, Path(folder), name, options, d) for d in DEGREES}
+            print("read by them:", name, read_by_them[name], flush=True)
+        for name, (flags, up) in THEIRS.items():
+            read_by_us[name] = {f"psnr_{d}": by_us(tool, Path(folder), name, flags, up, d) for d in DEGREES}
+            print("read by us:", name, read_by_us[name], flush=True)
     said = subprocess.run([tool, "--version"], check=True, timeout=60, capture_output=True, text=True)
-    write_result("foreign_reader", {"tool": said.stdout.strip() or said.stderr.strip(), "rows": rows})
+    version = (said.stdout.strip() or said.stderr.strip()).splitlines()[0]
+    rows = {"read_by_them": read_by_them, "read_by_us": read_by_us}
+    write_result("foreign_reader", {"tool": version, **rows})
+
+
+def convert(tool: str, source: Path, target: Path, flags: list[str]) -> None:
+    """Run the tool from a file to a file."""
+    command = [tool, "-w", str(source), str(target), *flags]
+    subprocess.run(command, check=True, timeout=300, capture_output=True)
+
+
+def by_them(tool: str, folder: Path, name: str, options: dict[str, int], degree: int) -> float:
+    """Decibels between a scene and what the tool reads of our file."""
+    ending = name.split()[0]
+    ours, theirs, original = folder / f"ours{ending}", folder / "theirs.ply", scene(4000, degree)
+    formats.write_splat(ours, original, **options)
+    convert(tool, ours, theirs, [])
+    up = "z" if ending.endswith(".ply") else "-y"  # a .ply comes out as it was, the rest as it takes them
+    return psnr(original, reorient(read_ply(theirs)[0], up, "z"))
+
+
+def by_us(tool: str, folder: Path, name: str, flags: list[str], up: str | None, degree: int) -> float:
+    """Decibels between a scene and what we read of the tool's file."""
+    ending = name.split()[0]
+    ours, theirs, original = folder / "ours.ply", folder / f"theirs{ending}", scene(4000, degree)
+    formats.write_splat(ours, original, up="-y")
+    convert(tool, ours, theirs, flags)
+    return psnr(original, formats.read_splat(theirs, up)[0])
 
 
 if __name__ == "__main__":

@@ -29,16 +29,16 @@ BEGIN, END = "<!-- errors: benchmarks/format_errors.py -->\n", "<!-- end of erro
 IN_ORDER = (".ply", ".splat", ".spz", ".glb")  # the others are sorted along a Morton curve
 BYTE = 0.5 / 255 + 1e-6  # what rounding to 8 bits may cost
 BOUNDS = {  # the most that a scene within radius 1 may lose; tests hold the formats to it
-    ".ply": dict(centre=0, scale=0, rotation_deg=0, opacity=0, colour=0, sh=0),
+    ".ply": dict(center=0, scale=0, rotation_deg=0, opacity=0, color=0, sh=0),
     ".compressed.ply": dict(
-        centre=1e-3, scale=0.01, rotation_deg=0.3, opacity=BYTE, colour=BYTE, sh=1 / 64 + 1e-6
+        center=1e-3, scale=0.01, rotation_deg=0.3, opacity=BYTE, color=BYTE, sh=1 / 64 + 1e-6
     ),
-    ".splat": dict(centre=3e-7, scale=1e-6, rotation_deg=0.9, opacity=BYTE, colour=BYTE, sh=math.inf),
-    ".spz": dict(centre=3e-7, scale=0.032, rotation_deg=0.3, opacity=BYTE, colour=0.0038, sh=0.0105),
-    ".glb": dict(centre=3e-7, scale=2e-6, rotation_deg=1e-3, opacity=1e-6, colour=3e-7, sh=3e-6),
-    ".sog": dict(centre=2e-5, scale=0.025, rotation_deg=1.2, opacity=BYTE, colour=4e-3, sh=5e-3),
+    ".splat": dict(center=3e-7, scale=1e-6, rotation_deg=0.9, opacity=BYTE, color=BYTE, sh=math.inf),
+    ".spz": dict(center=3e-7, scale=0.032, rotation_deg=0.3, opacity=BYTE, color=0.0038, sh=0.0105),
+    ".glb": dict(center=3e-7, scale=2e-6, rotation_deg=1e-3, opacity=1e-6, color=3e-7, sh=3e-6),
+    ".sog": dict(center=2e-5, scale=0.025, rotation_deg=1.2, opacity=BYTE, color=4e-3, sh=5e-3),
 }
-COLUMNS = ("centre", "scale", "rotation_deg", "opacity", "colour", "sh")
+COLUMNS = ("center", "scale", "rotation_deg", "opacity", "color", "sh")
 
 
 def main() -> None:
@@ -69,14 +69,14 @@ def measure(ending: str, folder: Path) -> dict[str, float]:
 
 
 def scene(count: int, sh_degree: int, seed: int = 0) -> ParameterDict:
-    """Random Gaussians within radius 1: scales, opacities and colours as trained scenes have them."""
+    """Random Gaussians within radius 1: scales, opacities and colors as trained scenes have them."""
     generator = torch.Generator().manual_seed(seed)
     gaussians = init_blob(count, 0.9, 0.02, 0.5, sh_degree, 0.2, generator)
     with torch.no_grad():
         gaussians["scales"] += 0.7 * torch.randn(count, 3, generator=generator)
         gaussians["opacities"] += 2.0 * torch.randn(count, generator=generator)
         gaussians["quats"] *= 0.5 + torch.rand(count, 1, generator=generator)
-        gaussians["sh0"].clamp_(-1.7, 1.7)  # colours in [0, 1]
+        gaussians["sh0"].clamp_(-1.7, 1.7)  # colors in [0, 1]
         noise = torch.randn(gaussians["shN"].shape, generator=generator)
         gaussians["shN"].copy_((0.1 * noise).clamp(-0.9, 0.9))
     return gaussians
@@ -93,15 +93,15 @@ def round_trip(path: Path, gaussians: ParameterDict) -> ParameterDict:
 
 
 def errors(original: ParameterDict, back: ParameterDict) -> dict[str, float]:
-    """The worst errors: centre (units), scale (relative), rotation (degrees), opacity, colour, SH above 0."""
+    """The worst errors: center (units), scale (relative), rotation (degrees), opacity, color, SH above 0."""
     a, b = ({name: t.detach().double() for name, t in s.items()} for s in (original, back))
     p, q = (torch.nn.functional.normalize(s["quats"], dim=-1) for s in (a, b))
     chord = torch.minimum((p - q).norm(dim=-1), (p + q).norm(dim=-1))  # q and -q are one rotation
     pairs = {
-        "centre": (a["means"], b["means"]),
+        "center": (a["means"], b["means"]),
         "scale": (a["scales"].exp() / a["scales"].exp(), b["scales"].exp() / a["scales"].exp()),
         "opacity": (a["opacities"].sigmoid(), b["opacities"].sigmoid()),
-        "colour": (sh0_to_rgb(a["sh0"]), sh0_to_rgb(b["sh0"])),
+        "color": (sh0_to_rgb(a["sh0"]), sh0_to_rgb(b["sh0"])),
     }
     worst = {name: _largest(x - y) for name, (x, y) in pairs.items()}
     worst["rotation_deg"] = math.degrees(4 * math.asin(min(float(chord.max()) / 2, 1.0)))
@@ -123,7 +123,7 @@ def psnr(original: ParameterDict, back: ParameterDict) -> float:
 
 def table(rows: dict[str, dict[str, float]]) -> str:
     """The rows in Markdown."""
-    heads = "bytes (SH 0), bytes (SH 3), centre, scale, rotation, opacity, colour, SH 1-3, PSNR (SH 0), "
+    heads = "bytes (SH 0), bytes (SH 3), center, scale, rotation, opacity, color, SH 1-3, PSNR (SH 0), "
     heads += "PSNR (SH 3)"
     lines = ["| format | " + heads.replace(", ", " | ") + " |", "|---" + "|---:" * 10 + "|"]
     for ending, row in rows.items():

@@ -39,12 +39,12 @@ def test_gaussforge_reads_the_same_scene(tmp_path):
     write_compressed_ply(tmp_path / "a.compressed.ply", scene(300, 0))
     theirs = by_gaussforge(tmp_path / "a.compressed.ply", "compressed.ply")
     found = errors(read_ply(tmp_path / "a.compressed.ply")[0], theirs)
-    assert max(found["centre"], found["scale"], found["colour"], found["sh"]) < 1e-5
+    assert max(found["center"], found["scale"], found["color"], found["sh"]) < 1e-5
     assert found["opacity"] < 1e-3 and found["rotation_deg"] < 0.01
 
 
-def test_chunks_without_colours_are_read(tmp_path):
-    """The first files of the format bounded no colours: those were fractions of [0, 1]."""
+def test_chunks_without_colors_are_read(tmp_path):
+    """The first files of the format bounded no colors: those were fractions of [0, 1]."""
     write_compressed_ply(tmp_path / "a.ply", scene(1, 0))
     header, rows = (tmp_path / "a.ply").read_bytes().split(b"end_header\n", 1)
     for name in (f"property float {side}_{c}\n".encode() for side in ("min", "max") for c in "rgb"):
@@ -76,7 +76,7 @@ def test_both_byte_orders_are_read(tmp_path):
     assert all(torch.equal(little[name], big[name]) for name in NAMES)
 
 
-def test_colours_beyond_white_survive(tmp_path):
+def test_colors_beyond_white_survive(tmp_path):
     gaussians = select(scene(3, 0), slice(0, 3))
     with torch.no_grad():
         gaussians["sh0"][1] = 6.0
@@ -94,7 +94,7 @@ def test_colours_beyond_white_survive(tmp_path):
         (b"element vertex 600", b"element vertex 90000000000"),
         (b"element sh 600", b"element sh 599"),
         (b"property uint packed_scale", b"property int packed_scale"),
-        (b"property uint packed_color", b"property uint packed_colour"),
+        (b"property uint packed_color", b"property uint packed_hue"),
         (b"property float max_scale_z", b"property float maximum"),
         (b"property uchar f_rest_8", b"property uchar f_rest_9"),
         (b"property uchar f_rest_8\n", b""),

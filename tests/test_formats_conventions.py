@@ -47,7 +47,7 @@ def test_a_file_converted_by_the_rules_of_its_format_stands_like_the_ply(tmp_pat
     back, _ = formats.read_splat(tmp_path / f"a{ending}", program=name)
     set_upright(original, name)
     found = errors(original, back)
-    assert found["centre"] < 1e-3 and found["rotation_deg"] < 1.5
+    assert found["center"] < 1e-3 and found["rotation_deg"] < 1.5
 
 
 def test_what_the_camera_of_sharp_sees_faces_front():

@@ -75,7 +75,7 @@ def test_stored_values_are_legal(tmp_path):
     assert accessor["min"] == position.min(0).tolist() and accessor["max"] == position.max(0).tolist()
 
 
-def test_the_fallback_colour_is_linear_light(tmp_path):
+def test_the_fallback_color_is_linear_light(tmp_path):
     gaussians = scene(5, 0)
     write_glb(tmp_path / "a.glb", gaussians)
     document, binary = document_of(tmp_path / "a.glb")

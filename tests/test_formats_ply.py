@@ -201,7 +201,7 @@ def by_gaussforge(path, name):
 
 
 def by_gsplat(path, scene, kind):
-    """Write a scene by gsplat's exporter, in the order of our reading: that of the nearest centres."""
+    """Write a scene by gsplat's exporter, in the order of our reading: that of the nearest centers."""
     export_splats(**{name: scene[name].detach() for name in G.NAMES}, format=kind, save_to=str(path))
     read = read_dot_splat if kind == "splat" else read_ply
     back, _ = read(path)
@@ -218,8 +218,8 @@ def test_files_of_gsplat_are_read(tmp_path, degree):
     assert max(exact.values()) == 0
     assert all(packed[name] <= bound for name, bound in BOUNDS[".compressed.ply"].items()), packed
     simple = errors(original, by_gsplat(tmp_path / "c.splat", original, "splat"))
-    assert simple["centre"] == 0 and simple["scale"] < 1e-6  # it cuts the bytes where we round them
-    assert max(simple["opacity"], simple["colour"]) <= 2 * BYTE and simple["rotation_deg"] < 1.8
+    assert simple["center"] == 0 and simple["scale"] < 1e-6  # it cuts the bytes where we round them
+    assert max(simple["opacity"], simple["color"]) <= 2 * BYTE and simple["rotation_deg"] < 1.8
 
 
 @pytest.mark.parametrize("degree", range(4))

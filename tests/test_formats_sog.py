@@ -43,17 +43,17 @@ def test_gaussforge_reads_the_same_scene(tmp_path, degree):
     pytest.importorskip("gaussforge")
     write_sog(tmp_path / "a.sog", scene(200, degree))
     found = errors(read_sog(tmp_path / "a.sog")[0], by_gaussforge(tmp_path / "a.sog", "sog"))
-    assert max(found["centre"], found["scale"], found["colour"], found["sh"]) < 1e-5
+    assert max(found["center"], found["scale"], found["color"], found["sh"]) < 1e-5
     assert found["opacity"] < 2e-3 and found["rotation_deg"] < 0.01
 
 
-def test_invisible_gaussians_keep_their_colour(tmp_path):
-    """A picture format may drop the colour of pixels whose alpha is 0."""
+def test_invisible_gaussians_keep_their_color(tmp_path):
+    """A picture format may drop the color of pixels whose alpha is 0."""
     gaussians = scene(20, 0)
     with torch.no_grad():
         gaussians["opacities"].fill_(-20.0)
     found = errors(gaussians, round_trip(tmp_path / "a.sog", gaussians))
-    assert found["colour"] < 4e-3
+    assert found["color"] < 4e-3
 
 
 def test_equal_scenes_give_equal_bytes(tmp_path):
@@ -64,24 +64,24 @@ def test_equal_scenes_give_equal_bytes(tmp_path):
 
 def test_a_codebook_keeps_few_values_and_outliers():
     for values in (np.full(10, 3.0), np.array([0.0, 1.0, 5.0]), np.append(np.linspace(0, 1, 9999), 100.0)):
-        codes, centres = codebook(values)
-        assert len(centres) == 256 and codes.dtype == np.uint8
-        assert abs(centres[codes] - values).max() <= np.ptp(values) / 510 + 1e-12
+        codes, centers = codebook(values)
+        assert len(centers) == 256 and codes.dtype == np.uint8
+        assert abs(centers[codes] - values).max() <= np.ptp(values) / 510 + 1e-12
     normal = np.random.default_rng(0).normal(size=(500, 3))
-    codes, centres = codebook(normal)
-    assert codes.shape == (500, 3) and np.sqrt(((centres[codes] - normal) ** 2).mean()) < np.ptp(normal) / 900
+    codes, centers = codebook(normal)
+    assert codes.shape == (500, 3) and np.sqrt(((centers[codes] - normal) ** 2).mean()) < np.ptp(normal) / 900
 
 
 def test_a_palette_is_exact_while_it_is_large_enough_and_close_beyond():
     rows = np.random.default_rng(0).normal(size=(1000, 9)).astype(np.float32)
-    labels, colours = palette(rows, 10)
-    assert len(colours) == 1000 and np.array_equal(colours[labels], rows)
-    labels, colours = palette(rows, 8)
-    assert len(colours) == 256 and labels.max() == 255
+    labels, colors = palette(rows, 10)
+    assert len(colors) == 1000 and np.array_equal(colors[labels], rows)
+    labels, colors = palette(rows, 8)
+    assert len(colors) == 256 and labels.max() == 255
     spread = ((rows - rows.mean(0)) ** 2).sum()
-    assert ((rows - colours[labels]) ** 2).sum() < 0.4 * spread
-    labels, colours = palette(np.repeat(rows[:3], 400, 0), 2)
-    assert len(colours) == 3
+    assert ((rows - colors[labels]) ** 2).sum() < 0.4 * spread
+    labels, colors = palette(np.repeat(rows[:3], 400, 0), 2)
+    assert len(colors) == 3
 
 
 @pytest.mark.parametrize("degree", range(4))

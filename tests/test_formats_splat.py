@@ -51,7 +51,7 @@ def test_gaussforge_reads_the_same_scene(tmp_path):
     write_dot_splat(tmp_path / "a.splat", scene(50, 0))
     theirs, ours = by_gaussforge(tmp_path / "a.splat", "splat"), read_dot_splat(tmp_path / "a.splat")[0]
     found = errors(ours, theirs)
-    assert found["centre"] == 0 and found["scale"] < 1e-6 and found["rotation_deg"] < 1
+    assert found["center"] == 0 and found["scale"] < 1e-6 and found["rotation_deg"] < 1
 
 
 def test_bad_sizes_are_user_errors(tmp_path):

@@ -57,7 +57,7 @@ def test_gaussforge_reads_the_same_scene(tmp_path, degree):
     write_spz(tmp_path / "a.spz", scene(60, degree))
     theirs, ours = by_gaussforge(tmp_path / "a.spz", "spz"), read_spz(tmp_path / "a.spz")[0]
     found = errors(ours, theirs)
-    assert max(found["centre"], found["scale"], found["colour"], found["sh"]) < 1e-5
+    assert max(found["center"], found["scale"], found["color"], found["sh"]) < 1e-5
     assert found["opacity"] < 2e-3 and found["rotation_deg"] < 0.01
 
 
@@ -75,9 +75,9 @@ def test_files_of_niantics_library_are_read(tmp_path, version):
     (tmp_path / "a.spz").write_bytes(result["data"])
     back, _ = read_spz(tmp_path / "a.spz")  # it turns nothing
     found = errors(original, back)
-    assert found["centre"] < 1.3e-4 and found["scale"] < 0.033 and found["opacity"] < 2e-3
+    assert found["center"] < 1.3e-4 and found["scale"] < 0.033 and found["opacity"] < 2e-3
     assert found["rotation_deg"] < (12 if version == 2 else 0.3)  # version 2 lacks w
-    assert found["colour"] < 0.004 and found["sh"] < 0.07
+    assert found["color"] < 0.004 and found["sh"] < 0.07
 
 
 @pytest.mark.parametrize("degree", range(4))
@@ -238,7 +238,7 @@ def test_gaussforge_reads_version_4(tmp_path):
     write_spz(tmp_path / "a.spz", scene(60, 2), None, 4)
     theirs, ours = by_gaussforge(tmp_path / "a.spz", "spz"), read_spz(tmp_path / "a.spz")[0]
     found = errors(ours, theirs)
-    assert max(found["centre"], found["scale"], found["colour"], found["sh"]) < 1e-5
+    assert max(found["center"], found["scale"], found["color"], found["sh"]) < 1e-5
 
 
 def test_a_file_that_names_its_axes_is_read_upright(tmp_path):
@@ -248,7 +248,7 @@ def test_a_file_that_names_its_axes_is_read_upright(tmp_path):
         write_splat(tmp_path / f"{up}.spz", gaussians, None, up, spz=4)
     a, b = (read_splat(tmp_path / f"{up}.spz")[0] for up in ("y", "-y"))
     found = errors(a, b)
-    assert found["centre"] < 1e-5 and found["rotation_deg"] < 0.4 and found["sh"] < 0.03
+    assert found["center"] < 1e-5 and found["rotation_deg"] < 0.4 and found["sh"] < 0.03
 
 
 @pytest.mark.parametrize("axes", AXES)
@@ -266,7 +266,7 @@ def test_all_named_axes_show_the_same_picture(tmp_path, axes):
     assert torch.allclose(stored["means"].double(), original["means"].double() @ axes_matrix(axes), atol=1e-5)
     turn_axes(stored, axes)
     found = errors(original, stored)
-    assert max(found["centre"], found["sh"]) < 1e-5 and found["rotation_deg"] < 1e-2
+    assert max(found["center"], found["sh"]) < 1e-5 and found["rotation_deg"] < 1e-2
 
 
 def test_a_mirrored_scene_is_its_mirror_image():

@@ -1,9 +1,9 @@
 """The compressed .ply of PlayCanvas and SuperSplat: 16 bytes a Gaussian, one more for each SH coefficient.
 
-Gaussians lie in Morton order, in chunks of 256. A chunk holds the bounds of its centres, log scales and
-colours (18 floats); a Gaussian holds four 32-bit words of fractions between them: position and scale in
+Gaussians lie in Morton order, in chunks of 256. A chunk holds the bounds of its centers, log scales and
+colors (18 floats); a Gaussian holds four 32-bit words of fractions between them: position and scale in
 11 10 11 bits, the quaternion as the index of its largest component and 10 bits for each other, and the
-colour and opacity in bytes.
+color and opacity in bytes.
 An element `sh` follows with the higher bands (channel-major), 256 steps over [-4, 4].
 """
 
@@ -77,11 +77,11 @@ def _encode(splats: Splats) -> tuple[np.ndarray, np.ndarray]:
         extent = np.where(high > low, high - low, 1.0)
         chunks += [low, high]
         fractions.append((values - low[chunk]) / extent[chunk])
-    colours = np.column_stack([fractions[2], splats.opacities])
+    colors = np.column_stack([fractions[2], splats.opacities])
     largest, others = smallest_three(splats.quats.astype(np.float64))
     rotations = _pack(others * ROTATION_RANGE + 0.5, (10, 10, 10)) | largest.astype(np.uint32) << 30
     packed = [_pack(fractions[0], (11, 10, 11)), rotations]
-    packed += [_pack(fractions[1], (11, 10, 11)), _pack(colours, (8, 8, 8, 8))]
+    packed += [_pack(fractions[1], (11, 10, 11)), _pack(colors, (8, 8, 8, 8))]
     return np.column_stack(chunks), np.column_stack(packed)
 
 
@@ -130,11 +130,11 @@ def decode(elements: Mapping[str, np.ndarray], path: str | Path) -> ParameterDic
 
         arrays["means"][piece] = between(AXES, _unpack(rows["packed_position"], (11, 10, 11)))
         arrays["scales"][piece] = between(SCALE_AXES, _unpack(rows["packed_scale"], (11, 10, 11)))
-        colours = _unpack(rows["packed_color"], (8, 8, 8, 8))
-        rgb = between(CHANNELS, colours[:, :3]) if CHANNELS in groups else colours[:, :3]
+        colors = _unpack(rows["packed_color"], (8, 8, 8, 8))
+        rgb = between(CHANNELS, colors[:, :3]) if CHANNELS in groups else colors[:, :3]
         with np.errstate(over="ignore"):
             arrays["sh0"][piece, 0] = rgb_to_sh0(rgb)
-        arrays["opacities"][piece] = logit(colours[:, 3])
+        arrays["opacities"][piece] = logit(colors[:, 3])
         words = rows["packed_rotation"]
         others = (_unpack(words, (10, 10, 10)) - np.float32(0.5)) / np.float32(ROTATION_RANGE)
         arrays["quats"][piece] = from_smallest_three(words >> 30, others)
@@ -147,7 +147,7 @@ def decode(elements: Mapping[str, np.ndarray], path: str | Path) -> ParameterDic
 
 
 def _bounded(chunk: np.ndarray, group: tuple[str, ...]) -> bool:
-    """Whether chunks bound a group; the first files of the format did not bound the colours."""
+    """Whether chunks bound a group; the first files of the format did not bound the colors."""
     return set(bounds_of(group)) <= set(chunk.dtype.names or ())
 
 

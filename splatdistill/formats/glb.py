@@ -41,10 +41,10 @@ def write_glb(path: str | Path, gaussians: ParameterDict, comments: dict[str, st
     4 GiB that the format allows, or when it cannot be written.
     """
     splats, dropped = to_splats(gaussians)
-    colours = np.column_stack([srgb_to_linear(sh0_to_rgb(splats.sh0).clip(0, 1)), splats.opacities])
+    colors = np.column_stack([srgb_to_linear(sh0_to_rgb(splats.sh0).clip(0, 1)), splats.opacities])
     attributes = {
         "POSITION": splats.means,
-        "COLOR_0": quantize(colours, 65535).astype("u2"),
+        "COLOR_0": quantize(colors, 65535).astype("u2"),
         f"{EXTENSION}:ROTATION": splats.quats[:, [1, 2, 3, 0]],
         f"{EXTENSION}:SCALE": np.exp(splats.log_scales),
         f"{EXTENSION}:OPACITY": splats.opacities,

@@ -95,9 +95,9 @@ def _words(*values: int) -> bytes:
     return b"".join(value.to_bytes(4, "little") for value in values)
 
 
-def srgb_to_linear(colours: np.ndarray) -> np.ndarray:
-    """Linear light of display colours in [0, 1], as glTF wants its vertex colours."""
-    return np.where(colours <= 0.04045, colours / 12.92, ((colours + 0.055) / 1.055) ** 2.4)
+def srgb_to_linear(colors: np.ndarray) -> np.ndarray:
+    """Linear light of display colors in [0, 1], as glTF wants its vertex colors."""
+    return np.where(colors <= 0.04045, colors / 12.92, ((colors + 0.055) / 1.055) ** 2.4)
 
 
 class Binary(NamedTuple):

@@ -1,7 +1,7 @@
 """PlayCanvas' .sog, version 2: a zip of lossless WebP pictures, one pixel a Gaussian, and meta.json.
 
-Centres in 16 bits of sign(x) log(1 + |x|); quaternions as three bytes and the index of the largest component;
-log scales and colours as bytes that index a codebook; opacities in bytes; the higher SH bands as an index
+Centers in 16 bits of sign(x) log(1 + |x|); quaternions as three bytes and the index of the largest component;
+log scales and colors as bytes that index a codebook; opacities in bytes; the higher SH bands as an index
 into a palette of at most 65,536 rows, whose entries index a codebook again. -Y is up, as in INRIA's scenes.
 """
 
@@ -79,7 +79,7 @@ def write_sog(path: str | Path, gaussians: ParameterDict, comments: dict[str, st
     largest, others = smallest_three(splats.quats.astype(np.float64))
     rotations = np.column_stack([quantize(others * math.sqrt(0.5) + 0.5, 255), QUAT_TAG + largest])
     scale_codes, scales = codebook(splats.log_scales)
-    colour_codes, colours = codebook(splats.sh0)
+    color_codes, colors = codebook(splats.sh0)
     meta: dict[str, Any] = {
         "version": 2,
         "asset": {"generator": f"splatdistill {__version__}", **({"extras": comments} if comments else {})},
@@ -92,8 +92,8 @@ def write_sog(path: str | Path, gaussians: ParameterDict, comments: dict[str, st
         "scales": {"codebook": _short(scales), "files": [add("scales", scale_codes)]},
         "quats": {"files": [add("quats", rotations)]},
         "sh0": {
-            "codebook": _short(colours),
-            "files": [add("sh0", np.column_stack([colour_codes, quantize(splats.opacities, 255)]))],
+            "codebook": _short(colors),
+            "files": [add("sh0", np.column_stack([color_codes, quantize(splats.opacities, 255)]))],
         },
     }
     if coefficients:
@@ -129,14 +129,14 @@ def codebook(values: np.ndarray, iterations: int = 20) -> tuple[np.ndarray, np.n
     is nearest to it.
     """
     flat = values.reshape(-1).astype(np.float64)
-    centres = np.linspace(flat.min(), flat.max(), CODES)
+    centers = np.linspace(flat.min(), flat.max(), CODES)
     for _ in range(iterations):
-        codes = np.searchsorted((centres[1:] + centres[:-1]) / 2, flat)
+        codes = np.searchsorted((centers[1:] + centers[:-1]) / 2, flat)
         members = np.bincount(codes, minlength=CODES)
         means = np.bincount(codes, flat, CODES) / np.maximum(members, 1)
-        centres = np.sort(np.where(members > 0, means, centres))
-    codes = np.searchsorted((centres[1:] + centres[:-1]) / 2, flat)
-    return codes.reshape(values.shape).astype(np.uint8), centres
+        centers = np.sort(np.where(members > 0, means, centers))
+    codes = np.searchsorted((centers[1:] + centers[:-1]) / 2, flat)
+    return codes.reshape(values.shape).astype(np.uint8), centers
 
 
 def palette(rows: np.ndarray, bits: int) -> tuple[np.ndarray, np.ndarray]:

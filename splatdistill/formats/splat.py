@@ -1,4 +1,4 @@
-"""The .splat of antimatter15's viewer: 32 bytes a Gaussian, no header, no view-dependent colour.
+"""The .splat of antimatter15's viewer: 32 bytes a Gaussian, no header, no view-dependent color.
 
 x y z and three standard deviations as float32, then red green blue opacity and the quaternion wxyz as bytes
 (a component q is stored as 128 q + 128). There is no standard; viewers take -Y for up, as in INRIA's scenes.
@@ -23,7 +23,7 @@ def write_dot_splat(
 ) -> int:
     """Write a scene in its order and return how many Gaussians `storable` left out.
 
-    SH bands above 0 and comments have no place in the format; colours outside [0, 1] are clipped.
+    SH bands above 0 and comments have no place in the format; colors outside [0, 1] are clipped.
     Raises UserError when nothing is left or the file cannot be written.
     """
     splats, dropped = to_splats(gaussians)

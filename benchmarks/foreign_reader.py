@@ -11,6 +11,7 @@ import argparse
 import subprocess
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 from common import write_result
@@ -20,7 +21,7 @@ from splatdistill import formats
 from splatdistill.formats.ply import read_ply
 from splatdistill.scene.orientation import reorient
 
-OURS = {  # ending -> how we write it; the tool reads no .glb
+OURS: dict[str, dict[str, Any]] = {  # ending -> how we write it; the tool reads no .glb
     ".compressed.ply": {},
     ".ply": {},
     ".splat": {},
@@ -28,13 +29,13 @@ OURS = {  # ending -> how we write it; the tool reads no .glb
     ".spz version 4": {"spz": 4},
     ".sog": {},
 }
-THEIRS = {  # what the tool writes -> its options, and what is up in it where that is not the format's habit
-    ".compressed.ply": ([], "-y"),
-    ".ply": ([], "-y"),
-    ".spz": (["--spz-version", "3"], None),
-    ".spz version 4": ([], None),
-    ".sog": (["-g", "cpu"], None),
-    ".glb": ([], None),
+THEIRS: dict[str, tuple[list[str], dict[str, Any]]] = {  # what it writes -> its options, and ours to read it
+    ".compressed.ply": ([], {"up": "-y"}),
+    ".ply": ([], {"up": "-y"}),
+    ".spz": (["--spz-version", "3"], {}),
+    ".spz version 4": ([], {}),
+    ".sog": (["-g", "cpu"], {}),
+    ".glb": ([], {"program": "supersplat"}),  # half a turn about the other axis than its .spz
 }
 DEGREES = range(4)
 
@@ -50,8 +51,10 @@ def main() -> None:
         for name, options in OURS.items():
             read_by_them[name] = {f"psnr_{d}": by_them(tool, Path(folder), name, options, d) for d in DEGREES}
             print("read by them:", name, read_by_them[name], flush=True)
-        for name, (flags, up) in THEIRS.items():
-            read_by_us[name] = {f"psnr_{d}": by_us(tool, Path(folder), name, flags, up, d) for d in DEGREES}
+        for name, (flags, options) in THEIRS.items():
+            read_by_us[name] = {
+                f"psnr_{d}": by_us(tool, Path(folder), name, flags, options, d) for d in DEGREES
+            }
             print("read by us:", name, read_by_us[name], flush=True)
     said = subprocess.run([tool, "--version"], check=True, timeout=60, capture_output=True, text=True)
     version = (said.stdout.strip() or said.stderr.strip()).splitlines()[0]
@@ -65,7 +68,7 @@ def convert(tool: str, source: Path, target: Path, flags: list[str]) -> None:
     subprocess.run(command, check=True, timeout=300, capture_output=True)
 
 
-def by_them(tool: str, folder: Path, name: str, options: dict[str, int], degree: int) -> float:
+def by_them(tool: str, folder: Path, name: str, options: dict[str, Any], degree: int) -> float:
     """Decibels between a scene and what the tool reads of our file."""
     ending = name.split()[0]
     ours, theirs, original = folder / f"ours{ending}", folder / "theirs.ply", scene(4000, degree)
@@ -75,13 +78,15 @@ def by_them(tool: str, folder: Path, name: str, options: dict[str, int], degree:
     return psnr(original, reorient(read_ply(theirs)[0], up, "z"))
 
 
-def by_us(tool: str, folder: Path, name: str, flags: list[str], up: str | None, degree: int) -> float:
+def by_us(
+    tool: str, folder: Path, name: str, flags: list[str], options: dict[str, Any], degree: int
+) -> float:
     """Decibels between a scene and what we read of the tool's file."""
     ending = name.split()[0]
     ours, theirs, original = folder / "ours.ply", folder / f"theirs{ending}", scene(4000, degree)
     formats.write_splat(ours, original, up="-y")
     convert(tool, ours, theirs, flags)
-    return psnr(original, formats.read_splat(theirs, up)[0])
+    return psnr(original, formats.read_splat(theirs, **options)[0])
 
 
 if __name__ == "__main__":

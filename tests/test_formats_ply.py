@@ -240,8 +240,28 @@ def test_large_files_are_read_in_pieces(tmp_path, monkeypatch):
 
 
 def test_a_header_of_many_elements_and_lists_is_no_trap(tmp_path):
-    lines = b"".join(b"element e%d 0\nproperty list char char p\n" % i for i in range(5_000))
+    lines = b"".join(b"element e%d 0\nproperty list char char p\n" % i for i in range(900))
     head = b"ply\nformat binary_little_endian 1.0\n"
     (tmp_path / "a.ply").write_bytes(head + lines + b"element vertex 1\nproperty float x\nend_header\n")
     with pytest.raises(UserError, match="too few for its 1 rows of vertex"):
+        read_ply(tmp_path / "a.ply")
+    (tmp_path / "a.ply").write_bytes(head + 3 * lines.replace(b"e", b"ee") + b"end_header\n")
+    with pytest.raises(UserError, match="expected"):
+        read_ply(tmp_path / "a.ply")
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"comment format ascii 1.0\n", b"element vertex 1\nproperty float x\n"]
+)
+def test_a_header_that_does_not_say_its_format_is_a_user_error(tmp_path, body):
+    (tmp_path / "a.ply").write_bytes(b"ply\n" + body + b"end_header\n" + bytes(8))
+    with pytest.raises(UserError):
+        read_ply(tmp_path / "a.ply")
+
+
+def test_a_header_of_too_many_properties_is_a_user_error(tmp_path):
+    lines = b"".join(b"property float p%d\n" % i for i in range(3000))
+    head = b"ply\nformat binary_little_endian 1.0\nelement vertex 1\n"
+    (tmp_path / "a.ply").write_bytes(head + lines + b"end_header\n" + bytes(12000))
+    with pytest.raises(UserError, match="3001 elements and properties"):
         read_ply(tmp_path / "a.ply")

@@ -185,9 +185,9 @@ def _decoded(binary: Binary, primitive: dict[str, Any], note: Note) -> Parameter
     for piece in pieces(len(means)):
         arrays["means"][piece] = fractions(means[piece])
         arrays["quats"][piece] = fractions(quats[piece])[:, [3, 0, 1, 2]]
-        alpha = fractions(opacities[piece])[:, 0].astype(np.float64).clip(1e-12, LARGEST_ALPHA)
-        arrays["opacities"][piece] = np.log(alpha / (1 - alpha))
         with np.errstate(divide="ignore", invalid="ignore"):
+            alpha = fractions(opacities[piece])[:, 0].astype(np.float64).clip(1e-12, LARGEST_ALPHA)
+            arrays["opacities"][piece] = np.log(alpha / (1 - alpha))
             arrays["scales"][piece] = np.log(fractions(scales[piece]))
         for coefficient, rows in enumerate(harmonics):
             target = arrays["sh0"] if coefficient == 0 else arrays["shN"]

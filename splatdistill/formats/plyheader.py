@@ -12,6 +12,7 @@ from typing import BinaryIO, NamedTuple
 from splatdistill.errors import UserError
 
 MAX_HEADER_BYTES = 1 << 18
+MAX_LINES = 2_000  # of elements and properties: plyfile reads a header letter by letter
 ESCAPES = re.compile(r"\\(?:x[0-9a-f]{2}|u[0-9a-f]{4}|U[0-9a-f]{8}|[nrt\\])")  # what `_escape` writes
 ORDERS = {"binary_little_endian": "<", "binary_big_endian": ">", "ascii": "="}
 Comments = dict[str, str]  # those of the form `key: value`; the others, a line each, under the key ""
@@ -66,6 +67,10 @@ def read_header(file: BinaryIO, path: str | Path) -> Header:
                 elements[next(reversed(elements))][1].append(line)
             case _:
                 raise UserError(f"{path} has the header line {line[:60]!r}; expected that of a splat .ply")
+    if not order:
+        raise UserError(f"{path} does not say its format; expected a binary splat .ply")
+    if (lines := sum(1 + len(lines) for _, lines in elements.values())) > MAX_LINES:
+        raise UserError(f"{path} has {lines} elements and properties; expected at most {MAX_LINES}")
     if not all(name.isascii() and "".join(lines).isascii() for name, (_, lines) in elements.items()):
         raise UserError(
             f"{path} has names of elements or properties that are not ASCII; expected a splat .ply"

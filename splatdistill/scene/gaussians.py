@@ -40,7 +40,11 @@ def activated(gaussians: ParameterDict) -> Activated:
 
 
 def covariances(quats: Tensor, scales: Tensor) -> Tensor:
-    """Covariances [N, 3, 3] of quaternions [N, 4], any length, and standard deviations [N, 3]."""
+    """Covariances [N, 3, 3] of quaternions [N, 4], any length, and standard deviations [N, 3].
+
+    Standard deviations are cut to 1e17, whose squares are still float32.
+    """
+    scales = scales.clamp(max=1e17)
     axes = normalized_quat_to_rotmat(torch.nn.functional.normalize(quats, dim=-1)) * scales[:, None]
     return axes @ axes.transpose(1, 2)
 

@@ -27,20 +27,23 @@ from splatdistill.measure.suites import SUITES
 from splatdistill.media.sheets import render_views
 from splatdistill.priors import load_prior
 from splatdistill.priors import words as grammar
-from splatdistill.priors.base import Prior
+from splatdistill.priors.latent import LatentPrior
 from splatdistill.scene.cameras import turntable
 from splatdistill.scene.gaussians import finite_mask
-from splatdistill.training import loop as trainer
+from splatdistill.training.progress import NullWatcher
+from splatdistill.training.run import Job, fit, write
+from splatdistill.training.state import new_state
 
 CPU = torch.device("cpu")
 
 
-def run(prior: Prior, config: Config, out: Path) -> tuple[torch.nn.ParameterDict, float]:
+def run(prior: LatentPrior, config: Config, out: Path) -> tuple[torch.nn.ParameterDict, float]:
     """Train, export and read back: the splat of the written file, and the seconds that it took."""
     begin = time.perf_counter()
-    state = trainer.new_state(config, CPU)
-    trainer.train(config, prior, state, out)
-    trainer.export(state, config, out)
+    state = new_state(config, CPU)
+    job = Job(config, out, CPU, prior, state, None, None, True, [])
+    fit(job, NullWatcher())
+    write(job)
     seconds = time.perf_counter() - begin
     gaussians, _ = read_ply(out / "splat.ply")
     if not finite_mask(gaussians).all():
@@ -55,7 +58,7 @@ def look(gaussians: torch.nn.ParameterDict, count: int, size: int) -> torch.Tens
 
 
 def evaluate(
-    prior: Prior,
+    prior: LatentPrior,
     judge: Judge,
     method: str,
     prompts: Sequence[str],

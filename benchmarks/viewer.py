@@ -27,8 +27,9 @@ from splatdistill.config.load import resolve
 from splatdistill.config.schema import Config
 from splatdistill.priors import load_prior
 from splatdistill.priors.base import Prior
-from splatdistill.training import loop as trainer
+from splatdistill.training import loop
 from splatdistill.training.monitor import Session
+from splatdistill.training.state import new_state
 from splatdistill.viewer.app import App
 from splatdistill.viewer.panels import RASTERIZER
 from splatdistill.viewer.scenes import Scenes
@@ -52,11 +53,11 @@ CAMERA = {
 def run(kind: str, config: Config, prior: Prior, out: Path) -> float:
     """Seconds of the loop with a client of a kind."""
     (out / "checkpoints").mkdir(parents=True)
-    state = trainer.new_state(config, torch.device("cpu"))
+    state = new_state(config, torch.device("cpu"))
     session = Session(lambda: state.gaussians, prior.decode, config.steps)
     if kind == "alone":
         begin = time.perf_counter()
-        trainer.train(config, prior, state, out, session.on_step, session.should_stop)
+        loop.train(config, prior, state, out, session)
         return time.perf_counter() - begin
     server, address = start_server(Address(port=0))
     app = App(server, Scenes(session, {}, None, out), config.prompt, config.method, live=True)
@@ -73,8 +74,7 @@ def run(kind: str, config: Config, prior: Prior, out: Path) -> float:
         while not session.watched:
             version = session.wait(version, 1.0)
         begin = time.perf_counter()
-        hooks = {"on_step": session.on_step, "should_stop": session.should_stop, "on_views": session.on_views}
-        trainer.train(config, prior, state, out, **hooks)
+        loop.train(config, prior, state, out, session)
         seconds = time.perf_counter() - begin
     app.close()
     server.stop()

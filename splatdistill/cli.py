@@ -3,14 +3,28 @@
 from __future__ import annotations
 
 import argparse
-import signal
+import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any, NoReturn
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from splatdistill import __version__
-from splatdistill.errors import UserError
+from splatdistill.errors import Diverged, UserError
+from splatdistill.folder import REPORT, RESULT
+from splatdistill.training.progress import NullWatcher, Watcher, interruptible, progress_for
+
+if TYPE_CHECKING:
+    from splatdistill.config.schema import Config
+    from splatdistill.guidance import Distillation
+    from splatdistill.scene.rendering import Render
+    from splatdistill.training.monitor import Session
+    from splatdistill.training.progress import Metrics
+    from splatdistill.training.run import Job, RunResult
+    from splatdistill.viewer import Address
+
+__all__ = ["interruptible"]  # view's too
 
 
 class Parser(argparse.ArgumentParser):
@@ -66,12 +80,30 @@ def add_viewer(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--viewer-remote", action="store_true", help=remote)
 
 
+def folder(text: str) -> Path:
+    """Return the folder that an option names; an empty name, which would mean this folder, is refused."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("the name of the folder is empty")
+    return Path(text)
+
+
 def exit_status(command: Callable[[], int], interrupted: str) -> int:
-    """Run a command; its status, or 2 after a user's mistake, or 130 with this note when interrupted."""
+    """Run a command and return its status.
+
+    1 and one line when a run came to nothing, 2 and one line after a user's mistake or where the system
+    refuses, 130 and this note when interrupted.
+    """
     try:
         return command()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        note(f"error: {error}")
+        return 2
+    except Diverged as error:
+        note("; ".join([f"error: {error}", *getattr(error, "__notes__", [])]))
+        return 1
+    except OSError as error:  # a disk that is full, a file that is not ours
+        where = f"{error.filename}: " if error.filename else ""
+        note(f"error: {where}{error.strerror or error}")
         return 2
     except KeyboardInterrupt:
         note(interrupted)
@@ -79,8 +111,17 @@ def exit_status(command: Callable[[], int], interrupted: str) -> int:
 
 
 def note(text: str) -> None:
-    """Print one line for the user, beside the progress."""
-    print(text, file=sys.stderr, flush=True)
+    """Print one line for the user, beside the progress; nobody has to be there to read it."""
+    with suppress(OSError, ValueError):
+        print(text, file=sys.stderr, flush=True)
+
+
+def say(text: str) -> None:
+    """Print what was asked for; when its reader has left (`| head -1`), the rest goes nowhere, quietly."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def numbers(text: str, option: str) -> list[int]:
@@ -97,18 +138,119 @@ def numbers(text: str, option: str) -> list[int]:
     return result
 
 
+def make(config: Config, out: Path, args: argparse.Namespace, *, resume: bool = False) -> RunResult:
+    """Make or continue a run before the terminal and, where asked, the viewer; return what came of it.
+
+    args: the options of `add_settings` and `add_viewer`, and --overwrite.
+    """
+    from splatdistill.training.run import make_run
+
+    address = viewer_address(args)
+    return make_run(
+        config,
+        out,
+        device=args.device,
+        overwrite=args.overwrite,
+        resume=resume,
+        allow_unknown=args.allow_unknown,
+        watch=lambda job: watched(job, address, hint=args.prior is None),
+    )
+
+
+def status_of(result: RunResult) -> int:
+    """Return the exit status that a run stands for."""
+    return 0 if result.finished else 130
+
+
+def viewer_address(args: argparse.Namespace) -> Address | None:
+    """Return where the run is to be shown, or None; raises UserError for what is no address."""
+    if args.viewer is None:
+        return None
+    from splatdistill.viewer import free_port, parse_address
+
+    address = parse_address(args.viewer, args.viewer_remote)
+    free_port(address.host, address.port)  # a host that is not ours is told before anything is done
+    return address
+
+
 @contextmanager
-def interruptible() -> Iterator[Callable[[], bool]]:
-    """Yield a function that tells whether Ctrl-C or SIGTERM came; a second Ctrl-C interrupts at once."""
-    came: list[int] = []
+def watched(job: Job, address: Address | None, hint: bool) -> Iterator[Watcher]:
+    """Show a run in the terminal and, at an address, in the browser; let signals stop it.
 
-    def remember(number: int, frame: object) -> None:
-        came.append(number)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    hint: whether to say that a GPU is enough for a larger teacher than the shipped one.
+    """
+    for warning in job.warnings:
+        note(warning)
+    if hint and job.device.type == "cuda" and job.config.prior.name == "embedded":
+        note("the embedded teacher draws 64x64 pictures; --prior sd21 uses Stable Diffusion on this GPU")
+    if job.state.step:
+        note(f"continuing after step {job.state.step} of {job.config.steps}")
+    with ExitStack() as stack:
+        interrupted = stack.enter_context(interruptible())
+        session = None if address is None else stack.enter_context(viewed(job, address))
+        progress = stack.enter_context(progress_for(job.config.steps, job.state.step))
+        yield Audience(progress, session, interrupted)
 
-    previous = {number: signal.signal(number, remember) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield lambda: bool(came)
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+
+class Audience(NullWatcher):
+    """The terminal, the viewer where there is one, and the signals that stop a run."""
+
+    def __init__(self, progress: Watcher, session: Session | None, interrupted: Callable[[], bool]) -> None:
+        self._progress, self._session, self._interrupted = progress, session, interrupted
+
+    def on_views(self, view: Render, distillation: Distillation) -> None:
+        """Pass them to the viewer."""
+        if self._session is not None:
+            self._session.on_views(view, distillation)
+
+    def on_step(self, step: int, metrics: Metrics) -> None:
+        """Pass them to both."""
+        self._progress.on_step(step, metrics)
+        if self._session is not None:
+            self._session.on_step(step, metrics)
+
+    def should_stop(self) -> bool:
+        """Tell whether a signal came, or the viewer says so."""
+        if self._session is not None:
+            return self._session.should_stop(self._interrupted)
+        return self._interrupted()
+
+    def on_result(self, result: RunResult) -> None:
+        """Say what came out, and leave the viewer open while a page looks at it."""
+        self._progress.on_result(result)
+        out = result.out
+        if not result.finished:
+            note(f"stopped after step {result.step} of {result.steps}; continue with --resume {out}")
+            return
+        note(
+            f"{out / RESULT}: {result.gaussians} Gaussians in {result.seconds:.0f} s; "
+            f"{out / REPORT} shows them"
+        )
+        if self._session is None:
+            return
+        from splatdistill.formats.ply import read_ply
+
+        self._session.finish(read_ply(out / RESULT)[0])
+        if self._session.watched:
+            note("the viewer stays until its page is closed, or Ctrl-C")
+            self._session.wait_until_left(self._interrupted)
+        note(f"python -m splatdistill.view {out} shows it again")
+
+
+@contextmanager
+def viewed(job: Job, address: Address) -> Iterator[Session]:
+    """Show a run at an address, while the block lasts."""
+    from splatdistill.training.monitor import Session
+    from splatdistill.viewer import Scenes, serve
+
+    config, out = job.config, job.out
+    session = Session(lambda: job.state.gaussians, job.prior.decode, config.steps, job.state.step, tell=note)
+    comments = {"prompt": config.prompt, "method": config.method, "seed": str(config.seed)}
+    scenes = Scenes(session, comments, out / RESULT, out)
+    name = config.prompt or Path(config.image.path).name
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(serve(scenes, address, name, config.method, live=True))
+        except Exception as error:  # whatever it is, the run matters more
+            note(f"no viewer: {error}; the run goes on without")
+        yield session

@@ -9,12 +9,20 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from splatdistill.cli import Parser, add_settings, add_viewer, chosen, exit_status, note
+from splatdistill.cli import (
+    Parser,
+    add_settings,
+    add_viewer,
+    chosen,
+    exit_status,
+    folder,
+    make,
+    note,
+    status_of,
+)
 from splatdistill.errors import UserError
-from splatdistill.folder import CONFIG, RESULT
-from splatdistill.training.run import begin, slug
+from splatdistill.training.inputs import edit_settings, name_of
 
 METHODS = ("pds", "dds", "sds")
 
@@ -27,7 +35,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--source-prompt", help="what it shows; default the run's own prompt")
     add("--target-prompt", required=True, help="what it should show")
     add("--method", choices=METHODS, default="pds", help="default pds")
-    add("--out", type=Path, metavar="DIR", help="default outputs/<target prompt>-edit-<seed>")
+    add("--out", type=folder, metavar="DIR", help="default outputs/<target prompt>-edit-<seed>")
     add("--config", metavar="YAML", help="settings on top of the presets")
     add_viewer(parser)
     add("--overwrite", action="store_true", help="replace the run in the output folder")
@@ -43,31 +51,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def start(args: argparse.Namespace) -> int:
-    """Find the splat and its prompt, and run."""
-    from splatdistill import formats
-    from splatdistill.config.load import load, resolve
-    from splatdistill.scene.gaussians import placement
+    """Find the splat and its prompt, and run; return the exit status."""
+    from splatdistill.config.load import resolve
 
-    splat, source = Path(args.splat), args.source_prompt
-    if splat.is_dir():
-        if not (splat / RESULT).is_file():
-            raise UserError(f"{splat}: there is no finished run (no {RESULT})")
-        source = load(splat / CONFIG).prompt if source is None else source
-        splat = splat / RESULT
-    if not source or not source.strip():
-        raise UserError("what does the splat show? say it with --source-prompt 'a red car'")
-    gaussians, _ = formats.read_splat(splat, note=note)
-    shift, scale = placement(gaussians)
-    if scale != 1.0:
-        note(f"{splat} is edited in the unit sphere, {scale:.3g} times its size, and goes back afterwards")
-    flags: dict[str, Any] = {
-        "prompt": args.target_prompt,
-        "method": args.method,
-        "edit": {"splat": str(splat), "source_prompt": source, "shift": list(shift), "scale": scale},
-    }
+    if not args.target_prompt.strip():
+        raise UserError("the target prompt is empty; say what it should show: --target-prompt 'a red car'")
+    edit = edit_settings(Path(args.splat), args.source_prompt, note)
+    flags = {"prompt": args.target_prompt, "method": args.method, "edit": edit}
     config = resolve(flags | chosen(args, "steps", "seed"), args.config, args.overrides)
-    out = args.out or Path("outputs") / f"{slug(config.prompt)}-edit-{config.seed}"
-    return begin(config, out, args)
+    if config.edit.scale != 1.0:
+        scale = f"{config.edit.scale:.3g} times its size"
+        note(f"{config.edit.splat} is edited in the unit sphere, {scale}, and goes back afterwards")
+    out = args.out or Path("outputs") / f"{name_of(config)}-edit-{config.seed}"
+    return status_of(make(config, out, args))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from splatdistill import __version__
-from splatdistill.cli import Parser, exit_status, note, numbers
+from splatdistill.cli import Parser, exit_status, folder, note, numbers
 from splatdistill.errors import UserError
 from splatdistill.files import atomic_write, writable_folder
 from splatdistill.folder import CONFIG, RESULT
@@ -35,7 +35,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--priors", default="embedded", help="with a suite: embedded,embedded-multiview")
     add("--seeds", default="0", help="with a suite: 0,1 or 0-7")
     add("--jobs", type=int, help="with a suite: runs side by side; default one a core, on a GPU one")
-    add("--out", type=Path, metavar="DIR", help="default outputs/suite-NAME, or outputs/evaluation")
+    add("--out", type=folder, metavar="DIR", help="default outputs/suite-NAME, or outputs/evaluation")
     add(
         "--clip",
         default="embedded",

@@ -1,12 +1,20 @@
 """Writing files so that a reader never meets half of one."""
 
+import errno
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
 from splatdistill.errors import UserError
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+
+
+def temporary_of(path: Path) -> Path:
+    """Return the file that `atomic_write` writes first: a fixed name, so a killed write is found again."""
+    return path.with_name(f".{path.name}.tmp")
 
 
 @contextmanager
@@ -14,34 +22,54 @@ def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
     """Open a file for writing that appears under its name only when complete.
 
     The bytes go to a hidden file in the same folder, reach the disk, and are renamed over `path`; after a
-    crash at any moment `path` holds the old content or the new. Raises UserError when it cannot be written.
+    crash at any moment `path` holds the old content or the new. A symbolic link stays, and its target is
+    written. Raises UserError when it cannot be written, or is there and no file.
     """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.tmp")  # a fixed name: what a killed run left is overwritten
+    target = Path(os.path.realpath(path))
+    if os.path.exists(target) and not target.is_file():
+        what = "a folder" if target.is_dir() else "no regular file"
+        raise UserError(f"cannot write {path}: it is {what}; give the name of a file")
+    temporary = temporary_of(target)
     try:
         with open(temporary, "wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        os.replace(temporary, target)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise UserError(
-            f"cannot write {path}: {error.strerror}; give a folder that can be written"
-        ) from error
+        discard(temporary)
+        raise cannot_write(path, error, "give a folder that can be written") from error
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        discard(temporary)
         raise
+
+
+def cannot_write(path: str | Path, error: OSError, advice: str) -> UserError:
+    """Return the mistake to raise when the system refused to write a file.
+
+    Args:
+        path: what was to be written, named as the user named it.
+        error: what the system said.
+        advice: what to do, unless there is simply no room left.
+    """
+    reason = error.strerror or str(error)
+    advice = "make room on the disk" if error.errno in NO_ROOM else advice
+    return UserError(f"cannot write {path}: {reason}; {advice}")
+
+
+def discard(path: Path) -> None:
+    """Delete a file if it is there and can be deleted."""
+    with suppress(OSError):  # the error that led here says more
+        path.unlink(missing_ok=True)
 
 
 def writable_folder(path: Path) -> None:
     """Make the folder if it is not there; raises UserError when nothing can be written to it."""
+    probe = path / ".writable"
     try:
         path.mkdir(parents=True, exist_ok=True)
-        probe = path / ".writable"
         probe.touch()
         probe.unlink()
-    except OSError as error:
-        raise UserError(
-            f"cannot write to {path}: {error.strerror}; give another folder with --out"
-        ) from error
+    except (OSError, ValueError) as error:  # ValueError: a name with a zero byte
+        reason = error if isinstance(error, OSError) else OSError(str(error))
+        raise cannot_write(path, reason, "give another folder with --out") from error

@@ -1,13 +1,16 @@
-"""What the folder of a run holds: the name of every file, and its metrics, one line of JSON a step."""
+"""What the folder of a run holds: the name of every file, and its metrics, one line of JSON a step.
+
+Who may write to it, and what becomes of an older run in it, is in training/claim.py.
+"""
 
 import json
 import math
+import re
 import sys
 from pathlib import Path
 from typing import Any
 
-from splatdistill.errors import UserError
-from splatdistill.files import atomic_write
+from splatdistill.files import atomic_write, cannot_write
 
 RESULT = "splat.ply"  # written last: a folder that holds it is a finished run
 CONFIG = "config.yaml"
@@ -23,6 +26,7 @@ SOURCE = "source.ply"  # the splat that the run edits
 COMPARED = "before_after.png"  # of an edit
 LOG = "log.txt"  # what a run of a list printed
 SEEDS = "seeds.png"  # in the folder that holds the runs of several seeds
+PREVIOUS = "previous-run"  # a folder: the run that --overwrite replaces, until the new one has its result
 
 OUTPUTS = (
     RESULT,
@@ -55,9 +59,14 @@ def step_of(path: Path) -> int:
     return int(path.stem.removeprefix("step-"))
 
 
+def is_piece(path: Path) -> bool:
+    """Tell whether a name is one of `checkpoint_path`."""
+    return re.fullmatch(r"step-\d{8,}\.(pt|ply)", path.name) is not None
+
+
 def kept_scenes(run: Path) -> list[Path]:
     """Return the scenes kept during a run, in the order of their steps."""
-    return sorted((run / CHECKPOINTS).glob("step-*.ply"), key=step_of)
+    return sorted(filter(is_piece, (run / CHECKPOINTS).glob("step-*.ply")), key=step_of)
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -74,22 +83,27 @@ class MetricsWriter:
     """
 
     def __init__(self, path: str | Path, resume_step: int = 0) -> None:
-        path = Path(path)
+        self._path = path = Path(path)
         kept = _lines_before(path, resume_step) if resume_step > 0 and path.exists() else []
         with atomic_write(path) as file:
             file.writelines(kept)
         try:
-            self._file = open(path, "ab")  # noqa: SIM115 - open for the whole run, see close()
+            # open for the whole run, see close(); unbuffered, so that a full disk is met in write()
+            self._file = open(path, "ab", buffering=0)  # noqa: SIM115
         except OSError as error:
-            raise UserError(f"cannot write {path}: {error.strerror}; give another output folder") from error
+            raise cannot_write(path, error, "give another output folder") from error
 
     def write(self, step: int, **values: float | int | str | None) -> None:
         """Append the values of a step; numbers that are not finite, which JSON lacks, become null."""
         record: dict[str, Any] = {"step": step}
         for name, value in values.items():
             record[name] = None if isinstance(value, float) and not math.isfinite(value) else value
-        self._file.write(json.dumps(record, allow_nan=False).encode() + b"\n")
-        self._file.flush()
+        line = json.dumps(record, allow_nan=False).encode() + b"\n"
+        try:
+            while line:
+                line = line[self._file.write(line) :]  # a disk that is nearly full takes a part
+        except OSError as error:
+            raise cannot_write(self._path, error, "give another output folder") from error
 
     def close(self) -> None:
         """Close the file."""
@@ -103,12 +117,14 @@ class MetricsWriter:
 
 
 def _lines_before(path: Path, step: int) -> list[bytes]:
+    """Return the whole lines of the steps before one; what a crash tore or a stranger wrote is left out."""
     kept = []
     for line in path.read_bytes().splitlines(keepends=True):
         try:
             record = json.loads(line)
-        except ValueError:
-            continue  # torn by a crash
-        if line.endswith(b"\n") and isinstance(record, dict) and record.get("step", step) < step:
+        except (ValueError, RecursionError):
+            continue
+        number = record.get("step") if isinstance(record, dict) else None
+        if line.endswith(b"\n") and type(number) is int and number < step:
             kept.append(line)
     return kept

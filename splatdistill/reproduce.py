@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from splatdistill import __version__
-from splatdistill.cli import Parser, exit_status, note
+from splatdistill.cli import Parser, exit_status, folder, note, say
 from splatdistill.errors import UserError
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="default all that --list shows; key=value words go to all runs",
     )
     add("--list", action="store_true", help="print the claims, and exit")
-    add("--out", type=Path, default=Path("outputs"), metavar="DIR", help="default outputs")
+    add("--out", type=folder, default=Path("outputs"), metavar="DIR", help="default outputs")
     add("--prompts", type=int, default=6, help=f"default 6, at most {PROMPTS}")
     add("--seeds", type=int, default=2, help="for each prompt; default 2")
     add("--draws", type=int, default=32, help="of noise, where variance is measured; default 32")
@@ -75,25 +75,25 @@ def start(args: argparse.Namespace) -> int:
     from splatdistill.measure.claims import CLAIMS, Lab
     from splatdistill.priors import load_prior
     from splatdistill.priors.clip import Scorer
-    from splatdistill.training.run import slug
+    from splatdistill.training.inputs import slug
 
     if args.list:
-        print("\n".join(f"{name:8s} {claim.says}" for name, claim in CLAIMS.items()))
+        say("\n".join(f"{name:8s} {claim.says}" for name, claim in CLAIMS.items()))
         return 0
     unknown = [name for name in asked if name not in CLAIMS]
     if unknown:
         raise UserError(f"unknown claim '{unknown[0]}'; expected one of {', '.join(CLAIMS)}")
     resolve({}, None, words)  # a mistyped setting is told before anything is measured
-    folder = args.out / "reproduction"
-    writable_folder(folder)
+    place = args.out / "reproduction"
+    writable_folder(place)
     prior = load_prior("embedded", dtype=torch.float32)
     sizes: dict[str, Any] = {name: getattr(args, name) for name in ("prompts", "seeds", "draws", "steps")}
-    runs = folder / "runs" / slug(" ".join(words)) if words else folder / "runs"
+    runs = place / "runs" / slug(" ".join(words)) if words else place / "runs"
     lab = Lab(prior, Scorer.load("embedded"), runs, **sizes, overrides=words, jobs=args.jobs)
     options = [word for name, value in sizes.items() for word in (f"--{name}", str(value))]
     for name in asked or CLAIMS:
         command = shlex.join(["python", "-m", "splatdistill.reproduce", name, *words, *options])
-        if not asked and measured(folder / f"{name}.json").get("command") == command:
+        if not asked and measured(place / f"{name}.json").get("command") == command:
             note(f"{name}: measured before; name it to measure it again")
             continue
         begin = time.perf_counter()
@@ -101,14 +101,14 @@ def start(args: argparse.Namespace) -> int:
         seconds = time.perf_counter() - begin
         record = {"claim": name, **dataclasses.asdict(findings), "seconds": round(seconds)}
         record |= {"command": command, "version": __version__, "machine": machine()}
-        with atomic_write(folder / f"{name}.json") as file:
+        with atomic_write(place / f"{name}.json") as file:
             file.write(json.dumps(record, indent=1).encode() + b"\n")
         if findings.lines:
-            plot(findings, folder / f"{name}.png")
+            plot(findings, place / f"{name}.png")
         note(f"{name}: {VERDICTS[findings.holds]}. {findings.reading}")
     with atomic_write(args.out / "REPRODUCTION.md") as file:
-        file.write(document(folder, CLAIMS).encode())
-    note(f"{args.out / 'REPRODUCTION.md'} has what {folder} holds")
+        file.write(document(place, CLAIMS).encode())
+    note(f"{args.out / 'REPRODUCTION.md'} has what {place} holds")
     return 0
 
 

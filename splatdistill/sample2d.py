@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from splatdistill.cli import Parser, add_settings, chosen, exit_status, note
+from splatdistill.cli import Parser, add_settings, chosen, exit_status, folder, note
 from splatdistill.errors import UserError
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--source-prompt", help="for dds and pds: what is edited, a DDIM sample of this")
     add("--rate", type=float, default=RATE, help=f"Adam's, on latents; default {RATE}")
     add("--count", type=int, default=4, help="pictures, each from noise of its own; default 4")
-    add("--out", type=Path, metavar="DIR", help="default outputs/2d-<prompt>-<method>-<seed>")
+    add("--out", type=folder, metavar="DIR", help="default outputs/2d-<prompt>-<method>-<seed>")
     add_settings(parser)
     return parser.parse_intermixed_args(arguments)
 
@@ -62,7 +62,7 @@ def start(args: argparse.Namespace) -> int:
     from splatdistill.config.load import resolve
     from splatdistill.files import atomic_write, writable_folder
     from splatdistill.guidance import METHODS
-    from splatdistill.training.run import check_words, pick_device, slug, teacher_of
+    from splatdistill.training.inputs import check_words, pick_device, slug, teacher_of
 
     exact = args.mode in ("ddim", "cached")
     flags: dict[str, Any] = {"steps": DDIM_STEPS} if exact else {}
@@ -79,7 +79,8 @@ def start(args: argparse.Namespace) -> int:
         raise UserError(f"--mode is for method sdi, not for {config.method}")
     if args.count < 1 or not args.rate > 0.0:
         raise UserError(f"expected --count of 1 or more and --rate above 0, got {args.count} and {args.rate}")
-    check_words(config, args.allow_unknown)
+    for warning in check_words(config, args.allow_unknown):
+        note(warning)
     name = f"2d-{slug(config.prompt)}-{args.mode if exact else config.method}-{config.seed}"
     out = args.out or Path("outputs") / name
     writable_folder(out)
@@ -112,7 +113,7 @@ def play(
     from splatdistill.guidance import Source, sample
     from splatdistill.guidance.latents import branches, cached_sdi, distil_latents, from_noise
     from splatdistill.measure.metrics import psnr
-    from splatdistill.training.loop import method_of
+    from splatdistill.training.state import method_of
 
     generator = torch.Generator().manual_seed(config.seed)
     method, steps = method_of(config), config.steps

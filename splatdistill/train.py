@@ -8,19 +8,32 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from splatdistill.cli import Parser, add_settings, add_viewer, chosen, exit_status, note, numbers
-from splatdistill.errors import UserError
+from splatdistill.cli import (
+    Parser,
+    add_settings,
+    add_viewer,
+    chosen,
+    exit_status,
+    folder,
+    make,
+    note,
+    numbers,
+    say,
+    status_of,
+)
+from splatdistill.errors import Diverged, UserError
 from splatdistill.folder import CONFIG, RESULT, SEEDS
-from splatdistill.training.run import begin, name_of, proceed
+from splatdistill.training.inputs import name_of
 
 if TYPE_CHECKING:
     from splatdistill.config.schema import Config
 
 # the options that say what a run is
-CHOICES = ("prompt", "image", "negative_prompt", "method", "prior", "steps", "seed", "seeds", "out", "config")
+CHOICES = ("prompt", "image", "negative_prompt", "method", "prior", "seed", "seeds", "out", "config")
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -34,11 +47,12 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--negative-prompt", help="what to steer away from")
     add("--method", help="sdi (default), sds, dsd, csd, ... : docs/METHODS.md")
     add("--seeds", metavar="0-7", help="a run for each, in DIR/SEED, and DIR/seeds.png; goes on where it was")
-    add("--out", type=Path, metavar="DIR", help="default outputs/<prompt>-<seed>, or -seeds")
+    add("--out", type=folder, metavar="DIR", help="default outputs/<prompt>-<seed>, or -seeds")
     add(
         "--config", metavar="YAML", help="settings on top of the presets; a run's config.yaml repeats the run"
     )
-    add("--resume", type=Path, metavar="DIR", help="continue a run that was stopped, exactly")
+    more = "continue a run that was stopped, exactly; with --steps, one that is finished"
+    add("--resume", type=folder, metavar="DIR", help=more)
     add_viewer(parser)
     add("--overwrite", action="store_true", help="replace the run in the output folder")
     add("--list-words", action="store_true", help="print the words that the embedded teacher knows, and exit")
@@ -52,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if args.list_words:
         from splatdistill.priors import words as grammar
 
-        print(grammar.word_list())
+        say(grammar.word_list())
         return 0
     command = resume if args.resume else several if args.seeds is not None else start
     return exit_status(lambda: command(args), "interrupted; a run that had begun continues with --resume DIR")
@@ -60,14 +74,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def start(args: argparse.Namespace) -> int:
     """Run from the first step in a new folder; return the exit status."""
-    if args.prompt is not None and not args.prompt.strip():
-        raise UserError("the prompt is empty; say what to make, such as --prompt 'a red mushroom'")
     config = configure(args)
-    return begin(config, args.out or Path("outputs") / f"{name_of(config)}-{config.seed}", args)
+    out = args.out or Path("outputs") / f"{name_of(config)}-{config.seed}"
+    return status_of(make(config, out, args))
 
 
 def several(args: argparse.Namespace) -> int:
-    """A run for each seed, and one picture of all; return the exit status, that of the worst run."""
+    """Make a run for each seed, and one picture of all; return the exit status, that of the worst run."""
     from splatdistill.config.load import load
     from splatdistill.files import atomic_write
     from splatdistill.media.sheets import runs_sheet
@@ -76,19 +89,19 @@ def several(args: argparse.Namespace) -> int:
         raise UserError("give --seed or --seeds, not both")
     base, status, finished = args.out, 0, []
     for seed in numbers(args.seeds, "--seeds"):
-        args.seed = seed
-        config = configure(args)
+        config = configure(args, seed)
         base = base or Path("outputs") / f"{name_of(config)}-seeds"
         out = base / str(seed)
-        known = out / CONFIG
-        if not args.overwrite and known.is_file() and load(known) == config:
-            result = 0 if (out / RESULT).exists() else proceed(out, config, args)
-        else:
-            result = begin(config, out, args)
-        if result == 130:
-            return 130
-        status = max(status, result)
-        finished += [out] * (result == 0)
+        known = not args.overwrite and (out / CONFIG).is_file() and load(out / CONFIG) == config
+        if not (known and (out / RESULT).exists()):
+            try:
+                if not make(config, out, args, resume=known).finished:
+                    return 130
+            except Diverged as error:
+                note(f"error: {error}")
+                status = 1
+                continue
+        finished.append(out)
     if base is not None and finished:
         with atomic_write(base / SEEDS) as file:
             runs_sheet([out / RESULT for out in finished], 96, 2).save(file, format="PNG")
@@ -99,22 +112,29 @@ def several(args: argparse.Namespace) -> int:
 def resume(args: argparse.Namespace) -> int:
     """Continue the run in a folder under its own configuration; return the exit status."""
     from splatdistill.config.load import load
+    from splatdistill.config.schema import check
 
     given = [f"--{name.replace('_', '-')}" for name in CHOICES if getattr(args, name) is not None]
     given += args.overrides + ["--overwrite"] * args.overwrite
     if given:
         raise UserError(f"--resume continues a run as it was configured; drop {' '.join(given)}")
     if not (args.resume / CONFIG).is_file():
-        raise UserError(f"--resume {args.resume}: there is no run (no config.yaml); give the folder of a run")
+        raise UserError(f"--resume {args.resume}: there is no run (no {CONFIG}); give the folder of a run")
     config = load(args.resume / CONFIG)
-    return proceed(args.resume, config, args)
+    if args.steps is not None:
+        config = check(replace(config, steps=args.steps))
+    return status_of(make(config, args.resume, args, resume=True))
 
 
-def configure(args: argparse.Namespace) -> Config:
-    """Return the configuration that the command line asks for."""
+def configure(args: argparse.Namespace, seed: int | None = None) -> Config:
+    """Return the configuration that the command line asks for, with one of several seeds."""
     from splatdistill.config.load import resolve
 
+    if args.prompt is not None and not args.prompt.strip():
+        raise UserError("the prompt is empty; say what to make, such as --prompt 'a red mushroom'")
     flags = chosen(args, "prompt", "negative_prompt", "method", "steps", "seed")
+    if seed is not None:
+        flags["seed"] = seed
     if args.image is not None:
         flags["image"] = {"path": args.image}
     config = resolve(flags, args.config, args.overrides)

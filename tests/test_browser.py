@@ -18,8 +18,9 @@ from splatdistill.config.schema import Config
 from splatdistill.formats.ply import read_ply, write_ply
 from splatdistill.scene.cameras import orbit
 from splatdistill.scene.gaussians import init_blob, rgb_to_sh0
-from splatdistill.training import loop as trainer
+from splatdistill.training import loop
 from splatdistill.training.monitor import Session
+from splatdistill.training.state import new_state
 from splatdistill.viewer.drawing import draw
 
 pytestmark = [
@@ -110,12 +111,11 @@ def test_the_panel_fits_its_window(page, tmp_path):
 def test_pause_holds_the_steps_and_resume_lets_them_go_on(page, tmp_path):
     config = tiny("steps=100000", "checkpoint_every=100000")
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
-    state = trainer.new_state(config, CPU)
+    state = new_state(config, CPU)
     session = Session(lambda: state.gaussians, toy().decode, config.steps)
 
     def train() -> None:
-        out, on_views = tmp_path / "run", session.on_views
-        trainer.train(config, toy(), state, out, session.on_step, session.should_stop, on_views=on_views)
+        loop.train(config, toy(), state, tmp_path / "run", session)
 
     thread = threading.Thread(target=train)
     thread.start()

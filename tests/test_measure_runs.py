@@ -30,6 +30,7 @@ from splatdistill.measure.suites import SUITES, distractors, make_runs
 from splatdistill.ops import native
 from splatdistill.priors import words as grammar
 from splatdistill.scene.cameras import turntable
+from splatdistill.training import run
 
 WORDS = sorted({word for text in grammar.vocabulary() for word in text.split()})
 
@@ -145,8 +146,8 @@ TINY = [*SMALL, "prior.dtype=float32", "steps=2"]
 
 def test_a_suite_makes_each_run_once(folders: tuple[Path, Path], tmp_path: Path, monkeypatch) -> None:
     calls = []
-    original = train.main
-    monkeypatch.setattr(train, "main", lambda words: calls.append(words) or original(words))
+    original = run.make_run
+    monkeypatch.setattr(run, "make_run", lambda *a, **k: calls.append(a) or original(*a, **k))
     prompts, where = ["a red dog", "a dog"], ([str(folders[1])], [0, 1])
     runs = make_runs(prompts, tmp_path, ["sds"], *where, TINY)
     assert len(runs) == len(calls) == 4 and all((run / "splat.ply").exists() for run in runs)

@@ -177,7 +177,7 @@ def test_a_restored_run_continues_bit_exactly(kind):
         optimizer.load_state_dict(half[1][name].state_dict())
     densifier = Densifier(half[2].config)
     densifier.initialise(scene, optimizers)
-    densifier.load_state_dict(state)
+    densifier.load_state_dict(state, scene)
     torch.manual_seed(99)
     torch.set_rng_state(rng)
     list(run(25, 45, scene, optimizers, densifier))

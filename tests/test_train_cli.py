@@ -11,7 +11,7 @@ from tiny import SMALL, stop_after
 from splatdistill.folder import COMPARED, FILM, OUTPUTS, REFERENCE, SOURCE
 from splatdistill.formats.ply import read_ply
 from splatdistill.train import main
-from splatdistill.training.run import slug
+from splatdistill.training.inputs import slug
 
 pytestmark = pytest.mark.usefixtures("workplace")
 
@@ -150,7 +150,11 @@ def test_the_vocabulary_is_printed(capsys):
 
 def test_folder_names_are_plain():
     assert slug("A red/../ mushroom's #1!") == "a-red-mushroom-s-1"
-    assert slug("キノコ") == "splat"
+    names = [
+        slug(text) for text in ("キノコ", "гриб", "a mushroom 🍄", "a mushroom", "a" * 61, "a" * 62, "", "!")
+    ]
+    assert len(set(names)) == len(names) and all(name.isascii() and len(name) < 80 for name in names)
+    assert names[2].startswith("a-mushroom-") and names[0].startswith("splat-")
 
 
 def draw_ball(path: Path) -> None:

@@ -7,18 +7,22 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 import torch
+from tiny import Hooks
 
 from splatdistill.config.load import resolve
 from splatdistill.config.schema import Config
+from splatdistill.errors import Diverged
 from splatdistill.priors.base import ToyPrior
 from splatdistill.scene.cameras import turntable
 from splatdistill.scene.gaussians import NAMES
 from splatdistill.scene.rendering import render
-from splatdistill.training import checkpoint
-from splatdistill.training import loop as trainer
+from splatdistill.training import checkpoint, loop
+from splatdistill.training.run import Job, write
+from splatdistill.training.state import TrainState, new_state
 
 CPU = torch.device("cpu")
 TINY = [
@@ -57,7 +61,7 @@ class Breaking(ToyPrior):
         return super().encode(rgb) * (math.nan if self.calls in self.bad_calls else 1.0)
 
 
-def values(state: trainer.TrainState) -> list[torch.Tensor]:
+def values(state: TrainState) -> list[torch.Tensor]:
     return [state.gaussians[name].detach().clone() for name in NAMES]
 
 
@@ -65,16 +69,22 @@ def same(a, b) -> bool:
     return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
 
-def finish(config: Config, state: trainer.TrainState, out: Path) -> bytes:
-    trainer.export(state, config, out)
+def finish(config: Config, state: TrainState, out: Path) -> bytes:
+    write(Job(config, out, CPU, cast(Any, toy()), state, None, None, True, []))
     return (out / "splat.ply").read_bytes()
 
 
-def run(config: Config, out: Path, prior=None, **hooks) -> trainer.TrainState:
+def resumed(config: Config, out: Path) -> TrainState:
+    state = new_state(config, CPU)
+    state.load_state_dict(checkpoint.latest(out / "checkpoints", config), CPU)
+    return state
+
+
+def run(config: Config, out: Path, prior=None, **hooks) -> TrainState:
     out.mkdir(exist_ok=True)
     (out / "checkpoints").mkdir(exist_ok=True)
-    state = trainer.new_state(config, CPU)
-    trainer.train(config, prior or toy(), state, out, **hooks)
+    state = new_state(config, CPU)
+    loop.train(config, prior or toy(), state, out, Hooks(**hooks))
     return state
 
 
@@ -88,12 +98,12 @@ def test_views_approach_what_the_teacher_wants(tmp_path, method):
 
     target = prior.embed([""]).view(3, 8, 8)
 
-    def distance(state: trainer.TrainState) -> float:
+    def distance(state: TrainState) -> float:
         with torch.no_grad():
             rgb = render(state.gaussians, cameras, torch.full((3,), 0.5)).rgb.permute(0, 3, 1, 2)
         return float((prior.encode(rgb) - target).square().mean())
 
-    before = distance(trainer.new_state(config, CPU))
+    before = distance(new_state(config, CPU))
     assert distance(run(config, tmp_path)) < 0.5 * before
 
 
@@ -124,9 +134,9 @@ def test_a_resumed_run_ends_in_the_same_bytes(tmp_path, words):
     out = tmp_path / "halves"
     run(config, out, on_step=lambda step, metrics: seen.append(step), should_stop=lambda: len(seen) == 3)
     torch.manual_seed(99)  # another process
-    state = trainer.unpack(checkpoint.latest(out / "checkpoints"), config, CPU)
+    state = resumed(config, out)
     assert state.step == 3
-    assert trainer.train(config, toy(), state, out)
+    assert loop.train(config, toy(), state, out)
     assert finish(config, state, out) == whole
     lines = [(tmp_path / name / "metrics.jsonl").read_text() for name in ("whole", "halves")]
     assert lines[0] == lines[1]
@@ -135,6 +145,7 @@ def test_a_resumed_run_ends_in_the_same_bytes(tmp_path, words):
 KILLED = """
 import os, signal, sys
 from pathlib import Path
+from typing import Any, cast
 sys.path.insert(0, sys.argv[1])
 import test_training_loop as t
 config = t.tiny("steps=7", "checkpoint_every=3")
@@ -149,9 +160,9 @@ def test_a_killed_run_can_be_resumed_to_the_same_bytes(tmp_path):
     out = tmp_path / "killed"
     command = [sys.executable, "-c", KILLED, str(Path(__file__).parent), str(out)]
     assert subprocess.run(command, cwd=Path(__file__).parents[1]).returncode == -signal.SIGKILL
-    state = trainer.unpack(checkpoint.latest(out / "checkpoints"), config, CPU)
+    state = resumed(config, out)
     assert state.step == 3
-    trainer.train(config, toy(), state, out)
+    loop.train(config, toy(), state, out)
     assert finish(config, state, out) == whole
     steps = [json.loads(line)["step"] for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert steps == [1, 2, 3, 4, 5, 6, 7]
@@ -166,14 +177,14 @@ def test_the_seed_decides_the_run(tmp_path):
 def test_a_bad_step_changes_nothing_but_the_count(tmp_path):
     config = tiny("steps=3")
     seen, history = [], []
-    state = trainer.new_state(config, CPU)
+    state = new_state(config, CPU)
     (tmp_path / "checkpoints").mkdir()
 
     def on_step(step, metrics) -> None:
         seen.append(metrics)
         history.append(values(state))
 
-    assert trainer.train(config, Breaking({2}), state, tmp_path, on_step)
+    assert loop.train(config, Breaking({2}), state, tmp_path, Hooks(on_step=on_step))
     assert [m["skipped"] for m in seen] == [0, 1, 1]
     assert same(history[0], history[1]) and not same(history[1], history[2])
 
@@ -182,12 +193,12 @@ def test_a_gradient_beyond_the_guard_is_a_bad_step(tmp_path):
     config = tiny("steps=2", "guard.gradient_norm=1e-9")
     state = run(config, tmp_path)
     assert state.skipped == 2
-    assert same(values(state), values(trainer.new_state(config, CPU)))
+    assert same(values(state), values(new_state(config, CPU)))
 
 
 def test_bad_steps_in_a_row_end_the_run_with_the_last_good_state(tmp_path):
     config = tiny("steps=30", "guard.bad_steps=3")
-    with pytest.raises(trainer.Diverged, match="3 bad steps in a row"):
+    with pytest.raises(Diverged, match="3 bad steps in a row"):
         run(config, tmp_path, Breaking(range(4, 99)))
     saved = checkpoint.latest(tmp_path / "checkpoints")
     assert saved["step"] == 6 and saved["skipped"] == 3
@@ -244,8 +255,8 @@ def test_the_view_from_a_pictures_camera_is_held_to_the_picture(tmp_path) -> Non
     errors = {}
     for name, picture in (("held", reference), ("free", None)):
         (tmp_path / name / "checkpoints").mkdir(parents=True)
-        state = trainer.new_state(config, CPU)
-        assert trainer.train(config, toy(), state, tmp_path / name, reference=picture)
+        state = new_state(config, CPU)
+        assert loop.train(config, toy(), state, tmp_path / name, reference=picture)
         with torch.no_grad():
             view = render(state.gaussians, reference.camera, torch.ones(3))
         shown = reference.before(torch.ones(1, 3)).permute(0, 2, 3, 1)

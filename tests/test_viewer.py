@@ -13,6 +13,7 @@ import torch
 import zstandard
 from test_training_loop import CPU, finish, tiny, toy
 from test_viewer_server import CAMERA, PROTOCOL
+from tiny import Hooks
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
@@ -20,8 +21,9 @@ from splatdistill.errors import UserError
 from splatdistill.formats.ply import write_ply
 from splatdistill.scene.cameras import orbit
 from splatdistill.scene.gaussians import from_tensors, init_blob
-from splatdistill.training import loop as trainer
+from splatdistill.training import loop
 from splatdistill.training.monitor import Session
+from splatdistill.training.state import new_state
 from splatdistill.viewer.app import App
 from splatdistill.viewer.drawing import CHANNELS, LARGEST, Look, Pose, draw, splats_for_client
 from splatdistill.viewer.panels import RASTERIZER, summary
@@ -97,9 +99,9 @@ def wait_until_watched(session: Session, watched: bool) -> None:
 
 def train(config, out: Path, on_step=lambda step, metrics: None, session=None) -> bytes:
     (out / "checkpoints").mkdir(parents=True)
-    state = trainer.new_state(config, CPU)
+    state = new_state(config, CPU)
     if session is None:
-        trainer.train(config, toy(), state, out, on_step)
+        loop.train(config, toy(), state, out, Hooks(on_step=on_step))
         return finish(config, state, out)
     session._gaussians = lambda: state.gaussians
 
@@ -107,7 +109,8 @@ def train(config, out: Path, on_step=lambda step, metrics: None, session=None) -
         session.on_step(step, metrics)
         on_step(step, metrics)
 
-    trainer.train(config, toy(), state, out, both, session.should_stop, on_views=session.on_views)
+    hooks = Hooks(on_step=both, should_stop=session.should_stop, on_views=session.on_views)
+    loop.train(config, toy(), state, out, hooks)
     return finish(config, state, out)
 
 
@@ -170,7 +173,7 @@ def test_pause_and_step_reach_the_trainer_and_a_stop_saves(tmp_path):
             session.stop()
 
     (tmp_path / "checkpoints").mkdir()
-    state = trainer.new_state(config, CPU)
+    state = new_state(config, CPU)
     session._gaussians = lambda: state.gaussians
     done = []
 
@@ -180,8 +183,12 @@ def test_pause_and_step_reach_the_trainer_and_a_stop_saves(tmp_path):
 
     thread = threading.Thread(
         target=lambda: done.append(
-            trainer.train(
-                config, toy(), state, tmp_path, both, session.should_stop, on_views=session.on_views
+            loop.train(
+                config,
+                toy(),
+                state,
+                tmp_path,
+                Hooks(on_step=both, should_stop=session.should_stop, on_views=session.on_views),
             )
         )
     )

@@ -15,7 +15,8 @@ from diffusers import (
 )
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from splatdistill.training import loop as trainer
+from splatdistill.training import loop
+from splatdistill.training.progress import NullWatcher
 
 SMALL = [
     "views.size=16",
@@ -123,12 +124,18 @@ def make_pipeline(root, kind, prediction_type="v_prediction"):
 
 def stop_after(monkeypatch, steps: int) -> None:
     """Let the next run be asked to stop after some steps, as by Ctrl-C."""
-    original = trainer.train
+    original = loop.train
 
-    def train(config, prior, state, out, on_step, should_stop, *others):
-        def stop() -> bool:
-            return state.step >= steps or should_stop()
+    def train(config, prior, state, out, watcher, *others):
+        should_stop = watcher.should_stop
+        watcher.should_stop = lambda: state.step >= steps or should_stop()
+        return original(config, prior, state, out, watcher, *others)
 
-        return original(config, prior, state, out, on_step, stop, *others)
+    monkeypatch.setattr(loop, "train", train)
 
-    monkeypatch.setattr(trainer, "train", train)
+
+class Hooks(NullWatcher):
+    """A watcher made of functions."""
+
+    def __init__(self, **hooks) -> None:
+        vars(self).update(hooks)

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
-import contextlib
 import multiprocessing
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from pathlib import Path
+from typing import TextIO
 
 import torch
 
-from splatdistill import train
+from splatdistill.config.load import load, resolve
+from splatdistill.config.schema import Config
+from splatdistill.errors import Diverged, UserError
 from splatdistill.folder import CONFIG, LOG, RESULT
 from splatdistill.priors import words as grammar
-from splatdistill.training.run import slug
+from splatdistill.training import run
+from splatdistill.training.inputs import slug
+from splatdistill.training.progress import Lines, Watcher, interruptible
 
 
 def objects() -> list[str]:
@@ -69,12 +75,11 @@ def distractors() -> list[str]:
 
 
 @dataclass(frozen=True)
-class Job:
-    """One run to be made: its folder, and the words of its command."""
+class Asked:
+    """One run to be made: its folder, and what it does."""
 
     folder: Path
-    verb: Callable[[list[str]], int]
-    words: list[str]
+    config: Config
 
 
 def make_runs(
@@ -86,19 +91,19 @@ def make_runs(
     overrides: Sequence[str] = (),
     jobs: int | None = 1,
 ) -> list[Path]:
-    """The folders of all runs of a list, made where they are not there; see `make`."""
+    """Return the folders of all runs of a list, made where they are not there; see `make`."""
     asked = []
     for prior, method, prompt, seed in product(priors, methods, prompts, seeds):
+        flags = {"prompt": prompt, "prior": {"name": prior}, "method": method, "seed": seed}
         folder = out / f"{slug(prior)}-{method}" / f"{slug(prompt)}-{seed}"
-        words = ["--prompt", prompt, "--prior", prior, "--method", method, "--seed", str(seed)]
-        asked.append(Job(folder, train.main, [*words, "--out", str(folder), *overrides]))
+        asked.append(Asked(folder, resolve(flags, None, overrides)))
     return make(asked, jobs)
 
 
-def make(asked: Sequence[Job], jobs: int | None = 1) -> list[Path]:
+def make(asked: Sequence[Asked], jobs: int | None = 1) -> list[Path]:
     """Make the runs that are not there, several side by side; an unfinished one goes on.
 
-    What a run prints goes to log.txt in its folder; one that fails is told and left out. Fewer threads may
+    What a run tells goes to log.txt in its folder; one that fails is told and left out. Fewer threads may
     round sums in another way, so runs of one set of jobs repeat to the byte, and others nearly so.
 
     Args:
@@ -112,7 +117,7 @@ def make(asked: Sequence[Job], jobs: int | None = 1) -> list[Path]:
     Raises:
         KeyboardInterrupt: a run was interrupted.
     """
-    missing = [job for job in asked if not (job.folder / RESULT).exists()]
+    missing = [one for one in asked if not (one.folder / RESULT).exists()]
     cores = os.cpu_count() or 1
     if jobs is None:
         jobs = 1 if torch.cuda.is_available() else cores
@@ -123,23 +128,41 @@ def make(asked: Sequence[Job], jobs: int | None = 1) -> list[Path]:
             jobs, multiprocessing.get_context("spawn"), torch.set_num_threads, (threads,)
         )
         try:
-            statuses = list(pool.map(make_one, missing))
+            failures = list(pool.map(make_one, missing))
         finally:
             pool.shutdown(cancel_futures=True)
     else:
-        statuses = [make_one(job) for job in missing]
-    for job, status in zip(missing, statuses, strict=True):
-        if status:
-            print(f"{job.folder}: failed with status {status}, see log.txt", file=sys.stderr)
-    return [job.folder for job in asked if (job.folder / RESULT).exists()]
+        failures = [make_one(one) for one in missing]
+    for one, failure in zip(missing, failures, strict=True):
+        if failure:
+            print(f"{one.folder}: {failure}", file=sys.stderr)
+    return [one.folder for one in asked if (one.folder / RESULT).exists()]
 
 
-def make_one(job: Job) -> int:
-    """Make or continue a run; return its exit status. Raises KeyboardInterrupt when it was interrupted."""
-    job.folder.mkdir(parents=True, exist_ok=True)
-    begun = (job.folder / CONFIG).exists()
-    with open(job.folder / LOG, "a", encoding="utf-8") as log, contextlib.redirect_stderr(log):
-        status = train.main(["--resume", str(job.folder)]) if begun else job.verb(job.words)
-    if status == 130:
+def make_one(asked: Asked) -> str:
+    """Make or continue a run; return why it failed, or nothing.
+
+    Raises KeyboardInterrupt when it was interrupted; then its state is saved.
+    """
+    folder = asked.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    begun = (folder / CONFIG).exists()
+    with open(folder / LOG, "a", encoding="utf-8") as log:
+        try:
+            config = load(folder / CONFIG) if begun else asked.config
+            result = run.make_run(config, folder, resume=begun, watch=partial(logged, log))
+        except (UserError, Diverged) as error:
+            print(f"error: {error}", file=log)
+            return str(error)
+    if not result.finished:
         raise KeyboardInterrupt
-    return status
+    return ""
+
+
+@contextmanager
+def logged(log: TextIO, job: run.Job) -> Iterator[Watcher]:
+    """Write a run's progress to a file, and let signals stop it."""
+    with interruptible() as interrupted:
+        watcher = Lines(job.config.steps, job.state.step, log)
+        watcher.should_stop = interrupted
+        yield watcher

@@ -77,8 +77,7 @@ class Densifier:
     def initialise(self, gaussians: ParameterDict, optimizers: dict[str, Optimizer]) -> None:
         """Start with empty statistics; raises AssertionError when optimizers and parameters do not match."""
         Strategy().check_sanity(gaussians, optimizers)
-        names = ("grad2d", "count") if self.config.kind == "default" else ()
-        self._state = {name: torch.zeros_like(gaussians["opacities"].detach()) for name in names}
+        self._state = self._empty(gaussians)
 
     def before_backward(self, info: dict[str, Any]) -> None:
         """Keep the gradient of the projected centres; call it before loss.backward() with a Render's info."""
@@ -116,9 +115,20 @@ class Densifier:
         """The running statistics, for a checkpoint."""
         return {name: value.clone() for name, value in self._state.items()}
 
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Restore what `state_dict` gave."""
-        self._state = {name: value.clone() for name, value in state.items()}
+    def load_state_dict(self, state: dict[str, Tensor], gaussians: ParameterDict) -> None:
+        """Restore what `state_dict` gave, beside the Gaussians; statistics that it lacks start empty."""
+        self._state = {
+            name: state[name].to(empty, copy=True) if name in state else empty
+            for name, empty in self._empty(gaussians).items()
+        }
+
+    def remove(self, gaussians: ParameterDict, optimizers: dict[str, Optimizer], bad: Tensor) -> None:
+        """Remove the Gaussians in `bad` [N] bool, with their moments and statistics."""
+        remove(gaussians, optimizers, self._state, bad)
+
+    def _empty(self, gaussians: ParameterDict) -> dict[str, Tensor]:
+        names = ("grad2d", "count") if self.config.kind == "default" else ()
+        return {name: torch.zeros_like(gaussians["opacities"].detach()) for name in names}
 
     def _accumulate(self, info: dict[str, Any]) -> None:
         """Add the norm of the image-plane gradient in normalised coordinates, where a Gaussian is visible."""

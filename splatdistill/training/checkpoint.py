@@ -3,14 +3,27 @@
 import io
 import re
 import zipfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
+from torch import Tensor
 
+from splatdistill.config.load import dump
+from splatdistill.config.schema import Config
 from splatdistill.errors import UserError
 from splatdistill.files import atomic_write
-from splatdistill.folder import step_of
+from splatdistill.folder import is_piece, step_of
+from splatdistill.scene.gaussians import NAMES
+
+# What config.yaml may say otherwise when a run is continued; everything else decides what the run is.
+MAY_CHANGE = re.compile(
+    r"(steps|checkpoint_every|optimizer\..*|densification\..*|guard\..*|report\..*|gaussians\.final_.*)"
+)
+ROWS = {"means": (3,), "scales": (3,), "quats": (4,), "opacities": (), "sh0": (1, 3)}  # shapes but for N
+COUNTS = ("step", "skipped", "bad_in_a_row")
 
 
 def save(path: str | Path, state: dict[str, Any], *, keep: int = 2) -> None:
@@ -52,21 +65,117 @@ def load(path: str | Path) -> dict[str, Any]:
     raise UserError(f"{path} is damaged or not a checkpoint; delete it")
 
 
-def latest(directory: str | Path) -> dict[str, Any]:
-    """The state in the newest checkpoint of a folder that can be read; damaged ones are passed over.
+def latest(directory: str | Path, config: Config | None = None) -> dict[str, Any]:
+    """Return the state in the newest checkpoint of a folder that can be read; damaged ones are passed over.
 
-    Raises UserError when there is none.
+    config: what the run is now, which the state must fit; see `validate`. Raises UserError when there is no
+    checkpoint, or it does not fit.
     """
     paths = _newest_first(Path(directory))
     for path in paths:
         try:
-            return load(path)
+            state = load(path)
         except UserError:
             continue
+        if config is not None:
+            validate(state, config, path)
+        return state
     found = f"{len(paths)} damaged ones" if paths else "none"
     raise UserError(f"no checkpoint to resume from in {directory}: found {found}; start the run anew")
 
 
+def validate(saved: Mapping[str, Any], config: Config, path: str | Path) -> None:
+    """Raise UserError for a state that a run of this configuration cannot continue from.
+
+    Names, shapes, types and values are looked at before any of them is used: an optimizer takes tensors of
+    any size, and reads beyond their end.
+    """
+    try:
+        wrong = next(_faults(saved, config), None)
+    except (
+        TypeError,
+        ValueError,
+        KeyError,
+        AttributeError,
+        IndexError,
+        RuntimeError,
+        yaml.YAMLError,
+    ) as error:
+        wrong = f"its parts are not those of a run ({type(error).__name__}: {error})"
+    if wrong:
+        wrong = " ".join(wrong.split())
+        raise UserError(f"{path} does not fit: {wrong}; delete it, or start the run anew with --overwrite")
+    changes = changed(saved["settings"], config)
+    if changes:
+        key, before, now = changes[0]
+        more = f" (and {len(changes) - 1} more)" if len(changes) > 1 else ""
+        raise UserError(
+            f"this run was made with {key} {before!r}, and config.yaml says {now!r}{more}; put it back, or "
+            "start another run"
+        )
+
+
+def changed(settings: str, config: Config) -> list[tuple[str, Any, Any]]:
+    """Return what differs from the settings of an earlier part of a run and must not: key, before, now.
+
+    settings: what `dump` gave then. Keys that only one of the two knows are of another version, and no
+    difference.
+    """
+    before, now = (dict(_leaves(yaml.safe_load(text))) for text in (settings, dump(config)))
+    keys = [key for key in now if key in before and not MAY_CHANGE.fullmatch(key)]
+    return [(key, before[key], now[key]) for key in keys if before[key] != now[key]]
+
+
+def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _faults(saved: Mapping[str, Any], config: Config) -> Iterator[str]:
+    """Yield what is wrong with a state, one line each."""
+    for name in COUNTS:
+        if type(saved[name]) is not int or saved[name] < 0:
+            yield f"{name} is {saved[name]!r}, expected a number of steps"
+    if not isinstance(yaml.safe_load(saved["settings"]), Mapping):
+        yield "settings are no configuration"
+    gaussians, count = saved["gaussians"], len(saved["gaussians"]["means"])
+    rest = (gaussians["shN"].shape[1], 3)
+    wanted = {(config.gaussians.sh_degree + 1) ** 2 - 1} if not config.edit.splat else {0, 3, 8, 15}
+    if count < 1 or rest[0] not in wanted:
+        yield f"it holds {count} Gaussians with {rest[0]} coefficients of higher SH degrees"
+    for name, row in (ROWS | {"shN": rest}).items():
+        shape = (count, *row)
+        yield from _tensor(f"gaussians.{name}", gaussians[name], shape)
+        moments = saved["optimizers"][name]["state"]
+        if set(moments) - {0} or (moments and set(moments[0]) != {"step", "exp_avg", "exp_avg_sq"}):
+            yield f"optimizers.{name} is not the state of one Adam"
+        if moments:
+            yield from _tensor(f"optimizers.{name}.step", moments[0]["step"], ())
+            yield from _tensor(f"optimizers.{name}.exp_avg", moments[0]["exp_avg"], shape)
+            yield from _tensor(f"optimizers.{name}.exp_avg_sq", moments[0]["exp_avg_sq"], shape)
+    for name, value in saved["densifier"].items():
+        yield from _tensor(f"densifier.{name}", value, (count,))
+    if not isinstance(saved["method"], Mapping) or set(gaussians) != set(NAMES):
+        yield "it holds other names"
+    torch.Generator().set_state(saved["generator"])  # raises for what is none
+    torch.Generator().set_state(saved["global_rng"]["cpu"])
+    cuda = saved["global_rng"]["cuda"]
+    if cuda is not None and not (isinstance(cuda, Tensor) and cuda.dtype == torch.uint8 and cuda.ndim == 1):
+        yield "global_rng.cuda is no state of a generator"
+
+
+def _tensor(name: str, value: Any, shape: tuple[int, ...]) -> Iterator[str]:
+    """Yield what is wrong with a float32 tensor."""
+    if not isinstance(value, Tensor) or value.layout != torch.strided:
+        yield f"{name} is no dense tensor"
+    elif value.dtype != torch.float32 or tuple(value.shape) != shape:
+        yield f"{name} is {value.dtype} {list(value.shape)}, expected torch.float32 {list(shape)}"
+    elif not value.isfinite().all():
+        yield f"{name} holds numbers that are not finite"
+
+
 def _newest_first(directory: Path) -> list[Path]:
-    paths = directory.glob("step-*.pt")
-    return sorted((p for p in paths if re.fullmatch(r"step-\d{8,}\.pt", p.name)), key=step_of, reverse=True)
+    return sorted(filter(is_piece, directory.glob("step-*.pt")), key=step_of, reverse=True)

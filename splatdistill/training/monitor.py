@@ -19,12 +19,12 @@ from torch.nn import ParameterDict
 from splatdistill.guidance import Distillation
 from splatdistill.scene.gaussians import from_tensors
 from splatdistill.scene.rendering import Render
+from splatdistill.training.progress import Metrics, NullWatcher
 
 INTERVAL = 0.5  # seconds, at least, from one snapshot to the next
 SPEED_STEPS = 50  # steps that the speed is averaged over
 POLL = 0.2  # seconds: how soon a paused run sees a signal
-
-Metrics = dict[str, float]
+GONE = 5.0  # seconds without a page after which a paused run goes on; a page that is loaded anew takes less
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,11 +60,11 @@ class Status:
     finished: bool = True
 
 
-class Session:
+class Session(NullWatcher):
     """The one object between a trainer and its viewer; every method may be called from any thread.
 
     gaussians: the scene of a run, read in the thread of the trainer only; decode: latents [V,C,h,w] to images
-    [V,3,H,W] in [0,1]. `showing` makes the session of a finished scene.
+    [V,3,H,W] in [0,1]; tell: prints a line in the terminal. `showing` makes the session of a finished scene.
     """
 
     def __init__(
@@ -74,8 +74,9 @@ class Session:
         steps: int,
         step: int = 0,
         clock: Callable[[], float] = time.monotonic,
+        tell: Callable[[str], None] = lambda line: None,
     ) -> None:
-        self._gaussians, self._decode, self._clock = gaussians, decode, clock
+        self._gaussians, self._decode, self._clock, self._tell = gaussians, decode, clock, tell
         self._changed = threading.Condition()
         self._status = Status(step, steps, finished=False)
         self._snapshot: Snapshot | None = None
@@ -86,6 +87,7 @@ class Session:
         self._steps_allowed = 0  # while paused
         self._version = 0
         self._last_snapshot = self._last_lesson = -math.inf
+        self._left: float | None = None  # when the last page left
         self._resumed = clock()
 
     @classmethod
@@ -130,13 +132,19 @@ class Session:
     def should_stop(self, interrupted: Callable[[], bool] = lambda: False) -> bool:
         """Tell the trainer between two steps whether to stop; returns late while the run is paused.
 
-        interrupted: asked while it waits, and ends the waiting.
+        interrupted: asked while it waits, and ends the waiting. A paused run goes on when every page that
+        could let it has left for good.
         """
-        if self._waits() and self._watched:
-            self._publish(self._gaussians())  # a paused run shows its last step
+        if self._waits():
+            self._tell(f"paused in the viewer after step {self._status.step}; it goes on without a page")
+            if self._watched:
+                self._publish(self._gaussians())  # a paused run shows its last step
         with self._changed:
             while self._waits() and not interrupted():
                 self._changed.wait(POLL)
+                if self._left is not None and self._clock() > self._left + GONE:
+                    self._tell("the last page of the viewer left; the run goes on")
+                    self._status = replace(self._status, paused=False)
             self._steps_allowed = max(self._steps_allowed - 1, 0)
             self._resumed = self._clock()
             return self._stopped or interrupted()
@@ -196,6 +204,8 @@ class Session:
     def watch(self, someone: bool, lessons: bool = False) -> None:
         """Say whether anyone looks, and whether at the teacher too; for no one, nothing is copied."""
         with self._changed:
+            if self._watched != someone:
+                self._left = None if someone else self._clock()
             self._watched, self._lessons_wanted = someone, lessons
             self._notify()
 

@@ -1,24 +1,130 @@
-"""What a running command shows: a live line in a terminal, a plain line every tenth of the run elsewhere."""
+"""What a run tells while it goes on, and how it is asked to stop: a watcher is all that the loop knows.
 
+A terminal gets a live line, anything else a plain line every tenth of the run.
+"""
+
+from __future__ import annotations
+
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+if TYPE_CHECKING:
+    from splatdistill.guidance import Distillation
+    from splatdistill.scene.rendering import Render
+    from splatdistill.training.run import RunResult
 
-from splatdistill.config.schema import Config
-
+Metrics = dict[str, float]
 LINE = "t {t:.0f}  loss {loss:.4g}  |g| {gradient_norm:.3g}  {gaussians:.0f} Gaussians"
 
 
+class Watcher(Protocol):
+    """Looks at a run; it must not change what the run computes."""
+
+    def on_views(self, view: Render, distillation: Distillation) -> None:
+        """See the views of a step and what the teacher made of them."""
+        ...
+
+    def on_step(self, step: int, metrics: Metrics) -> None:
+        """See the metrics after a step."""
+        ...
+
+    def should_stop(self) -> bool:
+        """Tell, between two steps, whether the run is to be saved and stopped; this may take its time."""
+        ...
+
+    def on_result(self, result: RunResult) -> None:
+        """See what came out: of a whole run its files are there, of a stopped one its state is saved."""
+        ...
+
+
+class NullWatcher:
+    """A watcher that does nothing; others are made from it."""
+
+    def on_views(self, view: Render, distillation: Distillation) -> None:
+        """See nothing."""
+
+    def on_step(self, step: int, metrics: Metrics) -> None:
+        """See nothing."""
+
+    def should_stop(self) -> bool:
+        """Let the run go on."""
+        return False
+
+    def on_result(self, result: RunResult) -> None:
+        """See nothing."""
+
+
+class Steady:
+    """A text stream whose reader may leave, and whose disk may be full: then what is written is dropped."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Write what can be written; return the length of the text."""
+        with suppress(OSError, ValueError):  # a run must not end because nobody reads what it says
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Pass on what can be passed on."""
+        with suppress(OSError, ValueError):
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+class Lines(NullWatcher):
+    """Prints a plain line every tenth of a run of `steps` that continues after `step`."""
+
+    def __init__(self, steps: int, step: int = 0, stream: TextIO | None = None) -> None:
+        self._steps, self._first, self._stream = steps, step, stream
+        self._begin = time.perf_counter()
+
+    def on_step(self, step: int, metrics: Metrics) -> None:
+        """Print it, when it is its turn."""
+        if step % max(self._steps // 10, 1) and step != self._steps:
+            return
+        speed = (step - self._first) / (time.perf_counter() - self._begin)
+        rest = (self._steps - step) / speed
+        line = f"step {step}/{self._steps}  {describe(metrics)}  {speed:.1f} it/s  {rest:.0f} s left\n"
+        stream: Any = Steady(self._stream or sys.stderr)
+        stream.write(line)
+        stream.flush()
+
+
+class Bar(NullWatcher):
+    """Keeps a line of a terminal up to date, by a task of a `rich` display."""
+
+    def __init__(self, display: Any, steps: int, step: int) -> None:
+        self._display, self._first, self._begin = display, step, time.perf_counter()
+        self._task = display.add_task("loading", total=steps, completed=step, speed=0.0)
+
+    def on_step(self, step: int, metrics: Metrics) -> None:
+        """Move it."""
+        speed = (step - self._first) / (time.perf_counter() - self._begin)
+        self._display.update(self._task, completed=step, description=describe(metrics), speed=speed)
+
+    def on_result(self, result: RunResult) -> None:
+        """Leave the terminal to others."""
+        self._display.stop()
+
+
 @contextmanager
-def progress_for(config: Config, step: int) -> Iterator[Callable[[int, dict[str, float]], None]]:
-    """Yield the function that shows the metrics of a step, for a run that continues after `step`."""
-    console = Console(stderr=True)
+def progress_for(steps: int, step: int) -> Iterator[Watcher]:
+    """Yield the watcher that shows the metrics of a run of `steps` that continues after `step`."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    stream: Any = Steady(sys.stderr)
+    console = Console(file=stream)
     if not console.is_terminal:
-        yield _plain(config.steps, step)
+        yield Lines(steps, step)
         return
     columns = (
         TextColumn("{task.completed:.0f}/{task.total:.0f}"),
@@ -26,34 +132,34 @@ def progress_for(config: Config, step: int) -> Iterator[Callable[[int, dict[str,
         TextColumn("{task.description}  {task.fields[speed]:.1f} it/s"),
         TimeRemainingColumn(),
     )
-    begin, first = time.perf_counter(), step
-    with Progress(*columns, console=console, refresh_per_second=5) as progress:
-        task = progress.add_task("loading", total=config.steps, completed=step, speed=0.0)
-
-        def show(done: int, metrics: dict[str, float]) -> None:
-            speed = (done - first) / (time.perf_counter() - begin)
-            progress.update(task, completed=done, description=_describe(metrics), speed=speed)
-
-        yield show
+    with Progress(*columns, console=console, refresh_per_second=5) as display:
+        yield Bar(display, steps, step)
 
 
-def _plain(steps: int, first: int) -> Callable[[int, dict[str, float]], None]:
-    begin, every = time.perf_counter(), max(steps // 10, 1)
-
-    def show(done: int, metrics: dict[str, float]) -> None:
-        if done % every and done != steps:
-            return
-        speed = (done - first) / (time.perf_counter() - begin)
-        rest = (steps - done) / speed
-        print(
-            f"step {done}/{steps}  {_describe(metrics)}  {speed:.1f} it/s  {rest:.0f} s left",
-            file=sys.stderr,
-            flush=True,
-        )
-
-    return show
-
-
-def _describe(metrics: dict[str, float]) -> str:
+def describe(metrics: Metrics) -> str:
+    """Return the metrics of a step as a line."""
     skipped = f"  {metrics['skipped']:.0f} skipped" if metrics["skipped"] else ""
     return LINE.format(**metrics) + skipped
+
+
+@contextmanager
+def interruptible() -> Iterator[Callable[[], bool]]:
+    """Yield a function that tells whether Ctrl-C, SIGTERM or SIGHUP (the terminal went) came.
+
+    A second Ctrl-C interrupts at once. A SIGHUP that is ignored, as under nohup, stays so.
+    """
+    came: list[int] = []
+
+    def remember(number: int, frame: object) -> None:
+        came.append(number)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        numbers.append(signal.SIGHUP)
+    previous = {number: signal.signal(number, remember) for number in numbers}
+    try:
+        yield lambda: bool(came)
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -13,18 +13,19 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor
 
-from splatdistill import edit
+from splatdistill.config.load import resolve
 from splatdistill.errors import UserError
 from splatdistill.files import atomic_write
+from splatdistill.folder import RESULT
 from splatdistill.formats.ply import read_ply
 from splatdistill.guidance import METHODS
 from splatdistill.measure.claims.base import Claim, Findings, Lab, Line, below, interval, line, share
 from splatdistill.measure.runs import evaluate, right_names
-from splatdistill.measure.suites import Job, make, make_runs
+from splatdistill.measure.suites import Asked, make, make_runs
 from splatdistill.priors import words as grammar
 from splatdistill.scene.cameras import turntable
 from splatdistill.scene.rendering import render
-from splatdistill.training.run import RESULT, slug
+from splatdistill.training.inputs import edit_settings, slug
 
 GENERATORS = [name for name, method in METHODS.items() if not method.edits and "_published" not in name]
 FIGURES = ("object", "colour", "r_precision", "saturation_to_teacher", "high_frequency_to_teacher")
@@ -161,11 +162,11 @@ def outside(before: Tensor, alpha: Tensor, source: str) -> Tensor:
     return torch.nn.functional.max_pool2d(changes, 5, 1, 2) < 0.5
 
 
-def edited(lab: Lab, run: Path, target: str, method: str, steps: int) -> Job:
+def edited(lab: Lab, run: Path, target: str, method: str, steps: int) -> Asked:
     """The edit of a run."""
     out = lab.runs / "edits" / f"{method}-{steps}" / slug(target)
-    words = ["--splat", str(run), "--target-prompt", target, "--method", method, "--steps", str(steps)]
-    return Job(out, edit.main, [*words, "--out", str(out), "--overwrite", *GENTLE, *lab.overrides])
+    flags = {"prompt": target, "method": method, "steps": steps, "edit": edit_settings(run)}
+    return Asked(out, resolve(flags, None, [*GENTLE, *lab.overrides]))
 
 
 def pds_keeps(lab: Lab) -> Findings:

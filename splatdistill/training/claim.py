@@ -1,0 +1,170 @@
+"""Who may write to the folder of a run, and what becomes of an older run in it: nothing is lost.
+
+One process at a time holds a folder, by a lock that the system takes back when the process ends. Only files
+of a run's names are ever touched, and only where config.yaml says that they are a run's. An older run that is
+to be replaced is set aside in previous-run/ when the new one begins, comes back when that fails before its
+first step is done, and goes when the new one has its result.
+"""
+
+import errno
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import yaml
+
+from splatdistill.errors import UserError
+from splatdistill.files import atomic_write, cannot_write, temporary_of, writable_folder
+from splatdistill.folder import (
+    CHECKPOINTS,
+    CONFIG,
+    OUTPUTS,
+    PREVIOUS,
+    RESULT,
+    is_piece,
+    kept_scenes,
+    step_of,
+)
+
+KEYS = {"prompt", "method", "prior", "steps", "seed", "gaussians"}  # of every config.yaml that was ours
+
+
+@contextmanager
+def claimed(out: Path) -> Iterator[None]:
+    """Hold the folder of a run against other processes, and make it; folders left empty go again.
+
+    Raises UserError when it cannot be written, or another process holds it.
+    """
+    made = [folder for folder in (out, *out.parents) if not os.path.lexists(folder)]  # the deepest first
+    try:
+        writable_folder(out)
+        with locked(out):
+            yield
+    finally:
+        for folder in made:
+            with suppress(OSError):  # it is in use now
+                folder.rmdir()
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the lock of a folder; raises UserError when another process has it."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:  # any other: the file system has no locks
+            if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+                line = f"{folder} is in use by another run; wait for it, stop it, or give another --out"
+                raise UserError(line) from None
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def check_folder(out: Path, *, overwrite: bool, resume: bool) -> None:
+    """Raise UserError for a folder that a run must not be made in, or where there is none to continue."""
+    try:
+        if out.exists() and not out.is_dir():
+            raise UserError(f"{out} is a file; give a folder with --out")
+        ours, files = is_run(out), own_files(out)
+    except OSError as error:
+        raise cannot_write(out, error, "give another folder with --out") from error
+    if resume and not ours:
+        raise UserError(f"--resume {out}: there is no run (no {CONFIG}); give the folder of a run")
+    if files and not ours:
+        name = files[0].relative_to(out)
+        raise UserError(
+            f"{out} holds {name}, but no run (no {CONFIG} of one): it would be lost; give another --out"
+        )
+    if ours and not overwrite and not resume:
+        if (out / RESULT).exists():
+            raise UserError(f"{out} holds a finished run; give --overwrite, another --seed or another --out")
+        raise UserError(
+            f"{out} holds an unfinished run; continue it with --resume {out}, or give --overwrite"
+        )
+    aside = out / PREVIOUS
+    if os.path.lexists(aside) and not is_run(aside):
+        raise UserError(f"{aside} is in the way, and no run; move it, or give another --out")
+
+
+def is_run(folder: Path) -> bool:
+    """Tell whether a folder holds a run: a config.yaml with a run's keys."""
+    try:
+        values = yaml.load((folder / CONFIG).read_text("utf-8"), yaml.CSafeLoader)
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):
+        return False
+    return isinstance(values, dict) and values.keys() >= KEYS
+
+
+def own_files(folder: Path) -> list[Path]:
+    """Return the files of a run in a folder, config.yaml last."""
+    names = [folder / name for name in OUTPUTS if name not in (CHECKPOINTS, CONFIG)]
+    pieces = sorted(path for path in (folder / CHECKPOINTS).glob("step-*") if is_piece(path))
+    return [path for path in [*names, *pieces, folder / CONFIG] if os.path.lexists(path)]
+
+
+def leftovers(folder: Path) -> list[Path]:
+    """Return what killed writes left in the folder of a run."""
+    names = [temporary_of(folder / name) for name in OUTPUTS]
+    pieces = (folder / CHECKPOINTS).glob(".step-*.tmp")
+    found = [path for path in pieces if is_piece(Path(path.name[1:].removesuffix(".tmp")))]
+    return [path for path in [*found, *names] if path.is_file()]
+
+
+def drop_run(folder: Path) -> None:
+    """Delete a run and no other file; config.yaml goes last, so that a rest of it is still known as a run."""
+    for path in [*leftovers(folder), *own_files(folder)]:
+        path.unlink()
+    with suppress(OSError):  # a stranger's file is in there, or it is a link
+        (folder / CHECKPOINTS).rmdir()
+
+
+def move_run(source: Path, target: Path) -> None:
+    """Move a run, in place of one that is there; wherever it is cut off, both folders are known as runs."""
+    drop_run(target)
+    (target / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
+    with atomic_write(target / CONFIG) as file:
+        file.write((source / CONFIG).read_bytes())
+    for path in own_files(source)[:-1]:
+        shutil.move(path, target / path.relative_to(source))
+    drop_run(source)
+
+
+def set_aside(out: Path) -> None:
+    """Make room for a new run: an older one goes to previous-run/, in place of what was there.
+
+    Where the run there is finished and this one is not, that one stays, and this one goes.
+    """
+    aside = out / PREVIOUS
+    if is_run(out) and ((out / RESULT).exists() or not (aside / RESULT).exists()):
+        move_run(out, aside)
+    else:
+        drop_run(out)
+
+
+def bring_back(out: Path) -> None:
+    """Undo `set_aside`, and what was begun since."""
+    drop_run(out)
+    if is_run(out / PREVIOUS):
+        move_run(out / PREVIOUS, out)
+        drop_previous(out)
+
+
+def drop_previous(out: Path) -> None:
+    """Delete the run that was set aside: the new one has its result."""
+    aside = out / PREVIOUS
+    if is_run(aside):
+        drop_run(aside)
+    with suppress(OSError):
+        aside.rmdir()
+
+
+def drop_later(out: Path, step: int) -> None:
+    """Delete the scenes kept after a step, which a run that continues from there makes again."""
+    for path in kept_scenes(out):
+        if step_of(path) > step:
+            path.unlink()

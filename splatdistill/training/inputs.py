@@ -1,0 +1,199 @@
+"""What a run is given: words, a device, a teacher, a picture, a splat; each is read and tried, or refused.
+
+Everything heavy is imported where it is needed, so help and mistakes answer at once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from splatdistill.errors import Diverged, UserError
+from splatdistill.folder import CONFIG, RESULT
+
+if TYPE_CHECKING:
+    import torch
+    from torch.nn import ParameterDict
+
+    from splatdistill.config.schema import Config
+    from splatdistill.priors.latent import LatentPrior
+    from splatdistill.scene.pictures import Reference
+
+LETTERS = 60  # of a prompt in the name of a folder
+
+
+def check_words(config: Config, allow_unknown: bool) -> list[str]:
+    """Return warnings about the prompts of a run.
+
+    Raises UserError for what is no text, and for a word that the embedded teacher never saw.
+    """
+    from splatdistill.config.presets import is_embedded
+
+    texts = list(filter(None, (config.prompt, config.negative_prompt, config.edit.source_prompt)))
+    if any("\ud800" <= letter <= "\udfff" for text in texts for letter in text):
+        raise UserError("the prompt holds bytes that are not text; expected UTF-8")
+    if not is_embedded(config.prior.name):
+        return []
+    from splatdistill.priors import words as grammar
+
+    return [warning for text in texts for warning in grammar.check_prompt(text, allow_unknown)]
+
+
+def pick_device(name: str | None) -> torch.device:
+    """Return the device asked for, else CUDA where there is one; raises UserError when it is not there."""
+    import torch
+
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except RuntimeError:
+        raise UserError(f"unknown device '{name}'; expected cpu, cuda or cuda:N") from None
+    if device.type not in ("cpu", "cuda"):
+        raise UserError(f"device '{name}' is not supported; expected cpu, cuda or cuda:N")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(
+            f"there is no device '{name}' here; `python -m splatdistill.doctor` says what there is"
+        )
+    return device
+
+
+def teacher_of(config: Config, device: torch.device) -> LatentPrior:
+    """Load the teacher that a configuration names, in the precision that it asks for."""
+    import torch
+
+    from splatdistill.priors import load_prior
+
+    dtype = None if config.prior.dtype == "auto" else getattr(torch, config.prior.dtype)
+    return load_prior(config.prior.name, device, dtype)
+
+
+def fit_teacher(config: Config, prior: LatentPrior, picture: Reference | None) -> None:
+    """Show a teacher the picture of a run; raises UserError when it wants other views, or a text."""
+    from splatdistill.priors.zero123 import Zero123Prior
+
+    if config.views.count % prior.group:
+        raise UserError(
+            f"this teacher sees {prior.group} views at a time; views.count is {config.views.count}, "
+            "not a multiple"
+        )
+    if isinstance(prior, Zero123Prior):
+        if picture is not None:
+            prior.look_at(picture)
+    elif not config.prompt.strip():
+        raise UserError("this teacher reads a text: give --prompt too, or an image-conditioned --prior")
+
+
+def try_teacher(config: Config, prior: LatentPrior) -> None:
+    """Ask the teacher once, about grey pictures, before a folder is touched.
+
+    Raises UserError when it cannot answer, and Diverged when its answer is not finite.
+    """
+    import torch
+
+    from splatdistill.priors.base import cfg
+    from splatdistill.scene.cameras import sample_orbit
+
+    generator, size = torch.Generator().manual_seed(0), config.views.size
+    cameras = sample_orbit(config.views.ranges, prior.group, size, generator, prior.group)
+    try:
+        with torch.no_grad():
+            z = prior.encode(torch.full((prior.group, 3, size, size), 0.5, device=prior.device))
+            hidden = prior.embed([config.prompt] * prior.group)
+            cond = prior.with_cameras(cfg(hidden, hidden, 1.0), cameras, torch.ones(prior.group, 3))
+            t = torch.full((prior.group,), len(prior.alphas_cumprod) // 2)
+            said = prior.predict(z, t, cond)[1]
+    except (UserError, KeyboardInterrupt):
+        raise
+    except Exception as error:  # whatever a stranger's network raises
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise UserError(
+            f"the teacher '{config.prior.name}' cannot be asked ({reason}); expected a text-to-image model, "
+            "or one of the shipped ones"
+        ) from error
+    if said.shape != z.shape:
+        raise UserError(
+            f"the teacher '{config.prior.name}' answers {list(said.shape[1:])} to latents "
+            f"{list(z.shape[1:])}; expected a diffusion model of latents"
+        )
+    if not (z.isfinite().all() and said.isfinite().all()):
+        raise Diverged(f"the teacher '{config.prior.name}' predicts numbers that are not finite (NaN)")
+
+
+def read_reference(config: Config, path: Path) -> Reference | None:
+    """Return the picture that the run starts from, with its camera; None for a run from a text alone."""
+    if not config.image.path:
+        return None
+    from splatdistill.scene.cameras import orbit
+    from splatdistill.scene.pictures import Reference, read_picture
+
+    rgb, alpha = read_picture(path)
+    side, image = rgb.shape[-1], config.image
+    camera = orbit(0.0, image.elevation_deg, image.distance, image.fov_deg, side, side)
+    return Reference(rgb, alpha, camera)
+
+
+def read_source(config: Config, path: Path, device: torch.device, placed: bool) -> ParameterDict | None:
+    """Return the splat that is edited, in its place in the unit sphere; None for a run that makes one.
+
+    placed: whether the file has it there already.
+    """
+    if not config.edit.splat:
+        return None
+    from splatdistill import formats
+    from splatdistill.scene.gaussians import moved
+
+    gaussians, _ = formats.read_splat(path, note=lambda text: None)  # said by `edit_settings`
+    if not placed:
+        gaussians = moved(gaussians, config.edit.shift, config.edit.scale)
+    return gaussians.to(device)
+
+
+def edit_settings(
+    path: Path, source_prompt: str | None = None, note: Callable[[str], None] = lambda text: None
+) -> dict[str, Any]:
+    """Return the settings of an edit: the splat, what it shows, and the way into the unit sphere.
+
+    Args:
+        path: a splat file, or the folder of a finished run.
+        source_prompt: what it shows; by default the run's own prompt.
+        note: is told what of the file is left out.
+
+    Raises:
+        UserError: it cannot be read, holds nothing, or nobody says what it shows.
+    """
+    from splatdistill import formats
+    from splatdistill.config.load import load
+    from splatdistill.scene.gaussians import placement
+
+    splat = path
+    if path.is_dir():
+        if not (path / RESULT).is_file():
+            raise UserError(f"{path}: there is no finished run (no {RESULT})")
+        source_prompt = load(path / CONFIG).prompt if source_prompt is None else source_prompt
+        splat = path / RESULT
+    if not splat.exists():
+        raise UserError(f"there is no {splat}; give a splat file, or the folder of a finished run")
+    if not source_prompt or not source_prompt.strip():
+        raise UserError("what does the splat show? say it with --source-prompt 'a red car'")
+    gaussians, _ = formats.read_splat(splat, note=note)
+    shift, scale = placement(gaussians)
+    return {"splat": str(splat), "source_prompt": source_prompt, "shift": list(shift), "scale": scale}
+
+
+def name_of(config: Config) -> str:
+    """Return what the folder of a run is called, but for the seed."""
+    return slug(config.prompt or Path(config.image.path).stem)
+
+
+def slug(text: str) -> str:
+    """Return a folder name made of the letters and digits of a text.
+
+    Where letters of other scripts or a long rest are left out, a short hash tells such texts apart.
+    """
+    plain = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+    if text.isascii() and 0 < len(plain) <= LETTERS:
+        return plain
+    mark = hashlib.blake2s(text.encode("utf-8", "surrogatepass"), digest_size=4).hexdigest()
+    return f"{plain[:LETTERS].strip('-') or 'splat'}-{mark}"

@@ -1,0 +1,139 @@
+"""All that changes during a run; it saves and restores itself, every part on the device of the run."""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from splatdistill.config.schema import Config, OptimizerConfig
+from splatdistill.errors import Diverged, UserError
+from splatdistill.guidance import Method, build_method
+from splatdistill.guidance.noise import Variational
+from splatdistill.guidance.schedules import Linear, SqrtAnneal, TimestepSchedule
+from splatdistill.scene.densification import Densifier
+from splatdistill.scene.gaussians import NAMES, finite_mask, from_tensors, init_blob, select
+
+
+@dataclass
+class TrainState:
+    """What a checkpoint holds, with the states of torch's global generators."""
+
+    gaussians: torch.nn.ParameterDict
+    optimizers: dict[str, torch.optim.Optimizer]
+    rates: OptimizerConfig  # the optimizers' settings
+    densifier: Densifier
+    method: Method  # VSD's learns
+    generator: torch.Generator  # on the CPU: cameras, backgrounds, timesteps and noise
+    step: int = 0  # steps done
+    skipped: int = 0  # of them, how many were bad
+    bad_in_a_row: int = 0
+
+    @property
+    def device(self) -> torch.device:
+        """Where the Gaussians are."""
+        return self.gaussians["means"].device
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state as tensors and plain values; see `checkpoint.save`."""
+        student = self.method.noise if isinstance(self.method.noise, Variational) else None
+        cuda = torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None
+        return {
+            "gaussians": {name: self.gaussians[name].detach() for name in NAMES},
+            "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
+            "densifier": self.densifier.state_dict(),
+            "method": student.state_dict() if student else {},
+            "generator": self.generator.get_state(),
+            "global_rng": {"cpu": torch.get_rng_state(), "cuda": cuda},
+            "step": self.step,
+            "skipped": self.skipped,
+            "bad_in_a_row": self.bad_in_a_row,
+        }
+
+    def load_state_dict(self, saved: Mapping[str, Any], device: torch.device) -> None:
+        """Continue from what `state_dict` gave, as if never interrupted, on a device.
+
+        The learning rates stay those of this state: a resumed run may have others. saved is taken to be
+        sound; see `checkpoint.validate`.
+        """
+        self.gaussians = from_tensors(**saved["gaussians"]).to(device)
+        self.optimizers = make_optimizers(self.gaussians, self.rates)
+        for name, optimizer in self.optimizers.items():
+            groups = optimizer.state_dict()["param_groups"]
+            optimizer.load_state_dict({"state": saved["optimizers"][name]["state"], "param_groups": groups})
+        self.densifier.load_state_dict(saved["densifier"], self.gaussians)
+        if isinstance(self.method.noise, Variational):
+            self.method.noise.load_state_dict(saved["method"])
+        self.generator.set_state(saved["generator"])
+        torch.set_rng_state(saved["global_rng"]["cpu"])
+        if saved["global_rng"]["cuda"] is not None and device.type == "cuda":
+            torch.cuda.set_rng_state(saved["global_rng"]["cuda"], device)
+        self.step, self.skipped = saved["step"], saved["skipped"]
+        self.bad_in_a_row = saved["bad_in_a_row"]
+
+    def drop_broken(self) -> int:
+        """Remove Gaussians that are not finite any more, so that what is saved is sound; return how many.
+
+        Raises Diverged when they are more than half.
+        """
+        bad = ~finite_mask(self.gaussians)
+        count = int(bad.sum())
+        if 2 * count > len(bad):
+            raise Diverged(
+                f"{count} of {len(bad)} Gaussians are not finite after step {self.step}; lower the learning "
+                "rates (optimizer.*), or try another --seed"
+            )
+        if count:
+            self.densifier.remove(self.gaussians, self.optimizers, bad)
+        return count
+
+    def set_learning_rates(self, progress: float) -> None:
+        """Decay every learning rate linearly to `rates.final` of its start; progress in [0, 1]."""
+        factor = Linear(1.0, self.rates.final)(progress)
+        for name, optimizer in self.optimizers.items():
+            optimizer.param_groups[0]["lr"] = getattr(self.rates, name) * factor
+
+
+def new_state(
+    config: Config, device: torch.device, origin: torch.nn.ParameterDict | None = None
+) -> TrainState:
+    """Return the state before the first step: a blob that the seed decides, or the splat that is edited."""
+    torch.manual_seed(config.seed)  # what gsplat's strategies draw from
+    generator = torch.Generator().manual_seed(config.seed)
+    scene = config.gaussians
+    gaussians = (
+        init_blob(
+            scene.count, scene.radius, opacity=scene.opacity, sh_degree=scene.sh_degree, generator=generator
+        )
+        if origin is None
+        else select(origin, slice(None))
+    ).to(device)
+    densifier = Densifier(config.densification)
+    optimizers = make_optimizers(gaussians, config.optimizer)
+    densifier.initialise(gaussians, optimizers)
+    return TrainState(gaussians, optimizers, config.optimizer, densifier, method_of(config), generator)
+
+
+def method_of(config: Config) -> Method:
+    """Return the distillation method with the run's own guidance, inversion and noise levels."""
+    method = build_method(config.method, config.inversion, config.student, config.seed)
+    line = SqrtAnneal if config.timestep.shape == "sqrt" else Linear
+    levels = TimestepSchedule(low=line(*config.timestep.low), high=line(*config.timestep.high))
+    return dataclasses.replace(method, guidance=config.guidance.scale, timesteps=levels)
+
+
+def make_optimizers(
+    gaussians: torch.nn.ParameterDict, rates: OptimizerConfig
+) -> dict[str, torch.optim.Optimizer]:
+    """Return one Adam a parameter, as gsplat's strategies expect them; raises UserError for rates of none."""
+    betas = (rates.beta1, rates.beta2)
+    try:
+        return {
+            name: torch.optim.Adam(
+                [gaussians[name]], lr=getattr(rates, name), betas=betas, eps=1e-15, fused=True
+            )
+            for name in NAMES
+        }
+    except ValueError as error:
+        raise UserError(f"optimizer: {error}; expected rates of 0 or more and betas from 0 to 1") from error

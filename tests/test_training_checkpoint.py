@@ -93,10 +93,11 @@ def test_a_pickle_that_runs_code_is_refused(tmp_path):
 
 KILLED = """
 import os, signal, sys
+from pathlib import Path
 import torch
 from splatdistill.folder import checkpoint_name
 from splatdistill.training import checkpoint
-moment, directory = sys.argv[1:]
+moment, directory = sys.argv[1], Path(sys.argv[2])
 def die(*_, **__):
     os.kill(os.getpid(), signal.SIGKILL)
 for step in range(1, 5):

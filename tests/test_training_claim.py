@@ -42,7 +42,7 @@ def test_a_strangers_file_of_a_runs_name_is_refused(tmp_path, name, overwrite):
 def test_a_config_of_something_else_makes_no_run(tmp_path, text):
     (tmp_path / CONFIG).write_text(text)
     assert not claim.is_run(tmp_path)
-    with pytest.raises(UserError, match="config.yaml"):
+    with pytest.raises(UserError, match=r"config\.yaml"):
         claim.check_folder(tmp_path, overwrite=True, resume=False)
 
 

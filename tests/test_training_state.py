@@ -113,7 +113,7 @@ def test_other_rates_and_densification_continue():
     assert all(not value.any() and len(value) == 6 for value in fresh.densifier._state.values())
 
 
-def moments(saved: dict[str, Any]) -> dict[str, torch.Tensor]:
+def moments(saved: dict[str, Any]) -> dict[str, Any]:
     return saved["optimizers"]["means"]["state"][0]
 
 
@@ -221,7 +221,7 @@ def test_gaussians_that_are_not_finite_are_dropped_before_they_are_saved():
 
 
 def test_rates_that_no_optimizer_takes_are_a_users_mistake():
-    state, config = stepped()
+    state, _ = stepped()
     for word in ("optimizer.beta1=1.5", "optimizer.means=-1"):
         with pytest.raises(UserError, match="optimizer"):
             make_optimizers(state.gaussians, tiny(word).optimizer)

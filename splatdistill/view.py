@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from splatdistill import __version__
 from splatdistill.cli import Parser, add_viewer, exit_status, interruptible, note
 from splatdistill.errors import UserError
+from splatdistill.export import join_values
 from splatdistill.folder import CONFIG, RESULT
 
 if TYPE_CHECKING:
@@ -29,9 +30,13 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("source", type=Path, metavar="FILE|RUN", help="a splat in any format, or the folder of a run")
+    add("--from-up", choices=("y", "z", "-y"), help="the axis that is up in FILE; default by its format")
+    programs = "triposplat, trellis, sam3d, sharp, inria, supersplat"
+    add("--from", dest="program", metavar="PROGRAM", help=f"sets FILE upright: {programs}")
     add_viewer(parser)
     add("--version", action="version", version=f"splatdistill {__version__}")
-    return parser.parse_args(arguments)
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    return parser.parse_args(join_values(words))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -45,7 +50,7 @@ def view(args: argparse.Namespace) -> int:
     from splatdistill.viewer import parse_address, serve
 
     address = parse_address(args.viewer or "", args.viewer_remote)
-    scenes, prompt, method = open_scenes(args.source)
+    scenes, prompt, method = open_scenes(args.source, args.from_up, args.program)
     with interruptible() as interrupted, serve(scenes, address, prompt, method, live=False):
         note("Ctrl-C ends it")
         version = -1
@@ -54,10 +59,10 @@ def view(args: argparse.Namespace) -> int:
     return 0
 
 
-def open_scenes(source: Path) -> tuple[Scenes, str, str]:
+def open_scenes(source: Path, up: str | None = None, program: str | None = None) -> tuple[Scenes, str, str]:
     """The scenes of a file or a run, and what to call it: its prompt or name, and its method or format.
 
-    Raises UserError when there is none, or it cannot be read.
+    up, program: as in `formats.read_splat`. Raises UserError when there is none, or it cannot be read.
     """
     from splatdistill import formats
     from splatdistill.viewer import Scenes, Session
@@ -66,7 +71,9 @@ def open_scenes(source: Path) -> tuple[Scenes, str, str]:
     file = source / RESULT if folder else source
     if folder and not file.is_file():
         raise UserError(f"{folder} holds no finished run (no splat.ply); give another, or a file")
-    gaussians, comments = formats.read_splat(file, note=note)
+    if not file.exists():
+        raise UserError(f"there is no file and no run {source}")
+    gaussians, comments = formats.read_splat(file, up, program=program, note=note)
     steps = 0
     if folder and (folder / CONFIG).is_file():
         from splatdistill.config.load import load

@@ -9,7 +9,7 @@ from urllib.request import urlopen
 import pytest
 import torch
 
-from splatdistill.formats import write_splat
+from splatdistill.formats import FORMATS, write_splat
 from splatdistill.formats.ply import write_ply
 from splatdistill.scene.gaussians import init_blob
 from splatdistill.view import main, open_scenes
@@ -42,18 +42,36 @@ def test_a_run_is_named_by_its_prompt_and_a_file_by_its_name(tmp_path):
     assert (prompt, method) == ("it.splat", ".splat") and scenes.folder is None
 
 
+@pytest.mark.parametrize("ending", FORMATS)
+def test_it_opens_every_format_that_export_writes(tmp_path, ending):
+    write_splat(tmp_path / f"it{ending}", scene())
+    snapshot = open_scenes(tmp_path / f"it{ending}")[0].session.snapshot
+    assert snapshot is not None and len(snapshot.gaussians["means"]) == 5
+
+
+def test_a_file_that_lies_on_its_side_is_set_upright(tmp_path):
+    write_splat(tmp_path / "it.ply", scene(), up="-y")
+    straight, lying = (open_scenes(tmp_path / "it.ply", up)[0].session.snapshot for up in ("-y", None))
+    assert straight is not None and lying is not None
+    torch.testing.assert_close(straight.gaussians["means"], scene()["means"].detach(), atol=1e-5, rtol=0)
+    assert not torch.allclose(lying.gaussians["means"], straight.gaussians["means"], atol=1e-3)
+
+
 @pytest.mark.parametrize(
     "arguments, expected",
     [
         (["absent.ply"], "absent.ply"),
         (["."], "no splat.ply"),
-        (["it.obj"], "ending"),
+        (["absent"], "no file and no run"),
+        (["here.obj"], "ending"),
+        (["it.ply", "--from", "inria", "--from-up", "y"], ""),
         (["it.ply", "--viewer", "0.0.0.0:1"], "--viewer-remote"),
         (["it.ply", "--viewer", "x"], "[HOST:]PORT"),
     ],
 )
 def test_a_mistake_is_one_line_and_status_2(tmp_path, monkeypatch, capfd, arguments, expected):
     monkeypatch.chdir(tmp_path)
+    Path("here.obj").touch()
     assert main(arguments) == 2
     (line,) = capfd.readouterr().err.strip().splitlines()
     assert expected in line

@@ -24,7 +24,7 @@ from splatdistill.scene.gaussians import from_tensors, init_blob
 from splatdistill.training import loop
 from splatdistill.training.monitor import Session
 from splatdistill.training.state import new_state
-from splatdistill.viewer.app import App
+from splatdistill.viewer.app import VIEWS, App, place_of
 from splatdistill.viewer.drawing import CHANNELS, LARGEST, Look, Pose, draw, splats_for_client
 from splatdistill.viewer.panels import RASTERIZER, summary
 from splatdistill.viewer.path import Keyframe, along, film
@@ -223,6 +223,43 @@ def test_an_error_in_the_viewer_is_told_once_and_ends_nothing(capfd):
     assert capfd.readouterr().err.count("RuntimeError: broken twice") == 1
 
 
+def test_a_paused_run_hears_that_its_page_left():
+    session = Session(scene, toy().decode, 10)
+    with app_for(session) as (_, port):
+        client = Client(port)
+        wait_until_watched(session, True)
+        session.pause()
+        client.close()
+        wait_until_watched(session, False)
+
+
+def test_keys_and_the_reset_move_the_camera_of_who_used_them():
+    session = Session(scene, toy().decode, 10)
+    with app_for(session) as (app, port):
+        commands = {handle.hotkey: uuid for uuid, handle in app._server.gui._command_handle_from_uuid.items()}
+        assert set(commands) == {"space", "R", *"123456789"}
+        client = Client(port)
+        wait_until_watched(session, True)
+        for send in (
+            {"type": "CommandTriggerMessage", "uuid": commands["3"]},
+            {"type": "GuiUpdateMessage", "uuid": app.panels.reset._impl.uuid, "updates": {"value": True}},
+        ):
+            client.kinds.clear()
+            client.send(msgspec.msgpack.encode(send))
+            client.wait_for("SetCameraPositionMessage")
+        version = -1
+        client.send(msgspec.msgpack.encode({"type": "CommandTriggerMessage", "uuid": commands["space"]}))
+        while not session.status.paused:
+            version = session.wait(version, 60.0)
+        client.close()
+
+
+def test_the_views_of_the_keys_are_around_the_thing():
+    front, left, above = (place_of(*VIEWS[key]) for key in ("1", "3", "9"))
+    assert front[0] > 2.5 and front[1] == 0 and abs(left[0]) < 1e-6 and left[1] > 2.5 and above[2] > 2.9
+    assert all(np.linalg.norm(place) == pytest.approx(3.0) for place in (front, left, above))
+
+
 def pose(aspect: float = 1.5, **changes) -> Pose:
     """The front view from a distance of 3."""
     values = {"wxyz": (0.5, -0.5, -0.5, 0.5), "position": (3.0, 0.0, 0.0), "fov_rad": 0.7, "aspect": aspect}
@@ -325,6 +362,22 @@ def test_exports_are_the_bytes_of_the_file_or_made_from_the_scene(tmp_path):
         live.export(None, ".ply")
     with pytest.raises(UserError, match="ending"):
         scenes.export(None, ".nothing")
+
+
+def test_exports_can_be_turned_pruned_and_meshed():
+    gaussians = scene()
+    with torch.no_grad():
+        gaussians["opacities"][:10] = -3.0
+    scenes = Scenes(Session.showing(gaussians, 0, 0), {"prompt": "a ball"})
+    assert len(scenes.export(None, ".splat", prune=0.5)) == 30 * 32
+    assert scenes.export(None, ".ply", "-y") != scenes.export(None, ".ply")
+    assert scenes.export(None, ".obj", cells=32).startswith(b"#") or b"\nf " in scenes.export(
+        None, ".obj", cells=32
+    )
+    assert b"KHR_gaussian_splatting" not in scenes.export(None, ".glb", cells=32)
+    assert b"KHR_gaussian_splatting" in scenes.export(None, ".glb")
+    with pytest.raises(UserError, match="no Gaussian"):
+        scenes.export(None, ".ply", prune=0.95)
 
 
 def test_texts_on_the_panel_are_text():

@@ -166,13 +166,74 @@ def test_a_message_that_is_too_long_ends_only_its_connection(port):
     assert status_of(port) == 200
 
 
-def test_only_cameras_and_values_of_controls_are_understood():
+def test_no_answer_can_be_shown_in_a_frame_of_another_page(port):
+    for path, headers in (("/", {}), ("/absent", {}), ("/", {"Host": "evil.example"})):
+        connection = http.client.HTTPConnection("127.0.0.1", port)
+        connection.request("GET", path, headers=headers)
+        answer = connection.getresponse()
+        assert answer.getheader("X-Frame-Options") == "DENY"
+        assert answer.getheader("Content-Security-Policy") == "frame-ancestors 'none'"
+        connection.close()
+
+
+def test_a_name_that_is_not_the_hosts_is_told_what_to_type():
+    reason = refusal(Headers({"Host": "render-box.example:8080"}), True)
+    assert reason is not None and "IP address" in reason and socket.gethostname() in reason
+
+
+@pytest.fixture(scope="module")
+def gui():
+    server, _ = start_server(Address(port=0))
+    yield server.gui
+    server.stop()
+
+
+@pytest.mark.parametrize(
+    "make, good, bad",
+    [
+        (
+            lambda gui: gui.add_dropdown("it", (".ply", ".splat")),
+            [".ply", ".splat"],
+            ["../../x", ".exe", "", 3, None, [".ply"], True],
+        ),
+        (
+            lambda gui: gui.add_slider("it", 0.5, 0.99, 0.01, 0.9),
+            [0.5, 0.77, 0.99, 0.9900000001],
+            [0.4, 1, -1e9, float("nan"), float("inf"), "0.7", [0.7], None, True],
+        ),
+        (lambda gui: gui.add_slider("it", 0, 3, 1, 1), [0, 3, 2.0], [4, -1, "1"]),
+        (lambda gui: gui.add_number("it", 4.0, min=0.5, max=20.0), [0.5, 20], [0, 1e300, "4"]),
+        (lambda gui: gui.add_checkbox("it", False), [True, False], [1, "yes", None, []]),
+        (lambda gui: gui.add_button("it"), [True], [1, {"a": 1}]),
+        (
+            lambda gui: gui.add_rgb("it", (255, 255, 255)),
+            [[0, 0, 0], [255, 1, 2]],
+            [[0, 0], [256, 0, 0], [-1, 0, 0], ["a", 0, 0], 7, [0, 0, 0, 0]],
+        ),
+        (
+            lambda gui: gui.add_vector2("it", (0.01, 100.0), min=(0.001, 0.002)),
+            [[0.01, 50.0], [0.001, 1e4]],
+            [[0.0, 1.0], [1.0, float("nan")], [1.0], "ab", None],
+        ),
+    ],
+)
+def test_a_control_takes_only_what_it_can_show(gui, make, good, bad):
+    handle = make(gui)
+    for value in (*good, *bad):
+        message = {"type": "GuiUpdateMessage", "uuid": handle._impl.uuid, "updates": {"value": value}}
+        raw = msgspec.msgpack.encode(message)
+        assert understood(raw, gui._gui_input_handle_from_uuid.get) == (value in good), value
+    handle.remove()
+    assert not understood(raw, gui._gui_input_handle_from_uuid.get)
+
+
+def test_only_cameras_commands_and_values_of_controls_are_understood():
     def packed(**changes) -> bytes:
         return msgspec.msgpack.encode(CAMERA | changes)
 
     assert understood(packed())
+    assert understood(msgspec.msgpack.encode({"type": "CommandTriggerMessage", "uuid": "x"}))
     update = {"type": "GuiUpdateMessage", "uuid": "x", "updates": {"value": 1}}
-    assert understood(msgspec.msgpack.encode(update))
     nonsense = [
         b"",
         b"\xff\x00random",
@@ -180,6 +241,8 @@ def test_only_cameras_and_values_of_controls_are_understood():
         "text",
         msgspec.msgpack.encode([1, 2]),
         msgspec.msgpack.encode({"type": "ShareUrlRequest"}),
+        msgspec.msgpack.encode({"type": "CommandTriggerMessage", "uuid": ["x"]}),
+        msgspec.msgpack.encode(update),  # of a control that is none
         msgspec.msgpack.encode({"type": "FileTransferStartUpload"}),
         msgspec.msgpack.encode(update | {"updates": {"value": 1, "update_cb": []}}),
         msgspec.msgpack.encode({"type": "GuiUpdateMessage"}),

@@ -15,10 +15,11 @@ import viser
 from PIL import Image
 
 from splatdistill.cli import note
+from splatdistill.errors import UserError
 from splatdistill.scene.gaussians import sh_degree_of
 from splatdistill.training.monitor import Lesson, Snapshot
 from splatdistill.viewer.drawing import Look, Pose, draw, splats_for_client
-from splatdistill.viewer.panels import FILM_SECONDS, RASTERIZER, Panels
+from splatdistill.viewer.panels import AS_USUAL, FILM_SECONDS, MESHES, RASTERIZER, Panels
 from splatdistill.viewer.path import Keyframe, along, film
 from splatdistill.viewer.scenes import Scenes
 from splatdistill.viewer.server import Server
@@ -32,7 +33,8 @@ STILL = 0.25  # seconds without a move until a view is drawn in full
 DRAFT_ROWS = 240  # pixels, while the camera moves
 FILM_ROWS = 720  # at most
 LONGEST_REST = 10.0  # seconds
-HOME = (3.0 * math.cos(math.radians(20.0)), 0.0, 3.0 * math.sin(math.radians(20.0)))
+DISTANCE, FOV = 3.0, math.radians(45.0)  # of the views that have a key
+VIEWS = {str(k + 1): (45.0 * k, 20.0) for k in range(8)} | {"9": (0.0, 85.0), "R": (0.0, 20.0)}  # degrees
 
 
 @dataclass(frozen=True)
@@ -66,8 +68,9 @@ class App:
         self._pending: set[str] = set()
         self._closed = threading.Event()
         self._slow = ThreadPoolExecutor(1, "viewer")
-        server.initial_camera.position = HOME
-        server.initial_camera.fov = math.radians(45.0)
+        self._frame: float | None = None  # seconds that the last drawing took
+        server.initial_camera.position = place_of(*VIEWS["R"])
+        server.initial_camera.fov = FOV
         server.on_client_connect(self._on_connect)
         server.on_client_disconnect(self._on_disconnect)
         self._connect_controls()
@@ -104,6 +107,7 @@ class App:
         on, later = self._on, self._later
         if panels.live:
             on(panels.pause, lambda _: self._toggle_pause())
+            self._command("Pause or go on", "space", lambda _: self._toggle_pause())
             on(panels.step, lambda _: (session.single_step(), self._show_panels()))
             on(panels.stop, lambda _: session.stop())
             on(
@@ -112,14 +116,15 @@ class App:
             )
         for handle in (panels.scene, panels.mode, panels.background, *panels.exact):
             on(handle, lambda _: session.wake())
+        on(panels.reset, lambda client: self._go(client, "R"))
+        for key, (azimuth, elevation) in VIEWS.items():
+            label = "Reset the view" if key == "R" else f"View from {azimuth:.0f}, {elevation:.0f} degrees"
+            self._command(label, key, lambda client, key=key: self._go(client, key))
         on(panels.add_key, lambda client: self._add_key(client))
         on(panels.drop_key, lambda _: (self._keyframes and self._keyframes.pop(), session.wake()))
         on(panels.preview, lambda client: self._start_preview(client))
-        on(panels.download, lambda client: later("export", lambda: self._send_scene(client, ".ply")))
-        on(
-            panels.export,
-            lambda client: later("export", lambda: self._send_scene(client, panels.format.value)),
-        )
+        on(panels.download, lambda client: later("export", lambda: self._send_scene(client)))
+        on(panels.export, lambda client: later("export", lambda: self._export(client)))
         on(panels.screenshot, lambda client: later("screenshot", lambda: self._send_screenshot(client)))
         on(panels.film, lambda client: later("film", lambda: self._send_film(client)))
 
@@ -139,6 +144,20 @@ class App:
 
         attach = handle.on_click if isinstance(handle, viser.GuiButtonHandle) else handle.on_update
         attach(used)
+
+    def _command(self, label: str, key: Any, act: Callable[[viser.ClientHandle], object]) -> None:
+        """Call `act` with the client whose key was pressed, or who chose it from the list (Ctrl-K)."""
+
+        async def used(event: Any) -> None:
+            if event.client is not None:
+                self._guard(lambda: act(event.client))
+
+        self._server.gui.add_command(label, hotkey=key).on_trigger(used)
+
+    def _go(self, client: viser.ClientHandle, key: str) -> None:
+        """Show a client one of the views that have a key."""
+        self._preview = None
+        point(client, Keyframe(place_of(*VIEWS[key]), (0.0, 0.0, 0.0), FOV))
 
     def _later(self, name: str, job: Callable[[], None]) -> None:
         """Do what takes long in its own thread, unless the same is still to be done."""
@@ -205,7 +224,7 @@ class App:
     def _show_panels(self) -> None:
         panels, status, shown = self.panels, self._session.status, self._shown
         count = len(shown.gaussians["means"]) if shown else None
-        panels.show_status(status, count, shown.step if shown else None)
+        panels.show_status(status, count, shown.step if shown else None, self._frame)
         panels.show_mode()
         panels.show_keyframes(len(self._keyframes))
         if not panels.live:
@@ -245,7 +264,9 @@ class App:
         if wanted == self._drawn.get(client.client_id):
             return
         if exact:
+            begin = time.perf_counter()
             image = draw(shown.gaussians, pose_of(client.camera).cameras(rows), look)
+            self._frame = time.perf_counter() - begin
         else:
             image = np.array(look.background)[None, None] * 255
         quality = 75 if rows == DRAFT_ROWS else 95
@@ -289,17 +310,29 @@ class App:
         if share > 1 or len(self._keyframes) < 2 or client.client_id not in self._server.get_clients():
             self._preview = None
         if len(self._keyframes) > 1:
-            key = along(self._keyframes, share)
-            with client.atomic():
-                client.camera.up_direction = (0.0, 0.0, 1.0)
-                client.camera.position = key.position
-                client.camera.look_at = key.look_at
-                client.camera.fov = key.fov_rad
+            point(client, along(self._keyframes, share))
 
     # ---- what takes long ----
 
-    def _send_scene(self, client: viser.ClientHandle, ending: str) -> None:
-        content = self._scenes.export(self._chosen, ending)
+    def _export(self, client: viser.ClientHandle) -> None:
+        panels = self.panels
+        mesh, ending = panels.format.value in MESHES, panels.format.value.removeprefix("mesh ")
+        up = None if panels.up.value == AS_USUAL else panels.up.value
+        self._send_scene(client, ending, up, panels.prune.value, int(panels.cells.value) * mesh)
+
+    def _send_scene(
+        self,
+        client: viser.ClientHandle,
+        ending: str = ".ply",
+        up: str | None = None,
+        prune: float = 0.0,
+        cells: int = 0,
+    ) -> None:
+        try:
+            content = self._scenes.export(self._chosen, ending, up, prune, cells)
+        except UserError as error:
+            client.add_notification("Nothing to download", str(error), color="red")
+            return
         client.send_file_download(f"splat{ending}", content, save_immediately=True)
 
     def _send_screenshot(self, client: viser.ClientHandle) -> None:
@@ -328,6 +361,22 @@ def pose_of(camera: viser.CameraHandle) -> Pose:
     """The camera of a browser; raises ValueError for one that cannot be."""
     w, x, y, z = (float(value) for value in camera.wxyz)
     return Pose((w, x, y, z), triple(camera.position), float(camera.fov), camera.aspect)
+
+
+def place_of(azimuth_deg: float, elevation_deg: float) -> tuple[float, float, float]:
+    """Where a camera stands that looks at the middle from DISTANCE."""
+    a, e = math.radians(azimuth_deg), math.radians(elevation_deg)
+    flat = DISTANCE * math.cos(e)
+    return (flat * math.cos(a), flat * math.sin(a), DISTANCE * math.sin(e))
+
+
+def point(client: viser.ClientHandle, key: Keyframe) -> None:
+    """Move a client's camera, +Z up."""
+    with client.atomic():
+        client.camera.up_direction = (0.0, 0.0, 1.0)
+        client.camera.position = key.position
+        client.camera.look_at = key.look_at
+        client.camera.fov = key.fov_rad
 
 
 def triple(vector: np.ndarray) -> tuple[float, float, float]:

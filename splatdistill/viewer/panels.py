@@ -7,6 +7,7 @@ import viser
 from viser import uplot
 
 from splatdistill.formats import FORMATS
+from splatdistill.scene.orientation import UPS
 from splatdistill.training.monitor import Lesson, Status
 from splatdistill.viewer.drawing import CHANNELS
 
@@ -16,6 +17,18 @@ PLOTTED = 400  # points of a plot, at most
 BROWSER, RASTERIZER = "browser", "rasterizer"
 FILM_SECONDS = 20.0  # at most
 TILE = 160  # pixels of one picture of what the teacher sees
+MESHES = ("mesh .glb", "mesh .obj")  # beside FORMATS
+AS_USUAL = "as the format"  # what is up
+HELP = {
+    "drag": "turn",
+    "right drag": "move",
+    "wheel": "nearer, farther",
+    "W A S D": "walk; Q, E down and up",
+    "space": "pause, go on",
+    "1 ... 8": "the front, and on around",
+    "9": "from above",
+    "R": "the first view again",
+}
 
 
 class Panels:
@@ -44,6 +57,9 @@ class Panels:
             self._path()
         with tabs.add_tab("Export"):
             self._export()
+        with tabs.add_tab("Help"):
+            rows = HELP if self.live else {key: does for key, does in HELP.items() if key != "space"}
+            gui.add_html(f'<div style="{STYLE}"><div style="{GRID_OF_TWO}">{cells(rows)}</div></div>')
 
     def _training(self, steps: int) -> None:
         empty = np.zeros(1)
@@ -76,6 +92,7 @@ class Panels:
 
     def _view(self, degree: int) -> None:
         gui = self._gui
+        self.reset = gui.add_button("Reset the view", icon=Icon.HOME, color="gray")
         self.scene = gui.add_slider("Checkpoint", min=0, max=1, step=1, initial_value=1, visible=False)
         self.mode = gui.add_dropdown(
             "Drawn by",
@@ -100,11 +117,22 @@ class Panels:
         self.film = gui.add_button("Download the film", icon=Icon.MOVIE)
 
     def _export(self) -> None:
-        self.format = self._gui.add_dropdown("Format", tuple(FORMATS))
-        self.export = self._gui.add_button("Download", icon=Icon.DOWNLOAD)
+        gui = self._gui
+        self.format = gui.add_dropdown("Format", (*FORMATS, *MESHES))
+        self.up = gui.add_dropdown(
+            "Up", (AS_USUAL, *UPS), hint="a .ply is stored with +Z up; many viewers expect -y"
+        )
+        hint = "leave out Gaussians of lower opacity"
+        self.prune = gui.add_slider("Prune", min=0.0, max=0.99, step=0.01, initial_value=0.0, hint=hint)
+        self.cells = gui.add_slider(
+            "Cells", min=32, max=256, step=8, initial_value=128, hint="of a mesh, along its longest side"
+        )
+        self.export = gui.add_button("Download", icon=Icon.DOWNLOAD)
 
-    def show_status(self, status: Status, count: int | None, scene_step: int | None) -> None:
-        """Bring the summary and the buttons up to date."""
+    def show_status(
+        self, status: Status, count: int | None, scene_step: int | None, frame: float | None
+    ) -> None:
+        """Bring the summary and the buttons up to date; frame: seconds that the last one took."""
         rows = {"method": self._method, "Gaussians": f"{count:,}" if count is not None else "-"}
         if status.steps:
             rows["step"] = f"{status.step} / {status.steps}"
@@ -116,6 +144,8 @@ class Panels:
         if self.live and not status.finished:
             left = (status.steps - status.step) / status.speed if status.speed else 0.0
             rows["it/s"], rows["left"] = f"{status.speed:.1f}", "paused" if status.paused else f"{left:.0f} s"
+        if self.mode.value == RASTERIZER:
+            rows["frame"] = f"{1000 * frame:.0f} ms, {1 / frame:.0f}/s" if frame else "-"
         _update(self.summary, content=summary(self._prompt, rows))
         if not self.live:
             return
@@ -142,6 +172,7 @@ class Panels:
         """Offer what the chosen way of drawing can do."""
         for handle in self.exact:
             _update(handle, visible=self.mode.value == RASTERIZER)
+        _update(self.cells, visible=self.format.value in MESHES)
 
     def show_scenes(self, count: int) -> None:
         """Offer so many stored scenes, and the newest as the last place of the slider."""
@@ -164,19 +195,24 @@ class Panels:
 
 SHOWN = {"t": "t", "loss": "loss", "gradient": "gradient_norm"}
 GRID = "display: grid; grid-template-columns: auto 1fr auto 1fr; gap: 2px 10px"
+GRID_OF_TWO = "display: grid; grid-template-columns: auto 1fr; gap: 2px 10px"
 STYLE = "padding: 2px 14px 6px; font-size: 0.85em"
 
 
 def summary(prompt: str, rows: dict[str, str]) -> str:
     """The head of the panel as HTML, from plain texts."""
-    cells = "".join(
-        f'<div style="color: gray">{html.escape(name)}</div><div>{html.escape(value)}</div>'
-        for name, value in rows.items()
-    )
     return (
         f'<div style="{STYLE}; overflow-wrap: anywhere">'
         f'<div style="font-weight: 600; font-size: 1.15em; margin-bottom: 4px">{html.escape(prompt)}</div>'
-        f'<div style="{GRID}">{cells}</div></div>'
+        f'<div style="{GRID}">{cells(rows)}</div></div>'
+    )
+
+
+def cells(rows: dict[str, str]) -> str:
+    """Names and what they stand for as cells of a grid, from plain texts."""
+    return "".join(
+        f'<div style="color: gray">{html.escape(name)}</div><div>{html.escape(value)}</div>'
+        for name, value in rows.items()
     )
 
 

@@ -7,6 +7,8 @@ from pathlib import Path
 from splatdistill import formats
 from splatdistill.errors import UserError
 from splatdistill.folder import kept_scenes, step_of
+from splatdistill.scene.gaussians import select
+from splatdistill.scene.orientation import reorient
 from splatdistill.training.monitor import Session, Snapshot
 
 
@@ -33,19 +35,38 @@ class Scenes:
         gaussians, _ = formats.read_splat(path)
         return Snapshot(step_of(path), gaussians.requires_grad_(False))
 
-    def export(self, path: Path | None, ending: str) -> bytes:
-        """A scene in the format of an ending: the very bytes of its file where that has it.
+    def export(
+        self, path: Path | None, ending: str, up: str | None = None, prune: float = 0.0, cells: int = 0
+    ) -> bytes:
+        """A scene in the format of an ending: the very bytes of its file where that has it as it is.
 
-        path as in `get`. Raises UserError when the format cannot hold it.
+        path as in `get`; up: the axis that is up in it, by default the format's; prune: leave out Gaussians
+        of lower opacity; cells along the longest side of a mesh, 0 for splats. Raises UserError when the
+        format cannot hold it, or nothing is left.
         """
         done = self.file is not None and self.session.status.finished and self.file.is_file()
         stored = self.file if path is None and done else path
-        if stored is not None and formats.ending_of(stored) == ending:
+        asis = up is None and not prune and not cells
+        if asis and stored is not None and formats.ending_of(stored) == ending:
             return stored.read_bytes()
         scene = self.get(path)
         if scene is None:
             raise UserError("there is no scene yet")
+        gaussians = scene.gaussians
+        if prune:
+            gaussians = select(gaussians, gaussians["opacities"].sigmoid() >= prune)
+        if not len(gaussians["means"]):
+            raise UserError("no Gaussian is left; prune less")
         with tempfile.TemporaryDirectory() as folder:
             target = Path(folder) / f"splat{ending}"
-            formats.write_splat(target, scene.gaussians, self.comments)
+            if cells:
+                from splatdistill.formats.mesh import write_mesh  # needs an extra
+
+                write_mesh(target, reorient(gaussians, "z", up or "y"), self.comments, cells, note=ignore)
+            else:
+                formats.write_splat(target, gaussians, self.comments, up)
             return target.read_bytes()
+
+
+def ignore(line: str) -> None:
+    """Take a note on what was left out: the panel has no place for it."""

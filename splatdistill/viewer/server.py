@@ -13,8 +13,8 @@ import math
 import socket
 import threading
 import warnings
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any
 from urllib.parse import urlsplit
@@ -32,6 +32,8 @@ PORT, PORTS = 8080, 100  # the first that is tried, and how many
 LARGEST_MESSAGE = 2**16  # bytes, from a client
 PAUSE = 1 / 500  # seconds after each of its messages: none can flood the run with work
 LARGEST_CANVAS = 2**14  # pixels a side
+SLACK = 1e-6  # a slider's own arithmetic may end so far beyond its bounds
+NO_FRAMES = {"Content-Security-Policy": "frame-ancestors 'none'", "X-Frame-Options": "DENY"}  # of other pages
 _starting = threading.Lock()
 
 
@@ -102,7 +104,8 @@ def refusal(headers: Headers, remote: bool) -> str | None:
     except ValueError:
         return "malformed Host"
     if not _is_own_name(name, remote):
-        return "foreign Host"
+        own = f"this machine's own name, {socket.gethostname()}, or its" if remote else "127.0.0.1 or another"
+        return f"foreign Host; in the address of the page, give {own} IP address in the place of the name"
     if origins and origins[0].lower() not in (f"http://{hosts[0]}".lower(), f"https://{hosts[0]}".lower()):
         return "foreign Origin"
     return None
@@ -117,14 +120,20 @@ def _is_own_name(name: str, remote: bool) -> bool:
         return False
 
 
-def understood(raw: object) -> bool:
-    """Whether a client's message is a camera that can be, or a new value of a control."""
+def understood(raw: object, control: Callable[[str], Any] = lambda uuid: None) -> bool:
+    """Whether a client's message is a camera that can be, a command, or a value that a control can have.
+
+    control: finds a control by its identifier; None where there is none.
+    """
     try:
         message = msgspec.msgpack.decode(raw) if isinstance(raw, bytes) else None
         if not isinstance(message, dict):
             return False
+        if message.get("type") == "CommandTriggerMessage":
+            return set(message) == {"type", "uuid"} and isinstance(message["uuid"], str)
         if message.get("type") == "GuiUpdateMessage":
-            return isinstance(message["uuid"], str) and set(message["updates"]) == {"value"}
+            handle, updates = control(message["uuid"]), message["updates"]
+            return handle is not None and set(updates) == {"value"} and allowed(handle, updates["value"])
         if message.get("type") != "ViewerCameraMessage":
             return False
         vectors = [message[name] for name in ("wxyz", "position", "look_at", "up_direction")]
@@ -138,6 +147,27 @@ def understood(raw: object) -> bool:
         )
     except (msgspec.MsgspecError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return False
+
+
+def allowed(handle: Any, value: Any) -> bool:
+    """Whether a control can have a value: one of its options, of its kind, finite and between its bounds."""
+    current = handle.value
+    if (options := getattr(handle, "options", None)) is not None:
+        return isinstance(value, str) and value in options
+    if isinstance(current, bool | str):
+        return type(value) is type(current)
+    many = isinstance(current, tuple)
+    if many != isinstance(value, list | tuple) or (many and len(value) != len(current)):
+        return False
+    bytes_only = isinstance(handle, viser.GuiRgbHandle)
+    low, high = (0, 255) if bytes_only else (getattr(handle, "min", None), getattr(handle, "max", None))
+    for place, number in enumerate(value if many else [value]):
+        if isinstance(number, bool) or not isinstance(number, int | float) or not math.isfinite(number):
+            return False
+        least, most = (bound[place] if isinstance(bound, tuple) else bound for bound in (low, high))
+        if (least is not None and number < least - SLACK) or (most is not None and number > most + SLACK):
+            return False
+    return True
 
 
 class _Once(logging.Handler):
@@ -168,6 +198,10 @@ class Server(viser.ViserServer):
             wake_from_any_thread(event, self.get_event_loop())
 
         self.on_client_connect(connected)
+
+    def control(self, uuid: str) -> Any:
+        """Return the control with this identifier, or None."""
+        return self.gui._gui_input_handle_from_uuid.get(uuid)
 
     def open(self) -> None:
         """Answer from now on: the panels are there."""
@@ -200,11 +234,13 @@ def start_server(address: Address) -> tuple[Server, Address]:
     logger = logging.Logger("splatdistill.viewer", logging.ERROR)  # its own, outside the hierarchy
     logger.addHandler(_Once())
     quiet, ready = contextlib.redirect_stdout(io.StringIO()), threading.Event()
-    with _starting, _guarded(address.remote, logger, ready) as guarded, quiet:
+    with _starting, _guarded(address.remote, logger, ready) as guard, quiet:
         server = Server(address.host, port, ready)
-    if not guarded.is_set():
+    if not guard.hooked.is_set():
         server.stop()
         raise UserError(f"viser {viser.__version__} cannot be guarded from other pages; install viser 1.1")
+
+    guard.control = server.control
 
     def failed(_: object, context: dict[str, Any]) -> None:
         logger.error(context["message"], exc_info=context.get("exception"))
@@ -214,14 +250,22 @@ def start_server(address: Address) -> tuple[Server, Address]:
     return server, Address(address.host, server.get_port(), address.remote)
 
 
+@dataclass
+class _Guard:
+    """What stands between a server and its clients: whether it does, and how it finds the controls."""
+
+    hooked: threading.Event = field(default_factory=threading.Event)
+    control: Callable[[str], Any] = lambda uuid: None
+
+
 @contextlib.contextmanager
-def _guarded(remote: bool, logger: logging.Logger, ready: threading.Event) -> Iterator[threading.Event]:
+def _guarded(remote: bool, logger: logging.Logger, ready: threading.Event) -> Iterator[_Guard]:
     """Let a server that starts meanwhile ask `refusal` and `understood` first.
 
     viser builds its websocket server in a function of its own thread and keeps no handle to it: what it calls
-    there is the one place to hook in. Yields whether it did.
+    there is the one place to hook in.
     """
-    hooked = threading.Event()
+    guard = _Guard()
     original = websockets.asyncio.server.serve
     own_protocol = f"viser-v{viser.__version__}"
 
@@ -244,18 +288,22 @@ def _guarded(remote: bool, logger: logging.Logger, ready: threading.Event) -> It
                 while True:
                     raw = await receive(*arguments, **keywords)
                     await asyncio.sleep(PAUSE)
-                    if understood(raw):
+                    if understood(raw, guard.control):
                         return raw
 
             connection.recv = next_understood
             await handler(connection)
 
-        hooked.set()
-        options |= {"max_size": LARGEST_MESSAGE, "logger": logger}
+        def unframed(connection: Any, request: Request, response: Response) -> None:
+            for name, value in NO_FRAMES.items():
+                response.headers[name] = value
+
+        guard.hooked.set()
+        options |= {"max_size": LARGEST_MESSAGE, "logger": logger, "process_response": unframed}
         return original(filtered, host, port, process_request=checked, **options)
 
     websockets.asyncio.server.serve = serve  # pyright: ignore[reportAttributeAccessIssue]
     try:
-        yield hooked
+        yield guard
     finally:
         websockets.asyncio.server.serve = original  # pyright: ignore[reportAttributeAccessIssue]

@@ -1,0 +1,178 @@
+"""TensorBoard, Weights & Biases and pictures on the way, as watchers of a run.
+
+Both services stand behind one small protocol; what goes wrong in one is told once, and the run goes on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from splatdistill.errors import UserError
+from splatdistill.folder import VALIDATION
+from splatdistill.training.progress import Metrics, NullWatcher
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch.nn import ParameterDict
+
+    from splatdistill.config.schema import Config, ReportConfig
+    from splatdistill.training.run import RunResult
+
+MOMENTS = 10  # of a run, at which pictures are taken
+
+
+class Logger(Protocol):
+    """Where numbers and pictures of a run go."""
+
+    def numbers(self, step: int, values: Metrics) -> None:
+        """Keep the metrics of a step."""
+        ...
+
+    def picture(self, step: int, pixels: np.ndarray) -> None:
+        """Keep a picture [H, W, 3] uint8 of the scene after a step."""
+        ...
+
+    def close(self) -> None:
+        """Write what is still to be written."""
+        ...
+
+
+class TensorBoard:
+    """Event files in OUT/tensorboard."""
+
+    def __init__(self, module: Any, config: Config, out: Path) -> None:
+        self._writer = module.SummaryWriter(str(out / "tensorboard"))
+        self._writer.add_text("prompt", config.prompt)
+
+    def numbers(self, step: int, values: Metrics) -> None:
+        """Keep the metrics of a step."""
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)
+
+    def picture(self, step: int, pixels: np.ndarray) -> None:
+        """Keep a picture."""
+        self._writer.add_image("validation", pixels, step, dataformats="HWC")
+
+    def close(self) -> None:
+        """Write the rest of the events."""
+        self._writer.close()
+
+
+class WandB:
+    """A run of the project "splatdistill"; wandb's own settings say where it goes (WANDB_MODE=offline)."""
+
+    def __init__(self, module: Any, config: Config, out: Path) -> None:
+        from splatdistill.config.load import plain
+
+        self._module = module
+        self._run = module.init(project="splatdistill", name=out.name, dir=str(out), config=plain(config))
+
+    def numbers(self, step: int, values: Metrics) -> None:
+        """Keep the metrics of a step."""
+        self._run.log(dict(values), step=step)
+
+    def picture(self, step: int, pixels: np.ndarray) -> None:
+        """Keep a picture."""
+        self._run.log({"validation": self._module.Image(pixels)}, step=step)
+
+    def close(self) -> None:
+        """End the run."""
+        self._run.finish()
+
+
+Make = Callable[[Any, "Config", Path], Logger]
+LOGGERS: dict[str, tuple[str, Make]] = {  # the module that each needs, and what writes by it
+    "tensorboard": ("torch.utils.tensorboard", TensorBoard),
+    "wandb": ("wandb", WandB),
+}
+
+
+def find_logger(name: str) -> Callable[[Config, Path], Logger]:
+    """What makes the logger of this name for a run; raises UserError when its package is not installed."""
+    module, make = LOGGERS[name]
+    try:
+        found = import_module(module)
+    except ImportError as error:
+        raise UserError(
+            f"--log {name} needs the package {name} ({error}): pip install 'splatdistill[{name}]'"
+        ) from error
+    return lambda config, out: make(found, config, out)
+
+
+class Logged(NullWatcher):
+    """Passes a run's numbers, and pictures of its scene on the way, to a logger and to files.
+
+    Args:
+        scene: the Gaussians as they are now.
+        config: of the run.
+        out: its folder; pictures go to validation/step-N.png in it.
+        views: how many, evenly around, of each picture; 0 for no pictures.
+        make: makes the logger; None for none.
+        tell: prints one line.
+    """
+
+    def __init__(
+        self,
+        scene: Callable[[], ParameterDict],
+        config: Config,
+        out: Path,
+        views: int,
+        make: Callable[[Config, Path], Logger] | None,
+        tell: Callable[[str], None],
+    ) -> None:
+        self._scene, self._config, self._out, self._views, self._tell = scene, config, out, views, tell
+        self._logger: Logger | None = None
+        if make is not None:
+            self._guard(lambda: setattr(self, "_logger", make(config, out)))
+
+    def on_step(self, step: int, metrics: Metrics) -> None:
+        """Log the metrics, and a picture when another tenth of the run is done."""
+        steps = self._config.steps
+        if self._logger is not None:
+            logger = self._logger
+            self._guard(lambda: logger.numbers(step, metrics))
+        if self._views and step * MOMENTS // steps > (step - 1) * MOMENTS // steps:
+            pixels = picture(self._scene(), self._views, self._config.report)
+            write_picture(pixels, self._out / VALIDATION / f"step-{step:08d}.png")
+            if self._logger is not None:
+                logger = self._logger
+                self._guard(lambda: logger.picture(step, pixels))
+
+    def on_result(self, result: RunResult) -> None:
+        """Close the logger."""
+        if self._logger is not None:
+            self._guard(self._logger.close)
+
+    def _guard(self, job: Callable[[], object]) -> None:
+        """Do what a logger's package does; when that fails, the run goes on without it."""
+        try:
+            job()
+        except Exception as error:  # whatever it is, the run matters more
+            self._logger = None
+            line = " ".join(str(error).split())[:150]
+            self._tell(f"no more logging: {type(error).__name__}: {line}; the run goes on")
+
+
+def picture(gaussians: ParameterDict, views: int, look: ReportConfig) -> np.ndarray:
+    """So many views of a scene, evenly around, beside each other: [H, views * H, 3] uint8."""
+    import torch
+
+    from splatdistill.media.sheets import render_views
+    from splatdistill.scene.cameras import turntable
+
+    cameras = turntable(views, look.elevation_deg, look.distance, look.fov_deg, look.size)
+    return torch.cat(list(render_views(gaussians, cameras, look.background)), 1).numpy()
+
+
+def write_picture(pixels: np.ndarray, path: Path) -> None:
+    """Write a PNG; raises UserError when it cannot be written."""
+    from PIL import Image
+
+    from splatdistill.files import atomic_write
+
+    path.parent.mkdir(exist_ok=True)
+    with atomic_write(path) as file:
+        Image.fromarray(pixels).save(file, format="PNG")

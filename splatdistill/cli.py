@@ -19,12 +19,14 @@ if TYPE_CHECKING:
     from splatdistill.config.schema import Config
     from splatdistill.guidance import Distillation
     from splatdistill.scene.rendering import Render
+    from splatdistill.training.loggers import MakeLogger
     from splatdistill.training.monitor import Session
     from splatdistill.training.progress import Metrics
     from splatdistill.training.run import Job, RunResult
     from splatdistill.viewer import Address
 
 __all__ = ["interruptible"]  # view's too
+MOST_VIEWS = 64  # of a picture on the way
 
 
 class Parser(argparse.ArgumentParser):
@@ -78,6 +80,14 @@ def add_viewer(parser: argparse.ArgumentParser) -> None:
     )
     remote = "let HOST be one that other machines reach"
     parser.add_argument("--viewer-remote", action="store_true", help=remote)
+
+
+def add_logging(parser: argparse.ArgumentParser) -> None:
+    """Add the options of a run that is logged, or keeps pictures on its way."""
+    add = parser.add_argument
+    add("--log", choices=("tensorboard", "wandb"), help="send the metrics there; each is an extra package")
+    pictures = "keep N views at every tenth of the run in OUT/validation"
+    add("--validate", type=int, default=0, metavar="N", help=pictures)
 
 
 def folder(text: str) -> Path:
@@ -141,11 +151,15 @@ def numbers(text: str, option: str) -> list[int]:
 def make(config: Config, out: Path, args: argparse.Namespace, *, resume: bool = False) -> RunResult:
     """Make or continue a run before the terminal and, where asked, the viewer; return what came of it.
 
-    args: the options of `add_settings` and `add_viewer`, and --overwrite.
+    args: the options of `add_settings`, `add_viewer` and `add_logging`, and --overwrite.
     """
+    from splatdistill.training.loggers import find_logger
     from splatdistill.training.run import make_run
 
+    if not 0 <= args.validate <= MOST_VIEWS:
+        raise UserError(f"--validate {args.validate}: expected a number of views from 1 to {MOST_VIEWS}")
     address = viewer_address(args)
+    logger = find_logger(args.log) if args.log else None
     return make_run(
         config,
         out,
@@ -153,7 +167,7 @@ def make(config: Config, out: Path, args: argparse.Namespace, *, resume: bool = 
         overwrite=args.overwrite,
         resume=resume,
         allow_unknown=args.allow_unknown,
-        watch=lambda job: watched(job, address, hint=args.prior is None),
+        watch=lambda job: watched(job, address, args.validate, logger, hint=args.prior is None),
     )
 
 
@@ -174,10 +188,13 @@ def viewer_address(args: argparse.Namespace) -> Address | None:
 
 
 @contextmanager
-def watched(job: Job, address: Address | None, hint: bool) -> Iterator[Watcher]:
-    """Show a run in the terminal and, at an address, in the browser; let signals stop it.
+def watched(
+    job: Job, address: Address | None, views: int, logger: MakeLogger | None, *, hint: bool
+) -> Iterator[Watcher]:
+    """Show a run in the terminal and, at an address, in the browser; log it; let signals stop it.
 
-    hint: whether to say that a GPU is enough for a larger teacher than the shipped one.
+    views: of each picture on the way, 0 for none. hint: whether to say that a GPU is enough for a larger
+    teacher than the shipped one.
     """
     for warning in job.warnings:
         note(warning)
@@ -185,18 +202,24 @@ def watched(job: Job, address: Address | None, hint: bool) -> Iterator[Watcher]:
         note("the embedded teacher draws 64x64 pictures; --prior sd21 uses Stable Diffusion on this GPU")
     if job.state.step:
         note(f"continuing after step {job.state.step} of {job.config.steps}")
+    from splatdistill.training.loggers import Logged
+
     with ExitStack() as stack:
         interrupted = stack.enter_context(interruptible())
         session = None if address is None else stack.enter_context(viewed(job, address))
         progress = stack.enter_context(progress_for(job.config.steps, job.state.step))
-        yield Audience(progress, session, interrupted)
+        logged = Logged(lambda: job.state.gaussians, job.config, job.out, views, logger, note)
+        yield Audience(progress, logged, session, interrupted)
 
 
 class Audience(NullWatcher):
-    """The terminal, the viewer where there is one, and the signals that stop a run."""
+    """The terminal, the log, the viewer where there is one, and the signals that stop a run."""
 
-    def __init__(self, progress: Watcher, session: Session | None, interrupted: Callable[[], bool]) -> None:
-        self._progress, self._session, self._interrupted = progress, session, interrupted
+    def __init__(
+        self, progress: Watcher, logged: Watcher, session: Session | None, interrupted: Callable[[], bool]
+    ) -> None:
+        self._progress, self._logged = progress, logged
+        self._session, self._interrupted = session, interrupted
 
     def on_views(self, view: Render, distillation: Distillation) -> None:
         """Pass them to the viewer."""
@@ -204,8 +227,9 @@ class Audience(NullWatcher):
             self._session.on_views(view, distillation)
 
     def on_step(self, step: int, metrics: Metrics) -> None:
-        """Pass them to both."""
+        """Pass them to all."""
         self._progress.on_step(step, metrics)
+        self._logged.on_step(step, metrics)
         if self._session is not None:
             self._session.on_step(step, metrics)
 
@@ -218,6 +242,7 @@ class Audience(NullWatcher):
     def on_result(self, result: RunResult) -> None:
         """Say what came out, and leave the viewer open while a page looks at it."""
         self._progress.on_result(result)
+        self._logged.on_result(result)
         out = result.out
         if not result.finished:
             note(f"stopped after step {result.step} of {result.steps}; continue with --resume {out}")
@@ -226,6 +251,7 @@ class Audience(NullWatcher):
             f"{out / RESULT}: {result.gaussians} Gaussians in {result.seconds:.0f} s; "
             f"{out / REPORT} shows them"
         )
+        note(f"its +Z is up; for a viewer that lays it down: splatdistill export {out} turned.ply --up -y")
         if self._session is None:
             return
         from splatdistill.formats.ply import read_ply

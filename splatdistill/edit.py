@@ -12,6 +12,7 @@ from pathlib import Path
 
 from splatdistill.cli import (
     Parser,
+    add_logging,
     add_settings,
     add_viewer,
     chosen,
@@ -38,6 +39,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--out", type=folder, metavar="DIR", help="default outputs/<target prompt>-edit-<seed>")
     add("--config", metavar="YAML", help="settings on top of the presets")
     add_viewer(parser)
+    add_logging(parser)
     add("--overwrite", action="store_true", help="replace the run in the output folder")
     add_settings(parser)
     return parser.parse_intermixed_args(arguments)

@@ -6,14 +6,17 @@ Everything heavy is imported after the arguments were read, so help and mistakes
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from splatdistill.cli import (
     Parser,
+    add_logging,
     add_settings,
     add_viewer,
     chosen,
@@ -26,14 +29,14 @@ from splatdistill.cli import (
     status_of,
 )
 from splatdistill.errors import Diverged, UserError
-from splatdistill.folder import CONFIG, RESULT, SEEDS
+from splatdistill.folder import CONFIG, RESULT, SEEDS, SWEEP
 from splatdistill.training.inputs import name_of
 
 if TYPE_CHECKING:
     from splatdistill.config.schema import Config
 
 # the options that say what a run is
-CHOICES = ("prompt", "image", "negative_prompt", "method", "prior", "seed", "seeds", "out", "config")
+CHOICES = ("prompt", "image", "negative_prompt", "method", "prior", "seed", "seeds", "sweep", "out", "config")
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -53,7 +56,10 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     more = "continue a run that was stopped, exactly; with --steps, one that is finished"
     add("--resume", type=folder, metavar="DIR", help=more)
+    sweep = "a run for each value, and DIR/sweep.png; several multiply, also with --seeds"
+    add("--sweep", action="append", metavar="KEY=V,V", help=sweep)
     add_viewer(parser)
+    add_logging(parser)
     add("--overwrite", action="store_true", help="replace the run in the output folder")
     add("--list-words", action="store_true", help="print the words that the embedded teacher knows, and exit")
     add_settings(parser)
@@ -68,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         say(grammar.word_list())
         return 0
-    command = resume if args.resume else several if args.seeds is not None else start
+    command = resume if args.resume else several if args.seeds is not None or args.sweep else start
     return exit_status(lambda: command(args), "interrupted; a run that had begun continues with --resume DIR")
 
 
@@ -80,18 +86,27 @@ def start(args: argparse.Namespace) -> int:
 
 
 def several(args: argparse.Namespace) -> int:
-    """Make a run for each seed, and one picture of all; return the exit status, that of the worst run."""
+    """Make a run for each seed and each setting of a sweep, and one picture of all.
+
+    Returns:
+        The exit status, that of the worst run.
+    """
     from splatdistill.config.load import load
     from splatdistill.files import atomic_write
     from splatdistill.media.sheets import runs_sheet
 
-    if args.seed is not None:
+    if args.seed is not None and args.seeds is not None:
         raise UserError("give --seed or --seeds, not both")
-    base, status, finished = args.out, 0, []
-    for seed in numbers(args.seeds, "--seeds"):
-        config = configure(args, seed)
-        base = base or Path("outputs") / f"{name_of(config)}-seeds"
-        out = base / str(seed)
+    seeds = [None] if args.seeds is None else numbers(args.seeds, "--seeds")
+    asked = [  # all are understood before the first is made
+        (words, seed, configure(args, seed, words)) for words in swept(args.sweep or []) for seed in seeds
+    ]
+    kind, sheet = ("sweep", SWEEP) if args.sweep else ("seeds", SEEDS)
+    base = args.out or Path("outputs") / f"{name_of(asked[0][2])}-{kind}"
+    status, finished = 0, {}
+    for words, seed, config in asked:
+        name = " ".join([*words, *([] if seed is None else [f"seed={seed}" if words else str(seed)])])
+        out = base / re.sub(r"[^\w.,=\[\]+-]+", "_", name)
         known = not args.overwrite and (out / CONFIG).is_file() and load(out / CONFIG) == config
         if not (known and (out / RESULT).exists()):
             try:
@@ -101,12 +116,28 @@ def several(args: argparse.Namespace) -> int:
                 note(f"error: {error}")
                 status = 1
                 continue
-        finished.append(out)
-    if base is not None and finished:
-        with atomic_write(base / SEEDS) as file:
-            runs_sheet([out / RESULT for out in finished], 96, 2).save(file, format="PNG")
-        note(f"{base / SEEDS} shows {len(finished)} runs, four views each")
+        finished[out] = name
+    if finished:
+        names = list(finished.values()) if args.sweep else []
+        with atomic_write(base / sheet) as file:
+            runs_sheet([out / RESULT for out in finished], 96, 2, names).save(file, format="PNG")
+        note(f"{base / sheet} shows {len(finished)} runs, four views each")
     return status
+
+
+def swept(sweeps: Sequence[str]) -> list[list[str]]:
+    """The settings of each run of a sweep: of KEY=V,V each value of each with each of the others.
+
+    Commas inside brackets part no values. Raises UserError for other text.
+    """
+    choices = []
+    for sweep in sweeps:
+        key, equals, values = sweep.partition("=")
+        parts = [part.strip() for part in re.split(r",(?![^\[]*\])", values)]
+        if not (key and equals and all(parts)) or len(set(parts)) < len(parts):
+            raise UserError(f"--sweep {sweep}: expected KEY=VALUE,VALUE such as guidance.scale=3,5,8")
+        choices.append([f"{key}={part}" for part in parts])
+    return [list(chosen) for chosen in product(*choices)]
 
 
 def resume(args: argparse.Namespace) -> int:
@@ -126,8 +157,8 @@ def resume(args: argparse.Namespace) -> int:
     return status_of(make(config, args.resume, args, resume=True))
 
 
-def configure(args: argparse.Namespace, seed: int | None = None) -> Config:
-    """Return the configuration that the command line asks for, with one of several seeds."""
+def configure(args: argparse.Namespace, seed: int | None = None, words: Sequence[str] = ()) -> Config:
+    """Return the configuration that the command line asks for, with one of several seeds and settings."""
     from splatdistill.config.load import resolve
 
     if args.prompt is not None and not args.prompt.strip():
@@ -137,7 +168,7 @@ def configure(args: argparse.Namespace, seed: int | None = None) -> Config:
         flags["seed"] = seed
     if args.image is not None:
         flags["image"] = {"path": args.image}
-    config = resolve(flags, args.config, args.overrides)
+    config = resolve(flags, args.config, [*args.overrides, *words])
     if not config.prompt.strip() and not config.image.path:
         raise UserError("there is no prompt; say what to make, such as --prompt 'a red mushroom'")
     return config

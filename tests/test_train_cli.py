@@ -10,7 +10,7 @@ from tiny import SMALL, stop_after
 
 from splatdistill.folder import COMPARED, FILM, OUTPUTS, REFERENCE, SOURCE
 from splatdistill.formats.ply import read_ply
-from splatdistill.train import main
+from splatdistill.train import main, swept
 from splatdistill.training.inputs import slug
 
 pytestmark = pytest.mark.usefixtures("workplace")
@@ -258,3 +258,53 @@ def test_a_viewer_that_fails_to_start_does_not_end_the_run(teacher, capfd, monke
     monkeypatch.setattr("splatdistill.viewer.serve", fail)
     assert main(command(teacher, "--out", "run", "--viewer", "0")) == 0
     assert "no viewer: broken" in capfd.readouterr().err and Path("run/splat.ply").exists()
+
+
+def test_a_sweep_makes_a_run_for_each_value_and_one_picture(teacher, capfd):
+    words = command(teacher, "--out", "runs", "--sweep", "guidance.scale=3,5", "--seeds", "0,1")
+    assert main(words) == 0
+    names = {f"guidance.scale={scale}_seed={seed}" for scale in (3, 5) for seed in (0, 1)}
+    assert {path.name for path in Path("runs").iterdir() if path.is_dir()} == names
+    assert (Path("runs") / "sweep.png").stat().st_size > 0 and "4 runs" in capfd.readouterr().err
+    made = (Path("runs") / "guidance.scale=3_seed=0" / "splat.ply").stat().st_mtime_ns
+    assert main([*words, "--sweep", "views.count=2"]) == 0  # another sweep, other folders
+    assert main(words) == 0  # nothing is made again
+    assert (Path("runs") / "guidance.scale=3_seed=0" / "splat.ply").stat().st_mtime_ns == made
+
+
+def test_commas_in_brackets_part_no_values_of_a_sweep():
+    assert swept(["a=1,2", "b=[.98,.2],[.5,.2]"]) == [
+        ["a=1", "b=[.98,.2]"],
+        ["a=1", "b=[.5,.2]"],
+        ["a=2", "b=[.98,.2]"],
+        ["a=2", "b=[.5,.2]"],
+    ]
+    assert swept([]) == [[]]
+
+
+@pytest.mark.parametrize("sweep", ["guidance.scale", "=3", "guidance.scale=", "guidance.scale=3,", "a=1,1"])
+def test_what_is_no_sweep_is_one_line(teacher, capfd, sweep):
+    assert "--sweep" in mistake(capfd, *command(teacher, "--out", "runs", "--sweep", sweep))
+    assert not Path("runs").exists()
+
+
+def test_a_mistake_in_the_last_value_of_a_sweep_is_told_before_the_first_is_made(teacher, capfd):
+    assert "guidance.scale" in mistake(
+        capfd, *command(teacher, "--out", "runs", "--sweep", "guidance.scale=3,x")
+    )
+    assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize("word", ["views.size=100000", "gaussians.count=1000000000", "report.size=1000000"])
+def test_a_size_that_cannot_fit_is_told_before_anything_is_made(teacher, capfd, word):
+    words = [old for old in command(teacher, "--out", "run") if old.split("=")[0] != word.split("=")[0]]
+    assert word.split("=")[0] in mistake(capfd, *words, word)
+    assert not Path("run").exists()
+
+
+def test_a_run_without_kernels_says_that_it_is_slow(teacher, capfd, monkeypatch):
+    monkeypatch.setattr("splatdistill.ops.native._C", None)
+    with monkeypatch.context() as patch:
+        stop_after(patch, 1)
+        main(command(teacher, "--out", "run"))
+    assert "20 times" in capfd.readouterr().err

@@ -24,6 +24,7 @@ from splatdistill.folder import (
     OUTPUTS,
     PREVIOUS,
     RESULT,
+    VALIDATION,
     is_piece,
     kept_scenes,
     step_of,
@@ -104,6 +105,7 @@ def own_files(folder: Path) -> list[Path]:
     """Return the files of a run in a folder, config.yaml last."""
     names = [folder / name for name in OUTPUTS if name not in (CHECKPOINTS, CONFIG)]
     pieces = sorted(path for path in (folder / CHECKPOINTS).glob("step-*") if is_piece(path))
+    pieces += sorted((folder / VALIDATION).glob("step-*.png"))
     return [path for path in [*names, *pieces, folder / CONFIG] if os.path.lexists(path)]
 
 
@@ -119,8 +121,9 @@ def drop_run(folder: Path) -> None:
     """Delete a run and no other file; config.yaml goes last, so that a rest of it is still known as a run."""
     for path in [*leftovers(folder), *own_files(folder)]:
         path.unlink()
-    with suppress(OSError):  # a stranger's file is in there, or it is a link
-        (folder / CHECKPOINTS).rmdir()
+    for name in (CHECKPOINTS, VALIDATION):
+        with suppress(OSError):  # a stranger's file is in there, or it is a link, or not there
+            (folder / name).rmdir()
 
 
 def move_run(source: Path, target: Path) -> None:
@@ -130,6 +133,7 @@ def move_run(source: Path, target: Path) -> None:
     with atomic_write(target / CONFIG) as file:
         file.write((source / CONFIG).read_bytes())
     for path in own_files(source)[:-1]:
+        (target / path.relative_to(source)).parent.mkdir(exist_ok=True)
         shutil.move(path, target / path.relative_to(source))
     drop_run(source)
 

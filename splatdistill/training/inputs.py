@@ -59,6 +59,18 @@ def pick_device(name: str | None) -> torch.device:
     return device
 
 
+def check_kernels(device: torch.device) -> list[str]:
+    """Return a warning where a run has to do without the native kernels."""
+    from splatdistill.ops import native
+
+    if device.type != "cpu" or native.available():
+        return []
+    return [
+        "the native extension is missing: on plain torch this run takes about 20 times as long; "
+        "`splatdistill doctor` says what to do"
+    ]
+
+
 def teacher_of(config: Config, device: torch.device) -> LatentPrior:
     """Load the teacher that a configuration names, in the precision that it asks for."""
     import torch

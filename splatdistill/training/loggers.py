@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from splatdistill.errors import UserError
-from splatdistill.folder import VALIDATION
+from splatdistill.folder import TENSORBOARD, VALIDATION
 from splatdistill.training.progress import Metrics, NullWatcher
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class TensorBoard:
     """Event files in OUT/tensorboard."""
 
     def __init__(self, module: Any, config: Config, out: Path) -> None:
-        self._writer = module.SummaryWriter(str(out / "tensorboard"))
+        self._writer = module.SummaryWriter(str(out / TENSORBOARD))
         self._writer.add_text("prompt", config.prompt)
 
     def numbers(self, step: int, values: Metrics) -> None:
@@ -83,14 +83,14 @@ class WandB:
         self._run.finish()
 
 
-Make = Callable[[Any, "Config", Path], Logger]
-LOGGERS: dict[str, tuple[str, Make]] = {  # the module that each needs, and what writes by it
+MakeLogger = Callable[["Config", Path], Logger]
+LOGGERS: dict[str, tuple[str, Callable[[Any, Config, Path], Logger]]] = {  # what each needs, and writes by
     "tensorboard": ("torch.utils.tensorboard", TensorBoard),
     "wandb": ("wandb", WandB),
 }
 
 
-def find_logger(name: str) -> Callable[[Config, Path], Logger]:
+def find_logger(name: str) -> MakeLogger:
     """What makes the logger of this name for a run; raises UserError when its package is not installed."""
     module, make = LOGGERS[name]
     try:
@@ -120,7 +120,7 @@ class Logged(NullWatcher):
         config: Config,
         out: Path,
         views: int,
-        make: Callable[[Config, Path], Logger] | None,
+        make: MakeLogger | None,
         tell: Callable[[str], None],
     ) -> None:
         self._scene, self._config, self._out, self._views, self._tell = scene, config, out, views, tell

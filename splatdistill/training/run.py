@@ -25,6 +25,7 @@ from splatdistill.training.claim import (
     set_aside,
 )
 from splatdistill.training.inputs import (
+    check_kernels,
     check_words,
     fit_teacher,
     pick_device,
@@ -57,7 +58,7 @@ class Job:
     picture: Reference | None  # that it starts from, as it was given
     origin: ParameterDict | None  # the splat that it edits, in its place
     new: bool  # there is no checkpoint of it
-    warnings: list[str]  # about its prompts
+    warnings: list[str]  # about its prompts, and its speed
 
 
 @dataclass(frozen=True)
@@ -125,7 +126,7 @@ def make_run(
     with claimed(out):
         check_folder(out, overwrite=overwrite, resume=resume)  # now that no one else changes it
         job = prepare(config, out, device=device, resume=resume)
-        job.warnings = warnings
+        job.warnings = warnings + check_kernels(job.device)
         with begun(job, resume), watch(job) as watcher:
             begin = time.perf_counter()
             done = fit(job, watcher)
@@ -144,6 +145,7 @@ def prepare(config: Config, out: Path, *, device: str | None = None, resume: boo
     from splatdistill.guidance import METHODS
     from splatdistill.guidance.guide import make_guide
     from splatdistill.training import checkpoint
+    from splatdistill.training.memory import check_memory
     from splatdistill.training.state import new_state
 
     if METHODS[config.method].edits and not config.edit.splat:
@@ -151,6 +153,7 @@ def prepare(config: Config, out: Path, *, device: str | None = None, resume: boo
             f"method '{config.method}' edits a splat: use python -m splatdistill.edit --splat FILE"
         )
     place = pick_device(device)
+    check_memory(config, place)
     begun = resume and any((out / CHECKPOINTS).glob("*.pt"))  # else it was killed before its first one
     saved = checkpoint.latest(out / CHECKPOINTS, config) if begun else None
     own = [resume and (out / name).exists() for name in (REFERENCE, SOURCE)]

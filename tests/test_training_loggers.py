@@ -1,4 +1,4 @@
-"""Logs and pictures of a run: what reaches a service, what is kept on the way, and that neither changes a run."""
+"""Logs and pictures of a run: what a service gets, what is kept on the way; neither changes the run."""
 
 import sys
 from pathlib import Path

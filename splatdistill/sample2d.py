@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from splatdistill.cli import Parser, add_settings, chosen, exit_status, folder, note
-from splatdistill.errors import UserError
+from splatdistill.errors import Diverged, UserError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -62,6 +63,7 @@ def start(args: argparse.Namespace) -> int:
     from splatdistill.config.load import resolve
     from splatdistill.files import atomic_write, writable_folder
     from splatdistill.guidance import METHODS
+    from splatdistill.priors.zero123 import Zero123Prior
     from splatdistill.training.inputs import check_words, pick_device, slug, teacher_of
 
     exact = args.mode in ("ddim", "cached")
@@ -83,11 +85,17 @@ def start(args: argparse.Namespace) -> int:
         note(warning)
     name = f"2d-{slug(config.prompt)}-{args.mode if exact else config.method}-{config.seed}"
     out = args.out or Path("outputs") / name
-    writable_folder(out)
     prior = teacher_of(config, pick_device(args.device))
     if prior.group > 1:
         raise UserError("flat pictures have no cameras; give a teacher of single views")
+    if isinstance(prior, Zero123Prior):
+        raise UserError(
+            "this teacher turns a picture and reads no text; use python -m splatdistill.train --image"
+        )
+    writable_folder(out)
     z, metrics, trajectory = play(config, prior, args.mode or "inversion", args.count, args.rate)
+    if not all(math.isfinite(value) for value in metrics.values() if isinstance(value, float)):
+        raise Diverged("the pictures are not finite: nothing was written; try another --rate or teacher")
     with atomic_write(out / "picture.png") as file:
         row(prior.decode(z)).save(file, format="PNG")
     with atomic_write(out / "trajectory.png") as file:

@@ -206,6 +206,11 @@ def test_mistakes_are_one_line(tmp_path: Path, folders: tuple[Path, Path], capsy
         ([*clip], "nothing to evaluate"),
         (["--suite", "objects", "--seeds", "x", *clip], "--seeds"),
         (["--suite", "objects", "run", *clip], "settings"),
+        (["--suite", "objects", "--methods", "foo", *clip], "foo"),
+        (["--suite", "objects", "--methods", "pds", *clip], "splatdistill.edit"),
+        (["--suite", "objects", "--priors", "foo", *clip], "foo"),
+        (["--suite", "objects", "guidance.scal=3", *clip], "guidance.scal"),
+        (["--suite", "dreamfusion", *clip], "does not know"),
         (["run", *clip], "no finished run (no splat.ply)"),
         (["--suite", "objets", *clip], "objects"),
         (["--suite", "objects", "--jobs", "0", *clip], "--jobs"),
@@ -213,4 +218,5 @@ def test_mistakes_are_one_line(tmp_path: Path, folders: tuple[Path, Path], capsy
         assert main(words) == 2
         lines = capsys.readouterr().err.strip().splitlines()
         assert len(lines) == 1 and said in lines[0]
+        assert not (tmp_path / "outputs").exists()
     assert numbers("0,3-5", "--seeds") == [0, 3, 4, 5]

@@ -8,6 +8,7 @@ from PIL import Image
 
 from splatdistill import sample2d
 from splatdistill.guidance import METHODS
+from splatdistill.priors.latent import LatentPrior
 
 DRAW = [name for name, method in METHODS.items() if not (method.edits or method.by_clip)]
 
@@ -69,3 +70,19 @@ def test_mistakes_are_one_line(teacher, capfd, more, said):
     lines = capfd.readouterr().err.strip().splitlines()
     assert len(lines) == 1 and said in lines[0]
     assert not Path("outputs").exists()
+
+
+def test_a_teacher_of_pictures_is_one_line(capfd):
+    assert sample2d.main(["--prompt", "a red dog", "--prior", "embedded-image", "--out", "o"]) == 2
+    lines = capfd.readouterr().err.strip().splitlines()
+    assert len(lines) == 1 and "--image" in lines[0] and not Path("o").exists()
+
+
+def test_pictures_that_are_not_finite_are_not_written(teacher, capfd, monkeypatch):
+    def broken(self, *given, **named):
+        return predict(self, *given, **named) * float("nan")
+
+    predict = LatentPrior.predict
+    monkeypatch.setattr(LatentPrior, "predict", broken)
+    assert sample2d.main(words(teacher, "--steps", "2", "--out", "o")) == 1
+    assert "not finite" in capfd.readouterr().err and not Path("o", "picture.png").exists()

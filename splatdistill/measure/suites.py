@@ -22,7 +22,7 @@ from splatdistill.errors import Diverged, UserError
 from splatdistill.folder import CONFIG, LOG, RESULT
 from splatdistill.priors import words as grammar
 from splatdistill.training import run
-from splatdistill.training.inputs import slug
+from splatdistill.training.inputs import check_words, slug
 from splatdistill.training.progress import Lines, Watcher, interruptible
 
 
@@ -91,12 +91,21 @@ def make_runs(
     overrides: Sequence[str] = (),
     jobs: int | None = 1,
 ) -> list[Path]:
-    """Return the folders of all runs of a list, made where they are not there; see `make`."""
-    asked = []
-    for prior, method, prompt, seed in product(priors, methods, prompts, seeds):
-        flags = {"prompt": prompt, "prior": {"name": prior}, "method": method, "seed": seed}
-        folder = out / f"{slug(prior)}-{method}" / f"{slug(prompt)}-{seed}"
-        asked.append(Asked(folder, resolve(flags, None, overrides)))
+    """Return the folders of all runs of a list, made where they are not there; see `make`.
+
+    Raises UserError for settings, words, methods and priors that cannot be, before the first run is made.
+    """
+    asked: list[Asked] = []
+    for prior, method in product(priors, methods):
+        these = []
+        for prompt, seed in product(prompts, seeds):
+            flags = {"prompt": prompt, "prior": {"name": prior}, "method": method, "seed": seed}
+            folder = out / f"{slug(prior)}-{method}" / f"{slug(prompt)}-{seed}"
+            these.append(Asked(folder, resolve(flags, None, overrides)))
+            check_words(these[-1].config, allow_unknown=False)
+        if missing := [one for one in these if not (one.folder / RESULT).exists()]:
+            run.prepare(missing[0].config, missing[0].folder)  # loads and tries all, and touches nothing
+        asked += these
     return make(asked, jobs)
 
 

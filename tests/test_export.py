@@ -137,7 +137,7 @@ def test_a_failed_export_keeps_the_old_file(capfd, monkeypatch):
 
 
 def test_meshes_are_written_and_counted(capfd):
-    pytest.importorskip("skimage")
+    pytest.importorskip("fast_simplification")
     assert main(["in.ply", "out.obj", "--resolution", "32"]) == 0
     assert main(["in.ply", "out.glb", "--mesh", "--resolution", "32"]) == 0
     counts = re.findall(r": (\d+) triangles", capfd.readouterr().err)
@@ -174,7 +174,7 @@ def test_meshes_are_written_and_counted(capfd):
 )
 def test_a_mistake_is_one_line_and_status_2(capfd, arguments, expected):
     if "out.obj" in arguments:
-        pytest.importorskip("skimage")
+        pytest.importorskip("fast_simplification")
     assert expected in mistake(capfd, *arguments)
 
 

@@ -8,6 +8,7 @@ into a palette of at most 65,536 rows, whose entries index a codebook again. -Y 
 import io
 import json
 import math
+import warnings
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -244,7 +245,10 @@ class _Meta:
             raise UserError(f"{self.path} names no picture of {part} in meta.json; copy it again")
         content = self._member(files[index], 8 * count + (1 << 20))
         try:
-            with Image.open(io.BytesIO(content), formats=("WEBP", "PNG")) as picture:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # its size is checked here
+                opened_picture = Image.open(io.BytesIO(content), formats=("WEBP", "PNG"))
+            with opened_picture as picture:
                 size = picture.width * picture.height
                 if not count <= size <= 2 * count + SPARE_PIXELS or width not in (None, picture.width):
                     raise UserError(

@@ -1,6 +1,8 @@
 """The command, end to end on a tiny random pipeline."""
 
+import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -308,3 +310,90 @@ def test_a_run_without_kernels_says_that_it_is_slow(teacher, capfd, monkeypatch)
         stop_after(patch, 1)
         main(command(teacher, "--out", "run"))
     assert "20 times" in capfd.readouterr().err
+
+
+def test_the_folder_of_no_name_is_refused(teacher, capfd):
+    for option in ("--out", "--resume"):
+        assert "empty" in mistake(capfd, "--prompt", "a duck", option, "")
+
+
+def test_a_failed_command_leaves_no_folder(teacher, workplace, capfd):
+    for words in (
+        ["--prior", "/absent"],
+        ["optimizer.beta1=1.5", "--prior", teacher],
+        ["--device", "cuda:9"],
+    ):
+        mistake(capfd, "--prompt", "a red mushroom", "--steps", "1", *words)
+        assert not list(workplace.iterdir())
+
+
+def test_a_link_as_the_folder_stays(teacher, workplace, capfd):
+    (workplace / "disk").mkdir()
+    (workplace / "run").symlink_to("disk")
+    (workplace / "dangling").symlink_to("nowhere")
+    assert main(command(teacher, "--out", "run")) == 0
+    assert (workplace / "run").is_symlink() and (workplace / "disk" / "splat.ply").exists()
+    capfd.readouterr()
+    mistake(capfd, *command(teacher, "--out", "dangling"))
+    assert (workplace / "dangling").is_symlink() and not (workplace / "nowhere").exists()
+
+
+def test_a_run_that_comes_to_nothing_is_one_line_and_status_1(teacher, capfd):
+    assert main(command(teacher, "--out", "run", "guard.gradient_norm=1e-12")) == 1
+    lines = capfd.readouterr().err.strip().splitlines()
+    assert lines[-1].startswith("error: every one of the 4 steps was bad")
+    assert not Path("run/splat.ply").exists()
+
+
+def test_nobody_has_to_be_at_the_terminal(teacher, monkeypatch):
+    ending, other = os.pipe()
+    os.close(ending)
+    with open(other, "w") as gone, open("/dev/full", "w") as full:
+        for name, stream in (("gone", gone), ("full", full)):
+            monkeypatch.setattr(sys, "stderr", stream)
+            assert main(command(teacher, "--out", name)) == 0
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    assert Path("gone/splat.ply").read_bytes() == Path("full/splat.ply").read_bytes()
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_the_run_and_it_goes_on(teacher, monkeypatch, capfd, number):
+    def signalled(self, step, metrics):
+        if step == 3:
+            os.kill(os.getpid(), number)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("splatdistill.training.progress.Lines.on_step", signalled)
+        assert main(command(teacher, "--out", "run")) == 130
+    assert "stopped after step 3 of 4; continue with --resume run" in capfd.readouterr().err
+    assert main(["--resume", "run"]) == 0
+    assert "continuing after step 3 of 4" in capfd.readouterr().err
+
+
+def test_a_finished_run_goes_on_with_more_steps(teacher, capfd):
+    assert main(command(teacher, "--out", "run")) == 0
+    assert main(["--resume", "run", "--steps", "6"]) == 0
+    assert "continuing after step 4 of 6" in capfd.readouterr().err
+    assert len(Path("run/metrics.jsonl").read_text().splitlines()) == 6
+    assert "steps" in mistake(capfd, "--resume", "run", "--steps", "0")
+
+
+def test_another_process_in_the_folder_is_one_line(teacher, capfd, monkeypatch):
+    def meanwhile(self, step, metrics):
+        if step == 2:
+            assert main(command(teacher, "--out", "run", "--overwrite")) == 2
+            assert main(["--resume", "run"]) == 2
+
+    monkeypatch.setattr("splatdistill.training.progress.Lines.on_step", meanwhile)
+    assert main(command(teacher, "--out", "run")) == 0
+    assert capfd.readouterr().err.count("run is in use by another run") == 2
+
+
+def test_the_vocabulary_is_cut_off_quietly(teacher):
+    program = [sys.executable, "-m", "splatdistill.train", "--list-words"]
+    root = Path(__file__).parents[1]
+    process = subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=root)
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.close()
+    assert process.stderr.read() == b"" and process.wait() == 0
+    process.stderr.close()

@@ -9,7 +9,7 @@ import torch
 from splatdistill.guidance import Distillation
 from splatdistill.scene.gaussians import NAMES, init_blob
 from splatdistill.scene.rendering import Render
-from splatdistill.training.monitor import INTERVAL, Session
+from splatdistill.training.monitor import GONE, INTERVAL, Session
 
 METRICS = {"t": 500.0, "loss": 2.0, "gradient_norm": 1.0, "gaussians": 5, "skipped": 0}
 
@@ -194,3 +194,29 @@ def test_commands_from_many_threads_leave_a_session_that_works(session):
     session.resume()
     assert session.should_stop() is False
     assert [step for step, _, _ in session.history()] == list(range(1, 50))
+
+
+def test_a_paused_run_says_so_and_goes_on_when_the_last_page_has_left(clock, scene):
+    told: list[str] = []
+    session = Session(lambda: scene, lambda z: z, 10, clock=clock, tell=told.append)
+    session.watch(True)
+    session.pause()
+    asked = iter(range(4))
+
+    def passing() -> bool:  # what a paused run asks while it waits
+        moment = next(asked, 4)
+        if moment == 0:
+            session.watch(False)  # the page is loaded anew
+        elif moment == 1:
+            clock.now += 0.9 * GONE
+            session.watch(True)
+            assert told == ["paused in the viewer after step 0, until resumed there or its page is closed"]
+        elif moment == 2:
+            clock.now += 10 * GONE
+            session.watch(False)
+        elif moment == 3:
+            clock.now += 1.1 * GONE
+        return False
+
+    assert session.should_stop(passing) is False
+    assert not session.status.paused and told[1:] == ["the last page of the viewer left; the run goes on"]

@@ -84,6 +84,7 @@ class Session(NullWatcher):
         self._history: list[tuple[int, float, float]] = []  # step, loss, gradient norm
         self._durations: deque[float] = deque(maxlen=SPEED_STEPS)
         self._watched = self._lessons_wanted = self._stopped = False
+        self._told = False  # that it is paused
         self._steps_allowed = 0  # while paused
         self._version = 0
         self._last_snapshot = self._last_lesson = -math.inf
@@ -136,7 +137,11 @@ class Session(NullWatcher):
         could let it has left for good.
         """
         if self._waits():
-            self._tell(f"paused in the viewer after step {self._status.step}; it goes on without a page")
+            if not self._told:
+                step = self._status.step
+                self._tell(
+                    f"paused in the viewer after step {step}, until resumed there or its page is closed"
+                )
             if self._watched:
                 self._publish(self._gaussians())  # a paused run shows its last step
         with self._changed:
@@ -145,6 +150,7 @@ class Session(NullWatcher):
                 if self._left is not None and self._clock() > self._left + GONE:
                     self._tell("the last page of the viewer left; the run goes on")
                     self._status = replace(self._status, paused=False)
+            self._told = self._status.paused
             self._steps_allowed = max(self._steps_allowed - 1, 0)
             self._resumed = self._clock()
             return self._stopped or interrupted()

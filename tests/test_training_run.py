@@ -41,8 +41,10 @@ def content(folder: Path) -> dict[str, bytes]:
 
 
 def outputs(folder: Path) -> dict[str, bytes]:
-    """All files but the checkpoints: which are kept depends on where a run was stopped."""
-    return {name: value for name, value in content(folder).items() if not name.endswith(".pt")}
+    """All files, but of the checkpoints the last alone: which others are kept depends on stops."""
+    files = content(folder)
+    states = sorted(name for name in files if name.endswith(".pt"))
+    return {name: value for name, value in files.items() if name not in states[:-1]}
 
 
 @pytest.fixture(scope="module")

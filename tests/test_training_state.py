@@ -93,6 +93,11 @@ def test_a_state_survives_the_way_through_a_file(tmp_path):
     first, second = tensors(state.state_dict()), tensors(again.state_dict())
     assert len(first) == len(second) > 20
     assert all(torch.equal(a, b) for a, b in zip(first, second))
+    (tmp_path / "again").mkdir()
+    checkpoint.save(
+        tmp_path / "again" / "step-00000002.pt", again.state_dict() | {"settings": checkpoint.dump(config)}
+    )
+    assert (tmp_path / "again" / "step-00000002.pt").read_bytes() == path.read_bytes()
 
 
 def test_other_rates_and_densification_continue():

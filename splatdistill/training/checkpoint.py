@@ -2,6 +2,7 @@
 
 import io
 import re
+import sys
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -29,19 +30,27 @@ COUNTS = ("step", "skipped", "bad_in_a_row")
 def save(path: str | Path, state: dict[str, Any], *, keep: int = 2) -> None:
     """Write a checkpoint atomically; then keep it and those before it, `keep` in all.
 
-    state holds tensors, numbers, strings, and dicts, lists or tuples of them. Later checkpoints in the folder
+    state holds tensors, numbers, strings, and dicts, lists or tuples of them. Equal states are equal bytes,
+    wherever they come from. Later checkpoints in the folder
     are deleted too: they were passed over as damaged, or belong to a run that this one replaces.
     Raises UserError when the folder cannot be written.
     """
     path = Path(path)
     buffer = io.BytesIO()
-    torch.save(state, buffer)
+    torch.save(_interned(state), buffer)
     with atomic_write(path) as file:
         file.write(buffer.getbuffer())
     found = _newest_first(path.parent)
     newest = found.index(path)
     for other in found[:newest] + found[newest + keep :]:
         other.unlink(missing_ok=True)
+
+
+def _interned(value: Any) -> Any:
+    """Return a value whose equal keys are one string: pickle writes a second string that is not the first."""
+    if isinstance(value, dict):
+        return {sys.intern(k) if isinstance(k, str) else k: _interned(v) for k, v in value.items()}
+    return type(value)(map(_interned, value)) if isinstance(value, list | tuple) else value
 
 
 def load(path: str | Path) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -21,10 +21,9 @@ from common import write_result
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from torch import Tensor
 
-from splatdistill.guidance import InversionSettings, Method, build_method, distill
-from splatdistill.guidance.noise import Pair, Query
+from splatdistill.guidance import SDI, Comparison, Inversion, Method, Query, State, distill
 from splatdistill.guidance.prompts import perp_neg_mix
-from splatdistill.priors.base import Conditioning
+from splatdistill.priors.base import Conditioning, Prior
 from splatdistill.priors.latent import LatentPrior
 from splatdistill.scene.cameras import Cameras, OrbitRanges, sample_orbit
 from splatdistill.scene.gaussians import init_blob
@@ -70,11 +69,10 @@ def build_condition(prior: LatentPrior, cameras: Cameras, perp_neg: bool) -> Con
     generator = torch.Generator().manual_seed(1)
     texts = torch.randn(4, 1, 77, width, generator=generator).to(prior.device)
     texts = texts.repeat(1, len(cameras), 1, 1)
-    ones = torch.ones(1, len(cameras))
     if not perp_neg:
-        return Conditioning(texts[:2], torch.cat([(1 - GUIDANCE) * ones, GUIDANCE * ones]))
+        return Conditioning(texts[:2], GUIDANCE)
     mix = perp_neg_mix(cameras.azimuth_deg, cameras.elevation_deg)
-    return Conditioning(texts, torch.cat([ones, GUIDANCE * ones, GUIDANCE * mix.weights]), perp_neg=True)
+    return Conditioning(texts, GUIDANCE, negatives=mix.weights)
 
 
 class Eager:
@@ -142,24 +140,37 @@ class Eager:
         return total
 
 
+@dataclass(frozen=True, eq=False)
+class Staged(Method):
+    """A method that calls `stage` after its comparison."""
+
+    method: Method = field(default_factory=SDI)
+    stage: Callable[[str], None] = print
+
+    def compare(self, query: Query, state: State) -> Comparison:
+        """The inner method's comparison."""
+        found = self.method.compare(query, state)
+        self.stage("inversion")
+        return found
+
+    def weight(self, prior: Prior, t: Tensor) -> Tensor:
+        """The inner method's weight."""
+        return self.method.weight(prior, t)
+
+
 class Ours:
     """The product's own path."""
 
     def __init__(self, prior: LatentPrior) -> None:
         self.prior, self.encode = prior, prior.encode
-        inversion = InversionSettings(steps=INVERSION_STEPS, guidance=INVERSION_GUIDANCE, eta=ETA)
-        self.method = build_method("sdi", inversion)
+        inversion = Inversion(steps=INVERSION_STEPS, guidance=INVERSION_GUIDANCE, eta=ETA)
+        self.method = SDI(inversion=inversion)
 
     def loss(self, z: Tensor, t: int, cond: Conditioning, stage: Callable[[str], None]) -> Tensor:
         """The loss of SDI over views [V, 4, h, w]."""
-
-        def noise(asked: Query) -> Pair:
-            found = self.method.noise(asked)
-            stage("inversion")
-            return found
-
-        method: Method = replace(self.method, noise=noise)
-        loss = distill(self.prior, z, torch.full((len(z),), t), cond, method).loss
+        loss = distill(
+            self.prior, z, torch.full((len(z),), t), cond, Staged(method=self.method, stage=stage)
+        ).loss
         stage("guidance")
         return loss
 

@@ -60,7 +60,7 @@ def run(kind: str, config: Config, prior: Prior, out: Path) -> float:
         loop.train(config, prior, state, out, session)
         return time.perf_counter() - begin
     server, address = start_server(Address(port=0))
-    app = App(server, Scenes(session, {}, None, out), config.prompt, config.method, live=True)
+    app = App(server, Scenes(session, {}, None, out), config.prompt, config.method.name, live=True)
     app.panels.mode.value = RASTERIZER if kind == "rasterizer" else app.panels.mode.value
     app.panels.teacher.value = kind == "teacher's view"
     protocol = Subprotocol(f"viser-v{viser.__version__}")

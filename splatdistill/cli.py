@@ -271,12 +271,12 @@ def viewed(job: Job, address: Address) -> Iterator[Session]:
 
     config, out = job.config, job.out
     session = Session(lambda: job.state.gaussians, job.prior.decode, config.steps, job.state.step, tell=note)
-    comments = {"prompt": config.prompt, "method": config.method, "seed": str(config.seed)}
+    comments = {"prompt": config.prompt, "method": config.method.name, "seed": str(config.seed)}
     scenes = Scenes(session, comments, out / RESULT, out)
     name = config.prompt or Path(config.image.path).name
     with ExitStack() as stack:
         try:
-            stack.enter_context(serve(scenes, address, name, config.method, live=True))
+            stack.enter_context(serve(scenes, address, name, config.method.name, live=True))
         except Exception as error:  # whatever it is, the run matters more
             note(f"no viewer: {error}; the run goes on without")
         yield session

@@ -62,7 +62,6 @@ def start(args: argparse.Namespace) -> int:
     """Distil, write and tell; return the exit status."""
     from splatdistill.config.load import resolve
     from splatdistill.files import atomic_write, writable_folder
-    from splatdistill.guidance import METHODS
     from splatdistill.priors.zero123 import Zero123Prior
     from splatdistill.training.inputs import check_words, pick_device, slug, teacher_of
 
@@ -71,19 +70,19 @@ def start(args: argparse.Namespace) -> int:
     flags |= chosen(args, "prompt", "method", "steps", "seed")
     flags["edit"] = {"source_prompt": args.source_prompt or ""}
     config = resolve(flags, None, args.overrides)
-    if METHODS[config.method].edits and not args.source_prompt:
-        raise UserError(f"method '{config.method}' edits: say what with --source-prompt 'a red car'")
-    if config.method == "clip":
+    if config.method.edits and not args.source_prompt:
+        raise UserError(f"method '{config.method.name}' edits: say what with --source-prompt 'a red car'")
+    if not config.method.reads_latents:
         raise UserError(
             "method 'clip' compares pictures, and has no latents; use python -m splatdistill.train"
         )
-    if args.mode is not None and config.method != "sdi":
-        raise UserError(f"--mode is for method sdi, not for {config.method}")
+    if args.mode is not None and config.method.name != "sdi":
+        raise UserError(f"--mode is for method sdi, not for {config.method.name}")
     if args.count < 1 or not args.rate > 0.0:
         raise UserError(f"expected --count of 1 or more and --rate above 0, got {args.count} and {args.rate}")
     for warning in check_words(config, args.allow_unknown):
         note(warning)
-    name = f"2d-{slug(config.prompt)}-{args.mode if exact else config.method}-{config.seed}"
+    name = f"2d-{slug(config.prompt)}-{args.mode if exact else config.method.name}-{config.seed}"
     out = args.out or Path("outputs") / name
     prior = teacher_of(config, pick_device(args.device))
     if prior.group > 1:
@@ -121,12 +120,11 @@ def play(
     from splatdistill.guidance import Source, sample
     from splatdistill.guidance.latents import branches, cached_sdi, distil_latents, from_noise
     from splatdistill.measure.metrics import psnr
-    from splatdistill.training.state import method_of
 
     generator = torch.Generator().manual_seed(config.seed)
-    method, steps = method_of(config), config.steps
+    method, steps = config.method, config.steps
     z_T = torch.randn(count, *prior.latent_shape, generator=generator).to(prior.device)
-    cond = branches(prior, config.prompt, config.guidance.scale, count, config.negative_prompt)
+    cond = branches(prior, config.prompt, config.method.guidance, count, config.negative_prompt)
     ddim = sample(prior, cond, z_T, DDIM_STEPS)
     trajectory: list[tuple[Tensor, Tensor]] = []
 
@@ -137,20 +135,21 @@ def play(
     if mode == "ddim":
         z = sample(prior, cond, z_T, steps)
     elif mode == "cached":
-        z = cached_sdi(prior, cond, z_T, steps, method, watch)
+        z = cached_sdi(prior, cond, z_T, steps, watch)
     else:
         z, source = from_noise(prior, z_T, len(prior.alphas_cumprod) - 1)[0], None
         if method.edits:
             theirs = branches(
-                prior, config.edit.source_prompt, config.guidance.scale, count, config.negative_prompt
+                prior, config.edit.source_prompt, config.method.guidance, count, config.negative_prompt
             )
             z = sample(prior, theirs, z_T, DDIM_STEPS)
             source = Source(z.clone(), theirs)
-        z = distil_latents(prior, cond, method, z, steps, rate, generator, source, watch=watch)
+        state = method.start(prior, config.seed)
+        z = distil_latents(prior, cond, method, z, steps, rate, generator, source, watch=watch, state=state)
     pictures, own = prior.decode(z), prior.decode(ddim)
     metrics = {
         "prompt": config.prompt,
-        "method": config.method if mode == "inversion" else mode,
+        "method": config.method.name if mode == "inversion" else mode,
         "steps": steps,
         "seed": config.seed,
         "latent_rmse_to_ddim": (z - ddim).square().mean().sqrt().item(),

@@ -9,7 +9,6 @@ import argparse
 import re
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -142,8 +141,7 @@ def swept(sweeps: Sequence[str]) -> list[list[str]]:
 
 def resume(args: argparse.Namespace) -> int:
     """Continue the run in a folder under its own configuration; return the exit status."""
-    from splatdistill.config.load import load
-    from splatdistill.config.schema import check
+    from splatdistill.config.load import load, merge
 
     given = [f"--{name.replace('_', '-')}" for name in CHOICES if getattr(args, name) is not None]
     given += args.overrides + ["--overwrite"] * args.overwrite
@@ -153,7 +151,7 @@ def resume(args: argparse.Namespace) -> int:
         raise UserError(f"--resume {args.resume}: there is no run (no {CONFIG}); give the folder of a run")
     config = load(args.resume / CONFIG)
     if args.steps is not None:
-        config = check(replace(config, steps=args.steps))
+        config = merge(config, {"steps": args.steps}, "--steps")
     return status_of(make(config, args.resume, args, resume=True))
 
 

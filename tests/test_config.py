@@ -1,4 +1,5 @@
 import dataclasses
+import random
 from pathlib import Path
 
 import pytest
@@ -6,10 +7,21 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from splatdistill.config.load import dotted_keys, dump, load, read_yaml, resolve, update
+from splatdistill.config.load import (
+    canonical,
+    dump,
+    leaf_values,
+    load,
+    merge,
+    parse_yaml,
+    plain,
+    read_yaml,
+    resolve,
+)
 from splatdistill.config.presets import preset_folder
-from splatdistill.config.schema import Config, check
+from splatdistill.config.schema import Config
 from splatdistill.errors import UserError
+from splatdistill.guidance import DSD, SDS, SDIPublished, find_method
 
 
 def message(*arguments, **keywords) -> str:
@@ -50,8 +62,12 @@ def test_a_written_configuration_repeats_the_run(tmp_path):
 @pytest.mark.parametrize("preset", sorted(preset_folder().glob("*.yaml")), ids=lambda path: path.name)
 def test_every_preset_is_valid(preset):
     values = read_yaml(preset)
-    check(update(Config(), values, preset.name))
-    assert values
+    method = values.get("method", {})
+    name = method if isinstance(method, str) else preset.stem.partition("_")[2] or "sdi"
+    config = Config(method=find_method(name)())
+    values = canonical(values, preset.name)
+    values.get("method", {}).pop("name", None)
+    assert merge(config, values, preset.name) != config or isinstance(method, str)
 
 
 def test_presets_follow_the_prior():
@@ -67,22 +83,22 @@ def test_a_folder_that_lists_its_words_gets_the_embedded_preset(tmp_path):
 
 def test_method_brings_its_own_settings():
     sds = resolve({"method": "sds", "prior": {"name": "sd21"}})
-    assert (sds.guidance.scale, sds.timestep.low, sds.timestep.high) == (100.0, (0.02, 0.02), (0.98, 0.5))
-    assert resolve({"method": "sdi_published", "prior": {"name": "sd21"}}).inversion.published
+    assert sds.method == SDS()
+    assert resolve({"method": "sdi_published", "prior": {"name": "sd21"}}).method == SDIPublished()
 
 
 def test_later_layers_win(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text("steps: 7\nguidance:\n  scale: 3\nviews:\n  count: 2\n")
     config = resolve({"steps": 9}, str(path), ["guidance.scale=4"])
-    assert (config.steps, config.guidance.scale, config.views.count) == (9, 4.0, 2)
+    assert (config.steps, config.method.guidance, config.views.count) == (9, 4.0, 2)
 
 
 def test_numbers_of_every_spelling_are_read():
     config = resolve(
         {}, words=["optimizer.means=1e-3", "guidance.scale=10", "views.ranges.distance=[3, 3.5]"]
     )
-    assert (config.optimizer.means, config.guidance.scale, config.views.ranges.distance) == (
+    assert (config.optimizer.means, config.method.guidance, config.views.ranges.distance) == (
         1e-3,
         10.0,
         (3.0, 3.5),
@@ -108,13 +124,12 @@ def test_unknown_key_names_the_nearest():
         "guidance=3",
         "guidance.scale=[1]",
         "guidance.mode=front",
-        "inversion.published=1",
         "views.ranges.distance=3",
         "views.ranges.distance=[3]",
         "views.ranges.distance=[4, 3]",
         "views.ranges.elevation_deg={a: 1}",
         "timestep.low=[0.5, 0.9]",
-        "backgrounds.colours=red",
+        "backgrounds.colors=red",
         "gaussians.sh_degree=4",
         "gaussians.opacity=1",
         "gaussians.bound=0",
@@ -147,10 +162,10 @@ def test_a_missing_file_is_named(tmp_path):
 def test_dumped_keys_are_the_dotted_keys():
     def flatten(values, prefix=""):
         for key, value in values.items():
-            nested = isinstance(value, dict) and prefix + key != "backgrounds.colours"
+            nested = isinstance(value, dict) and prefix + key != "backgrounds.colors"
             yield from flatten(value, f"{prefix}{key}.") if nested else [prefix + key]
 
-    assert list(flatten(yaml.safe_load(dump(Config())))) == list(dotted_keys(Config()))
+    assert list(flatten(yaml.safe_load(dump(Config())))) == [key for key, _ in leaf_values(Config())]
 
 
 def test_a_priors_own_preset_comes_after_its_familys(tmp_path, monkeypatch) -> None:
@@ -172,3 +187,69 @@ def test_a_preset_can_be_named_and_a_file_of_that_name_goes_first(tmp_path, monk
     assert resolve({}, "sdi_published") == resolve({}, str(preset_folder() / "sdi_published.yaml"))
     Path("sdi_published").write_text("seed: 7\n")
     assert resolve({}, "sdi_published").seed == 7
+
+
+PIECES = ["$", "{", "}", "\\", "?", "???", "${oc.env:HOME}", "a", "\n", "'", '"', ":", " ", "#", "\udce9"]
+PIECES += ["[", "]", "\0", "null", "%", "${", "\\${", "&a", "*a", "!!python", "-", "1e3", "\u2028", "🍄"]
+
+
+def test_twenty_thousand_random_prompts_survive_the_merge_and_yaml() -> None:
+    draw = random.Random(0)
+    default = Config()
+    for _ in range(20_000):
+        prompt = "".join(draw.choice(PIECES) for _ in range(draw.randrange(9)))
+        merged = merge(default, {"prompt": prompt}, "test").prompt
+        assert merged == prompt and type(merged) is str
+
+
+def test_random_prompts_survive_config_yaml(tmp_path) -> None:
+    draw = random.Random(1)
+    for _ in range(60):
+        prompt = "".join(draw.choice(PIECES) for _ in range(draw.randrange(30)))
+        config = resolve({"prompt": prompt})
+        assert config.prompt == prompt and round_trip(config, tmp_path / "config.yaml") == config
+
+
+@pytest.mark.parametrize("text", ["${oc.env:HOME}", "???", "\\???", "${", "${a.b}", "\\${x}"])
+def test_nothing_is_interpolated_anywhere(text, tmp_path) -> None:
+    config = resolve(
+        {"prompt": text, "negative_prompt": text, "edit": {"source_prompt": text}},
+        None,
+        [f"prior.name={text}"],
+    )
+    assert {config.prompt, config.negative_prompt, config.edit.source_prompt, config.prior.name} == {text}
+    assert round_trip(config, tmp_path / "config.yaml") == config
+
+
+def test_settings_of_another_method_do_not_apply(tmp_path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("method: {name: dsd, steps: 5}\n")
+    assert resolve({"prior": "sd21"}, str(path)).method == DSD(steps=5)
+    assert resolve({"prior": "sd21", "method": "sds"}, str(path)).method == SDS()
+
+
+def test_aliases_name_the_same_settings() -> None:
+    asked = [
+        "guidance.scale=4",
+        "timestep.low=[0.5, 0.2]",
+        "inversion.steps=3",
+        "backgrounds.grey=[0.1, 0.2]",
+    ]
+    config = resolve({}, None, asked)
+    assert (config.method.guidance, config.method.timesteps.low) == (4.0, (0.5, 0.2))
+    assert plain(config.method)["inversion"]["steps"] == 3 and config.backgrounds.gray == (0.1, 1.0)
+
+
+@pytest.mark.parametrize(
+    "text", ["a: &x [1]\nb: *x", "a: " + "[" * 900, "a: 2001-13-45", "a: " + "9" * 5000, "? [1]\n: 2"]
+)
+def test_hostile_yaml_is_one_clear_line(tmp_path, text) -> None:
+    path = tmp_path / "broken.yaml"
+    path.write_text(text)
+    assert "broken.yaml" in message({}, str(path))
+
+
+def test_an_alias_bomb_is_refused_at_once() -> None:
+    bomb = "a0: &a0 [x, x]\n" + "".join(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]\n" for i in range(1, 40))
+    with pytest.raises(ValueError, match="aliases"):
+        parse_yaml(bomb)

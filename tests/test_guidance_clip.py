@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from splatdistill.guidance import METHODS, clip, distill
+from splatdistill.guidance import CLIP, clip, distill
 from splatdistill.guidance.clip import SCALE, clip_loss
 from splatdistill.priors.base import ToyPrior, cfg
 from splatdistill.priors.clip import Scorer
@@ -46,7 +46,7 @@ def test_the_gradient_is_that_of_the_loss(scorer: Scorer) -> None:
 
 
 def test_more_pictures_are_an_average(scorer: Scorer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(clip, "LEAST", 1.0)  # no crops
+    monkeypatch.setattr(clip, "SMALLEST_CROP", 1.0)  # no crops
     red, green = ball((0.85, 0.09, 0.09)), ball((0.12, 0.6, 0.18))
     text = "a red sphere"
     both = clip_loss(scorer, torch.cat([red, green]), [text] * 2)
@@ -57,5 +57,5 @@ def test_more_pictures_are_an_average(scorer: Scorer, monkeypatch: pytest.Monkey
 def test_clip_is_no_residual_of_a_teacher() -> None:
     prior = ToyPrior(torch.zeros(3, 2, 2))
     hidden = prior.embed([""])
-    with pytest.raises(ValueError, match="CLIP"):
-        distill(prior, torch.zeros(1, 3, 2, 2), torch.tensor([5]), cfg(hidden, hidden, 1.0), METHODS["clip"])
+    with pytest.raises(ValueError, match="clip"):
+        distill(prior, torch.zeros(1, 3, 2, 2), torch.tensor([5]), cfg(hidden, hidden, 1.0), CLIP())

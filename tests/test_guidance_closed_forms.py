@@ -7,10 +7,10 @@ from itertools import pairwise
 import pytest
 import torch
 
-from splatdistill.guidance import METHODS, Source, distill, sample
+from splatdistill.guidance import METHODS, PDS, Source, distill, sample
+from splatdistill.guidance.dsd import DSD, DSDPublished
 from splatdistill.guidance.latents import dsd_star
-from splatdistill.guidance.methods import pds_coefficients
-from splatdistill.guidance.noise import TrajectorySettings, path_along, walk
+from splatdistill.guidance.noise import path_along, walk
 from splatdistill.priors.base import ToyPrior, cfg, scaled_linear_alphas_cumprod
 
 SHAPE, VARIANCE = (3, 2, 2), 0.5
@@ -62,7 +62,7 @@ def drawn(seed: int = 4) -> torch.Tensor:
 def gradient(name: str, prior: ToyPrior, z: torch.Tensor, g: float, **more) -> torch.Tensor:
     cond = more.pop("cond", None) or branches(prior, g)
     generator = torch.Generator().manual_seed(4)
-    return distill(prior, z, T, cond, METHODS[name], generator, **more).gradient.double()
+    return distill(prior, z, T, cond, METHODS[name](), generator, **more).gradient.double()
 
 
 def close(actual: torch.Tensor, expected: torch.Tensor) -> None:
@@ -146,7 +146,7 @@ def test_pds_is_the_difference_of_stochastic_latents(prediction_type: str) -> No
 
 def test_pds_pulls_toward_the_source_only_by_its_mismatch_of_steps() -> None:
     """With a posterior of the same two levels psi would vanish, and PDS be DDS with another weight."""
-    chi, pull = pds_coefficients(toy(), T)
+    chi, pull = PDS().coefficients(toy(), T)
     assert (chi > 0).all() and (pull > 0).all()
     ab, below = AB[T], AB[T - 2]
     consistent = (
@@ -222,16 +222,15 @@ def test_dsd_compares_two_levels_under_the_noise_of_its_path(prediction_type: st
 
 
 def test_dsd_published_has_the_scales_of_its_codes_classifier_free_guidance() -> None:
-    published = METHODS["dsd_published"]
-    assert isinstance(published.noise, TrajectorySettings)
-    assert (published.guidance, published.noise.scale) == (8.5, 2.0)  # text + s (text - null), s 7.5 and 1
+    published = DSDPublished()
+    assert (published.guidance, published.compared) == (8.5, 2.0)  # text + s (text - null), s 7.5 and 1
 
 
 @pytest.mark.parametrize("prediction_type", PREDICTIONS)
 def test_dsd_with_a_step_for_each_of_ddims_is_the_ddim_sample(prediction_type: str) -> None:
     prior, steps, seed = toy(prediction_type), 12, 3
     cond = branches(prior, 7.5)
-    found = dsd_star(prior, cond, steps, seed, 3, METHODS["dsd"])
+    found = dsd_star(prior, cond, steps, seed, 3)
     start = torch.randn(SHAPE, generator=torch.Generator().manual_seed(seed)).expand(3, *SHAPE)
     path = torch.linspace(999, 0, steps + 1).long().expand(3, -1)
     last = walk(prior, start, path, torch.full((3,), steps), cond)
@@ -252,10 +251,10 @@ def test_all_methods_have_the_published_defaults() -> None:
         "nfsd": 7.5,
         "ism": 7.5,
     }
-    assert {name: METHODS[name].guidance for name in defaults} == defaults
-    dsd = METHODS["dsd"].timesteps
-    assert dsd.low(0.0) == dsd.high(0.0) == 0.98 and dsd.low(1.0) == pytest.approx(0.32)
-    assert dsd.low(0.25) == pytest.approx(0.65)  # the square root of progress
+    assert {name: METHODS[name]().guidance for name in defaults} == defaults
+    dsd = DSD().timesteps
+    assert dsd.range(0.0) == (0.98, 0.98) and dsd.range(1.0) == pytest.approx((0.32, 0.32))
+    assert dsd.range(0.25)[0] == pytest.approx(0.65)  # the square root of progress
 
 
 def test_walks_of_different_lengths_do_not_disturb_each_other() -> None:

@@ -9,14 +9,12 @@ import math
 import pytest
 import torch
 
+from splatdistill.guidance import SDS, FixedNoise, Query, State
 from splatdistill.guidance.noise import (
-    FixedNoise,
-    InversionSettings,
-    Query,
+    Inversion,
     ddim_inversion,
     inversion_grid,
     landing_timesteps,
-    random_noise,
 )
 from splatdistill.priors.base import Conditioning, ToyPrior, cfg
 
@@ -48,9 +46,9 @@ def branches(prior, count, g=7.5, perp_neg=False):
     hidden = prior.embed(TEXTS).unsqueeze(1).expand(-1, count, -1, -1)  # [4, B, 1, D]
     if not perp_neg:
         return cfg(hidden[0], hidden[1], g)
-    weights = torch.tensor([[1.0], [g], [-0.8 * g], [-1.5 * g]]).repeat(1, count)
-    weights[3, -1] = 0.0
-    return Conditioning(hidden, weights, perp_neg=True)
+    negatives = torch.tensor([[-0.8], [-1.5]]).repeat(1, count)
+    negatives[1, -1] = 0.0
+    return Conditioning(hidden, g, negatives=negatives)
 
 
 class Published:
@@ -67,10 +65,11 @@ class Published:
             product *= 1.0 - beta
             self.alpha_bar.append(product)
         self.kind, self.perp_neg, self.last = prior.prediction_type, perp_neg, last
+        self.clean = prior.clean_alpha_bar
 
     def output(self, x, t, mean):
         """What a network trained on N(mean, VARIANCE) says at timestep t; its own alpha_bar is that of t."""
-        ab = self.alpha_bar[t] if t >= 0 else 1.0
+        ab = self.alpha_bar[t] if t >= 0 else self.clean
         x_0 = mean + math.sqrt(ab) * VARIANCE / (ab * VARIANCE + 1 - ab) * (x - math.sqrt(ab) * mean)
         eps = math.sqrt(1 - ab) * (x - math.sqrt(ab) * mean) / (ab * VARIANCE + 1 - ab)
         v = math.sqrt(ab) * eps - math.sqrt(1 - ab) * x_0
@@ -120,7 +119,7 @@ class Published:
         stride = 1000 // n
         points = [point for point in range(1 - stride, 1000, stride) if point < t] + [s]
         for i, (now, following) in enumerate(itertools.pairwise(points)):
-            ab, ab_next = (self.alpha_bar[now] if now >= 0 else 1.0), self.alpha_bar[following]
+            ab, ab_next = (self.alpha_bar[now] if now >= 0 else self.clean), self.alpha_bar[following]
             x = self.move(x, now, ab, ab_next, g_inv)
             x = x + math.sqrt((1 - ab) / (1 - ab_next) * (1 - ab_next / ab)) * noises[i]
         ab_s = self.alpha_bar[s]
@@ -132,7 +131,7 @@ T_MIXED = [9, 100, 205, 333, 640, 980]
 
 @pytest.mark.parametrize("perp_neg", [False, True])
 @pytest.mark.parametrize("prediction_type", PREDICTIONS)
-@pytest.mark.parametrize("settings", [InversionSettings(), InversionSettings(4, 0.0, 0.0, 0.0)])
+@pytest.mark.parametrize("settings", [Inversion(), Inversion(4, 0.0, 0.0, 0.0)])
 def test_kappa_agrees_with_the_papers_formulas(prediction_type, perp_neg, settings):
     prior, z, t = toy(prediction_type), latents(6), torch.tensor(T_MIXED)
     cond = branches(prior, 6, perp_neg=perp_neg)
@@ -154,11 +153,14 @@ def test_kappa_agrees_with_the_papers_formulas(prediction_type, perp_neg, settin
         torch.testing.assert_close(z_t[b].double(), expected[1], atol=atol, rtol=1e-5)
 
 
+@pytest.mark.parametrize("set_alpha_to_one", [False, True])
 @pytest.mark.parametrize("perp_neg", [False, True])
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
-def test_the_published_form_agrees_with_the_codes_formulas(prediction_type, perp_neg):
+def test_the_published_form_agrees_with_the_codes_formulas(prediction_type, perp_neg, set_alpha_to_one):
+    """alpha_bar at the clean end is the scheduler's: 1, or alphas_cumprod[0] as in Stable Diffusion's."""
     prior, z, t = toy(prediction_type), latents(6), torch.tensor(T_MIXED)
-    settings = InversionSettings(tau=0.1, published=True)
+    prior.clean_alpha_bar = 1.0 if set_alpha_to_one else prior.alphas_cumprod[0].item()
+    settings = Inversion(tau=0.1, published=True)
     cond = branches(prior, 6, perp_neg=perp_neg)
     kappa, z_t = ddim_inversion(prior, z, t, cond, settings, torch.Generator().manual_seed(3))
     generator = torch.Generator().manual_seed(3)
@@ -173,14 +175,14 @@ def test_the_published_form_agrees_with_the_codes_formulas(prediction_type, perp
 
 
 def test_grids_start_at_the_clean_end():
-    assert inversion_grid(1000, InversionSettings()).tolist() == list(range(0, 1000, 100))
-    assert inversion_grid(1000, InversionSettings(published=True)).tolist() == list(range(-99, 1000, 100))
-    assert inversion_grid(1000, InversionSettings(3)).tolist() == [0, 333, 666]
+    assert inversion_grid(1000, Inversion()).tolist() == list(range(0, 1000, 100))
+    assert inversion_grid(1000, Inversion(published=True)).tolist() == list(range(-99, 1000, 100))
+    assert inversion_grid(1000, Inversion(3)).tolist() == [0, 333, 666]
 
 
 def test_a_sample_that_has_landed_leaves_the_batch():
     prior = toy(kind=RecordingPrior)
-    settings = InversionSettings(steps=4, tau=0.0)
+    settings = Inversion(steps=4, tau=0.0)
     ddim_inversion(prior, latents(3), torch.tensor([600, 100, 251]), branches(prior, 3), settings)
     assert [t for t, _ in prior.calls] == [[0, 0, 0], [250, 250], [500]]
 
@@ -190,7 +192,7 @@ def test_a_sample_that_has_landed_leaves_the_batch():
 )
 def test_inversion_has_its_own_guidance_scale(g_inv, active):
     prior = toy(kind=RecordingPrior)
-    settings = InversionSettings(4, g_inv, tau=0.0)
+    settings = Inversion(4, g_inv, tau=0.0)
     ddim_inversion(prior, latents(2), torch.tensor([300, 400]), branches(prior, 2, g=100.0), settings)
     assert all(call[1] == active for call in prior.calls)
 
@@ -198,7 +200,7 @@ def test_inversion_has_its_own_guidance_scale(g_inv, active):
 @pytest.mark.parametrize("perp_neg", [False, True])
 def test_kappa_of_a_sample_is_the_same_alone_and_in_a_batch(perp_neg):
     prior, z, t = toy("v_prediction"), latents(6), torch.tensor(T_MIXED)
-    settings = InversionSettings(eta=0.0, tau=0.0)
+    settings = Inversion(eta=0.0, tau=0.0)
     cond = branches(prior, 6, perp_neg=perp_neg)
     together, _ = ddim_inversion(prior, z, t, cond, settings)
     for b in range(6):
@@ -211,7 +213,7 @@ def test_without_eta_and_tau_nothing_is_drawn_and_inversion_repeats_itself():
     prior, z, t = toy(), latents(2), torch.tensor([300, 700])
     generator = torch.Generator().manual_seed(0)
     before = generator.get_state()
-    settings = InversionSettings(eta=0.0, tau=0.0)
+    settings = Inversion(eta=0.0, tau=0.0)
     first, _ = ddim_inversion(prior, z, t, branches(prior, 2), settings, generator)
     again, _ = ddim_inversion(prior, z, t, branches(prior, 2), settings, generator)
     assert torch.equal(first, again) and torch.equal(generator.get_state(), before)
@@ -220,7 +222,7 @@ def test_without_eta_and_tau_nothing_is_drawn_and_inversion_repeats_itself():
 def test_the_most_likely_latents_have_no_noise():
     prior = toy()
     z = prior.mean["text"].unsqueeze(0)
-    settings = InversionSettings(guidance=1.0, eta=0.0, tau=0.0)
+    settings = Inversion(guidance=1.0, eta=0.0, tau=0.0)
     kappa, _ = ddim_inversion(prior, z, torch.tensor([500]), branches(prior, 1), settings)
     torch.testing.assert_close(kappa, torch.zeros_like(z), atol=1e-3, rtol=0.0)
 
@@ -228,28 +230,29 @@ def test_the_most_likely_latents_have_no_noise():
 def test_eta_adds_noise_of_its_size_to_kappa():
     prior, count = toy(), 2000
     z, t, cond = latents(1).repeat(count, 1, 1, 1), torch.full((count,), 400), branches(prior, count)
-    settings = InversionSettings(2, tau=0.0)
+    settings = Inversion(2, tau=0.0)
     noisy, _ = ddim_inversion(prior, z, t, cond, settings, torch.Generator().manual_seed(0))
-    plain, _ = ddim_inversion(prior, z, t, cond, InversionSettings(2, eta=0.0, tau=0.0))
+    plain, _ = ddim_inversion(prior, z, t, cond, Inversion(2, eta=0.0, tau=0.0))
     assert (noisy - plain).std().item() == pytest.approx(0.3, rel=0.02)
 
 
 def test_landing_stays_in_the_table_and_within_tau():
     t = torch.tensor([500] * 1000 + [999])
-    landing = landing_timesteps(t, 1000, InversionSettings(), torch.Generator().manual_seed(0))
+    landing = landing_timesteps(t, 1000, Inversion(), torch.Generator().manual_seed(0))
     assert landing[:-1].min() == 500 and landing[:-1].max() == 533 and landing[-1] == 999
 
 
 def test_inversion_leaves_z_and_its_graph_alone():
     prior, z = toy(), latents(1).requires_grad_()
     kept = z.detach().clone()
-    kappa, z_t = ddim_inversion(prior, z, torch.tensor([300]), branches(prior, 1), InversionSettings())
+    kappa, z_t = ddim_inversion(prior, z, torch.tensor([300]), branches(prior, 1), Inversion())
     assert torch.equal(z, kept) and not kappa.requires_grad and not z_t.requires_grad
 
 
 def test_random_noise_is_standard_and_mixes_at_the_level_of_t():
     prior, z, t = toy(), latents(500), torch.full((500,), 300)
-    eps, z_t = random_noise(Query(prior, z, t, branches(prior, 500), torch.Generator().manual_seed(0)))
+    query = Query(prior, z, t, branches(prior, 500), torch.Generator().manual_seed(0))
+    eps, z_t = SDS().compare(query, State())
     assert eps.mean().abs() < 0.03 and abs(eps.std() - 1.0) < 0.03
     alpha_bar = prior.alphas_cumprod[300]
     torch.testing.assert_close(z_t, (alpha_bar.sqrt() * z + (1 - alpha_bar).sqrt() * eps).float())
@@ -257,17 +260,18 @@ def test_random_noise_is_standard_and_mixes_at_the_level_of_t():
 
 def test_fixed_noise_is_what_was_given():
     prior, z = toy(), latents(2)
-    eps, _ = FixedNoise(latents(2, seed=5))(Query(prior, z, torch.tensor([1, 2]), branches(prior, 2)))
+    query = Query(prior, z, torch.tensor([1, 2]), branches(prior, 2))
+    eps, _ = FixedNoise(eps=latents(2, seed=5)).compare(query, State())
     assert torch.equal(eps, latents(2, seed=5))
 
 
 @pytest.mark.parametrize("values", [{"steps": 0}, {"eta": -0.1}, {"tau": 1.0}])
 def test_settings_out_of_range_are_refused(values):
     with pytest.raises(ValueError, match="inversion"):
-        InversionSettings(**values)
+        Inversion(**values)
 
 
 def test_views_of_a_group_land_together():
     t = torch.full((8,), 300)
-    landing = landing_timesteps(t, 1000, InversionSettings(), torch.Generator().manual_seed(0), group=4)
+    landing = landing_timesteps(t, 1000, Inversion(), torch.Generator().manual_seed(0), group=4)
     assert (landing.view(2, 4) == landing.view(2, 4)[:, :1]).all() and landing[0] != landing[4]

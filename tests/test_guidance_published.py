@@ -10,7 +10,6 @@ Stable Diffusion's, and 1 at the clean end.
 """
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +17,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from splatdistill.guidance import METHODS, distill, noise
-from splatdistill.guidance.core import Method
-from splatdistill.guidance.noise import InversionSettings, Source, TrajectorySettings, ddim_inversion
+from splatdistill.guidance import METHODS, SDI, Inversion, Method, Source, ddim_inversion, distill
+from splatdistill.guidance.dsd import PathStart
 from splatdistill.priors.base import Conditioning, ToyPrior, cfg, run_branches
 
 SHAPE = (4, 2, 2)
@@ -61,17 +59,16 @@ def branches(case: dict[str, Any], guidance: float, text: float = TEXT) -> Condi
     hidden = torch.tensor(values, dtype=torch.float64).view(-1, 1, 1, 1)
     if not case["perp_neg"]:
         return cfg(hidden[0], hidden[1], guidance)
-    weights = torch.tensor([1.0, guidance, *(guidance * w for w in NEGATIVE_WEIGHTS)]).view(-1, 1)
-    return Conditioning(hidden, weights, perp_neg=True)
+    return Conditioning(hidden, guidance, negatives=torch.tensor(NEGATIVE_WEIGHTS).view(-1, 1))
 
 
 def method_of(case: dict[str, Any]) -> Method:
     """Where CFG of the code is not the paper's, it has a setting of its own, with and without perp-neg."""
     if case["method"] == "sdi":
-        return METHODS["sdi_published_perp_neg" if case["perp_neg"] else "sdi_published"]
+        return METHODS["sdi_published_perp_neg" if case["perp_neg"] else "sdi_published"]()
     if case["method"] == "dsd":
-        return METHODS["dsd" if case["perp_neg"] else "dsd_published"]
-    return METHODS[case["method"]]
+        return METHODS["dsd" if case["perp_neg"] else "dsd_published"]()
+    return METHODS[case["method"]]()
 
 
 @pytest.fixture
@@ -87,9 +84,9 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
     def uniform(*_: Any, **__: Any) -> Tensor:
         return torch.full((1,), UNIFORM, dtype=torch.float64)
 
-    monkeypatch.setattr(noise, "gaussian_like", gaussian)
+    monkeypatch.setattr("splatdistill.guidance.noise.gaussian_like", gaussian)
+    monkeypatch.setattr("splatdistill.guidance.query.gaussian_like", gaussian)
     monkeypatch.setattr(torch, "rand", uniform)
-    monkeypatch.setattr(TrajectorySettings, "start", lambda self, prior: START[0])
     return draws
 
 
@@ -114,7 +111,8 @@ def test_the_authors_code_finds_the_same(case: dict[str, Any], drawn: list[Tenso
     source = Source(ORIGIN, branches(case, case["guidance"], SOURCE)) if method.edits else None
     if "gradient" in case:
         drawn.append(EPS)
-    step = distill(prior, Z, t, cond, method, source=source)
+    state = PathStart(START[0]) if case["method"] == "dsd" else None
+    step = distill(prior, Z, t, cond, method, source=source, state=state)
     if "gradient" in case:
         agree(step.gradient, case["gradient"])
     else:
@@ -128,14 +126,14 @@ def test_kappa_is_the_noise_that_the_authors_inversion_finds(
     case: dict[str, Any], drawn: list[Tensor]
 ) -> None:
     prior, method = StandIn(Z[0], prediction_type=case["prediction"]), method_of(case)
-    assert isinstance(method.noise, InversionSettings)
+    assert isinstance(method, SDI)
     cond = branches(case, method.guidance)
-    kappa, _ = ddim_inversion(prior, Z, torch.tensor([case["t"]]), cond, method.noise)
+    kappa, _ = ddim_inversion(prior, Z, torch.tensor([case["t"]]), cond, method.inversion)
     agree(kappa, case["kappa"])
 
 
 def test_the_papers_own_form_is_another_one(drawn: list[Tensor]) -> None:
     case = CASES[1]
-    paper = replace(METHODS["sdi"], noise=InversionSettings(guidance=-6.5))
+    paper = SDI(inversion=Inversion(guidance=-6.5))
     step = distill(StandIn(Z[0]), Z, torch.tensor([case["t"]]), branches(case, 8.5), paper)
     assert (step.target.flatten() - torch.tensor(case["target"])).abs().max() > 1e-2

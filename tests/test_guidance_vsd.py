@@ -1,6 +1,6 @@
 """VSD: on a Gaussian with a student that knows its particles, and with an adapter on a real UNet."""
 
-from dataclasses import replace
+import copy
 from typing import Any
 
 import pytest
@@ -8,8 +8,7 @@ import torch
 
 from splatdistill.config.load import resolve
 from splatdistill.errors import UserError
-from splatdistill.guidance import METHODS, StudentSettings, build_method, distill
-from splatdistill.guidance.noise import Query, Variational
+from splatdistill.guidance import CSD, VSD, Query, State, distill
 from splatdistill.priors import load_prior
 from splatdistill.priors.base import ToyPrior, alpha_bar_at, cfg
 from splatdistill.priors.latent import LatentPrior
@@ -19,18 +18,18 @@ from splatdistill.training.state import new_state
 T = torch.tensor([100, 500, 900])
 
 
-class PerfectStudent:
+class PerfectStudent(State):
     """Knows that the particles are N(mean, variance)."""
 
     def __init__(self, mean: torch.Tensor, variance: float) -> None:
         self.mean, self.variance, self.lessons = mean, variance, 0
 
-    def predict(self, asked: Query, z_t: torch.Tensor) -> torch.Tensor:
-        ab = alpha_bar_at(asked.prior, asked.t).view(-1, 1, 1, 1).to(z_t)
+    def predict(self, query: Query, z_t: torch.Tensor) -> torch.Tensor:
+        ab = alpha_bar_at(query.prior, query.t).view(-1, 1, 1, 1).to(z_t)
         return (1 - ab).sqrt() * (z_t - ab.sqrt() * self.mean) / (ab * self.variance + 1 - ab)
 
-    def learn(self, asked: Query) -> None:
-        self.lessons += 1
+    def learn(self, query: Query, steps: int) -> None:
+        self.lessons += steps
 
 
 @pytest.fixture(scope="module")
@@ -43,9 +42,8 @@ def test_vsd_follows_the_difference_of_two_scores(prediction_type: str) -> None:
     mean, variance, drawn = torch.full((3, 2, 2), 0.3), 0.5, torch.full((3, 2, 2), -0.4)
     prior = ToyPrior(mean, variance, prediction_type)
     student = PerfectStudent(drawn, variance)
-    method = replace(METHODS["vsd"], noise=Variational(student=student))
     z, hidden = torch.randn(3, 3, 2, 2), prior.embed([""] * 3)
-    gradient = distill(prior, z, T, cfg(hidden, hidden, 1.0), method).gradient
+    gradient = distill(prior, z, T, cfg(hidden, hidden, 1.0), VSD(), state=student).gradient
     ab = alpha_bar_at(prior, T).view(-1, 1, 1, 1).float()
     scale = (1 - ab) * (1 - ab).sqrt() * ab.sqrt() / (ab * variance + 1 - ab)
     torch.testing.assert_close(gradient, scale * (drawn - mean).expand_as(z), atol=1e-4, rtol=1e-4)
@@ -55,15 +53,16 @@ def test_vsd_follows_the_difference_of_two_scores(prediction_type: str) -> None:
 def test_vsd_with_a_student_that_learned_nothing_is_csd_beyond_scale_one(teacher: LatentPrior) -> None:
     z = torch.randn(3, *teacher.latent_shape, generator=torch.Generator().manual_seed(0))
     cond = cfg(teacher.embed([""] * 3), teacher.embed(["a red mug"] * 3), 7.5)
-    vsd = distill(teacher, z, T, cond, build_method("vsd"), torch.Generator().manual_seed(1))
+    vsd = distill(teacher, z, T, cond, VSD(), torch.Generator().manual_seed(1))
     alone = cond.with_guidance(1.0)
-    csd = distill(teacher, z, T, alone, build_method("csd"), torch.Generator().manual_seed(1))
+    csd = distill(teacher, z, T, alone, CSD(), torch.Generator().manual_seed(1))
     torch.testing.assert_close(vsd.gradient, 6.5 * csd.gradient, atol=1e-4, rtol=1e-4)
 
 
 def test_the_student_learns_what_it_sees_and_the_teacher_stays_as_it_is(teacher: LatentPrior) -> None:
     before = {name: value.clone() for name, value in teacher.unet.state_dict().items()}
-    source = Variational(StudentSettings(rate=3e-3, steps=8))
+    vsd = VSD(rate=3e-3, steps=8)
+    student = vsd.start(teacher, 0)
     z = torch.randn(4, *teacher.latent_shape, generator=torch.Generator().manual_seed(0))
     cond = cfg(teacher.embed([""] * 4), teacher.embed(["a red mug"] * 4), 7.5)
     t = torch.tensor([200, 400, 600, 800])
@@ -71,9 +70,9 @@ def test_the_student_learns_what_it_sees_and_the_teacher_stays_as_it_is(teacher:
     errors = []
     for step in range(4):  # the same question each time, and other lessons after it
         eps = torch.randn(z.shape, generator=torch.Generator().manual_seed(7))
-        asked = Query(teacher, z, t, cond, torch.Generator().manual_seed(step), cameras=cameras)
-        source(asked)
-        errors.append((source.student.predict(asked, asked.noised(eps)) - eps).square().mean().item())
+        query = Query(teacher, z, t, cond, torch.Generator().manual_seed(step), cameras=cameras)
+        vsd.compare(query, student)
+        errors.append((student.predict(query, query.noised(eps)) - eps).square().mean().item())
     assert errors[-1] < 0.9 * errors[0]
     assert all(torch.equal(value, before[name]) for name, value in teacher.unet.state_dict().items())
 
@@ -82,16 +81,28 @@ def test_the_student_is_part_of_a_checkpoint(teacher: LatentPrior) -> None:
     z = torch.randn(2, *teacher.latent_shape, generator=torch.Generator().manual_seed(0))
     cond = cfg(teacher.embed([""] * 2), teacher.embed(["a red mug"] * 2), 7.5)
 
-    def lesson(source: Variational, seed: int) -> torch.Tensor:
-        return source(Query(teacher, z, T[:2], cond, torch.Generator().manual_seed(seed)))[0]
+    vsd = VSD(rate=1e-2)
 
-    settings = StudentSettings(rate=1e-2)
-    straight, first = Variational(settings, 3), Variational(settings, 3)
+    def lesson(student: Any, seed: int) -> torch.Tensor:
+        return vsd.compare(Query(teacher, z, T[:2], cond, torch.Generator().manual_seed(seed)), student).eps
+
+    straight, first = vsd.start(teacher, 3), vsd.start(teacher, 3)
     assert torch.equal(lesson(straight, 0), lesson(first, 0))
-    resumed = Variational(settings, 3)
-    resumed.load_state_dict(first.state_dict())
+    resumed = vsd.start(teacher, 3)
+    resumed.load_state_dict(copy.deepcopy(first.state_dict()))
     assert torch.equal(lesson(straight, 1), lesson(resumed, 1))
     assert torch.equal(lesson(straight, 2), lesson(resumed, 2))
+
+
+def test_each_run_has_a_student_of_its_own_prior(teacher: LatentPrior) -> None:
+    """One method serves two teachers: neither is compared with the other's student."""
+    vsd, other = VSD(), load_prior("embedded-multiview", dtype=torch.float32)
+    students = [vsd.start(prior, 0) for prior in (teacher, other)]
+    assert students[0].unet is not students[1].unet
+    for student, prior in zip(students, (teacher, other), strict=True):
+        base = dict(prior.unet.named_parameters())
+        shared = [p for name, p in student.unet.named_parameters() if "lora" not in name]
+        assert {id(p) for p in shared} == {id(p) for p in base.values()}
 
 
 def test_a_run_that_never_asked_its_student_resumes() -> None:
@@ -107,10 +118,10 @@ def test_a_teacher_without_a_unet_is_refused_in_one_line() -> None:
     prior = ToyPrior(torch.zeros(3, 2, 2))
     hidden = prior.embed([""] * 3)
     with pytest.raises(UserError, match="vsd adapts the UNet"):
-        distill(prior, torch.zeros(3, 3, 2, 2), T, cfg(hidden, hidden, 7.5), build_method("vsd"))
+        distill(prior, torch.zeros(3, 3, 2, 2), T, cfg(hidden, hidden, 7.5), VSD())
 
 
 @pytest.mark.parametrize("bad", [{"rank": 0}, {"rate": 0.0}, {"steps": -1}])
 def test_settings_out_of_range_are_refused(bad: Any) -> None:
-    with pytest.raises(ValueError, match="student"):
-        StudentSettings(**bad)
+    with pytest.raises(ValueError, match="vsd"):
+        VSD(**bad)

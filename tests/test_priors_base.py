@@ -29,11 +29,18 @@ def test_cfg_weights_sum_to_one_and_are_linear_in_g():
 
 
 def test_perp_neg_guidance_scales_all_differences_alike():
-    weights = torch.tensor([[1.0, 1.0], [10.0, 10.0], [-5.0, 0.0]])
-    cond = Conditioning(embeddings(0, 3, 2, 1, 4), weights, perp_neg=True).with_guidance(-2.0)
+    negatives = torch.tensor([[-0.5, 0.0]])
+    cond = Conditioning(embeddings(0, 3, 2, 1, 4), 10.0, negatives=negatives).with_guidance(-2.0)
     assert cond.weights.tolist() == [[1, 1], [-2, -2], [1, 0]] and cond.perp_neg
-    with pytest.raises(ValueError, match="guidance 0"):
-        cond.with_guidance(0.0).with_guidance(1.0)
+    assert cond.with_guidance(0.0).with_guidance(10.0).weights.tolist() == [[1, 1], [10, 10], [-5, 0]]
+
+
+def test_a_scale_must_be_set_before_the_weights_are_asked_for():
+    cond = cfg(embeddings(0, 2, 1, 3), embeddings(1, 2, 1, 3))
+    with pytest.raises(ValueError, match="guidance scale is not set"):
+        _ = cond.weights
+    assert cond.with_default(3.0).weights[1].tolist() == [3.0, 3.0]
+    assert cond.with_guidance(2.0).with_default(3.0).scale == 2.0
 
 
 def test_select_keeps_the_chosen_samples():
@@ -59,7 +66,7 @@ def test_a_branch_without_weight_is_not_evaluated(g, evaluated):
 
 
 def test_perp_neg_always_evaluates_the_null_branch():
-    cond = Conditioning(torch.ones(3, 2, 1, 2), torch.tensor([[0.0, 0], [5, 5], [0, 0]]), perp_neg=True)
+    cond = Conditioning(torch.ones(3, 2, 1, 2), 5.0, negatives=torch.zeros(1, 2))
     outputs = run_branches(lambda z, t, e: z, torch.ones(2, 1, 1, 1), torch.zeros(2), cond)
     assert outputs.flatten(1).tolist() == [[1, 1], [1, 1], [0, 0]]
 

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from tiny import make_pipeline
 
 from splatdistill.errors import UserError
-from splatdistill.guidance import InversionSettings, build_method, distill
+from splatdistill.guidance import SDI, Inversion, distill
 from splatdistill.priors import load_prior
 from splatdistill.priors.base import cfg
 from splatdistill.priors.latent import LatentPrior
@@ -138,7 +138,7 @@ def test_distillation_runs_with_groups_at_different_noise_levels(folders: tuple[
     prior = load_prior(str(folders[0]), "cpu", torch.float32)
     z, _, cond = inputs(prior, groups=2)
     t = torch.tensor([100] * 4 + [400] * 4)
-    method = build_method("sdi", InversionSettings(steps=5))
+    method = SDI(inversion=Inversion(steps=5))
     result = distill(prior, z, t, cond, method, torch.Generator().manual_seed(0))
     assert result.gradient.isfinite().all() and result.gradient.shape == z.shape
 

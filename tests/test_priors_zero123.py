@@ -16,7 +16,7 @@ from tiny import make_pipeline
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from splatdistill.errors import UserError
-from splatdistill.guidance import InversionSettings, build_method, distill
+from splatdistill.guidance import SDI, Inversion, distill
 from splatdistill.priors import load_prior
 from splatdistill.priors.base import cfg
 from splatdistill.priors.zero123 import Zero123Prior, relative_pose
@@ -118,7 +118,7 @@ def test_it_distils(folder: Path) -> None:
     assert isinstance(prior, Zero123Prior)
     prior.look_at(picture())
     z = torch.randn(2, *prior.latent_shape)
-    method = build_method("sdi", InversionSettings(steps=3))
+    method = SDI(inversion=Inversion(steps=3))
     t = torch.tensor([300, 400])
     result = distill(prior, z, t, conditioned(prior), method, torch.Generator().manual_seed(0))
     assert result.gradient.isfinite().all() and result.gradient.abs().max() > 0

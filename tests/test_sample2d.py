@@ -10,7 +10,7 @@ from splatdistill import sample2d
 from splatdistill.guidance import METHODS
 from splatdistill.priors.latent import LatentPrior
 
-DRAW = [name for name, method in METHODS.items() if not (method.edits or method.by_clip)]
+DRAW = [name for name, method in METHODS.items() if method.reads_latents and not method.edits]
 
 
 pytestmark = pytest.mark.usefixtures("workplace")

@@ -41,7 +41,7 @@ def session(clock, scene):
 
 def views() -> tuple[Render, Distillation]:
     image, z = torch.rand(2, 4, 4, 3), torch.rand(2, 4, 2, 2)
-    distillation = Distillation(torch.zeros(()), z, z, z, z, z, torch.zeros(2))
+    distillation = Distillation(torch.zeros(()), z, z, z, z, z)
     return Render(image, image[..., :1], image[..., :1], {}), distillation
 
 

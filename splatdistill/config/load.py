@@ -1,76 +1,83 @@
-"""What a run does: one tree of frozen dataclasses, YAML presets that change parts of it, overrides by hand.
+"""Configuration in layers, merged by OmegaConf into the dataclasses of schema.py.
 
-Layers, later ones win: the defaults here; the method's own settings (guidance/methods.py); the preset of the
-prior's family (embedded.yaml or sd.yaml), of the method in it (embedded_sdi.yaml), of the prior
-(embedded-image.yaml) and of edits (edit.yaml), where there are such; --config; `key.sub=value` words; flags.
-Where nothing names a prior, a run that starts from a picture takes FOR_PICTURES.
-Values are never interpolated, so any prompt survives the way to config.yaml and back.
+Later layers win: the defaults; the preset of the prior's family (embedded.yaml or sd.yaml), of the method in
+it (embedded_sdi.yaml), of the prior (embedded-image.yaml) and of edits (edit.yaml), where there are such;
+--config; `key.sub=value` words; flags. Where nothing names a prior, a run that starts from a picture takes
+FOR_PICTURES.
+
+`method` is a name, or a mapping with a name and settings of that method's own dataclass; a layer's settings
+of another method than the one finally chosen do not apply. Strings are never interpolated: each is escaped on
+its way in, so that any prompt survives the way to config.yaml and back.
 """
 
 import dataclasses
 import difflib
+import functools
 import math
+import re
 import typing
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from splatdistill.config.presets import FOR_PICTURES, named, presets_for
-from splatdistill.config.schema import Config, GuidanceConfig, TimestepConfig, check
+from splatdistill.config.schema import Config, PriorConfig
 from splatdistill.errors import UserError
-from splatdistill.guidance import InversionSettings, build_method
-from splatdistill.guidance.schedules import SqrtAnneal
+from splatdistill.guidance import Method, find_method
 
+ALIASES = {  # other names of a key, or of a whole group
+    "guidance.scale": "method.guidance",
+    "guidance.clip": "method.scorer",
+    "timestep": "method.timesteps",
+    "inversion": "method.inversion",
+    "student": "method",
+    "backgrounds.colours": "backgrounds.colors",
+    "backgrounds.grey": "backgrounds.gray",
+}
+FREE_KEYS = ("backgrounds.colors", "backgrounds.colours")  # mappings whose keys are the user's
+MAX_YAML_BYTES = 1 << 20
 
-def method_defaults(name: str) -> Config:
-    """Return the defaults with a method's own guidance, noise levels and inversion; UserError if unknown."""
-    method = build_method(name)
-    low, high = method.timesteps.low, method.timesteps.high
-    config = Config(
-        method=name,
-        guidance=GuidanceConfig(scale=method.guidance),
-        timestep=TimestepConfig(
-            shape="sqrt" if isinstance(high, SqrtAnneal) else "linear",
-            high=(high(0.0), high(1.0)),
-            low=(low(0.0), low(1.0)),
-        ),
-    )
-    return replace(config, inversion=method.noise) if isinstance(method.noise, InversionSettings) else config
+Layer = tuple[str, dict[str, Any]]  # where it comes from, and its nested values
 
 
 def resolve(flags: Mapping[str, Any], config_file: str | None = None, words: Iterable[str] = ()) -> Config:
-    """Return the configuration of a run: see the layers at the top of this file.
+    """Return the configuration of a run from its layers, see the top of this file.
 
-    flags: nested plain values, as in a YAML file; words: `key.sub=value`. Raises UserError for an unknown key
-    or method, and for a value of the wrong type.
+    Args:
+        flags: nested plain values, as in a YAML file.
+        config_file: a YAML file, or None.
+        words: `key.sub=value` each.
+
+    Raises:
+        UserError: an unknown key, method or preset; a value of the wrong type or out of its range.
     """
-    layers: list[tuple[str, Mapping[str, Any]]] = []
+    layers: list[Layer] = []
     if config_file:
-        layers.append((config_file, read_yaml(named(config_file))))
-    layers += [(f"override '{word}'", parse_word(word)) for word in words]
-    layers.append(("command line", flags))
-    asked = Config()  # which prior and method, before what they imply is known
+        layers.append((config_file, canonical(read_yaml(named(config_file)), config_file)))
+    layers += [(f"override '{word}'", canonical(parse_word(word), f"override '{word}'")) for word in words]
+    layers.append(("command line", canonical(flags, "command line")))
+    name = _last(layers, "method", "name", "sdi")
+    prior = _last(layers, "prior", "name", "")
+    if not prior:
+        prior = FOR_PICTURES if _last(layers, "image", "path", "") else PriorConfig().name
+    edits = bool(_last(layers, "edit", "splat", ""))
+    presets = presets_for(prior, name, edits)
+    layers = [(path.name, canonical(read_yaml(path), path.name)) for path in presets] + layers
+    config = Config(method=_method(name, layers), prior=PriorConfig(name=prior))
     for source, values in layers:
-        asked = update(asked, values, source)
-    if asked.image.path and not any("name" in (values.get("prior") or {}) for _, values in layers):
-        asked = replace(asked, prior=replace(asked.prior, name=FOR_PICTURES))
-    config = method_defaults(asked.method)
-    presets: list[tuple[str, Mapping[str, Any]]] = [
-        (path.name, read_yaml(path))
-        for path in presets_for(asked.prior.name, asked.method, bool(asked.edit.splat))
-    ]
-    config = replace(config, prior=asked.prior)
-    for source, values in presets + layers:
-        config = update(config, values, source)
-    return check(config)
+        config = merge(config, values, source)
+    return config
 
 
 def load(path: Path) -> Config:
     """Read the config.yaml of a run; raises UserError when it is missing or malformed."""
-    return check(update(Config(), read_yaml(path), str(path)))
+    layer = (str(path), canonical(read_yaml(path), str(path)))
+    name = _last([layer], "method", "name", "sdi")
+    return merge(Config(method=_method(name, [layer])), layer[1], layer[0])
 
 
 def dump(config: Config) -> str:
@@ -79,102 +86,235 @@ def dump(config: Config) -> str:
 
 
 def plain(value: Any) -> Any:
-    """Return dataclasses as dicts and tuples as lists, all the way down."""
+    """Return dataclasses as dicts, a method with its name first, and tuples as lists, all the way down."""
     if dataclasses.is_dataclass(value):
-        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        named = {"name": value.name} if isinstance(value, Method) else {}
+        return named | {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, Mapping):
         return {key: plain(item) for key, item in value.items()}
     return [plain(item) for item in value] if isinstance(value, tuple | list) else value
 
 
+class _Loader(yaml.SafeLoader):
+    """Refuses aliases, which can make a small file large."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("aliases (*name) are not read")
+        return super().compose_node(parent, index)
+
+
+def parse_yaml(text: str) -> Any:
+    """Return the plain value of a YAML text; raises ValueError with one line for what cannot be read."""
+    try:
+        return yaml.load(text, _Loader)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(reason or type(error).__name__) from None
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """Return the mapping in a YAML file; raises UserError for anything else."""
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeError, yaml.YAMLError) as error:
-        raise UserError(f"cannot read the configuration {path}: {' '.join(str(error).split())}") from error
+        if path.stat().st_size > MAX_YAML_BYTES:
+            raise ValueError(f"it is larger than {MAX_YAML_BYTES >> 20} MiB")
+        values = parse_yaml(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read the configuration {path}: {error}") from error
     if values is not None and not isinstance(values, dict):
         raise UserError(f"{path}: expected 'key: value' lines, got {type(values).__name__}")
     return values or {}
 
 
 def parse_word(word: str) -> dict[str, Any]:
-    """Return `a.b=value` as {"a": {"b": "value"}}; the value's type is the key's."""
+    """Return `a.b=value` as {"a": {"b": "value"}}; raises UserError for another form."""
     key, equals, value = word.partition("=")
     if not equals or not key:
         raise UserError(f"override '{word}': expected key=value, such as guidance.scale=10")
-    nested: Any = value
+    return _nested(key, value)
+
+
+def _nested(key: str, value: Any) -> Any:
     for part in reversed(key.split(".")):
-        nested = {part: nested}
-    return nested
-
-
-def update(config: Any, values: Mapping[str, Any], source: str, prefix: str = "") -> Any:
-    """Return a dataclass with the nested values replaced; raises UserError naming `source` and the key."""
-    hints = typing.get_type_hints(type(config))
-    changes = {}
-    for key, value in values.items():
-        name = f"{prefix}{key}"
-        if key not in hints:
-            close = difflib.get_close_matches(name, sorted(dotted_keys(Config())), n=1, cutoff=0.0)
-            raise UserError(f"{source}: unknown key '{name}'; did you mean '{close[0]}'?")
-        current = getattr(config, key)
-        if not dataclasses.is_dataclass(current):
-            changes[key] = coerce(value, hints[key], f"{source}: {name}")
-        elif isinstance(value, Mapping):
-            changes[key] = update(current, value, source, f"{name}.")
-        else:
-            raise UserError(f"{source}: '{name}' is a group of keys: {', '.join(vars(current))}")
-    try:
-        return replace(config, **changes)
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{source}: {error}") from error
-
-
-def dotted_keys(config: Any, prefix: str = "") -> Iterator[str]:
-    """Yield every key of the configuration in dotted form."""
-    for f in dataclasses.fields(config):
-        value = getattr(config, f.name)
-        if dataclasses.is_dataclass(value):
-            yield from dotted_keys(value, f"{prefix}{f.name}.")
-        else:
-            yield f"{prefix}{f.name}"
-
-
-def coerce(value: Any, kind: Any, name: str) -> Any:
-    """Return a YAML value, or its text on the command line, as the type of its field."""
-    try:
-        return _convert(value, kind)
-    except (ValueError, TypeError, yaml.YAMLError):
-        raise UserError(f"{name} expects {_describe(kind)}, got {value!r}") from None
-
-
-def _convert(value: Any, kind: Any) -> Any:
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if origin is Literal or kind is str:
-        if not isinstance(value, str) or (arguments and value not in arguments):
-            raise ValueError
-        return value
-    if isinstance(value, str):
-        value = yaml.safe_load(value) if kind is not float else float(value)
-    if origin is dict and isinstance(value, dict):
-        return {_convert(key, arguments[0]): _convert(item, arguments[1]) for key, item in value.items()}
-    if origin is tuple:
-        if not isinstance(value, list | tuple) or len(arguments) != len(value):
-            raise ValueError
-        return tuple(_convert(item, item_kind) for item, item_kind in zip(value, arguments))
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if type(value) is not kind or (kind is float and not math.isfinite(value)):
-        raise ValueError
+        value = {part: value}
     return value
 
 
-def _describe(kind: Any) -> str:
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if origin is Literal:
-        return f"one of {', '.join(arguments)}"
-    if origin is tuple:
-        return f"a list of {len(arguments)} numbers, such as [{', '.join(['0.5'] * len(arguments))}]"
-    names = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
-    return names.get(kind, str(kind).replace("typing.", ""))
+def canonical(values: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """Return the values under the keys of the schema: aliases replaced, a lone method or prior as its name.
+
+    Raises UserError, naming `source`, for a key that is no text and for one that is given under two names.
+    """
+    result: dict[str, Any] = {}
+    for path, value in _leaves(values, source):
+        dotted = ".".join(path)
+        for alias, key in ALIASES.items():
+            if dotted == alias or dotted.startswith(alias + "."):
+                dotted = key + dotted.removeprefix(alias)
+        if dotted in ("method", "prior"):
+            dotted += ".name"
+        node = result
+        *groups, last = dotted.split(".")
+        for group in groups:
+            node = node.setdefault(group, {})
+            if not isinstance(node, dict):
+                raise UserError(f"{source}: '{group}' is given both as a value and as a group of keys")
+        node[last] = value
+    return result
+
+
+def _leaves(values: Mapping[str, Any], source: str, path: tuple[str, ...] = ()) -> Iterator[Any]:
+    for key, value in values.items():
+        if not isinstance(key, str) or not key:
+            raise UserError(f"{source}: expected keys that are text, got {key!r}")
+        here = (*path, key)
+        whole = ".".join(here) in (
+            "backgrounds.colors",
+            "backgrounds.colours",
+        )  # a value, whose keys are names
+        if isinstance(value, Mapping) and value and not whole:
+            yield from _leaves(value, source, here)
+        else:
+            yield here, value
+
+
+def _last(layers: Iterable[Layer], group: str, key: str, default: str) -> str:
+    """Return the text that the last layer with this key gives it; another value is merge()'s to refuse."""
+    for _, values in layers:
+        found = values.get(group)
+        if isinstance(found, dict) and isinstance(found.get(key), str):
+            default = found[key]
+    return default
+
+
+def _method(name: str, layers: Iterable[Layer]) -> Method:
+    """Return the method of that name, with its defaults; take other methods' settings out of the layers."""
+    method = find_method(name)()
+    for source, values in layers:
+        settings = values.get("method")
+        if settings is None:
+            continue
+        named = settings.pop("name", name)
+        if not isinstance(named, str):
+            raise UserError(f"{source}: method expects a name, such as sdi, got {named!r}")
+        if named != name:
+            settings.clear()
+    return method
+
+
+def merge(config: Config, values: Mapping[str, Any], source: str) -> Config:
+    """Return the configuration with nested values replaced; raises UserError naming `source` and the key."""
+    try:
+        return _merged(config, values, "")
+    except OmegaConfBaseException as error:
+        key = getattr(error, "full_key", None)
+        reason = str(error).split("\n")[0].rstrip(".")
+        raise UserError(f"{source}: {f'{key}: ' if key else ''}{reason}") from error
+    except _UnknownKey as error:
+        raise UserError(f"{source}: {_hint(str(error), config)}") from error
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{source}: {' '.join(str(error).split())}") from error
+
+
+class _UnknownKey(Exception):
+    """No setting has this dotted key."""
+
+
+def _merged(current: Any, values: Mapping[str, Any], prefix: str) -> Any:
+    """Return a dataclass with values of its groups merged one by one, and those of its own by OmegaConf."""
+    changes, leaves = {}, {}
+    for name, value in values.items():
+        if name not in _fields(current):
+            raise _UnknownKey(prefix + name)
+        field = getattr(current, name)
+        if not dataclasses.is_dataclass(field):
+            leaves[name] = _escaped(_parsed(value, field, prefix + name))
+        elif isinstance(value, Mapping):
+            changes[name] = _merged(field, value, f"{prefix}{name}.")
+        else:
+            raise ValueError(f"'{prefix}{name}' is a group of keys: {', '.join(_fields(field))}")
+    if leaves:
+        try:
+            found = OmegaConf.to_object(OmegaConf.merge(_leaf_schema(type(current)), leaves))
+        except OmegaConfBaseException as error:
+            name = (getattr(error, "full_key", None) or "").split(".")[0].split("[")[0] or next(iter(leaves))
+            error.full_key = prefix + name
+            raise
+        changes |= {name: _finite(getattr(found, name), prefix + name) for name in leaves}
+    return dataclasses.replace(current, **changes)
+
+
+@functools.cache
+def _leaf_schema(cls: type) -> Any:
+    """Return OmegaConf's structured form of a dataclass's own settings, without its groups."""
+    hints = typing.get_type_hints(cls)
+    leaves = [f for f in dataclasses.fields(cls) if not dataclasses.is_dataclass(hints[f.name])]
+    fields = [
+        (f.name, hints[f.name], dataclasses.field(default=f.default, default_factory=f.default_factory))
+        if f.default_factory is not dataclasses.MISSING
+        else (f.name, hints[f.name], f.default)
+        for f in leaves
+    ]
+    return OmegaConf.structured(dataclasses.make_dataclass(cls.__name__, fields))
+
+
+def _parsed(value: Any, field: Any, key: str) -> Any:
+    """Return text for another than a text field as YAML where it is a list or a mapping."""
+    if not isinstance(value, str) or isinstance(field, str) or value.lstrip()[:1] not in ("[", "{"):
+        return value
+    try:
+        return parse_yaml(value)
+    except ValueError as error:
+        raise ValueError(f"{key}: {error}") from None
+
+
+def _escaped(value: Any) -> Any:
+    """Return a value whose strings OmegaConf takes literally: no interpolation, and no `???` for missing.
+
+    Lists become tuples.
+    """
+    if isinstance(value, str):
+        value = re.sub(r"(\\*)\$\{", lambda found: found[1] * 2 + r"\${", value)
+        return "\\" + value if re.fullmatch(r"\\*\?\?\?", value) else value
+    if isinstance(value, Mapping):
+        return {key: _escaped(item) for key, item in value.items()}
+    return tuple(_escaped(item) for item in value) if isinstance(value, list | tuple) else value
+
+
+def _finite(value: Any, key: str) -> Any:
+    """Return a value with plain strings; raises ValueError for a number that is not finite."""
+    if isinstance(value, str):
+        return str.__str__(value)  # OmegaConf has a type of its own for an escaped `???`
+    if isinstance(value, Mapping):
+        return {str.__str__(name): _finite(item, key) for name, item in value.items()}
+    if isinstance(value, tuple | list):
+        return tuple(_finite(item, key) for item in value)
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{key} expects a finite number, got {value}")
+    return value
+
+
+def _fields(value: Any) -> list[str]:
+    return [f.name for f in dataclasses.fields(value)]
+
+
+def _hint(key: str, config: Config) -> str:
+    """Return one line on a key that does not exist, with the nearest one."""
+    known = [name for name, _ in leaf_values(config)] + [name for name in ALIASES if "." in name]
+    close = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
+    if key.startswith("method."):
+        return f"unknown key '{key}': method {config.method.name} has {', '.join(_fields(config.method))}"
+    hint = f"did you mean '{close[0]}'?" if close else "the config.yaml of a run lists all settings"
+    return f"unknown key '{key}'; {hint}"
+
+
+def leaf_values(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield every key of a configuration in dotted form, with its value."""
+    for name in _fields(config):
+        value = getattr(config, name)
+        if dataclasses.is_dataclass(value):
+            if isinstance(value, Method):
+                yield f"{prefix}{name}.name", value.name
+            yield from leaf_values(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value

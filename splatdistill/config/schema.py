@@ -3,14 +3,25 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from splatdistill.errors import UserError
-from splatdistill.guidance import InversionSettings, StudentSettings
+from splatdistill.guidance import SDI, Method
 from splatdistill.scene.cameras import OrbitRanges
 from splatdistill.scene.densification import DensificationConfig
 from splatdistill.scene.losses import LossWeights
 from splatdistill.scene.shading import Shading
 
 Color = tuple[float, float, float]
+
+
+def require(good: bool, message: str) -> None:
+    """Raise ValueError with this message unless `good`."""
+    if not good:
+        raise ValueError(message)
+
+
+def at_least_one(**values: int) -> None:
+    """Raise ValueError naming the first value below 1; `__` in a name stands for a dot."""
+    for name, value in values.items():
+        require(value >= 1, f"{name.replace('__', '.')} must be at least 1, got {value}")
 
 
 @dataclass(frozen=True)
@@ -23,32 +34,23 @@ class PriorConfig:
 
 @dataclass(frozen=True)
 class GuidanceConfig:
-    """How the prompt steers: eps = eps_null + scale (eps_text - eps_null)."""
+    """How the prompt follows the view; the scale of guidance is the method's (`method.guidance`)."""
 
-    scale: float = 7.5  # for method clip, a factor of its loss
-    mode: Literal["view", "perp_neg", "plain"] = (
-        "view"  # view words, the other views as negatives too, or none
-    )
-    clip: str = "embedded"  # for method clip: the scorer, or a CLIP model's folder or name
-
-
-@dataclass(frozen=True)
-class TimestepConfig:
-    """Each view's t is uniform in [low, high]: fractions of T that go from their first number to their second
-    over the run. Low equal to high is the annealed t of SDI."""
-
-    shape: Literal["linear", "sqrt"] = "linear"  # evenly, or fast at first
-    high: tuple[float, float] = (0.98, 0.2)
-    low: tuple[float, float] = (0.98, 0.2)
+    mode: Literal["view", "perp_neg", "plain"] = "view"  # view words; other views as negatives too; or none
 
 
 @dataclass(frozen=True)
 class BackgroundConfig:
-    """The plain colour behind a training view: one of `colours` by name; with no colours, a random grey."""
+    """The plain color behind a training view: one of `colors` by name; with no colors, a random gray."""
 
-    colours: dict[str, Color] = field(default_factory=dict)
+    colors: dict[str, Color] = field(default_factory=dict)
     in_prompt: bool = False  # append "NAME background", for a teacher whose captions say so
-    grey: tuple[float, float] = (0.0, 1.0)
+    gray: tuple[float, float] = (0.0, 1.0)
+
+    def __post_init__(self) -> None:
+        require(
+            not self.in_prompt or bool(self.colors), "backgrounds.in_prompt needs names in backgrounds.colors"
+        )
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,12 @@ class ImageConfig:
     rgb: float = 4000.0  # weights of the mean squared errors before a plain background, and of alpha
     mask: float = 4000.0
 
+    def __post_init__(self) -> None:
+        elevation = self.elevation_deg
+        require(-90.0 <= elevation <= 90.0, f"image.elevation_deg must be from -90 to 90, got {elevation}")
+        good = self.distance > 0.0 and 1.0 <= self.fov_deg < 180.0
+        require(good, "image: expected a distance above 0 and a fov_deg from 1 to 179")
+
 
 @dataclass(frozen=True)
 class EditConfig:
@@ -72,6 +80,9 @@ class EditConfig:
     shift: tuple[float, float, float] = (0.0, 0.0, 0.0)  # what moves it to the middle, the result goes back
     scale: float = 1.0  # and then into the unit sphere
 
+    def __post_init__(self) -> None:
+        require(self.scale > 0.0, f"edit.scale must be above 0, got {self.scale}")
+
 
 @dataclass(frozen=True)
 class ViewConfig:
@@ -81,6 +92,13 @@ class ViewConfig:
     size: int = 64  # pixels; resized to what the prior expects where the two differ
     opposite: int = 1  # so many cameras of a step divide the circle evenly: 2 are antithetic (MV-SDI)
     ranges: OrbitRanges = field(default_factory=OrbitRanges)
+
+    def __post_init__(self) -> None:
+        at_least_one(views__count=self.count, views__size=self.size, views__opposite=self.opposite)
+        good = self.count % self.opposite == 0
+        require(
+            good, f"views.count must be a multiple of views.opposite, got {self.count} and {self.opposite}"
+        )
 
 
 @dataclass(frozen=True)
@@ -97,6 +115,15 @@ class GaussiansConfig:
     final_scale: float = 0.5  # splats above are fog
     final_floaters: float = 0.02  # clusters with less than this share of all opacity are floaters
 
+    def __post_init__(self) -> None:
+        at_least_one(gaussians__count=self.count)
+        for name in ("radius", "bound"):
+            require(getattr(self, name) > 0.0, f"gaussians.{name} must be above 0, got {getattr(self, name)}")
+        require(0.0 < self.opacity < 1.0, f"gaussians.opacity must be between 0 and 1, got {self.opacity}")
+        good = self.sh_degree in range(4)
+        require(good, f"gaussians.sh_degree must be 0, 1, 2 or 3, got {self.sh_degree}")
+        require(self.sh_every >= 0, f"gaussians.sh_every must be at least 0, got {self.sh_every}")
+
 
 @dataclass(frozen=True)
 class OptimizerConfig:
@@ -112,6 +139,15 @@ class OptimizerConfig:
     beta1: float = 0.9
     beta2: float = 0.999
 
+    def __post_init__(self) -> None:
+        for name in ("beta1", "beta2"):
+            good = 0.0 <= getattr(self, name) < 1.0
+            require(good, f"optimizer.{name} must be at least 0 and below 1, got {getattr(self, name)}")
+        for name in ("means", "scales", "quats", "opacities", "sh0", "shN", "final"):
+            require(
+                getattr(self, name) >= 0.0, f"optimizer.{name} must be at least 0, got {getattr(self, name)}"
+            )
+
 
 @dataclass(frozen=True)
 class GuardConfig:
@@ -119,6 +155,9 @@ class GuardConfig:
 
     gradient_norm: float = 1e6  # largest norm of all parameter gradients together
     bad_steps: int = 10
+
+    def __post_init__(self) -> None:
+        at_least_one(guard__bad_steps=self.bad_steps)
 
 
 @dataclass(frozen=True)
@@ -132,6 +171,9 @@ class ReportConfig:
     fov_deg: float = 40.0
     background: Color = (1.0, 1.0, 1.0)
 
+    def __post_init__(self) -> None:
+        at_least_one(report__size=self.size, report__frames=self.frames)
+
 
 @dataclass(frozen=True)
 class Config:
@@ -139,15 +181,12 @@ class Config:
 
     prompt: str = ""
     negative_prompt: str = ""
-    method: str = "sdi"
+    method: Method = field(default_factory=SDI)
     steps: int = 1000
     seed: int = 0
     checkpoint_every: int = 100  # steps
     prior: PriorConfig = field(default_factory=PriorConfig)
     guidance: GuidanceConfig = field(default_factory=GuidanceConfig)
-    inversion: InversionSettings = field(default_factory=InversionSettings)
-    student: StudentSettings = field(default_factory=StudentSettings)
-    timestep: TimestepConfig = field(default_factory=TimestepConfig)
     image: ImageConfig = field(default_factory=ImageConfig)
     edit: EditConfig = field(default_factory=EditConfig)
     views: ViewConfig = field(default_factory=ViewConfig)
@@ -160,46 +199,6 @@ class Config:
     guard: GuardConfig = field(default_factory=GuardConfig)
     report: ReportConfig = field(default_factory=ReportConfig)
 
-
-def check(config: Config) -> Config:
-    """Return the configuration; raises UserError for values that no run can have."""
-    positive = {
-        "steps": config.steps,
-        "views.count": config.views.count,
-        "views.size": config.views.size,
-        "views.opposite": config.views.opposite,
-        "gaussians.count": config.gaussians.count,
-        "checkpoint_every": config.checkpoint_every,
-        "guard.bad_steps": config.guard.bad_steps,
-        "report.size": config.report.size,
-        "report.frames": config.report.frames,
-    }
-    for name, value in positive.items():
-        if value < 1:
-            raise UserError(f"{name} must be at least 1, got {value}")
-    if config.views.count % config.views.opposite:
-        raise UserError(
-            f"views.count must be a multiple of views.opposite, got {config.views.count} and "
-            f"{config.views.opposite}"
-        )
-    for name in ("radius", "bound"):
-        if getattr(config.gaussians, name) <= 0.0:
-            raise UserError(f"gaussians.{name} must be above 0, got {getattr(config.gaussians, name)}")
-    if not 0.0 < config.gaussians.opacity < 1.0:
-        raise UserError(f"gaussians.opacity must be between 0 and 1, got {config.gaussians.opacity}")
-    if not -90.0 <= config.image.elevation_deg <= 90.0:
-        raise UserError(f"image.elevation_deg must be from -90 to 90, got {config.image.elevation_deg}")
-    if config.image.distance <= 0.0 or not 1.0 <= config.image.fov_deg < 180.0:
-        raise UserError("image: expected a distance above 0 and a fov_deg from 1 to 179")
-    if not 0 <= config.seed < 2**63:
-        raise UserError(f"seed must be from 0 to 2^63 - 1, got {config.seed}")
-    for low, high in zip(config.timestep.low, config.timestep.high):
-        if not 0.0 < low <= high <= 1.0:
-            raise UserError(f"timestep: expected 0 < low <= high <= 1, got low {low} and high {high}")
-    if config.edit.scale <= 0.0:
-        raise UserError(f"edit.scale must be above 0, got {config.edit.scale}")
-    if config.gaussians.sh_degree not in range(4):
-        raise UserError(f"gaussians.sh_degree must be 0, 1, 2 or 3, got {config.gaussians.sh_degree}")
-    if config.backgrounds.in_prompt and not config.backgrounds.colours:
-        raise UserError("backgrounds.in_prompt needs names in backgrounds.colours")
-    return config
+    def __post_init__(self) -> None:
+        at_least_one(steps=self.steps, checkpoint_every=self.checkpoint_every)
+        require(0 <= self.seed < 2**63, f"seed must be from 0 to 2^63 - 1, got {self.seed}")

@@ -1,31 +1,57 @@
-"""Score distillation: one skeleton, its noise sources and its methods."""
+"""Score distillation: one skeleton, its methods, and one call from pictures to a loss."""
 
-from splatdistill.guidance.core import Distillation, Method, distill, sample
-from splatdistill.guidance.methods import METHODS, build_method
-from splatdistill.guidance.noise import (
-    FixedNoise,
-    InversionSettings,
-    Source,
-    StudentSettings,
-    TrajectorySettings,
-    ddim_inversion,
-    predicted_noise,
-    random_noise,
+from splatdistill.guidance.clip import CLIP
+from splatdistill.guidance.core import Distillation, FixedNoise, Method, distill, sample
+from splatdistill.guidance.dsd import DSD, DSDPublished
+from splatdistill.guidance.guide import Guide, Guided
+from splatdistill.guidance.methods import (
+    CSD,
+    DDS,
+    ISM,
+    NFSD,
+    PDS,
+    SDI,
+    SDS,
+    SJC,
+    SDIPublished,
+    SDIPublishedPerpNeg,
 )
+from splatdistill.guidance.noise import Inversion, ddim_inversion
+from splatdistill.guidance.query import Comparison, Query, Source, State
+from splatdistill.guidance.registry import METHODS, find_method, method_names
+from splatdistill.guidance.schedules import Timesteps
+from splatdistill.guidance.vsd import VSD
 
 __all__ = [
+    "CLIP",
+    "CSD",
+    "DDS",
+    "DSD",
+    "ISM",
     "METHODS",
+    "NFSD",
+    "PDS",
+    "SDI",
+    "SDS",
+    "SJC",
+    "VSD",
+    "Comparison",
+    "DSDPublished",
     "Distillation",
     "FixedNoise",
-    "InversionSettings",
+    "Guide",
+    "Guided",
+    "Inversion",
     "Method",
+    "Query",
+    "SDIPublished",
+    "SDIPublishedPerpNeg",
     "Source",
-    "StudentSettings",
-    "TrajectorySettings",
-    "build_method",
+    "State",
+    "Timesteps",
     "ddim_inversion",
     "distill",
-    "predicted_noise",
-    "random_noise",
+    "find_method",
+    "method_names",
     "sample",
 ]

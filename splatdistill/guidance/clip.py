@@ -1,34 +1,88 @@
 """CLIP as the judge of pictures, without a diffusion model: the baseline of Dream Fields and CLIP-Mesh."""
 
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from splatdistill.priors.clip import Scorer, image_embeddings
+from splatdistill.guidance.core import Method
+from splatdistill.guidance.query import State
+from splatdistill.priors.base import Prior
+
+if TYPE_CHECKING:
+    from splatdistill.guidance.guide import Guide, Guided, Views
+    from splatdistill.priors.clip import Scorer
 
 SCALE = 100.0  # CLIP's own, of its logits
-LEAST = 0.8  # the smallest crop, as a share of the side
+SMALLEST_CROP = 0.8  # as a share of the side
+
+
+class LoadedScorer(State):
+    """The CLIP model of a run; it does not change."""
+
+    def __init__(self, scorer: Scorer) -> None:
+        self.scorer = scorer
+
+
+@dataclass(frozen=True)
+class CLIP(Method):
+    """Dream Fields, 2112.01455, and CLIP-Mesh, 2203.13333: no teacher, but 100 (1 - cos(picture, text)).
+
+    `guidance` is a factor of the loss; there is no timestep.
+
+    Args:
+        scorer: "embedded", or the folder of a CLIP model.
+    """
+
+    name: ClassVar[str] = "clip"
+    reads_latents: ClassVar[bool] = False
+
+    guidance: float = 1.0
+    scorer: str = "embedded"
+
+    def start(self, prior: Prior, seed: int) -> LoadedScorer:
+        """Load the scorer; raises UserError when it cannot be read."""
+        from splatdistill.priors.clip import Scorer
+
+        return LoadedScorer(Scorer.load(self.scorer, prior.device))
+
+    def evaluate(
+        self, guide: Guide, views: Views, progress: float, generator: torch.Generator | None
+    ) -> Guided:
+        """Compare the pictures with the prompt, view and background named as for a teacher."""
+        from splatdistill.guidance.guide import Guided
+
+        assert isinstance(guide.state, LoadedScorer)
+        texts = guide.prompts.texts(views.cameras, views.names, len(views.rgb))
+        loss = clip_loss(guide.state.scorer, views.rgb.permute(0, 3, 1, 2), texts, generator)
+        return Guided(self.guidance * loss, torch.zeros(len(texts)))
 
 
 def clip_loss(
     scorer: Scorer, rgb: Tensor, texts: list[str], generator: torch.Generator | None = None
 ) -> Tensor:
-    """100 (1 - cos(picture, text)), summed over a picture and averaged over pictures [V,3,H,W] in [0,1].
+    """Return 100 (1 - cos(picture, text)), averaged over pictures [V,3,H,W] in [0,1].
 
-    Sources: Dream Fields (2112.01455), eq. 2, and CLIP-Mesh (2203.13333). Each picture is seen in one random
-    square crop, as in both: without crops the gradient finds what only CLIP can see.
+    Sources: Dream Fields (2112.01455), eq. 2, and CLIP-Mesh (2203.13333). Each picture is compared in one
+    random square crop, as in both: without crops the gradient finds what only CLIP can see.
     """
+    from splatdistill.priors.clip import image_embeddings
+
     side = rgb.shape[-1]
-    share = LEAST + (1.0 - LEAST) * torch.rand(len(rgb), generator=generator)
+    share = SMALLEST_CROP + (1.0 - SMALLEST_CROP) * torch.rand(len(rgb), generator=generator)
     place = torch.rand(len(rgb), 2, generator=generator)
-    seen = []
+    crops = []
     for picture, length, (down, right) in zip(
         rgb, (share * side).long().tolist(), place.tolist(), strict=True
     ):
         top, left = int(down * (side - length)), int(right * (side - length))
         crop = picture[None, :, top : top + length, left : left + length]
         size = (scorer.size, scorer.size)
-        seen.append(F.interpolate(crop, size, mode="bilinear", antialias=length > scorer.size))
-    pixels = (torch.cat(seen) - scorer.mean) / scorer.std
+        crops.append(F.interpolate(crop, size, mode="bilinear", antialias=length > scorer.size))
+    pixels = (torch.cat(crops) - scorer.mean) / scorer.std
     cosine = (image_embeddings(scorer.model, pixels) * scorer.texts(texts)).sum(dim=1)
     return SCALE * (1.0 - cosine).mean()

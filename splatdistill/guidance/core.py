@@ -1,47 +1,127 @@
 """The one skeleton of score distillation, and the one loss scale.
 
-eps, z_t = noise source(z, t)
-gradient = w(t) (e_g(z_t) - eps)
+    eps, z_t = method.compare(z, t)
+    gradient = w(t) (e_g(z_t) - eps)
+
+A method is one frozen dataclass: its fields are its settings, its methods its behavior; what it learns or
+keeps during a run is an explicit State.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
 
 from splatdistill import ops
-from splatdistill.guidance.noise import NoiseSource, Query, Source, gaussian_like
-from splatdistill.guidance.schedules import TimestepSchedule
+from splatdistill.guidance.query import Comparison, Query, Source, State, gaussian_like
+from splatdistill.guidance.schedules import Timesteps
 from splatdistill.priors.base import Conditioning, Prior, alpha_bar_at
 from splatdistill.scene.cameras import Cameras
+
+if TYPE_CHECKING:
+    from splatdistill.guidance.guide import Guide, Guided, Views
+
+Weight = Callable[[Prior, Tensor], Tensor]
+
+
+def one(prior: Prior, t: Tensor) -> Tensor:
+    """Return w = 1, [B] for t [B]."""
+    return torch.ones(len(t), dtype=torch.float64)
+
+
+def sds_weight(prior: Prior, t: Tensor) -> Tensor:
+    """Return w = 1 - alpha_bar, DreamFusion's sigma_t^2, [B] for t [B]."""
+    return 1.0 - alpha_bar_at(prior, t)
+
+
+def x0_weight(prior: Prior, t: Tensor) -> Tensor:
+    """Return w = sqrt((1 - alpha_bar) / alpha_bar), with which the gradient is z - x0_hat, [B] for t [B]."""
+    alpha_bar = alpha_bar_at(prior, t)
+    return ((1.0 - alpha_bar) / alpha_bar).sqrt()
+
+
+def score_weight(prior: Prior, t: Tensor) -> Tensor:
+    """Return w = sqrt(alpha_bar / (1 - alpha_bar)), with which the gradient is a difference of scores."""
+    return 1.0 / x0_weight(prior, t)
 
 
 @dataclass(frozen=True)
 class Method:
-    """A distillation method: where the noise comes from, how the residual is weighted, its paper's settings.
+    """A distillation method; a subclass adds its own settings as fields and overrides `compare`.
 
-    weight maps (prior, t [B]) to w [B]; guidance is the scale g of e_g; timesteps is the schedule of t. An
-    editing method compares with a source; one by CLIP asks no teacher; `negative` is a text that the noise
-    source asks for beside.
+    Args:
+        guidance: the scale g of e_g = e_null + g (e_text - e_null).
+        timesteps: the schedule of t.
+
+    A subclass sets `name`, as in YAML and on the command line; `weight`, which maps (prior, t [B]) to w [B];
+    and `edits` where it compares with a source.
     """
 
-    name: str
-    noise: NoiseSource
-    weight: Callable[[Prior, Tensor], Tensor]
-    guidance: float
-    timesteps: TimestepSchedule
-    edits: bool = False
-    by_clip: bool = False
-    negative: str | None = None
+    name: ClassVar[str] = ""
+    edits: ClassVar[bool] = False
+    reads_latents: ClassVar[bool] = True  # False: it judges pictures and asks no teacher
+
+    guidance: float = 7.5
+    timesteps: Timesteps = field(default_factory=Timesteps)
+
+    def start(self, prior: Prior, seed: int) -> State:
+        """Return the state of a new run."""
+        return State()
+
+    def compare(self, query: Query, state: State) -> Comparison:
+        """Return what the guided prediction is compared with, and where."""
+        raise NotImplementedError(f"method '{self.name}' does not compare predictions")
+
+    def weight(self, prior: Prior, t: Tensor) -> Tensor:
+        """Return w [B] at t [B]: 1."""
+        return one(prior, t)
+
+    def third_text(self, negative: str, open_vocabulary: bool) -> str | None:
+        """Return a text that `compare` asks for beside the prompt and the null text; None for none.
+
+        Args:
+            negative: the run's negative prompt; empty for none.
+            open_vocabulary: the teacher reads any text.
+        """
+        return None
+
+    def evaluate(
+        self, guide: "Guide", views: "Views", progress: float, generator: torch.Generator | None
+    ) -> "Guided":
+        """Return the loss of a step's pictures: by distillation, unless a method judges pictures itself."""
+        return guide.distill(views, progress, generator)
+
+
+@dataclass(frozen=True, eq=False)
+class FixedNoise(Method):
+    """A given noise eps [B,C,h,w], whatever z: a run's own, or the last prediction (cached SDI)."""
+
+    name: ClassVar[str] = "fixed"
+
+    eps: Tensor = field(default_factory=lambda: torch.zeros(()))
+
+    def compare(self, query: Query, state: State) -> Comparison:
+        """Return (eps, z_t) of the given noise."""
+        return Comparison(self.eps, query.noised(self.eps))
+
+    def weight(self, prior: Prior, t: Tensor) -> Tensor:
+        """Return sqrt((1 - ab) / ab) [B] at t [B]."""
+        return x0_weight(prior, t)
 
 
 @dataclass(frozen=True, eq=False)
 class Distillation:
-    """What one evaluation of the skeleton gives; everything but `loss` is without gradient.
+    """One evaluation of the skeleton; everything but `loss` is without gradient.
 
-    loss: scalar whose gradient at z is gradient / B. gradient, noise, z_t, x0_hat: [B,C,h,w], x0_hat being
-    the guided estimate of the clean latents. target = z - gradient (x0_hat, for SDI). norms [B]: |gradient|.
+    Args:
+        loss: scalar whose gradient at z is gradient / B.
+        gradient: [B,C,h,w].
+        target: z - gradient (x0_hat, for SDI), [B,C,h,w].
+        x0_hat: the guided estimate of the clean latents, [B,C,h,w].
+        noise: what the prediction was compared with, [B,C,h,w].
+        z_t: where, [B,C,h,w].
     """
 
     loss: Tensor
@@ -50,7 +130,6 @@ class Distillation:
     x0_hat: Tensor
     noise: Tensor
     z_t: Tensor
-    norms: Tensor
 
 
 def distill(
@@ -62,35 +141,52 @@ def distill(
     generator: torch.Generator | None = None,
     source: Source | None = None,
     cameras: Cameras | None = None,
+    state: State | None = None,
 ) -> Distillation:
-    """Score distillation of latents z [B,C,h,w] at timesteps t [B].
+    """Distil latents z [B,C,h,w] at timesteps t [B].
 
     loss = sum |z - stopgrad(z - gradient)|^2 / (2 B), so that backward injects the gradient summed over a
-    sample and averaged over the batch. `cond` holds the guidance scale of e_g. An editing method needs the
-    source; VSD's student wants to know the cameras [B]. Raises ValueError for an edit without a source, and
-    for a method by CLIP.
+    sample and averaged over the batch.
+
+    Args:
+        prior: the teacher.
+        z: clean latents; the loss carries their gradient.
+        t: timesteps.
+        cond: the guidance branches; one without a scale takes the method's.
+        method: what the prediction is compared with, and the weight.
+        generator: source of random numbers.
+        source: what an editing method compares with; its branches likewise.
+        cameras: of the samples [B], for a method that reads them.
+        state: of the run; None for a fresh one from seed 0.
+
+    Raises:
+        ValueError: an edit without a source, or a method that judges pictures.
     """
     if method.edits and source is None:
         raise ValueError(f"distill: method '{method.name}' needs the source that it edits")
-    if method.by_clip:
-        raise ValueError("distill: CLIP's loss is of pictures, see guidance/clip.py")
+    if not method.reads_latents:
+        raise ValueError(f"distill: method '{method.name}' judges pictures, not latents; use Guide")
     t = t.cpu()
+    cond = cond.with_default(method.guidance)
+    if source is not None:
+        source = Source(source.z, source.cond.with_default(method.guidance))
     with torch.no_grad():
         clean = z.detach().contiguous()
-        eps, z_t = method.noise(Query(prior, clean, t, cond, generator, source, cameras))
+        query = Query(prior, clean, t, cond, generator, source, cameras)
+        eps, z_t = method.compare(query, method.start(prior, 0) if state is None else state)
         outputs = prior.predict(z_t, t, cond)
         conversion = ops.prediction_coefficients(alpha_bar_at(prior, t), prior.prediction_type)
         coefficients = torch.cat([conversion, method.weight(prior, t).float().unsqueeze(1)], dim=1)
-        gradient, x0_hat, norms = ops.noise_residual(
+        gradient, x0_hat, _ = ops.noise_residual(
             z_t, outputs, cond.weights.to(z.device), coefficients.to(z.device), eps, cond.perp_neg
         )
         target = clean - gradient
     loss = 0.5 * (z - target).square().sum() / len(z)
-    return Distillation(loss, gradient, target, x0_hat, eps, z_t, norms)
+    return Distillation(loss, gradient, target, x0_hat, eps, z_t)
 
 
 def sampling_timesteps(num_timesteps: int, steps: int) -> Tensor:
-    """`steps` evenly spaced timesteps [steps], from T - 1 down ("trailing": 2305.08891, section 3.3)."""
+    """Return evenly spaced timesteps [steps], from T - 1 down ("trailing": 2305.08891, section 3.3)."""
     return (num_timesteps * torch.arange(steps, 0, -1, dtype=torch.float64) / steps).round().long() - 1
 
 
@@ -103,9 +199,9 @@ def sample(
     eta: float = 0.0,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """DDIM sampling (2010.02502, eq. 12): clean latents from noise z_T, both [B,C,h,w].
+    """Sample clean latents from noise z_T, both [B,C,h,w], by DDIM (2010.02502, eq. 12).
 
-    The grid is `sampling_timesteps`; the last move ends at alpha_bar = 1.
+    The grid is `sampling_timesteps`; the last move ends at the scheduler's own clean end.
     """
     x = z_T.contiguous()
     timesteps = sampling_timesteps(len(prior.alphas_cumprod), steps)

@@ -1,109 +1,171 @@
-"""What pulls a run's pictures toward the prompt: a teacher by distillation, or CLIP by its similarity."""
+"""From a step's pictures to one loss: a prior, a method, a prompt, and the state of a run."""
 
-import dataclasses
-from typing import NamedTuple, Protocol
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from splatdistill.config.presets import is_embedded
-from splatdistill.config.schema import Config
-from splatdistill.guidance import Distillation, Method, Source, distill
-from splatdistill.guidance.clip import clip_loss
+from splatdistill.guidance.core import Distillation, Method, distill
 from splatdistill.guidance.prompts import PromptCache, ViewPrompts, conditioning
+from splatdistill.guidance.query import Source, State
 from splatdistill.priors.base import Conditioning, Prior
-from splatdistill.priors.clip import Scorer
 from splatdistill.scene.cameras import Cameras
-from splatdistill.scene.rendering import render
+
+ViewMode = Literal["view", "perp_neg", "plain"]
 
 
-class Shot(NamedTuple):
-    """The pictures of one step: rgb [V,H,W,3] by cameras [V] before backgrounds [V,3], named or not."""
+@dataclass(frozen=True, eq=False)
+class Views:
+    """The pictures of one step.
+
+    Args:
+        rgb: [V,H,W,3] in [0,1]; the loss carries their gradient.
+        cameras: [V], or None where nothing depends on them.
+        background: the plain colors behind them [V,3], or None for white.
+        names: the backgrounds' names for the prompts, or None for none.
+        source: the same views [V,H,W,3] of what is edited, or None.
+    """
 
     rgb: Tensor
-    cameras: Cameras
-    background: Tensor
-    names: list[str] | None
+    cameras: Cameras | None = None
+    background: Tensor | None = None
+    names: list[str] | None = None
+    source: Tensor | None = None
 
 
-class Guided(NamedTuple):
-    """What a guide says: a loss, the timesteps t [V] that it asked about, and how it came to the loss."""
+@dataclass(frozen=True, eq=False)
+class Guided:
+    """The answer of a guide: a scalar loss, the timesteps t [V], and how a teacher came to it."""
 
     loss: Tensor
     t: Tensor
     distillation: Distillation | None = None
 
-
-class Guide(Protocol):
-    """Looks at the pictures of a step."""
-
-    def __call__(self, shot: Shot, progress: float, generator: torch.Generator) -> Guided:
-        """progress: the share of the run that is done."""
-        ...
+    @property
+    def x0_hat(self) -> Tensor | None:
+        """The guided estimate of the clean latents [V,C,h,w]; None for a method without a teacher."""
+        return None if self.distillation is None else self.distillation.x0_hat
 
 
-class Teacher:
-    """A diffusion model that is asked about noised pictures; with the splat that is edited, about both."""
+class Guide:
+    """Score distillation in one call, for any renderer and trainer.
+
+    Example:
+        guide = Guide(load_prior("sd21", "cuda"), SDI(guidance=7.5), "a red mushroom", views="perp_neg")
+        out = guide(rgb, step / steps, cameras, generator=generator)  # rgb [V,H,W,3]
+        out.loss.backward()
+
+    Args:
+        prior: the teacher.
+        method: how it is asked; see METHODS.
+        prompt: what the pictures should show.
+        negative: what they should not show; it takes the null text's place.
+        views: name the view in the prompt ("view"), make the other views negatives as well ("perp_neg",
+            2304.04968), or neither ("plain"). A prior that reads cameras needs neither.
+        source_prompt: of an edit, what the source shows.
+        seed: decides the method's own random state (DSD's path, VSD's student).
+        state: the method's, of a run that goes on; None for a new one.
+
+    Raises:
+        UserError: the prior cannot serve this method.
+    """
 
     def __init__(
-        self, config: Config, method: Method, prior: Prior, origin: torch.nn.ParameterDict | None = None
+        self,
+        prior: Prior,
+        method: Method,
+        prompt: str,
+        *,
+        negative: str = "",
+        views: ViewMode = "view",
+        source_prompt: str = "",
+        seed: int = 0,
+        state: State | None = None,
     ) -> None:
-        self.config, self.method, self.prior, self.origin = config, method, prior, origin
+        if views not in ("view", "perp_neg", "plain"):
+            raise ValueError(f"views must be 'view', 'perp_neg' or 'plain', got {views!r}")
+        self.prior, self.method = prior, method
+        self.mode: ViewMode = views
+        self.state = method.start(prior, seed) if state is None else state
         self.cache = PromptCache(prior)
-        against = config.negative_prompt or method.negative  # where the method asks for a text beside
-        if method.negative is None or (not config.negative_prompt and is_embedded(config.prior.name)):
-            against = None
-        self.against = against
-        null = "" if method.negative is not None else config.negative_prompt
-        words = prior.view_words and config.guidance.mode != "plain"
-        self.prompts = ViewPrompts(config.prompt, null, words)
-        self.source_prompts = ViewPrompts(config.edit.source_prompt, null, words)
+        self.third = method.third_text(negative, getattr(prior, "vocabulary", None) is None)
+        null = "" if self.third is not None else negative
+        words = prior.view_words and views != "plain"
+        self.prompts = ViewPrompts(prompt, null, words)
+        self.source_prompts = ViewPrompts(source_prompt, null, words)
 
-    def __call__(self, shot: Shot, progress: float, generator: torch.Generator) -> Guided:
-        """Noise the latents, ask, and take the disagreement as the gradient."""
+    def __call__(
+        self,
+        rgb: Tensor,
+        progress: float,
+        cameras: Cameras | None = None,
+        *,
+        generator: torch.Generator | None = None,
+        background: Tensor | None = None,
+        names: list[str] | None = None,
+        source: Tensor | None = None,
+    ) -> Guided:
+        """Return the loss of a step's pictures, and what the teacher made of them.
+
+        Args:
+            rgb: pictures [V,H,W,3] in [0,1], of any size.
+            progress: the share of the run that is done, in [0,1].
+            cameras: [V]; needed for view prompts and by priors that read cameras.
+            generator: source of timesteps and noise; None for torch's global one.
+            background: plain colors behind the pictures [V,3]; None for white.
+            names: the backgrounds' names, for a teacher whose captions name them.
+            source: of an edit, the same views [V,H,W,3] of the source.
+
+        Raises:
+            ValueError: shapes or counts that do not fit.
+        """
+        if rgb.ndim != 4 or rgb.shape[-1] != 3:
+            raise ValueError(f"rgb: expected [V, H, W, 3], got {list(rgb.shape)}")
+        if cameras is not None and len(cameras) != len(rgb):
+            raise ValueError(f"cameras: expected {len(rgb)}, as many as pictures, got {len(cameras)}")
+        if len(rgb) % self.prior.group:
+            raise ValueError(f"this prior reads {self.prior.group} views together, got {len(rgb)}")
+        if cameras is None and (self.prompts.view_words or self.prior.needs_cameras):
+            raise ValueError("this guide depends on the view: give cameras, or Guide(views='plain')")
+        if background is None:
+            background = torch.ones(len(rgb), 3, device=rgb.device)
+        views = Views(rgb, cameras, background, names, source)
+        return self.method.evaluate(self, views, progress, generator)
+
+    def distill(self, views: Views, progress: float, generator: torch.Generator | None) -> Guided:
+        """Encode the pictures, draw timesteps, and distil; the default of `Method.evaluate`."""
         prior, method = self.prior, self.method
-        z = prior.encode(shot.rgb.permute(0, 3, 1, 2))  # [V, C, h, w]
+        z = prior.encode(views.rgb.permute(0, 3, 1, 2))  # [V, C, h, w]
         levels = len(prior.alphas_cumprod)
         t = method.timesteps.sample(progress, len(z), levels, generator, prior.group)  # [V]
-        cond, source = self.branches(self.prompts, shot), self.source(shot)
-        distillation = distill(prior, z, t, cond, method, generator, source, shot.cameras)
-        return Guided(distillation.loss, t, distillation)
+        cond, source = self.conditioning(self.prompts, views), self._source(views)
+        found = distill(prior, z, t, cond, method, generator, source, views.cameras, self.state)
+        return Guided(found.loss, t, found)
 
-    def branches(self, prompts: ViewPrompts, shot: Shot) -> Conditioning:
-        """The guidance branches for the pictures."""
-        guidance = self.config.guidance
-        cond = conditioning(prompts, self.cache, shot.cameras, shot.names, guidance.scale, guidance.mode)
-        if self.against is not None:
-            cond = dataclasses.replace(cond, negative=self.cache([self.against] * len(shot.cameras)))
-        return self.prior.with_cameras(cond, shot.cameras, shot.background)
+    def conditioning(self, prompts: ViewPrompts, views: Views) -> Conditioning:
+        """Return the guidance branches of the pictures, at the method's scale."""
+        cond = conditioning(
+            prompts, self.cache, views.cameras, views.names, self.method.guidance, self.mode, len(views.rgb)
+        )
+        if self.third is not None:
+            cond = replace(cond, negative=self.cache([self.third] * len(views.rgb)))
+        if views.cameras is None:
+            return cond
+        assert views.background is not None
+        return self.prior.with_cameras(cond, views.cameras, views.background)
 
     @torch.no_grad()
-    def source(self, shot: Shot) -> Source | None:
-        """In an edit, the splat as it was, in the same views, with its own branches."""
-        if self.origin is None:
+    def _source(self, views: Views) -> Source | None:
+        if views.source is None:
             return None
-        before = render(self.origin, shot.cameras, shot.background).rgb
-        return Source(self.prior.encode(before.permute(0, 3, 1, 2)), self.branches(self.source_prompts, shot))
+        z = self.prior.encode(views.source.permute(0, 3, 1, 2))
+        return Source(z, self.conditioning(self.source_prompts, views))
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return the method's state; settings and prompts are the caller's."""
+        return self.state.state_dict()
 
-class Critic:
-    """CLIP, which compares the pictures with the prompts, view and background named as for a teacher."""
-
-    def __init__(self, config: Config, scorer: Scorer) -> None:
-        self.scorer, self.scale = scorer, config.guidance.scale
-        self.prompts = ViewPrompts(config.prompt, "")
-
-    def __call__(self, shot: Shot, progress: float, generator: torch.Generator) -> Guided:
-        """The loss, at timestep 0."""
-        texts = self.prompts.texts(shot.cameras, shot.names)
-        loss = clip_loss(self.scorer, shot.rgb.permute(0, 3, 1, 2), texts, generator)
-        return Guided(self.scale * loss, torch.zeros(len(texts)))
-
-
-def make_guide(
-    config: Config, method: Method, prior: Prior, origin: torch.nn.ParameterDict | None = None
-) -> Guide:
-    """The guide that the method wants. origin: the splat that is edited."""
-    if method.by_clip:
-        return Critic(config, Scorer.load(config.guidance.clip, prior.device))
-    return Teacher(config, method, prior, origin)
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        """Continue from a state_dict."""
+        self.state.load_state_dict(saved)

@@ -45,8 +45,16 @@ class ViewPrompts:
         parts = [self.negative, f"{background} background" if background else ""]
         return ", ".join(part for part in parts if part)
 
-    def texts(self, cameras: Cameras, background_names: Sequence[str | None] | None = None) -> list[str]:
-        """One text a camera [V]."""
+    def texts(
+        self,
+        cameras: Cameras | None,
+        background_names: Sequence[str | None] | None = None,
+        count: int | None = None,
+    ) -> list[str]:
+        """Return one text a camera [V]; without cameras, `count` texts that name no view."""
+        if cameras is None:
+            names = background_names or [None] * (count or 1)
+            return [self.text("", name) for name in names]
         names = background_names or [None] * len(cameras)
         angles = zip(cameras.azimuth_deg.tolist(), cameras.elevation_deg.tolist(), names, strict=True)
         return [self.text(view_word(azimuth, elevation), name) for azimuth, elevation, name in angles]
@@ -114,28 +122,39 @@ def perp_neg_mix(azimuth_deg: Tensor, elevation_deg: Tensor) -> PerpNegMix:
 def conditioning(
     prompts: ViewPrompts,
     cache: PromptCache,
-    cameras: Cameras,
+    cameras: Cameras | None,
     background_names: Sequence[str | None] | None = None,
-    guidance: float = 7.5,
+    guidance: float | None = 7.5,
     mode: Literal["view", "perp_neg", "plain"] = "view",
+    count: int | None = None,
 ) -> Conditioning:
-    """The guidance branches for `cameras`: CFG with the prompts' texts, or perp-neg branches ("perp_neg").
+    """Return the guidance branches for V pictures: CFG with the prompts' texts, or perp-neg branches.
 
-    Raises ValueError for another mode.
+    Args:
+        prompts: the texts.
+        cache: their embeddings.
+        cameras: [V], or None for `count` pictures whose view is not named.
+        background_names: one a picture, or None.
+        guidance: the scale; None leaves it to the method.
+        mode: "perp_neg" for branches that push away from the other views.
+        count: V, where there are no cameras.
+
+    Raises:
+        ValueError: another mode, or perp-neg without cameras.
     """
     if mode not in ("view", "perp_neg", "plain"):
         raise ValueError(f"conditioning: mode must be 'view', 'perp_neg' or 'plain', got {mode!r}")
-    count = len(cameras)
+    count = len(cameras) if cameras is not None else (count or 1)
     names = background_names or [None] * count
     null = cache([prompts.null_text(name) for name in names])  # [V, L, D]
     if mode != "perp_neg":
-        return cfg(null, cache(prompts.texts(cameras, names)), guidance)
+        return cfg(null, cache(prompts.texts(cameras, names, count)), guidance)
+    if cameras is None:
+        raise ValueError("conditioning: perp-neg depends on the view and needs cameras")
     views = torch.stack(
         [cache([prompts.text(word, name) for name in names]) for word in VIEW_WORDS]
     )  # [4, V, L, D]
     mix = perp_neg_mix(cameras.azimuth_deg, cameras.elevation_deg)
     positive = torch.einsum("vk,kvld->vld", mix.positive.to(views), views)
     embeddings = torch.stack([null, positive, views[0], views[1]])
-    ones = torch.ones(1, count)
-    weights = torch.cat([ones, guidance * ones, guidance * mix.weights])  # [4, V]
-    return Conditioning(embeddings, weights, perp_neg=True)
+    return Conditioning(embeddings, guidance, negatives=mix.weights)

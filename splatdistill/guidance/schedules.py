@@ -1,34 +1,23 @@
 """Schedules over a run: small frozen dataclasses that map progress in [0, 1] to a number."""
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-Schedule = Callable[[float], float]
-
-
-def _ramp(progress: float, begin: float, stop: float) -> float:
-    """Where `progress` lies between `begin` and `stop`, clamped to [0, 1]."""
-    if stop <= begin:
-        return float(progress >= stop)
-    return min(max((progress - begin) / (stop - begin), 0.0), 1.0)
-
 
 @dataclass(frozen=True)
 class Linear:
-    """From `start` to `end` in a straight line between progress `begin` and `stop`; constant outside."""
+    """From `start` to `end` in a straight line."""
 
     start: float
     end: float
-    begin: float = 0.0
-    stop: float = 1.0
 
     def __call__(self, progress: float) -> float:
-        """The value at `progress`."""
-        return self.start + (self.end - self.start) * _ramp(progress, self.begin, self.stop)
+        """Return the value at `progress`."""
+        return self.start + (self.end - self.start) * min(max(progress, 0.0), 1.0)
 
 
 @dataclass(frozen=True)
@@ -37,65 +26,66 @@ class SqrtAnneal:
 
     start: float
     end: float
-    begin: float = 0.0
-    stop: float = 1.0
 
     def __call__(self, progress: float) -> float:
-        """The value at `progress`."""
-        return self.start + (self.end - self.start) * math.sqrt(_ramp(progress, self.begin, self.stop))
+        """Return the value at `progress`."""
+        return self.start + (self.end - self.start) * math.sqrt(min(max(progress, 0.0), 1.0))
 
 
 @dataclass(frozen=True)
-class Piecewise:
-    """Straight lines through `points` ((progress, value), ...), constant outside them.
+class Timesteps:
+    """Diffusion timesteps over a run: each view's t is uniform in [low, high], fractions of T.
 
-    Two points at one progress make a jump, which takes the later value.
-    Raises ValueError when there is no point or their progress decreases.
+    Args:
+        shape: how both move over the run: evenly, or fast at first (square root of progress).
+        low: the lower end, at the start and at the end of the run.
+        high: the upper end, likewise. Equal to low, it is the annealed t of SDI; a wide range is that of SDS.
+
+    Raises:
+        ValueError: not 0 < low <= high <= 1.
     """
 
-    points: tuple[tuple[float, float], ...]
+    shape: Literal["linear", "sqrt"] = "linear"
+    low: tuple[float, float] = (0.02, 0.02)
+    high: tuple[float, float] = (0.98, 0.98)
 
     def __post_init__(self) -> None:
-        where = [progress for progress, _ in self.points]
-        if not where or where != sorted(where):
-            raise ValueError(f"Piecewise: expected points of increasing progress, got {self.points}")
+        for low, high in zip(self.low, self.high, strict=True):
+            if not 0.0 < low <= high <= 1.0:
+                raise ValueError(f"timesteps: expected 0 < low <= high <= 1, got low {low} and high {high}")
 
-    def __call__(self, progress: float) -> float:
-        """The value at `progress`."""
-        value = self.points[0][1]
-        for (begin, _), (stop, end) in zip(self.points[:1] + self.points, self.points, strict=False):
-            if progress < begin:
-                break
-            value += (end - value) * _ramp(progress, begin, stop)
-        return value
-
-
-@dataclass(frozen=True)
-class TimestepSchedule:
-    """Diffusion timesteps over a run, as fractions of T: uniform between `low` and `high`.
-
-    One schedule for both (`low == high`) is the annealed t of SDI; a wide range is the random t of SDS.
-    """
-
-    low: Schedule
-    high: Schedule
+    def range(self, progress: float) -> tuple[float, float]:
+        """Return (low, high) at `progress`."""
+        line = SqrtAnneal if self.shape == "sqrt" else Linear
+        return line(*self.low)(progress), line(*self.high)(progress)
 
     def sample(
-        self, progress: float, count: int, num_timesteps: int, generator: torch.Generator, group: int = 1
+        self,
+        progress: float,
+        count: int,
+        num_timesteps: int,
+        generator: torch.Generator | None = None,
+        group: int = 1,
     ) -> Tensor:
-        """Timesteps [count] int64 on the CPU for `count` views, within [0, num_timesteps - 1].
+        """Draw timesteps [count] int64 on the CPU, within [0, num_timesteps - 1].
 
-        Each `group` views in turn share one. A range of zero width draws nothing from `generator`.
+        Args:
+            progress: the share of the run that is done.
+            count: number of views.
+            num_timesteps: T.
+            generator: source of random numbers; a range of zero width draws none.
+            group: each so many views in turn share one.
         """
         if group > 1:
-            return self.sample(progress, count // group, num_timesteps, generator).repeat_interleave(group)
-        low, high = self.low(progress), self.high(progress)
+            shared = self.sample(progress, count // group, num_timesteps, generator)
+            return shared.repeat_interleave(group)
+        low, high = self.range(progress)
         fraction = torch.full((count,), low, dtype=torch.float64)
         if high != low:
             fraction += (high - low) * torch.rand(count, dtype=torch.float64, generator=generator)
         return (fraction * num_timesteps).round().long().clamp_(0, num_timesteps - 1)  # [count]
 
 
-def annealed(start: float, end: float) -> TimestepSchedule:
-    """One t for all views, linear from `start` to `end` (fractions of T)."""
-    return TimestepSchedule(Linear(start, end), Linear(start, end))
+def annealed(start: float, end: float) -> Timesteps:
+    """Return one t for all views, linear from `start` to `end` (fractions of T)."""
+    return Timesteps("linear", (start, end), (start, end))

@@ -1,82 +1,143 @@
-"""VSD's student: the teacher with a low-rank adapter, which learns along the run what is drawn by now."""
+"""Variational Score Distillation, and its student: the teacher with a low-rank adapter."""
 
 from __future__ import annotations
 
 import copy
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from diffusers.training_utils import cast_training_params
-from peft import LoraConfig
-from torch import Tensor, nn
+from torch import Tensor
 
 from splatdistill import ops
 from splatdistill.errors import UserError
-from splatdistill.guidance.noise import Query, StudentSettings
+from splatdistill.guidance.core import Method, sds_weight
+from splatdistill.guidance.query import Comparison, Query, State
+from splatdistill.guidance.schedules import Timesteps
 from splatdistill.priors.base import Prior, alpha_bar_at
-from splatdistill.priors.latent import LatentPrior
-from splatdistill.priors.multiview import CAMERA, camera_matrices
 
-ADAPTED = ["to_q", "to_k", "to_v", "to_out.0"]  # the attention's linear maps
+ADAPTED = ["to_q", "to_k", "to_v", "to_out.0"]  # the linear maps of attention
+LOSS_SCALE = 1024.0  # of a float16 network: its small gradients would vanish
 
 
-class Student(nn.Module):
-    """A LoRA (2106.09685) on the UNet of a prior, whose own weights are shared and stay as they are.
+@dataclass(frozen=True)
+class VSD(Method):
+    """Variational Score Distillation, 2305.16213: gradient = (1 - ab) (e_g(z_t, y) - e_lora(z_t, y, camera)).
 
-    The camera is told as one more token behind the text. At first all predictions are the teacher's, but for
-    a token of zeros. Raises UserError for a prior without a UNet.
+    Args:
+        rank: of the student's adapter.
+        rate: AdamW's learning rate of the student.
+        steps: the student's steps for each of the run.
     """
 
-    def __init__(self, prior: Prior, settings: StudentSettings, seed: int) -> None:
-        super().__init__()
-        if not isinstance(prior, LatentPrior):
+    name: ClassVar[str] = "vsd"
+
+    timesteps: Timesteps = Timesteps(high=(0.98, 0.50))
+    rank: int = 4
+    rate: float = 1e-4
+    steps: int = 1
+
+    def __post_init__(self) -> None:
+        if self.rank < 1 or self.rate <= 0.0 or self.steps < 0:
+            raise ValueError("vsd: expected rank >= 1, rate > 0 and steps >= 0")
+
+    def start(self, prior: Prior, seed: int) -> Student:
+        """Return a new student of this prior; raises UserError for one without a UNet."""
+        return Student(prior, self.rank, self.rate, seed)
+
+    def compare(self, query: Query, state: Student) -> Comparison:
+        """Return (the student's prediction, z_t) at fresh noise; then the student learns."""
+        z_t = query.noised(query.gaussian())
+        compared = state.predict(query, z_t)
+        state.learn(query, self.steps)
+        return Comparison(compared, z_t)
+
+    def weight(self, prior: Prior, t: Tensor) -> Tensor:
+        """Return 1 - ab [B] at t [B]."""
+        return sds_weight(prior, t)
+
+
+class Student(State):
+    """A LoRA (2106.09685) on the UNet of a prior, whose own weights are shared and unchanged.
+
+    The camera is one more token after the text. Initially identical to the teacher up to an extra zero token.
+
+    Raises:
+        UserError: the prior has no UNet to adapt.
+    """
+
+    def __init__(self, prior: Prior, rank: int, rate: float, seed: int) -> None:
+        from diffusers.training_utils import cast_training_params
+        from peft import LoraConfig
+
+        from splatdistill.priors.multiview import CAMERA
+
+        unet: Any = getattr(prior, "unet", None)
+        if unet is None or not hasattr(unet, "add_adapter"):
             raise UserError(f"vsd adapts the UNet of its teacher, and prior '{prior.name}' has none")
-        self.settings = settings
-        self._prior = copy.copy(prior)
-        self.unet: Any = copy.deepcopy(prior.unet, {id(p): p for p in prior.unet.parameters()})
+        self._prior: Any = copy.copy(prior)
+        self.unet: Any = copy.deepcopy(unet, {id(p): p for p in unet.parameters()})
         with torch.random.fork_rng(devices=[]):  # the adapter's first values come from the global generator
             torch.manual_seed(seed)
-            self.unet.add_adapter(
-                LoraConfig(r=settings.rank, target_modules=ADAPTED, lora_alpha=settings.rank)
-            )
+            self.unet.add_adapter(LoraConfig(r=rank, target_modules=ADAPTED, lora_alpha=rank))
         cast_training_params([self.unet])
         self._prior.unet = self.unet
-        self.camera = nn.Linear(CAMERA, self.unet.config.cross_attention_dim, device=prior.device)
-        nn.init.zeros_(self.camera.weight)
-        nn.init.zeros_(self.camera.bias)
-        self.learned = {name: p for name, p in self.named_parameters() if p.requires_grad}
-        self.optimizer = torch.optim.AdamW(self.learned.values(), lr=settings.rate, weight_decay=1e-2)
+        width = self.unet.config.cross_attention_dim
+        self.camera = torch.nn.Linear(CAMERA, width, device=prior.device)
+        torch.nn.init.zeros_(self.camera.weight)
+        torch.nn.init.zeros_(self.camera.bias)
+        self.learned = {f"unet.{name}": p for name, p in self.unet.named_parameters() if p.requires_grad}
+        self.learned |= {f"camera.{name}": p for name, p in self.camera.named_parameters()}
+        self.optimizer = torch.optim.AdamW(self.learned.values(), lr=rate, weight_decay=1e-2)
 
-    def forward(self, asked: Query, z_t: Tensor, t: Tensor) -> Tensor:
-        """Raw outputs [B,C,h,w] for the text and the cameras of the query, at z_t [B,C,h,w] and t [B]."""
-        cond, hidden = asked.cond, asked.cond.embeddings[1]
-        if asked.cameras is not None:
-            told = camera_matrices(asked.cameras).to(hidden)
-            hidden = torch.cat([hidden, self.camera(told)[:, None]], dim=1)
+    def output(self, query: Query, z_t: Tensor, t: Tensor) -> Tensor:
+        """Return raw outputs [B,C,h,w] for the query's text and cameras, at z_t [B,C,h,w] and t [B]."""
+        from splatdistill.priors.multiview import camera_matrices
+
+        cond, hidden = query.cond, query.cond.embeddings[1]
+        if query.cameras is not None:
+            matrices = camera_matrices(query.cameras).to(hidden)
+            hidden = torch.cat([hidden, self.camera(matrices)[:, None]], dim=1)
         extra = () if cond.extra is None else (cond.extra[1],)
         return self._prior.network(z_t, t.to(z_t.device), hidden, *extra)
 
-    def predict(self, asked: Query, z_t: Tensor) -> Tensor:
-        """The noise prediction [B,C,h,w] at z_t, without gradient."""
+    def predict(self, query: Query, z_t: Tensor) -> Tensor:
+        """Return the noise prediction [B,C,h,w] at z_t, without gradient."""
         with torch.no_grad():
-            in_z, in_output = noise_coefficients(asked.prior, asked.t, z_t)
-            return in_z * z_t + in_output * self(asked, z_t, asked.t)
+            in_z, in_output = noise_coefficients(query.prior, query.t, z_t)
+            return in_z * z_t + in_output * self.output(query, z_t, query.t)
 
-    def learn(self, asked: Query) -> None:
-        """Take `settings.steps` steps toward denoising the latents of the query, at uniform timesteps."""
-        for _ in range(self.settings.steps):
-            t, eps = (asked.levels * asked.uniform()).long(), asked.gaussian()
-            z_t = asked.noised(eps, t=t)
-            in_z, in_output = noise_coefficients(asked.prior, t, z_t)
+    def learn(self, query: Query, steps: int) -> None:
+        """Take `steps` steps toward denoising the latents of the query, at uniform timesteps."""
+        scale = LOSS_SCALE if self.unet.dtype == torch.float16 else 1.0
+        for _ in range(steps):
+            t, eps = (query.levels * query.uniform()).long(), query.gaussian()
+            z_t = query.noised(eps, t=t)
+            in_z, in_output = noise_coefficients(query.prior, t, z_t)
             with torch.enable_grad():
-                loss = F.mse_loss(self(asked, z_t, t), (eps - in_z * z_t) / in_output)
-                loss.backward()
+                loss = F.mse_loss(self.output(query, z_t, t), (eps - in_z * z_t) / in_output)
+                (scale * loss).backward()
+            if scale != 1.0:
+                for p in self.learned.values():
+                    p.grad = None if p.grad is None else p.grad / scale
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return what was learned, and the optimizer."""
+        learned = {name: p.detach() for name, p in self.learned.items()}
+        return {"learned": learned, "optimizer": self.optimizer.state_dict()}
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        """Continue from there; the tensors move to the student's device."""
+        with torch.no_grad():
+            for name, p in self.learned.items():
+                p.copy_(saved["learned"][name])
+        self.optimizer.load_state_dict(saved["optimizer"])
+
 
 def noise_coefficients(prior: Prior, t: Tensor, z_t: Tensor) -> tuple[Tensor, Tensor]:
-    """a and b [B,1,1,1] of eps = a z_t + b output, at timesteps t [B]."""
+    """Return a and b [B,1,1,1] of eps = a z_t + b output, at timesteps t [B]."""
     columns = ops.prediction_coefficients(alpha_bar_at(prior, t), prior.prediction_type).to(z_t)
     return columns[:, 2].view(-1, 1, 1, 1), columns[:, 3].view(-1, 1, 1, 1)

@@ -144,10 +144,10 @@ def teacher_samples(prior: Prior, config: Config, seed: int = 0) -> Tensor:
     cameras = cameras[torch.arange(SAMPLES).view(prior.group, -1).T.flatten()]  # each group evenly around
     background = torch.ones(SAMPLES, 3)
     prompts, names = ViewPrompts(config.prompt, config.negative_prompt), None
-    if config.backgrounds.in_prompt and "white" in config.backgrounds.colours:
+    if config.backgrounds.in_prompt and "white" in config.backgrounds.colors:
         names = ["white"] * SAMPLES
     null = prior.embed([prompts.null_text(names[0] if names else None)] * SAMPLES)
-    cond = cfg(null, prior.embed(prompts.texts(cameras, names)), config.guidance.scale)
+    cond = cfg(null, prior.embed(prompts.texts(cameras, names)), config.method.guidance)
     cond = prior.with_cameras(cond, cameras, background)
     noise = torch.randn(SAMPLES, *prior.latent_shape, generator=torch.Generator().manual_seed(seed))
     return prior.decode(sample(prior, cond, noise.to(prior.device), steps=50)).clamp(0, 1).float().cpu()
@@ -294,7 +294,7 @@ def evaluate(
         if compare and not config.image.path:
             if config.prior.name not in teachers:
                 teachers[config.prior.name] = load_prior(config.prior.name)
-            key = (config.prior.name, config.prompt, config.negative_prompt, config.guidance.scale)
+            key = (config.prior.name, config.prompt, config.negative_prompt, config.method.guidance)
             if key not in samples:
                 samples[key] = teacher_samples(teachers[config.prior.name], config)
             drawn = samples[key]

@@ -57,7 +57,7 @@ def write_page(gaussians: ParameterDict, folder: Path, config: Config) -> None:
     page = report_page(
         gaussians,
         title=config.prompt or Path(config.image.path).stem or "splat",
-        facts=f"{config.method}, {config.steps} steps, seed {config.seed}, prior {config.prior.name}, "
+        facts=f"{config.method.name}, {config.steps} steps, seed {config.seed}, prior {config.prior.name}, "
         f"{len(gaussians['means'])} Gaussians, splatdistill {__version__}",
         settings=dump(config),
         records=read_metrics(folder / METRICS),

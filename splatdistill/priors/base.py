@@ -15,64 +15,80 @@ from splatdistill.scene.cameras import Cameras
 class Conditioning:
     """The guidance branches of a batch and how their outputs combine.
 
-    embeddings [R,B,L,D]; branch 0 is the null (or negative-prompt) branch, branch 1 the text.
-    weights [R,B] float32: as in `ops.ddim_step`, but on the CPU, where asking which are zero waits for no
-    GPU. With `perp_neg`, branches from 2 on are negatives and weights[0] is unused.
-    extra [R,B,...]: what else the network reads in each branch, such as cameras; None for nothing.
-    negative [B,L,D]: a text that a method compares with, see `negated`; None for the null text.
+    Args:
+        embeddings: [R,B,L,D]; branch 0 is the null (or negative-prompt) branch, branch 1 the text.
+        scale: g of eps = eps_null + g (eps_text - eps_null [+ sum_i w_i perp_i]); None where a method is to
+            decide.
+        negatives: w_i [R-2,B], the weights of perp-neg's negative branches relative to the positive one, on
+            the CPU; None for classifier-free guidance.
+        extra: [R,B,...], other inputs of the network in each branch, such as cameras; None for none.
+        negative: [B,L,D], a text that a method compares with, see `negated`; None for the null text.
     """
 
     embeddings: Tensor
-    weights: Tensor
-    perp_neg: bool = False
+    scale: float | None = None
+    negatives: Tensor | None = None
     extra: Tensor | None = None
     negative: Tensor | None = None
 
+    @property
+    def perp_neg(self) -> bool:
+        """Whether branches from 2 on are negatives whose part parallel to the text is taken out."""
+        return self.negatives is not None
+
+    @property
+    def weights(self) -> Tensor:
+        """The branches' weights [R,B] float32, as `ops.ddim_step` takes them, on the CPU.
+
+        Asking there which are zero waits for no GPU. Raises ValueError where no scale is set.
+        """
+        if self.scale is None:
+            raise ValueError("conditioning: the guidance scale is not set; see with_guidance")
+        count = self.embeddings.shape[1]
+        if self.negatives is None:
+            return torch.tensor([[1.0 - self.scale], [self.scale]], dtype=torch.float32).repeat(1, count)
+        ones = torch.ones(1, count)
+        return torch.cat([ones, self.scale * ones, self.scale * self.negatives])
+
     def select(self, index: Tensor) -> "Conditioning":
-        """The conditioning of the samples in `index` [n]."""
+        """Return the conditioning of the samples in `index` [n]."""
         here = index.to(self.embeddings.device)
         extra = None if self.extra is None else self.extra[:, here]
-        embeddings, weights = self.embeddings[:, here], self.weights[:, index.cpu()]
+        negatives = None if self.negatives is None else self.negatives[:, index.cpu()]
         negative = None if self.negative is None else self.negative[here]
-        return replace(self, embeddings=embeddings, weights=weights, extra=extra, negative=negative)
+        return replace(
+            self, embeddings=self.embeddings[:, here], negatives=negatives, extra=extra, negative=negative
+        )
 
     def with_guidance(self, g: float) -> "Conditioning":
-        """The same branches at scale `g`: eps = eps_null + g (eps_text - eps_null [+ sum_i w_i perp_i]).
+        """Return the same branches at scale `g`."""
+        return replace(self, scale=g)
 
-        Raises ValueError for perp-neg branches built at guidance 0, whose relative weights are lost.
-        """
-        if not self.perp_neg:
-            return replace(self, weights=cfg_weights(g, self.weights.shape[1]))
-        if not self.weights[1].all():
-            raise ValueError("with_guidance: perp-neg branches of guidance 0 have no relative weights")
-        weights = self.weights * (g / self.weights[1])  # [R, B]
-        weights[0] = 1.0
-        return replace(self, weights=weights)
+    def with_default(self, g: float) -> "Conditioning":
+        """Return the same branches, at scale `g` where none is set."""
+        return self if self.scale is not None else self.with_guidance(g)
 
     def negated(self) -> "Conditioning":
-        """The prediction for the negative text alone."""
+        """Return the branches of the negative text alone."""
         alone = self.with_guidance(0.0)
         if self.negative is None:
             return alone
         return replace(alone, embeddings=torch.cat([self.negative[None], self.embeddings[1:]]))
 
 
-def cfg(null: Tensor, text: Tensor, g: float) -> Conditioning:
-    """Classifier-free guidance (2207.12598) at scale `g` between `null` and `text`, both [B,L,D]."""
-    return Conditioning(torch.stack([null, text]), cfg_weights(g, len(text)))
-
-
-def cfg_weights(g: float, count: int) -> Tensor:
-    """The weights [2, count] of the null and the text branch: eps = eps_null + g (eps_text - eps_null)."""
-    return torch.tensor([[1.0 - g], [g]], dtype=torch.float32).repeat(1, count)
+def cfg(null: Tensor, text: Tensor, g: float | None = None) -> Conditioning:
+    """Return classifier-free guidance (2207.12598) between `null` and `text`, both [B,L,D], at scale `g`."""
+    return Conditioning(torch.stack([null, text]), g)
 
 
 class Prior(Protocol):
     """A frozen diffusion model: only `encode` carries gradients.
 
     alphas_cumprod [T] is float64 on the CPU, latent_shape is (C, h, w), image_size the side in pixels.
-    Samples come in groups of `group` views, evenly around the object at one noise level; 1: each on its own.
-    view_words: whether a prompt should name the view.
+    clean_alpha_bar is alpha_bar at the clean end of the scheduler's own trajectory: 1 with
+    `set_alpha_to_one`, else alphas_cumprod[0]. Samples come in groups of `group` views, evenly around the
+    object at one noise level; 1: each on its own. view_words: whether a prompt should name the view;
+    needs_cameras: whether `with_cameras` must be asked.
     """
 
     name: str
@@ -80,10 +96,12 @@ class Prior(Protocol):
     dtype: torch.dtype
     prediction_type: str
     alphas_cumprod: Tensor
+    clean_alpha_bar: float
     latent_shape: tuple[int, int, int]
     image_size: int
     group: int
     view_words: bool
+    needs_cameras: bool
 
     def encode(self, rgb: Tensor) -> Tensor:
         """Scaled latents [V,C,h,w] of images [V,3,H,W] in [0,1]; differentiable."""
@@ -107,12 +125,13 @@ class Prior(Protocol):
 
 
 def alpha_bar_at(prior: Prior, t: Tensor) -> Tensor:
-    """alpha_bar [B] (float64, CPU) at timesteps t [B]; a negative timestep is the clean end, where it is 1.
+    """Return alpha_bar [B] (float64, CPU) at timesteps t [B]; a negative one is the scheduler's clean end.
 
     Raises IndexError for a timestep beyond the table.
     """
     t = t.cpu()
-    return torch.where(t < 0, torch.ones((), dtype=torch.float64), prior.alphas_cumprod[t.clamp(min=0)])
+    clean = torch.tensor(prior.clean_alpha_bar, dtype=torch.float64)
+    return torch.where(t < 0, clean, prior.alphas_cumprod[t.clamp(min=0)])
 
 
 def run_branches(network: Callable[..., Tensor], z_t: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
@@ -152,6 +171,8 @@ class ToyPrior:
 
     group = 1
     view_words = True
+    needs_cameras = False
+    clean_alpha_bar = 1.0
 
     def __init__(
         self,

@@ -51,6 +51,7 @@ class LatentPrior:
 
     group = 1
     view_words = True
+    needs_cameras = False
 
     def __init__(
         self,
@@ -75,6 +76,7 @@ class LatentPrior:
         self.device, self.dtype = self.unet.device, self.unet.dtype
         self.prediction_type: str = scheduler.config.prediction_type
         self.alphas_cumprod: Tensor = scheduler.alphas_cumprod.double().cpu()  # [T]
+        self.clean_alpha_bar = float(scheduler.final_alpha_cumprod)
         size, factor = self.unet.config.sample_size, 2 ** (len(self.vae.config.block_out_channels) - 1)
         self.latent_shape: tuple[int, int, int] = (self.unet.config.out_channels, size, size)
         self.image_size: int = size * factor

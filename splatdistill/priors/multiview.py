@@ -30,6 +30,7 @@ class MultiViewPrior(LatentPrior):
     """
 
     group = VIEWS
+    needs_cameras = True
 
     @classmethod
     def _load_unet(cls, folder: Path, place: str, dtype: torch.dtype) -> Any:
@@ -44,7 +45,7 @@ class MultiViewPrior(LatentPrior):
     def with_cameras(self, cond: Conditioning, cameras: Cameras, background: Tensor) -> Conditioning:
         """The conditioning with the matrices of the cameras [B], the same in all branches."""
         matrices = camera_matrices(cameras).to(self.device)
-        return replace(cond, extra=matrices.expand(len(cond.weights), -1, -1))
+        return replace(cond, extra=matrices.expand(len(cond.embeddings), -1, -1))
 
     def network(self, z_t: Tensor, t: Tensor, embeddings: Tensor, *extra: Tensor) -> Tensor:
         """As in `LatentPrior`, n a multiple of four, seen by the cameras extra[0] [n,16]."""

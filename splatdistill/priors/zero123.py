@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection
 
 from splatdistill.errors import UserError
-from splatdistill.priors.base import Conditioning, cfg_weights
+from splatdistill.priors.base import Conditioning
 from splatdistill.priors.latent import LatentPrior, load_beside, weights_file
 from splatdistill.priors.view_unet import POSE, ViewUNet
 from splatdistill.scene.cameras import Cameras
@@ -33,6 +33,7 @@ class Zero123Prior(LatentPrior):
     """
 
     view_words = False
+    needs_cameras = True
     _reference: Reference | None = None
 
     def __init__(
@@ -109,9 +110,8 @@ class Zero123Prior(LatentPrior):
             seen = [] if self.encoder is None else [self._embedding(pictures)]
             token = self.projection(torch.cat([*seen, token[:, :PUBLISHED]], dim=1))
         token = token[:, None]  # [B, 1, D]
-        weights = cfg_weights(float(cond.weights[1, 0]), len(cameras))
         embeddings = torch.stack([torch.zeros_like(token), token])
-        return Conditioning(embeddings, weights, extra=torch.stack([torch.zeros_like(latents), latents]))
+        return Conditioning(embeddings, cond.scale, extra=torch.stack([torch.zeros_like(latents), latents]))
 
     def _embedding(self, pictures: Tensor) -> Tensor:
         """CLIP's embeddings [B,F] of pictures [B,3,S,S] in [0,1]."""

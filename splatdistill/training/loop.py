@@ -11,10 +11,10 @@ from splatdistill.config.schema import BackgroundConfig, Config, ImageConfig
 from splatdistill.errors import Diverged
 from splatdistill.folder import METRICS, MetricsWriter, checkpoint_path
 from splatdistill.formats.ply import write_ply
-from splatdistill.guidance.guide import Shot, make_guide
+from splatdistill.guidance import Guide
 from splatdistill.guidance.prompts import pick_backgrounds
 from splatdistill.priors.base import Prior
-from splatdistill.scene.cameras import sample_orbit
+from splatdistill.scene.cameras import Cameras, sample_orbit
 from splatdistill.scene.gaussians import clamp_to_sphere_, sh_degree_of
 from splatdistill.scene.losses import reference_errors, regularisation
 from splatdistill.scene.pictures import Reference
@@ -43,12 +43,34 @@ def save(state: TrainState, config: Config, out: Path, *, scene: bool = True) ->
 def draw_backgrounds(
     config: BackgroundConfig, count: int, generator: torch.Generator
 ) -> tuple[list[str] | None, Tensor]:
-    """Return V plain backgrounds: their names where prompts mention them, else None; and colours [V,3]."""
-    if config.colours:
-        names, colours = pick_backgrounds(config.colours, count, generator)
-        return (names if config.in_prompt else None), colours
-    low, high = config.grey
+    """Return V plain backgrounds: their names where prompts mention them, else None; and colors [V,3]."""
+    if config.colors:
+        names, colors = pick_backgrounds(config.colors, count, generator)
+        return (names if config.in_prompt else None), colors
+    low, high = config.gray
     return None, (low + (high - low) * torch.rand(count, 1, generator=generator)).expand(count, 3)
+
+
+def guide_of(config: Config, prior: Prior, state: TrainState) -> Guide:
+    """Return the guide of a configuration; it goes on from the state of its method, or starts it."""
+    guide = Guide(
+        prior,
+        config.method,
+        config.prompt,
+        negative=config.negative_prompt,
+        views=config.guidance.mode,
+        source_prompt=config.edit.source_prompt,
+        seed=config.seed,
+        state=state.method,
+    )
+    state.method = guide.state
+    return guide
+
+
+@torch.no_grad()
+def views_before(origin: torch.nn.ParameterDict, cameras: Cameras, background: Tensor) -> Tensor:
+    """Return the views [V,H,W,3] of the splat that is edited, as it was."""
+    return render(origin, cameras, background).rgb
 
 
 def gradient_norm(gaussians: torch.nn.ParameterDict) -> float:
@@ -94,7 +116,8 @@ def train(
         UserError: a file cannot be written.
     """
     watcher = watcher or NullWatcher()
-    guide = make_guide(config, state.method, prior, origin)
+    guide = guide_of(config, prior, state)
+    compared = origin if config.method.edits else None
     views, scene = config.views, config.gaussians
     generator = state.generator
     if state.step == 0:
@@ -114,7 +137,15 @@ def train(
 
             # Ask the guide what is wrong with the pictures, and the regularisers with the Gaussians.
             shown = shade(view, cameras, background, config.shading, progress, generator)
-            guided = guide(Shot(shown, cameras, background, names), progress, generator)
+            guided = guide(
+                shown,
+                progress,
+                cameras,
+                generator=generator,
+                background=background,
+                names=names,
+                source=None if compared is None else views_before(compared, cameras, background),
+            )
             if guided.distillation is not None:
                 watcher.on_views(view, guided.distillation)
             penalty, terms = regularisation(view, state.gaussians, config.losses)

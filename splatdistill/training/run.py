@@ -142,15 +142,14 @@ def prepare(config: Config, out: Path, *, device: str | None = None, resume: boo
     resume: go on from the newest checkpoint in `out`, with the run's own picture and source. Raises UserError
     for what cannot be used, and Diverged for a teacher that predicts what is not finite.
     """
-    from splatdistill.guidance import METHODS
-    from splatdistill.guidance.guide import make_guide
     from splatdistill.training import checkpoint
+    from splatdistill.training.loop import guide_of
     from splatdistill.training.memory import check_memory
     from splatdistill.training.state import new_state
 
-    if METHODS[config.method].edits and not config.edit.splat:
+    if config.method.edits and not config.edit.splat:
         raise UserError(
-            f"method '{config.method}' edits a splat: use python -m splatdistill.edit --splat FILE"
+            f"method '{config.method.name}' edits a splat: use python -m splatdistill.edit --splat FILE"
         )
     place = pick_device(device)
     check_memory(config, place)
@@ -163,7 +162,7 @@ def prepare(config: Config, out: Path, *, device: str | None = None, resume: boo
     origin = read_source(config, out / SOURCE if own[1] else Path(config.edit.splat), place, placed=own[1])
     try_teacher(config, prior)
     state = new_state(config, place, origin)
-    make_guide(config, state.method, prior, origin)  # CLIP, where it is asked
+    guide_of(config, prior, state)  # starts the method: VSD's student, or CLIP
     if saved is not None:
         state.load_state_dict(saved, place)
     return Job(config, out, place, prior, state, picture, origin, saved is None, [])
@@ -244,7 +243,7 @@ def write(job: Job) -> int:
         compare(job.origin, scene, out / COMPARED, config.report)
     comments = {
         "prompt": config.prompt,
-        "method": config.method,
+        "method": config.method.name,
         "seed": str(config.seed),
         "version": __version__,
     }

@@ -1,6 +1,5 @@
 """All that changes during a run; it saves and restores itself, every part on the device of the run."""
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -9,9 +8,8 @@ import torch
 
 from splatdistill.config.schema import Config, OptimizerConfig
 from splatdistill.errors import Diverged, UserError
-from splatdistill.guidance import Method, build_method
-from splatdistill.guidance.noise import Variational
-from splatdistill.guidance.schedules import Linear, SqrtAnneal, TimestepSchedule
+from splatdistill.guidance import State
+from splatdistill.guidance.schedules import Linear
 from splatdistill.scene.densification import Densifier
 from splatdistill.scene.gaussians import NAMES, finite_mask, from_tensors, init_blob, select
 
@@ -24,8 +22,8 @@ class TrainState:
     optimizers: dict[str, torch.optim.Optimizer]
     rates: OptimizerConfig  # the optimizers' settings
     densifier: Densifier
-    method: Method  # VSD's learns
     generator: torch.Generator  # on the CPU: cameras, backgrounds, timesteps and noise
+    method: State | None = None  # of the guide; None before it is started
     step: int = 0  # steps done
     skipped: int = 0  # of them, how many were bad
     bad_in_a_row: int = 0
@@ -37,13 +35,12 @@ class TrainState:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state as tensors and plain values; see `checkpoint.save`."""
-        student = self.method.noise if isinstance(self.method.noise, Variational) else None
         cuda = torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None
         return {
             "gaussians": {name: self.gaussians[name].detach() for name in NAMES},
             "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
             "densifier": self.densifier.state_dict(),
-            "method": student.state_dict() if student else {},
+            "method": {} if self.method is None else self.method.state_dict(),
             "generator": self.generator.get_state(),
             "global_rng": {"cpu": torch.get_rng_state(), "cuda": cuda},
             "step": self.step,
@@ -63,8 +60,10 @@ class TrainState:
             groups = optimizer.state_dict()["param_groups"]
             optimizer.load_state_dict({"state": saved["optimizers"][name]["state"], "param_groups": groups})
         self.densifier.load_state_dict(saved["densifier"], self.gaussians)
-        if isinstance(self.method.noise, Variational):
-            self.method.noise.load_state_dict(saved["method"])
+        if saved["method"]:
+            if self.method is None:
+                raise ValueError("load_state_dict: start the method before its state is loaded")
+            self.method.load_state_dict(saved["method"])
         self.generator.set_state(saved["generator"])
         torch.set_rng_state(saved["global_rng"]["cpu"])
         if saved["global_rng"]["cuda"] is not None and device.type == "cuda":
@@ -112,15 +111,7 @@ def new_state(
     densifier = Densifier(config.densification)
     optimizers = make_optimizers(gaussians, config.optimizer)
     densifier.initialise(gaussians, optimizers)
-    return TrainState(gaussians, optimizers, config.optimizer, densifier, method_of(config), generator)
-
-
-def method_of(config: Config) -> Method:
-    """Return the distillation method with the run's own guidance, inversion and noise levels."""
-    method = build_method(config.method, config.inversion, config.student, config.seed)
-    line = SqrtAnneal if config.timestep.shape == "sqrt" else Linear
-    levels = TimestepSchedule(low=line(*config.timestep.low), high=line(*config.timestep.high))
-    return dataclasses.replace(method, guidance=config.guidance.scale, timesteps=levels)
+    return TrainState(gaussians, optimizers, config.optimizer, densifier, generator)
 
 
 def make_optimizers(

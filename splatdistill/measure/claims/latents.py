@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-
 import torch
 from torch import Tensor
 
-from splatdistill.guidance import Method, build_method, distill, sample
-from splatdistill.guidance.latents import cached_sdi, distil_latents, dsd_star
-from splatdistill.guidance.noise import (
-    InversionSettings,
-    TrajectorySettings,
-    add_noise,
+from splatdistill.guidance import (
+    DSD,
+    SDI,
+    SDS,
+    Inversion,
+    Method,
     ddim_inversion,
-    gaussian_like,
-    predicted_noise,
-    walk,
+    distill,
+    find_method,
+    sample,
 )
+from splatdistill.guidance.dsd import PathStart
+from splatdistill.guidance.latents import cached_sdi, distil_latents, dsd_star
+from splatdistill.guidance.noise import walk
+from splatdistill.guidance.query import add_noise, gaussian_like, predicted_noise
 from splatdistill.measure import metrics
 from splatdistill.measure.claims.base import Claim, Findings, Lab, below, interval, line
-from splatdistill.priors.base import Prior
 
 GUIDANCE = 4.0  # of samples and of every method, so that they aim at one thing
 RATE = 0.05
@@ -55,8 +56,7 @@ def assigned(lab: Lab, cond, method: Method, z: Tensor, steps: int, generator: t
 
 def sdi_is_ddim(lab: Lab) -> Findings:
     """Distances to the DDIM sample from the same noise."""
-    still = InversionSettings(steps=10, guidance=GUIDANCE, eta=0.0, tau=0.0)
-    sdi, sds = build_method("sdi", still), build_method("sds")
+    sdi, sds = SDI(inversion=Inversion(steps=10, guidance=GUIDANCE, eta=0.0, tau=0.0)), SDS()
     found: dict[str, list[Tensor]] = {}
     truths, others = [], []
     for k, text in enumerate(lab.texts):
@@ -65,7 +65,7 @@ def sdi_is_ddim(lab: Lab) -> Findings:
         truth = sample(lab.prior, cond, noise, DDIM_STEPS)
         begin = first_guess(lab, noise, cond)
         results = {
-            "cached noise, target assigned": cached_sdi(lab.prior, cond, noise, DDIM_STEPS, sdi),
+            "cached noise, target assigned": cached_sdi(lab.prior, cond, noise, DDIM_STEPS),
             "inversion, target assigned": assigned(lab, cond, sdi, begin, DDIM_STEPS, generator),
             "inversion, optimised": distil_latents(lab.prior, cond, sdi, begin, lab.steps, RATE, generator),
             "SDS, optimised": distil_latents(lab.prior, cond, sds, begin, lab.steps, RATE, generator),
@@ -96,11 +96,10 @@ def sdi_is_ddim(lab: Lab) -> Findings:
 def sds_varies(lab: Lab) -> Findings:
     """V(t) = E|g - mean g|^2 / |mean g|^2 over draws, at fixed latents and t."""
     times = [100, 300, 500, 700, 900]
-    eta = build_method("sdi", InversionSettings(guidance=0.0))
     methods = {
-        "SDS": build_method("sds"),
-        "SDI, eta .3": eta,
-        "SDI, eta 0": build_method("sdi", InversionSettings(guidance=0.0, eta=0.0, tau=0.0)),
+        "SDS": SDS(),
+        "SDI, eta .3": SDI(inversion=Inversion(guidance=0.0)),
+        "SDI, eta 0": SDI(inversion=Inversion(guidance=0.0, eta=0.0, tau=0.0)),
     }
     lines, rows = [], []
     for name, method in methods.items():
@@ -133,11 +132,11 @@ def inversion_solves(lab: Lab) -> Findings:
     """|kappa - e(z_t(kappa), t, y)|^2 / d for noise of several kinds."""
     times = [200, 400, 600, 800]
     scales, counts = (-7.5, 0.0, 7.5), (3, 5, 10, 20)
-    kinds: dict[str, InversionSettings | None] = {"random": None, "fixed": None}
+    kinds: dict[str, Inversion | None] = {"random": None, "fixed": None}
     for scale in scales:
         for steps in counts if scale == -7.5 else (10,):
             name = f"inverted at {scale:+g}, {steps} steps"
-            kinds[name] = InversionSettings(steps=steps, guidance=scale, eta=0.0, tau=0.0)
+            kinds[name] = Inversion(steps=steps, guidance=scale, eta=0.0, tau=0.0)
     values: dict[str, list[list[float]]] = {name: [[] for _ in times] for name in kinds}
     for k, text in enumerate(lab.texts):
         cond = lab.branches(text, 7.5, len(times))
@@ -182,7 +181,7 @@ def inversion_solves(lab: Lab) -> Findings:
 
 def dsd_is_ddim(lab: Lab) -> Findings:
     """DSD* against the end of its own path."""
-    steps, dsd = 10, build_method("dsd")
+    steps = 10
     distances, others = [], []
     for k, text in enumerate(lab.texts):
         cond = lab.branches(text, GUIDANCE)
@@ -192,7 +191,7 @@ def dsd_is_ddim(lab: Lab) -> Findings:
             grid = torch.linspace(len(lab.prior.alphas_cumprod) - 1, 0, steps + 1).long()
             path = torch.cat([grid, torch.tensor([-1])])[None]
             ends.append(walk(lab.prior, start, path, torch.tensor([steps + 1]), cond))
-        found = dsd_star(lab.prior, cond, steps, k, 1, dsd)
+        found = dsd_star(lab.prior, cond, steps, k, 1)
         distances += rmse(found, ends[0])
         others += rmse(ends[1], ends[0])
     rows = [("DSD*", [interval(distances)]), ("DDIM from other noise", [interval(others)])]
@@ -237,23 +236,14 @@ def draw(lab: Lab, name: str, text: str, k: int, seeds: int) -> Tensor:
     cond, noise = lab.branches(text, GUIDANCE, seeds), lab.noise(k, seeds)
     if name == "DDIM":
         return sample(lab.prior, cond, noise, DDIM_STEPS)
-    method = build_method(name.lower(), InversionSettings(guidance=0.0) if name == "SDI" else None)
-    if name == "DSD":
-        method = replace(method, noise=Paths(seed=1000 * k, count=seeds))
+    methods = {"SDI": SDI(inversion=Inversion(guidance=0.0)), "DSD": DSD()}
+    method = methods.get(name) or find_method(name.lower())()
+    state = method.start(lab.prior, 1000 * k)
+    if isinstance(state, PathStart):  # every sample is a run of its own
+        starts = [PathStart.of_seed(lab.prior, seed).noise for seed in range(1000 * k, 1000 * k + seeds)]
+        state = PathStart(torch.stack(starts))
     generator = torch.Generator().manual_seed(k)
-    return distil_latents(lab.prior, cond, method, 0.05 * noise, lab.steps, RATE, generator)
-
-
-@dataclass(frozen=True)
-class Paths(TrajectorySettings):
-    """DSD's noise where every sample is a run of its own: from seeds that count up, so many."""
-
-    count: int = 1
-
-    def start(self, prior: Prior) -> Tensor:
-        """Noise [count,C,h,w]."""
-        seeds = range(self.seed, self.seed + self.count)
-        return torch.stack([TrajectorySettings(seed=seed).start(prior) for seed in seeds])
+    return distil_latents(lab.prior, cond, method, 0.05 * noise, lab.steps, RATE, generator, state=state)
 
 
 FLAT = [

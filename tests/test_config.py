@@ -228,6 +228,16 @@ def test_settings_of_another_method_do_not_apply(tmp_path) -> None:
     assert resolve({"prior": "sd21", "method": "sds"}, str(path)).method == SDS()
 
 
+def test_words_that_are_valid_only_together_are_taken_together() -> None:
+    config = resolve(
+        {}, None, ["method.timesteps.low=[0.3, 0.3]", "method.timesteps.high=[0.4, 0.4]", "steps=9"]
+    )
+    assert config.method.timesteps.range(0.5) == (0.3, 0.4) and config.steps == 9
+    assert "override 'timestep.low=[0.99, 0.99]'" in message(
+        {}, words=["timestep.low=[0.99, 0.99]", "steps=9"]
+    )
+
+
 def test_aliases_name_the_same_settings() -> None:
     asked = [
         "guidance.scale=4",

@@ -58,7 +58,7 @@ def resolve(flags: Mapping[str, Any], config_file: str | None = None, words: Ite
     layers: list[Layer] = []
     if config_file:
         layers.append((config_file, canonical(read_yaml(named(config_file)), config_file)))
-    layers += [(f"override '{word}'", canonical(parse_word(word), f"override '{word}'")) for word in words]
+    layers += _overrides(list(words))
     layers.append(("command line", canonical(flags, "command line")))
     name = _last(layers, "method", "name", "sdi")
     prior = _last(layers, "prior", "name", "")
@@ -132,6 +132,24 @@ def parse_word(word: str) -> dict[str, Any]:
     if not equals or not key:
         raise UserError(f"override '{word}': expected key=value, such as guidance.scale=10")
     return _nested(key, value)
+
+
+def _overrides(words: list[str]) -> list[Layer]:
+    """Return the words as one layer, since settings that belong together may come as several words."""
+    source = " ".join(f"override '{word}'" for word in words[:3]) + " ..." * (len(words) > 3)
+    result: dict[str, Any] = {}
+    for word in words:
+        _overlay(result, canonical(parse_word(word), f"override '{word}'"))
+    return [(source, result)] if words else []
+
+
+def _overlay(below: dict[str, Any], above: Mapping[str, Any]) -> None:
+    """Replace nested values in place; a later one wins."""
+    for key, value in above.items():
+        if isinstance(value, dict) and isinstance(below.get(key), dict):
+            _overlay(below[key], value)
+        else:
+            below[key] = value
 
 
 def _nested(key: str, value: Any) -> Any:

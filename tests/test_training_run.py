@@ -180,10 +180,18 @@ def test_no_gaussian_left_is_no_result(teacher, monkeypatch):
     assert not Path("run/splat.ply").exists()
 
 
-def test_rates_that_blow_up_are_no_result(teacher):
-    with pytest.raises(Diverged, match="not finite"):
-        make_run(settings(teacher, "optimizer.scales=1e38", "optimizer.quats=1e38"), "run", device="cpu")
+def test_a_scene_that_is_not_finite_any_more_is_no_result_and_no_checkpoint(teacher):
+    def watch(job):
+        def spoil(step, metrics):
+            if step == 3:
+                job.state.gaussians["scales"].data.fill_(float("inf"))
+
+        return nullcontext(Hooks(on_step=spoil))
+
+    with pytest.raises(Diverged, match="50 of 50 Gaussians are not finite"):
+        make_run(settings(teacher), "run", device="cpu", watch=watch)
     assert not Path("run/splat.ply").exists()
+    assert make_run(settings(teacher), "run", device="cpu", resume=True).finished
 
 
 def test_a_finished_run_goes_on_for_more_steps(teacher, old):

@@ -227,6 +227,6 @@ def test_gaussians_that_are_not_finite_are_dropped_before_they_are_saved():
 
 def test_rates_that_no_optimizer_takes_are_a_users_mistake():
     state, _ = stepped()
-    for word in ("optimizer.beta1=1.5", "optimizer.means=-1"):
+    for word in ("optimizer.beta1=1.5", "optimizer.means=-1", "optimizer.means=1e30"):
         with pytest.raises(UserError, match="optimizer"):
             make_optimizers(state.gaussians, tiny(word).optimizer)

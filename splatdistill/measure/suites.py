@@ -5,7 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -109,7 +109,12 @@ def make_runs(
     return make(asked, jobs)
 
 
-def make(asked: Sequence[Asked], jobs: int | None = 1) -> list[Path]:
+def tell(line: str) -> None:
+    """Print a line beside the progress."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def make(asked: Sequence[Asked], jobs: int | None = 1, note: Callable[[str], None] = tell) -> list[Path]:
     """Make the runs that are not there, several side by side; an unfinished one goes on.
 
     What a run tells goes to log.txt in its folder; one that fails is told and left out. Fewer threads may
@@ -119,6 +124,7 @@ def make(asked: Sequence[Asked], jobs: int | None = 1) -> list[Path]:
         asked: all runs.
         jobs: processes, which share the cores; 1 makes the runs in this process; None: one a core, but one
             where there is a GPU, which a run fills by itself.
+        note: is told of each run that failed.
 
     Returns:
         The folders of the runs that are there, in order.
@@ -144,7 +150,7 @@ def make(asked: Sequence[Asked], jobs: int | None = 1) -> list[Path]:
         failures = [make_one(one) for one in missing]
     for one, failure in zip(missing, failures, strict=True):
         if failure:
-            print(f"{one.folder}: {failure}", file=sys.stderr)
+            note(f"{one.folder}: {failure}")
     return [one.folder for one in asked if (one.folder / RESULT).exists()]
 
 

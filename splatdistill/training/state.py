@@ -13,6 +13,8 @@ from splatdistill.guidance.schedules import Linear
 from splatdistill.scene.densification import Densifier
 from splatdistill.scene.gaussians import NAMES, finite_mask, from_tensors, init_blob, select
 
+LARGEST_RATE = 10.0  # of learning: beyond, nothing of a scene is left after a step
+
 
 @dataclass
 class TrainState:
@@ -119,6 +121,12 @@ def make_optimizers(
 ) -> dict[str, torch.optim.Optimizer]:
     """Return one Adam a parameter, as gsplat's strategies expect them; raises UserError for rates of none."""
     betas = (rates.beta1, rates.beta2)
+    for name in NAMES:
+        if not getattr(rates, name) <= LARGEST_RATE:
+            raise UserError(
+                f"optimizer.{name} is {getattr(rates, name):g}; Adam moves every parameter so far in a step, "
+                f"in a scene of radius 1: expected at most {LARGEST_RATE:g}"
+            )
     try:
         return {
             name: torch.optim.Adam(

@@ -136,12 +136,13 @@ def cells(groups: dict[str, dict[str, Any]]) -> list[list[str]]:
 
 def table(groups: dict[str, dict[str, Any]]) -> Table:
     """The summaries for a terminal."""
+    from rich.markup import escape
     from rich.table import Table
 
     heading, *rows = cells(groups)
     result = Table(title="mean [95 % interval]")
     for name in heading:
-        result.add_column(name, justify="left" if name == heading[0] else "right")
+        result.add_column(escape(name), justify="left" if name == heading[0] else "right")
     for row in rows:
         result.add_row(*row)
     return result

@@ -128,6 +128,12 @@ class Page:
             }})()"""
         )
 
+    def press(self, key: str, code: str) -> None:
+        """Press and release a key, by its name and its place on the keyboard."""
+        for kind in ("keyDown", "keyUp"):
+            number = ord(key.upper())
+            self.call("Input.dispatchKeyEvent", type=kind, key=key, code=code, windowsVirtualKeyCode=number)
+
     def drag(self, start: tuple[int, int], end: tuple[int, int]) -> None:
         """Drag with the left button."""
         for kind, (x, y) in (

@@ -97,11 +97,57 @@ def test_both_ways_of_drawing_show_what_the_rasterizer_does(page, tmp_path):
         assert best_likeness(page, expected, 0.98, tmp_path / "rasterizer.png") >= 0.98
 
 
+def test_keys_show_the_thing_from_around_and_the_reset_is_seen(page, tmp_path):
+    with app_for(Session.showing(scene(), 0, 0), live=False) as (_, port):
+        open_viewer(page, port)
+        height, width = canvas_of(page, page.screenshot()).shape[:2]
+        front, left = (draw(scene(), orbit(a, 20.0, 3.0, 45.0, width, height)) for a in (0.0, 90.0))
+        assert best_likeness(page, front, 0.98, tmp_path / "front.png") >= 0.98
+        page.press("3", "Digit3")
+        assert best_likeness(page, left, 0.98, tmp_path / "left.png") >= 0.98
+        page.click("View")
+        page.click("Reset the view")
+        assert best_likeness(page, front, 0.98, tmp_path / "again.png") >= 0.98
+        page.press("7", "Digit7")
+        page.press("r", "KeyR")
+        assert best_likeness(page, front, 0.98, tmp_path / "last.png") >= 0.98
+
+
+def test_space_pauses(page):
+    blob = scene()
+    session = Session(lambda: blob, lambda z: z, 100)
+    with app_for(session) as (_, port):
+        open_viewer(page, port)
+        page.press(" ", "Space")
+        page.until("document.body.textContent.includes('paused')")
+        assert session.status.paused
+
+
+def test_what_a_page_says_of_its_controls_is_taken(page):
+    with app_for(Session.showing(scene(), 0, 0), live=False) as (app, port):
+        open_viewer(page, port)
+        page.click("Export")
+        choose = """(() => {
+            const field = [...document.querySelectorAll("input")].find(e => e.value === "as the format");
+            if (!field || field.offsetParent === null) return false;
+            field.click(); field.focus();
+            const option = [...document.querySelectorAll("[role=option]")].find(e => e.textContent === "-y");
+            if (!option) return false;
+            option.click();
+            return true;
+        })()"""
+        page.until(choose)
+        page.until("[...document.querySelectorAll('input')].some(e => e.value === '-y')")
+        page.click("Download")
+        content = page.download()
+    assert app.panels.up.value == "-y" and content == app._scenes.export(None, ".compressed.ply", "-y")
+
+
 def test_the_panel_fits_its_window(page, tmp_path):
     session = Session.showing(scene(), 0, 0)
     with app_for(session, live=False) as (_, port):
         open_viewer(page, port)
-        for tab in ("View", "Path", "Export"):
+        for tab in ("View", "Path", "Export", "Help"):
             page.click(tab)
             page.screenshot(tmp_path / f"{tab}.png")
             assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")

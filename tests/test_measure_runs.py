@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from rich.text import Text
 from tiny import SMALL, make_pipeline
 
 from splatdistill import train
 from splatdistill.cli import numbers
 from splatdistill.config.load import resolve
 from splatdistill.config.schema import Config
-from splatdistill.evaluate import main
+from splatdistill.evaluate import main, table
 from splatdistill.measure.runs import (
     Seen,
     colourless,
@@ -108,6 +109,12 @@ def test_diversity_is_over_the_seeds_of_one_prompt() -> None:
     spread = diversity([a, b, a, a], ["one", "one", "two", "two"])
     assert spread is not None and spread["pairwise_distance"] == pytest.approx(0.5)
     assert spread["vendi_score"] == pytest.approx(1.5)
+
+
+def test_a_teacher_with_brackets_in_its_name_is_named_as_it_is() -> None:
+    group = {"rows": [{}], "summary": {}, "diversity": None}
+    (_, column) = table({"my[red]teacher[/] sdi": group}).columns
+    assert Text.from_markup(str(column.header)).plain == "my[red]teacher[/] sdi"
 
 
 def test_suites_are_fixed_lists_of_known_words() -> None:

@@ -36,8 +36,10 @@ def report(folder: Path) -> int:
     from splatdistill.config.load import load
     from splatdistill.formats.ply import read_ply
     from splatdistill.media.run_report import write_report
+    from splatdistill.training.memory import check_report
 
     config = load(folder / CONFIG)
+    check_report(config.report)
     write_report(read_ply(folder / RESULT)[0], folder, config)
     note(f"{folder / REPORT} shows the run; it is one file, to send or to keep")
     return 0

@@ -153,6 +153,7 @@ def test_meshes_are_written_and_counted(capfd):
         (["in.ply", "out.xyz"], "expected one of .compressed.ply, .ply"),
         (["in.glb", "out.ply"], "cannot read in.glb"),
         (["in.ply", "absent/out.ply"], "cannot write"),
+        (["in.ply", "in.ply/out.spz"], "cannot write"),
         (["in.ply", "out.ply", "--up", "x"], "--up"),
         (["in.ply", "out.ply", "--up"], "--up"),
         (["in.ply", "out.ply", "--prune", "2"], "--prune 2"),

@@ -105,6 +105,16 @@ def test_an_old_run_gets_its_report_by_a_command(tmp_path, no_ffmpeg, capfd):
     assert report.main([str(tmp_path / "run")]) == 0
 
 
+def test_a_report_that_cannot_fit_is_refused_before_a_picture_is_made(tmp_path, capfd):
+    finished(tmp_path / "run")
+    known = tmp_path / "run" / "config.yaml"
+    known.write_text(dump(Config(report=ReportConfig(size=1_000_000))))
+    before = sorted(path.name for path in (tmp_path / "run").iterdir())
+    assert report.main([str(tmp_path / "run")]) == 2
+    assert "report.size" in capfd.readouterr().err
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == before
+
+
 def lines(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 

@@ -365,15 +365,14 @@ def test_exports_are_the_bytes_of_the_file_or_made_from_the_scene(tmp_path):
 
 
 def test_exports_can_be_turned_pruned_and_meshed():
+    pytest.importorskip("fast_simplification")
     gaussians = scene()
     with torch.no_grad():
         gaussians["opacities"][:10] = -3.0
     scenes = Scenes(Session.showing(gaussians, 0, 0), {"prompt": "a ball"})
     assert len(scenes.export(None, ".splat", prune=0.5)) == 30 * 32
     assert scenes.export(None, ".ply", "-y") != scenes.export(None, ".ply")
-    assert scenes.export(None, ".obj", cells=32).startswith(b"#") or b"\nf " in scenes.export(
-        None, ".obj", cells=32
-    )
+    assert b"\nf " in scenes.export(None, ".obj", cells=32)
     assert b"KHR_gaussian_splatting" not in scenes.export(None, ".glb", cells=32)
     assert b"KHR_gaussian_splatting" in scenes.export(None, ".glb")
     with pytest.raises(UserError, match="no Gaussian"):

@@ -127,16 +127,22 @@ def test_what_a_page_says_of_its_controls_is_taken(page):
     with app_for(Session.showing(scene(), 0, 0), live=False) as (app, port):
         open_viewer(page, port)
         page.click("Export")
-        choose = """(() => {
-            const field = [...document.querySelectorAll("input")].find(e => e.value === "as the format");
-            if (!field || field.offsetParent === null) return false;
-            field.click(); field.focus();
-            const option = [...document.querySelectorAll("[role=option]")].find(e => e.textContent === "-y");
-            if (!option) return false;
-            option.click();
-            return true;
-        })()"""
-        page.until(choose)
+        page.until(
+            """(() => {
+                const it = [...document.querySelectorAll("input")].find(e => e.value === "as the format");
+                if (!it || it.offsetParent === null) return false;
+                it.click();
+                return true;
+            })()"""
+        )
+        page.until(
+            """(() => {
+                const it = [...document.querySelectorAll("[role=option]")].find(e => e.textContent === "-y");
+                if (!it) return false;
+                it.click();
+                return true;
+            })()"""
+        )
         page.until("[...document.querySelectorAll('input')].some(e => e.value === '-y')")
         page.click("Download")
         content = page.download()

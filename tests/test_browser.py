@@ -123,32 +123,6 @@ def test_space_pauses(page):
         assert session.status.paused
 
 
-def test_what_a_page_says_of_its_controls_is_taken(page):
-    with app_for(Session.showing(scene(), 0, 0), live=False) as (app, port):
-        open_viewer(page, port)
-        page.click("Export")
-        page.until(
-            """(() => {
-                const it = [...document.querySelectorAll("input")].find(e => e.value === "as the format");
-                if (!it || it.offsetParent === null) return false;
-                it.click();
-                return true;
-            })()"""
-        )
-        page.until(
-            """(() => {
-                const it = [...document.querySelectorAll("[role=option]")].find(e => e.textContent === "-y");
-                if (!it) return false;
-                it.click();
-                return true;
-            })()"""
-        )
-        page.until("[...document.querySelectorAll('input')].some(e => e.value === '-y')")
-        page.click("Download")
-        content = page.download()
-    assert app.panels.up.value == "-y" and content == app._scenes.export(None, ".compressed.ply", "-y")
-
-
 def test_the_panel_fits_its_window(page, tmp_path):
     session = Session.showing(scene(), 0, 0)
     with app_for(session, live=False) as (_, port):

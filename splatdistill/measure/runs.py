@@ -248,7 +248,7 @@ def group_names(configs: Sequence[Config]) -> list[str]:
     These are compared among the runs of one prior and method; prompts, seeds and inputs are not.
     """
     flat = [dict(settings(plain(config))) for config in configs]
-    names = [f"{values['prior.name']} {values.get('method.name', values.get('method'))}" for values in flat]
+    names = [f"{values['prior.name']} {values['method.name']}" for values in flat]
     result = []
     for name, values in zip(names, flat, strict=True):
         same = [other for other_name, other in zip(names, flat, strict=True) if other_name == name]

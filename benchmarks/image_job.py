@@ -80,9 +80,9 @@ def sampled_psnr(prior: Any, count: int, guidance: float, steps: int = 50) -> fl
         views = drawn[:, :3] + 1.0 - drawn[:, 3:]
         cameras = circle(0.0)
         alpha = drawn[0, 3:]
-        prior.look_at(Reference(drawn[0, :3] / alpha.clamp(min=1e-3), alpha, cameras[0]))
-        nothing = prior.embed([""] * VIEWS)
-        cond = prior.with_cameras(cfg(nothing, nothing, guidance), cameras[order], torch.ones(VIEWS, 3))
+        told = prior.condition_on(Reference(drawn[0, :3] / alpha.clamp(min=1e-3), alpha, cameras[0]))
+        nothing = told.embed([""] * VIEWS)
+        cond = told.with_cameras(cfg(nothing, nothing, guidance), cameras[order], torch.ones(VIEWS, 3))
         noise = torch.randn(VIEWS, *prior.latent_shape, generator=torch.Generator().manual_seed(index))
         images = prior.decode(sample(prior, cond, noise, steps=steps)).clamp(0, 1).float()
         found.append(psnr(images, views[order])[order > 0].mean().item())

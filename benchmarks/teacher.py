@@ -23,8 +23,7 @@ from splatdistill.guidance import sample
 from splatdistill.measure.metrics import psnr
 from splatdistill.priors import load_prior
 from splatdistill.priors import words as grammar
-from splatdistill.priors.base import cfg
-from splatdistill.priors.latent import LatentPrior
+from splatdistill.priors.base import Prior, cfg
 from splatdistill.scene.cameras import orbit
 from splatdistill.scene.views import view_word
 from splatdistill.teaching import scenes
@@ -35,7 +34,7 @@ VIEWS = ("", ", front view", ", side view", ", back view")
 
 
 @torch.no_grad()
-def autoencoder_psnr(prior: LatentPrior, count: int = 320) -> float:
+def autoencoder_psnr(prior: Prior, count: int = 320) -> float:
     """Mean PSNR in dB of held-out renders after encoding and decoding."""
     images = torch.cat([torch.from_numpy(p.images) for p in scenes.groups(99, count, prior.image_size)])
     pictures = images.permute(0, 3, 1, 2).float() / 255
@@ -43,7 +42,7 @@ def autoencoder_psnr(prior: LatentPrior, count: int = 320) -> float:
 
 
 @torch.no_grad()
-def evaluate(prior: LatentPrior, judge: Judge, samples: int, guidance: float, steps: int) -> dict[str, Any]:
+def evaluate(prior: Prior, judge: Judge, samples: int, guidance: float, steps: int) -> dict[str, Any]:
     """Draw `samples` pictures of every thing, in different colours and views; the shares named right."""
     rows: dict[str, tuple[float, float]] = {}
     generator = torch.Generator().manual_seed(123)
@@ -77,7 +76,7 @@ def evaluate(prior: LatentPrior, judge: Judge, samples: int, guidance: float, st
 
 @torch.no_grad()
 def views_followed(
-    prior: LatentPrior, judge: Judge, samples: int, guidance: float, steps: int
+    prior: Prior, judge: Judge, samples: int, guidance: float, steps: int
 ) -> dict[str, float]:
     """The share of samples of each thing with a front that the judge sees from the side that was asked for.
 
@@ -122,7 +121,7 @@ def pairs_shown(views: int) -> set[Pair]:
 
 
 @torch.no_grad()
-def pairs_drawn(prior: LatentPrior, pairs: list[Pair], guidance: float, steps: int) -> list[Tensor]:
+def pairs_drawn(prior: Prior, pairs: list[Pair], guidance: float, steps: int) -> list[Tensor]:
     """A sample of each pair from the front, or of four views; pictures [V, 3, S, S]."""
     generator, drawn = torch.Generator().manual_seed(456), []
     for part in (pairs[k : k + 16] for k in range(0, len(pairs), 16)):

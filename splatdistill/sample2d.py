@@ -62,7 +62,7 @@ def start(args: argparse.Namespace) -> int:
     """Distil, write and tell; return the exit status."""
     from splatdistill.config.load import resolve
     from splatdistill.files import atomic_write, writable_folder
-    from splatdistill.priors.zero123 import Zero123Prior
+    from splatdistill.priors.loading import probe
     from splatdistill.training.inputs import check_words, pick_device, slug, teacher_of
 
     exact = args.mode in ("ddim", "cached")
@@ -85,12 +85,13 @@ def start(args: argparse.Namespace) -> int:
     name = f"2d-{slug(config.prompt)}-{args.mode if exact else config.method.name}-{config.seed}"
     out = args.out or Path("outputs") / name
     prior = teacher_of(config, pick_device(args.device))
-    if prior.group > 1:
-        raise UserError("flat pictures have no cameras; give a teacher of single views")
-    if isinstance(prior, Zero123Prior):
+    if prior.needs_picture:
         raise UserError(
             "this teacher turns a picture and reads no text; use python -m splatdistill.train --image"
         )
+    if prior.group > 1:
+        raise UserError("flat pictures have no cameras; give a teacher of single views")
+    probe(prior)
     writable_folder(out)
     z, metrics, trajectory = play(config, prior, args.mode or "inversion", args.count, args.rate)
     if not all(math.isfinite(value) for value in metrics.values() if isinstance(value, float)):

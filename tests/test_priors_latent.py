@@ -12,8 +12,9 @@ from diffusers import DDIMScheduler, StableDiffusionPipeline
 from tiny import WORDS, make_pipeline
 
 from splatdistill.errors import UserError
+from splatdistill.priors import load_prior
 from splatdistill.priors.base import cfg
-from splatdistill.priors.latent import ALIASES, LatentPrior, default_dtype
+from splatdistill.priors.latent import default_dtype
 
 
 @pytest.fixture(scope="module", params=["AutoencoderKL", "AutoencoderTiny"])
@@ -23,7 +24,7 @@ def folder(request, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def prior(folder):
-    return LatentPrior.load(folder, dtype=torch.float32)
+    return load_prior(folder, dtype=torch.float32)
 
 
 @pytest.fixture
@@ -92,8 +93,8 @@ def test_images_of_another_size_are_resized(prior):
 
 
 def test_lower_precision_stays_inside_the_networks(folder):
-    half = LatentPrior.load(folder, dtype=torch.bfloat16)
-    full = LatentPrior.load(folder, dtype=torch.float32)
+    half = load_prior(folder, dtype=torch.bfloat16)
+    full = load_prior(folder, dtype=torch.float32)
     z_t, t = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(3)), torch.tensor([0, 499])
     cond = cfg(full.embed(["", ""]), full.embed(["a dog"] * 2), 7.5)
     assert half.unet.dtype == half.vae.dtype == torch.bfloat16
@@ -103,12 +104,12 @@ def test_lower_precision_stays_inside_the_networks(folder):
 
 def test_a_vocabulary_beside_the_networks_is_read(broken):
     (broken / "vocabulary.json").write_text(json.dumps(WORDS))
-    assert LatentPrior.load(broken).vocabulary == frozenset(WORDS)
+    assert load_prior(broken).vocabulary == frozenset(WORDS)
 
 
 def expect_one_line(path, match):
     with pytest.raises(UserError, match=match) as caught:
-        LatentPrior.load(path)
+        load_prior(path)
     assert "\n" not in str(caught.value)
 
 
@@ -157,18 +158,9 @@ def test_damaged_configuration_is_a_users_error(broken, damaged):
     expect_one_line(broken, "cannot load")
 
 
-def test_an_alias_that_cannot_be_downloaded_is_a_users_error(monkeypatch):
-    def refuse(*args, **kwargs):
-        raise OSError("offline\nand far away")
-
-    monkeypatch.setattr("splatdistill.priors.latent.snapshot_download", refuse)
-    for alias in ALIASES:
-        expect_one_line(alias, "cannot download")
-
-
 @pytest.mark.gpu
 def test_the_gpu_agrees_with_the_cpu(folder, prior):
-    other = LatentPrior.load(folder, "cuda", torch.float32)
+    other = load_prior(folder, "cuda", torch.float32)
     z_t, t = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(3)), torch.tensor([0, 499])
     hidden = prior.embed(["", "a dog"])
     torch.testing.assert_close(other.embed(["", "a dog"]).cpu(), hidden, atol=1e-2, rtol=1e-2)

@@ -73,7 +73,7 @@ def conditioned(prior: Zero123Prior, azimuth: float = 90.0):
 def test_a_published_folder_loads_and_predicts(folder: Path) -> None:
     prior: Any = load_prior(str(folder), dtype=torch.float32)
     assert isinstance(prior, Zero123Prior) and prior.latent_shape[0] == 4
-    prior.look_at(picture())
+    prior = prior.condition_on(picture())
     cond: Any = conditioned(prior)
     assert cond.embeddings.shape == (2, 2, 1, prior.projection.out_features)
     assert not cond.embeddings[0].any() and not cond.extra[0].any()  # nothing at all in the null branch
@@ -88,7 +88,7 @@ def test_a_published_folder_loads_and_predicts(folder: Path) -> None:
 def test_the_token_is_the_projection_of_embedding_and_pose(folder: Path) -> None:
     prior: Any = load_prior(str(folder), dtype=torch.float32)
     assert isinstance(prior, Zero123Prior)
-    prior.look_at(picture())
+    prior = prior.condition_on(picture())
     cond: Any = conditioned(prior)
     white = picture().before(torch.ones(2, 3))
     processor = CLIPImageProcessor.from_pretrained(folder / "feature_extractor")
@@ -116,7 +116,7 @@ def test_the_pose_is_relative() -> None:
 def test_it_distils(folder: Path) -> None:
     prior: Any = load_prior(str(folder), dtype=torch.float32)
     assert isinstance(prior, Zero123Prior)
-    prior.look_at(picture())
+    prior = prior.condition_on(picture())
     z = torch.randn(2, *prior.latent_shape)
     method = SDI(inversion=Inversion(steps=3))
     t = torch.tensor([300, 400])

@@ -6,9 +6,10 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 from splatdistill.guidance import sample
+from splatdistill.priors import load_prior
 from splatdistill.priors import words as grammar
 from splatdistill.priors.base import cfg
-from splatdistill.priors.latent import EMBEDDED, LatentPrior
+from splatdistill.priors.loading import EMBEDDED
 
 
 def test_the_weights_are_small_and_no_pickles() -> None:
@@ -20,7 +21,7 @@ def test_the_weights_are_small_and_no_pickles() -> None:
 
 
 def test_the_vocabulary_is_the_grammars() -> None:
-    assert LatentPrior.load("embedded").vocabulary == grammar.vocabulary()
+    assert load_prior("embedded").vocabulary == grammar.vocabulary()
 
 
 def test_diffusers_loads_the_folder_unchanged() -> None:
@@ -31,14 +32,14 @@ def test_diffusers_loads_the_folder_unchanged() -> None:
 
 
 def test_the_autoencoder_keeps_plain_pictures() -> None:
-    prior = LatentPrior.load("embedded", dtype=torch.float32)
+    prior = load_prior("embedded", dtype=torch.float32)
     pictures = torch.full((2, 3, 64, 64), 0.5)
     pictures[0, :, 20:44, 20:44] = torch.tensor([0.85, 0.09, 0.09])[:, None, None]
     assert (prior.decode(prior.encode(pictures)) - pictures).abs().mean() < 0.03
 
 
 def test_samples_take_the_colour_of_the_prompt() -> None:
-    prior = LatentPrior.load("embedded", dtype=torch.float32)
+    prior = load_prior("embedded", dtype=torch.float32)
     texts = [f"a {color} sphere" for color in ("red", "green", "blue")]
     condition = cfg(prior.embed([""] * 3), prior.embed(texts), 3.0)
     z_T = torch.randn(3, *prior.latent_shape, generator=torch.Generator().manual_seed(0))

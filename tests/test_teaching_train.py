@@ -12,8 +12,8 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 from splatdistill.ops import native
+from splatdistill.priors import load_prior
 from splatdistill.priors import words as grammar
-from splatdistill.priors.latent import LatentPrior
 from splatdistill.teaching import networks
 from splatdistill.teaching.denoiser import Denoiser, DenoiserSettings, noised
 from splatdistill.teaching.train import train
@@ -59,7 +59,7 @@ def test_the_exported_folder_loads_in_diffusers_and_here(trained: Path) -> None:
     output: Any = pipeline("a red car", num_inference_steps=2, output_type="np")
     image = output.images[0]
     assert image.shape == (64, 64, 3)
-    prior = LatentPrior.load(trained / "teacher")
+    prior: Any = load_prior(trained / "teacher")
     assert (
         prior.latent_shape == (networks.LATENT_CHANNELS, 16, 16) and prior.vocabulary == grammar.vocabulary()
     )
@@ -84,7 +84,6 @@ def test_a_resumed_training_ends_in_the_same_weights(trained: Path, tmp_path: Pa
 
 
 def test_a_multiview_unet_starts_as_the_plain_teacher_and_trains(trained: Path, tmp_path: Path) -> None:
-    from splatdistill.priors import load_prior
     from splatdistill.priors.base import cfg
     from splatdistill.priors.multiview import MultiViewPrior
     from splatdistill.scene.cameras import orbit
@@ -96,7 +95,7 @@ def test_a_multiview_unet_starts_as_the_plain_teacher_and_trains(trained: Path, 
     shutil.copytree(tmp_path / "unet_multiview", teacher / "unet_multiview")
     prior = load_prior(str(teacher / "unet_multiview"), dtype=torch.float32)
     assert isinstance(prior, MultiViewPrior)
-    plain = LatentPrior.load(teacher, dtype=torch.float32)
+    plain: Any = load_prior(teacher, dtype=torch.float32)
     assert prior.group == 4 and plain.group == 1
     hidden = prior.embed(["", "a red car"]).unsqueeze(1).expand(-1, 4, -1, -1)
     cameras = orbit([0, 90, 180, 270], 10.0, 3.0, 40.0, 64, 64)
@@ -118,7 +117,6 @@ def test_a_multiview_unet_starts_as_the_plain_teacher_and_trains(trained: Path, 
 
 
 def test_an_image_conditioned_network_trains_and_leans_on_the_picture(trained: Path, tmp_path: Path) -> None:
-    from splatdistill.priors import load_prior
     from splatdistill.priors.base import cfg
     from splatdistill.priors.zero123 import Zero123Prior
     from splatdistill.scene.cameras import orbit
@@ -136,10 +134,10 @@ def test_an_image_conditioned_network_trains_and_leans_on_the_picture(trained: P
 
     def outputs(picture: torch.Tensor, azimuth: float = 0.0, elevation: float = 15.0) -> torch.Tensor:
         camera = orbit(azimuth, elevation, 3.0, 40.0, 64, 64)
-        prior.look_at(Reference(picture, torch.ones(1, 64, 64), camera))
+        told = prior.condition_on(Reference(picture, torch.ones(1, 64, 64), camera))
         views = orbit([azimuth + 30.0, azimuth + 150.0, azimuth + 270.0], elevation - 5, 3.0, 40.0, 64, 64)
-        cond = prior.with_cameras(cfg(hidden[0], hidden[1], 2.0), views, torch.ones(3, 3))
-        return prior.predict(z_t, torch.full((3,), 500), cond)
+        cond = told.with_cameras(cfg(hidden[0], hidden[1], 2.0), views, torch.ones(3, 3))
+        return told.predict(z_t, torch.full((3,), 500), cond)
 
     null, seen = outputs(torch.zeros(3, 64, 64))
     other_null, other_seen = outputs(torch.ones(3, 64, 64))
@@ -183,7 +181,6 @@ def test_make_teachers_makes_everything_that_is_shipped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its commands one after another, each for one or two steps more than the last on that folder."""
-    from splatdistill.priors import load_prior
     from splatdistill.priors.clip import Scorer
     from splatdistill.teaching import scorer
     from splatdistill.teaching import train as module

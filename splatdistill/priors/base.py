@@ -1,14 +1,22 @@
 """What every prior offers: the protocol, branches and their weights, and a toy with a closed-form score."""
 
-from collections.abc import Callable, Mapping
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol, Self
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
+from splatdistill.errors import UserError
 from splatdistill.scene.cameras import Cameras
+
+if TYPE_CHECKING:
+    from splatdistill.priors.loading import Folder
+    from splatdistill.scene.pictures import Reference
 
 
 @dataclass(frozen=True)
@@ -50,7 +58,7 @@ class Conditioning:
         ones = torch.ones(1, count)
         return torch.cat([ones, self.scale * ones, self.scale * self.negatives])
 
-    def select(self, index: Tensor) -> "Conditioning":
+    def select(self, index: Tensor) -> Conditioning:
         """Return the conditioning of the samples in `index` [n]."""
         here = index.to(self.embeddings.device)
         extra = None if self.extra is None else self.extra[:, here]
@@ -60,15 +68,15 @@ class Conditioning:
             self, embeddings=self.embeddings[:, here], negatives=negatives, extra=extra, negative=negative
         )
 
-    def with_guidance(self, g: float) -> "Conditioning":
+    def with_guidance(self, g: float) -> Conditioning:
         """Return the same branches at scale `g`."""
         return replace(self, scale=g)
 
-    def with_default(self, g: float) -> "Conditioning":
+    def with_default(self, g: float) -> Conditioning:
         """Return the same branches, at scale `g` where none is set."""
         return self if self.scale is not None else self.with_guidance(g)
 
-    def negated(self) -> "Conditioning":
+    def negated(self) -> Conditioning:
         """Return the branches of the negative text alone."""
         alone = self.with_guidance(0.0)
         if self.negative is None:
@@ -81,14 +89,33 @@ def cfg(null: Tensor, text: Tensor, g: float | None = None) -> Conditioning:
     return Conditioning(torch.stack([null, text]), g)
 
 
+@dataclass(frozen=True)
+class Adaptable:
+    """A denoiser that may be adapted without changing its prior: VSD's student is made of one.
+
+    module: modules of its own over the prior's weights; takes peft's `add_adapter`.
+    network: as `run_branches` calls it, through this module; the hidden states may hold further tokens.
+    width: numbers in a token of the text.
+    """
+
+    module: nn.Module
+    network: Callable[..., Tensor]
+    width: int
+
+
 class Prior(Protocol):
-    """A frozen diffusion model: only `encode` carries gradients.
+    """A frozen diffusion model: only `encode` carries gradients. Inherit from it to have the defaults.
 
     alphas_cumprod [T] is float64 on the CPU, latent_shape is (C, h, w), image_size the side in pixels.
     clean_alpha_bar is alpha_bar at the clean end of the scheduler's own trajectory: 1 with
-    `set_alpha_to_one`, else alphas_cumprod[0]. Samples come in groups of `group` views, evenly around the
-    object at one noise level; 1: each on its own. view_words: whether a prompt should name the view;
+    `set_alpha_to_one`, else alphas_cumprod[0].
+
+    group: views that are denoised together, evenly around the object at one noise level; 1: each alone.
+    view_words: whether a prompt should name the view.
+    needs_picture: whether it reads a picture in place of a text; then `condition_on` comes before the rest.
+    family: the presets that suit it.
     needs_cameras: whether `with_cameras` must be asked.
+    vocabulary: the only words that it knows; None for any.
     """
 
     name: str
@@ -96,32 +123,77 @@ class Prior(Protocol):
     dtype: torch.dtype
     prediction_type: str
     alphas_cumprod: Tensor
-    clean_alpha_bar: float
+    clean_alpha_bar: float = 1.0
     latent_shape: tuple[int, int, int]
     image_size: int
-    group: int
-    view_words: bool
-    needs_cameras: bool
+    group: int = 1
+    view_words: bool = True
+    needs_cameras: bool = False
+    needs_picture: bool = False
+    family: str = "sd"
+    vocabulary: frozenset[str] | None = None
+
+    @classmethod
+    def reads(cls, folder: Folder) -> bool:
+        """Tell from a folder's JSON files whether this class can load it."""
+        return False
+
+    @classmethod
+    def load(cls, folder: Folder, device: torch.device | str, dtype: torch.dtype | None) -> Self:
+        """Load a folder that this class reads; whatever it raises becomes one line to the user."""
+        raise UserError(f"{cls.__name__} cannot be loaded from a folder")
 
     def encode(self, rgb: Tensor) -> Tensor:
-        """Scaled latents [V,C,h,w] of images [V,3,H,W] in [0,1]; differentiable."""
+        """Return the scaled latents [V,C,h,w] of images [V,3,H,W] in [0,1]; differentiable."""
         ...
 
     def decode(self, z: Tensor) -> Tensor:
-        """Images [V,3,H,W] in [0,1] of scaled latents [V,C,h,w]."""
+        """Return the images [V,3,H,W] in [0,1] of scaled latents [V,C,h,w]."""
         ...
 
     def embed(self, texts: list[str]) -> Tensor:
-        """Text embeddings [n,L,D]."""
-        ...
-
-    def with_cameras(self, cond: Conditioning, cameras: Cameras, background: Tensor) -> Conditioning:
-        """The conditioning with what this prior wants to know of the cameras [B] and backgrounds [B,3]."""
+        """Return text embeddings [n,L,D]."""
         ...
 
     def predict(self, z_t: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
-        """Raw outputs [R,B,C,h,w] of the branches at z_t [B,C,h,w], t [B]; zeros for one without weight."""
+        """Return raw outputs [R,B,C,h,w] at z_t [B,C,h,w], t [B]; zeros for a branch without weight."""
         ...
+
+    def with_cameras(self, cond: Conditioning, cameras: Cameras, background: Tensor) -> Conditioning:
+        """Return the conditioning with what this prior reads of the cameras [B] and backgrounds [B,3]."""
+        return cond
+
+    def condition_on(self, reference: Reference) -> Self:
+        """Return the prior that is told this picture; this one itself where it reads none."""
+        return self
+
+    def fit(self, text: str, suffixes: Sequence[str] = ("",)) -> str:
+        """Return `text`, cut so that all of it is read, and any of the suffixes behind it too."""
+        return text
+
+    def adaptable(self) -> Adaptable:
+        """Return a copy of the denoiser that may be adapted; UserError where there is none."""
+        raise UserError(f"prior '{self.name}' has no UNet that could be adapted, which vsd needs")
+
+
+def cut_to_fit(text: str, suffixes: Sequence[str], fits: Callable[[str], bool]) -> str:
+    """Return the longest start of `text`, in whole words, that fits with every suffix; all of it mostly.
+
+    `fits` tells whether a text is read whole. A first word that is too long by itself is cut within.
+    """
+
+    def whole(start: str) -> bool:
+        return all(fits(start + suffix) for suffix in suffixes)
+
+    if whole(text):
+        return text
+    ends = [match.end() for match in re.finditer(r"\S+", text)]
+    places = [0, *ends] if ends and whole(text[: ends[0]]) else list(range(len(text)))
+    known, broken = 0, len(places)  # the first fits, or nothing does; the second does not
+    while broken - known > 1:
+        middle = (known + broken) // 2
+        known, broken = (middle, broken) if whole(text[: places[middle]]) else (known, middle)
+    return text[: places[known]].rstrip(" ,;") if places else text
 
 
 def alpha_bar_at(prior: Prior, t: Tensor) -> Tensor:
@@ -161,18 +233,13 @@ def scaled_linear_alphas_cumprod(count: int = 1000, start: float = 0.00085, end:
     return torch.cumprod(1.0 - betas, dim=0)
 
 
-class ToyPrior:
+class ToyPrior(Prior):
     """Gaussian data N(mean, variance) per prompt, whose optimal prediction is known in closed form.
 
     `mean` is [C,h,w] for every text, or a mapping from text to [C,h,w]; `variance` a number or [C,h,w].
     A text's embedding is its mean, so interpolated embeddings are interpolated means. `encode` averages
     pixels into h x w cells of the first three channels (the others hold their mean), in [-1,1].
     """
-
-    group = 1
-    view_words = True
-    needs_cameras = False
-    clean_alpha_bar = 1.0
 
     def __init__(
         self,
@@ -208,10 +275,6 @@ class ToyPrior:
         """Embeddings [n,1,C*h*w]: the means of `texts`."""
         means = [self.mean if isinstance(self.mean, Tensor) else self.mean[text] for text in texts]
         return torch.stack(means).flatten(1).unsqueeze(1)
-
-    def with_cameras(self, cond: Conditioning, cameras: Cameras, background: Tensor) -> Conditioning:
-        """The same: nothing here depends on the camera."""
-        return cond
 
     def predict(self, z_t: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
         """The posterior-mean prediction [R,B,C,h,w] at z_t [B,C,h,w] and t [B], in `prediction_type`.

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
 from torch import Tensor
-from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizer
+from transformers import CLIPModel, CLIPTokenizer
 
-from splatdistill.errors import UserError
-from splatdistill.priors.latent import quiet
-
-EMBEDDED = Path(__file__).resolve().parents[1] / "assets" / "scorer"
+from splatdistill.priors.base import cut_to_fit
+from splatdistill.priors.loading import locate_clip, user_errors
+from splatdistill.priors.networks import normalization, quiet, transformers_arguments, weights_file
 
 
 class Scorer:
@@ -30,24 +28,22 @@ class Scorer:
 
     @classmethod
     def load(cls, name_or_path: str | Path, device: torch.device | str = "cpu") -> Scorer:
-        """The scorer called "embedded", that of a local folder, or one of the model hub ("owner/name").
+        """Load the scorer "embedded", that of a local folder, or one of the hub as "owner/name@COMMIT".
 
         Only safetensors are read. Raises UserError when it cannot be loaded.
         """
-        name = str(EMBEDDED if str(name_or_path) == "embedded" else name_or_path)
-        try:
-            with quiet():
-                model: Any = CLIPModel.from_pretrained(name, use_safetensors=True, dtype=torch.float32)
-                tokenizer = CLIPTokenizer.from_pretrained(name)
-                processor = CLIPImageProcessor.get_image_processor_dict(name)[0]
-        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, json.JSONDecodeError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise UserError(
-                f"scorer '{name}': cannot load it ({reason}); expected the folder of a CLIP model in "
-                "transformers' layout, or its name on the model hub"
-            ) from error
-        mean, std = (torch.tensor(processor[key]) for key in ("image_mean", "image_std"))
-        return cls(model.to(device), tokenizer, mean, std)
+        folder = locate_clip(str(name_or_path))
+        with user_errors(f"scorer '{name_or_path}'", folder), quiet():
+            weights_file(folder, "model")
+            normal = normalization(folder)
+            if normal is None:
+                raise ValueError("there is no preprocessor_config.json")
+            own = transformers_arguments(folder, CLIPModel)
+            model: Any = CLIPModel.from_pretrained(
+                folder, use_safetensors=True, local_files_only=True, dtype=torch.float32, **own
+            )
+            tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+            return cls(model.to(device), tokenizer, *(torch.tensor(x) for x in normal))
 
     @torch.no_grad()
     def images(self, rgb: Tensor) -> Tensor:
@@ -62,13 +58,25 @@ class Scorer:
         """Unit embeddings [n,D] of texts, each embedded once; longer ones are cut to what the model reads."""
         new = [text for text in dict.fromkeys(texts) if text not in self._known]
         if new:
-            length = self.model.config.text_config.max_position_embeddings
+            length = self.text_length
             tokens = self.tokenizer(
                 new, padding="max_length", max_length=length, truncation=True, return_tensors="pt"
             )
             embeddings = text_embeddings(self.model, tokens.input_ids.to(self.model.device))
             self._known.update(zip(new, embeddings, strict=True))
         return torch.stack([self._known[text] for text in texts])
+
+    @property
+    def text_length(self) -> int:
+        """Tokens that the text encoder reads, the two marks of start and end among them."""
+        return self.model.config.text_config.max_position_embeddings
+
+    def fit(self, text: str, suffixes: Sequence[str] = ("",)) -> str:
+        """Return `text`, cut so that the model reads all of it and any of the suffixes behind it."""
+        return cut_to_fit(text, suffixes, lambda whole: self._count(whole) <= self.text_length)
+
+    def _count(self, text: str) -> int:
+        return len(self.tokenizer(text, verbose=False).input_ids)
 
 
 def image_embeddings(model: CLIPModel, pixels: Tensor) -> Tensor:

@@ -4,7 +4,6 @@ The UNet is diffusers' own with two changes of use: its class embedding is a pro
 to the time embedding, and its self-attention runs over the tokens of all views of a group.
 """
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -16,11 +15,14 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from splatdistill.priors.base import Conditioning
-from splatdistill.priors.latent import NETWORKS, LatentPrior, weights_file
+from splatdistill.priors.latent import LatentPrior, reads_text_alone
+from splatdistill.priors.loading import Folder, number
+from splatdistill.priors.networks import STEM, weights_file
 from splatdistill.scene.cameras import Cameras
 
 VIEWS = 4  # of a group, 90 degrees apart
 CAMERA = 16  # numbers
+MVDREAM = "MultiViewUNetModel"  # the class of its published UNet, whose code is never run
 
 
 class MultiViewPrior(LatentPrior):
@@ -33,12 +35,20 @@ class MultiViewPrior(LatentPrior):
     needs_cameras = True
 
     @classmethod
-    def _load_unet(cls, folder: Path, place: str, dtype: torch.dtype) -> Any:
-        config = json.loads((folder / place / "config.json").read_text("utf-8"))
-        if config["_class_name"] == "MultiViewUNetModel":
-            unet = _load_mvdream(folder / place, config, dtype)
+    def reads(cls, folder: Folder) -> bool:
+        """Tell whether it is a UNet that is told a text and a camera."""
+        config = folder.denoiser
+        if config.get("_class_name") == MVDREAM:
+            return number(config, "camera_dim") == CAMERA and not number(config, "ip_dim")
+        projected = (config.get("class_embed_type"), config.get("projection_class_embeddings_input_dim"))
+        return reads_text_alone(config) and projected == ("projection", CAMERA)
+
+    @classmethod
+    def _load_unet(cls, folder: Folder, dtype: torch.dtype) -> Any:
+        if folder.denoiser["_class_name"] == MVDREAM:
+            unet = _load_mvdream(folder.root / folder.place, folder.denoiser, dtype)
         else:
-            unet = super()._load_unet(folder, place, dtype)
+            unet = super()._load_unet(folder, dtype)
         join_views(unet, VIEWS)
         return unet
 
@@ -102,7 +112,7 @@ def join_views(unet: Any, views: int) -> None:
 def _load_mvdream(folder: Path, config: Mapping[str, Any], dtype: torch.dtype) -> Any:
     """MVDream's published UNet as diffusers' class."""
     unet: Any = UNet2DConditionModel.from_config(diffusers_config(config))
-    path = weights_file(folder, NETWORKS["unet"])
+    path = weights_file(folder, STEM)
     names = dict(ldm_names(config))
     state = {new: tensor for old, tensor in load_file(path).items() for new in [rename(old, names)] if new}
     unet.load_state_dict(state)

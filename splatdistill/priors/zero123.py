@@ -5,19 +5,23 @@ text one token, a projection of the picture's CLIP embedding and of the way from
 The embedded one takes the way alone, and the picture's elevation as well: it has a reader of its own.
 """
 
-import json
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection
 
 from splatdistill.errors import UserError
 from splatdistill.priors.base import Conditioning
-from splatdistill.priors.latent import LatentPrior, load_beside, weights_file
+from splatdistill.priors.latent import LatentPrior, reads_text_alone
+from splatdistill.priors.loading import Folder, number
+from splatdistill.priors.networks import CLIP, STEM, load_beside, load_network, normalization, weights_file
 from splatdistill.priors.view_unet import POSE, ViewUNet
 from splatdistill.scene.cameras import Cameras
 from splatdistill.scene.pictures import Reference
@@ -27,13 +31,25 @@ PROJECTIONS = (("clip_camera_projection", "proj"), ("cc_projection", "projection
 
 
 class Zero123Prior(LatentPrior):
-    """A `LatentPrior` that reads a picture and a camera where others read a text; see `load` and `look_at`.
+    """A `LatentPrior` that reads a picture and a camera where others read a text; see `condition_on`.
 
-    Reads Zero-1-to-3's folders in diffusers layout, with safetensors.
+    Reads Zero-1-to-3's folders in diffusers layout, with safetensors, and the shipped one.
     """
 
     view_words = False
     needs_cameras = True
+    needs_picture = True
+
+    @classmethod
+    def reads(cls, folder: Folder) -> bool:
+        """Tell whether it is a UNet that is told a picture's latents, with the projection of its token."""
+        config = folder.denoiser
+        if config.get("_class_name") == ViewUNet.__name__:
+            return True
+        twice = number(config, "in_channels") == 2 * number(config, "out_channels")
+        projection = any((folder.root / part).is_dir() for part, _ in PROJECTIONS)
+        return reads_text_alone(config) and twice and projection
+
     _reference: Reference | None = None
 
     def __init__(
@@ -58,35 +74,27 @@ class Zero123Prior(LatentPrior):
         self.mean, self.std = normal or (torch.zeros(3, 1, 1), torch.ones(3, 1, 1))
 
     @classmethod
-    def _load_unet(cls, folder: Path, place: str, dtype: torch.dtype) -> Any:
-        config = json.loads((folder / place / "config.json").read_text("utf-8"))
-        if config["_class_name"] == ViewUNet.__name__:
-            return load_beside(folder, place, dtype, ViewUNet, "denoiser.")
-        return super()._load_unet(folder, place, dtype)
+    def _load_unet(cls, folder: Folder, dtype: torch.dtype) -> Any:
+        if folder.denoiser["_class_name"] == ViewUNet.__name__:
+            return load_beside(folder.root, folder.place, dtype, ViewUNet, "denoiser.")
+        return super()._load_unet(folder, dtype)
 
     @classmethod
-    def _load_reader(cls, folder: Path, device: torch.device | str) -> dict[str, Any]:
-        projection = load_projection(folder)
+    def _load_reader(cls, folder: Folder, device: torch.device | str) -> dict[str, Any]:
+        projection = load_projection(folder.root)
         reader: dict[str, Any] = {"projection": None if projection is None else projection.to(device)}
-        if not (folder / "image_encoder").is_dir():
+        if not (folder.root / "image_encoder").is_dir():
             return reader
-        encoder: Any = CLIPVisionModelWithProjection.from_pretrained(
-            folder,
-            subfolder="image_encoder",
-            dtype=torch.float32,
-            use_safetensors=True,
-            local_files_only=True,
-        )
-        place = folder / "feature_extractor"
-        given = CLIPImageProcessor.get_image_processor_dict(place)[0] if place.is_dir() else {}
-        mean = given.get("image_mean", (0.48145466, 0.4578275, 0.40821073))  # CLIP's
-        std = given.get("image_std", (0.26862954, 0.26130258, 0.27577711))
-        normal = tuple(torch.tensor(x, device=device).view(3, 1, 1) for x in (mean, std))
-        return reader | {"encoder": encoder.to(device), "normal": normal}
+        encoder = load_network(folder.root, "image_encoder", torch.float32)
+        given = normalization(folder.root / "feature_extractor") or CLIP
+        mean, std = (torch.tensor(x, device=device).view(3, 1, 1) for x in given)
+        return reader | {"encoder": encoder.to(device), "normal": (mean, std)}
 
-    def look_at(self, reference: Reference) -> None:
-        """Take this as the picture; expected before `with_cameras`."""
-        self._reference = reference.resized(self.image_size).to(self.device)
+    def condition_on(self, reference: Reference) -> Self:
+        """Return a copy of the prior, over the same networks, that is told this picture."""
+        told = copy.copy(self)
+        told._reference = reference.resized(self.image_size).to(self.device)
+        return told
 
     @property
     def reference(self) -> Reference:
@@ -100,12 +108,16 @@ class Zero123Prior(LatentPrior):
         width = POSE if self.projection is None else self.projection.out_features
         return torch.zeros(len(texts), 1, width, device=self.device)
 
+    def fit(self, text: str, suffixes: Sequence[str] = ("",)) -> str:
+        """Return the text: this network reads none of it."""
+        return text
+
     @torch.no_grad()
     def with_cameras(self, cond: Conditioning, cameras: Cameras, background: Tensor) -> Conditioning:
         """Two branches for cameras [B]: nothing, and the picture before backgrounds [B,3] with the token."""
         pictures = self.reference.before(background.to(self.device))  # [B, 3, S, S]
         latents = self.encode(pictures) / self._scale + self._shift  # as the autoencoder gives them
-        token = relative_pose(self.reference.camera, cameras).to(self.device)
+        token = relative_pose(self.reference.camera, cameras.to(self.device))
         if self.projection is not None:
             seen = [] if self.encoder is None else [self._embedding(pictures)]
             token = self.projection(torch.cat([*seen, token[:, :PUBLISHED]], dim=1))
@@ -143,7 +155,7 @@ def load_projection(folder: Path) -> nn.Linear | None:
     """The token's linear map, under either name that it is published with; None without one."""
     for part, layer in PROJECTIONS:
         if (folder / part).is_dir():
-            state = load_file(weights_file(folder / part, "diffusion_pytorch_model"))
+            state = load_file(weights_file(folder / part, STEM))
             weight = state[f"{layer}.weight"].float()
             linear = nn.Linear(weight.shape[1], weight.shape[0])
             linear.load_state_dict({"weight": weight, "bias": state[f"{layer}.bias"].float()})

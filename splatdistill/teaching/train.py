@@ -23,8 +23,7 @@ from PIL import Image
 from splatdistill.errors import UserError
 from splatdistill.priors import load_prior
 from splatdistill.priors import words as grammar
-from splatdistill.priors.latent import LatentPrior, locate
-from splatdistill.priors.zero123 import Zero123Prior
+from splatdistill.priors.loading import locate
 from splatdistill.teaching import scenes
 from splatdistill.teaching.autoencoder import train_autoencoder
 from splatdistill.teaching.denoiser import (
@@ -64,7 +63,7 @@ def sample_sheet(teacher: Path, path: Path, seed: int = 0) -> None:
     from splatdistill.guidance import sample
     from splatdistill.priors.base import cfg
 
-    prior = LatentPrior.load(str(teacher), device="cpu", dtype=torch.bfloat16)
+    prior = load_prior(str(teacher), device="cpu", dtype=torch.bfloat16)
     views, colors = ("front view", "side view", "back view"), list(grammar.COLORS)
     rows = []
     for i, thing in enumerate(grammar.THINGS):
@@ -165,7 +164,7 @@ def train_beside(
 ) -> None:
     """Train a denoiser for another task in `folder`, from the nearest one in a teacher's folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    start = load_prior(nearest(teacher, settings.task), dtype=torch.float32)
+    start: Any = load_prior(nearest(teacher, settings.task), dtype=torch.float32)
     dataset = folder / "pictures.npz"
     if not dataset.exists():
         encode_pictures(start.vae.to(device, memory_format=torch.channels_last), dataset, settings)
@@ -173,7 +172,7 @@ def train_beside(
     denoiser.start_from(start)
     if (folder / "denoiser.pt").exists():
         denoiser.load(folder / "denoiser.pt")
-    elif settings.task == "image" and not isinstance(start, Zero123Prior):
+    elif settings.task == "image" and not start.needs_picture:
         train_reader(denoiser, dataset, compiled)
         denoiser.save(folder / "denoiser.pt")
     train_denoiser(denoiser, dataset, folder, compiled)
@@ -183,7 +182,7 @@ def train_beside(
 
 def nearest(teacher: str, task: str) -> str:
     """The prior that training for a task goes on from: the teacher's own for it where there is one."""
-    folder, _ = locate(teacher)
+    folder = locate(teacher).root
     trained = [folder / f"unet_{name}" for name in (task, "multiview")]
     return next((str(place) for place in trained if place.is_dir()), teacher)
 

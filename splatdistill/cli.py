@@ -42,6 +42,11 @@ class Parser(argparse.ArgumentParser):
         if words := " ".join(word for word in parsed.overrides if "=" not in word):
             flag = "--target-prompt" if hasattr(parsed, "target_prompt") else "--prompt"
             self.error(f"'{words}' is no setting such as guidance.scale=10; for a prompt: {flag} \"{words}\"")
+        if parsed.prior is not None:
+            try:
+                check_name(parsed.prior)  # here, before anything heavy is imported
+            except UserError as error:
+                self.exit(2, f"error: {error}\n")
         return parsed
 
 

@@ -134,12 +134,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.parse_args(arguments)
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     findings = list(examine())
     table = Table("", "what", "found", "what to do", box=None)
     for finding in findings:
         mark = "[green]ok[/]" if finding.ok else "[red]MISSING[/]" if finding.required else "[yellow]-[/]"
-        table.add_row(mark, finding.name, finding.found, "" if finding.ok else finding.advice)
+        told = (finding.name, finding.found, "" if finding.ok else finding.advice)
+        table.add_row(mark, *map(Text, told))  # plain: what was found may hold what would be markup
     console = Console()
     console.print(table)
     able = all(finding.ok for finding in findings if finding.required)

@@ -18,6 +18,7 @@ from splatdistill.cli import Parser, exit_status, folder, note, numbers
 from splatdistill.errors import UserError
 from splatdistill.files import atomic_write, writable_folder
 from splatdistill.folder import CONFIG, RESULT
+from splatdistill.priors.loading import check_clip, check_name
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -40,7 +41,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--clip",
         default="embedded",
         metavar="PATH",
-        help="embedded (default), or the folder or name of a CLIP model",
+        help="embedded (default), the folder of a CLIP model, or owner/name@COMMIT of the hub",
     )
     add("--distractors", type=Path, metavar="FILE", help="what R-Precision ranks against, one text a line")
     add("--no-teacher", action="store_true", help="do not compare with the teacher's own samples")
@@ -97,7 +98,10 @@ def check(args: argparse.Namespace) -> None:
     """Raise UserError for what no evaluation can have, before anything is loaded or made."""
     if args.jobs is not None and args.jobs < 1:
         raise UserError(f"--jobs {args.jobs}: expected 1 or more")
+    check_clip(args.clip)
     if args.suite:
+        for prior in args.priors.split(","):
+            check_name(prior)
         if any("=" not in str(word) for word in args.runs):
             raise UserError("with --suite the other words are settings, such as guidance.scale=3")
     elif not args.runs:
@@ -136,15 +140,15 @@ def cells(groups: dict[str, dict[str, Any]]) -> list[list[str]]:
 
 def table(groups: dict[str, dict[str, Any]]) -> Table:
     """The summaries for a terminal."""
-    from rich.markup import escape
     from rich.table import Table
+    from rich.text import Text  # plain: names may hold what would be markup
 
     heading, *rows = cells(groups)
-    result = Table(title="mean [95 % interval]")
-    for name in heading:
-        result.add_column(escape(name), justify="left" if name == heading[0] else "right")
+    result = Table(title=Text("mean [95 % interval]"))
+    for i, name in enumerate(heading):
+        result.add_column(Text(name), justify="right" if i else "left")
     for row in rows:
-        result.add_row(*row)
+        result.add_row(*map(Text, row))
     return result
 
 

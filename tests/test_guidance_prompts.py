@@ -16,8 +16,22 @@ from splatdistill.guidance.prompts import (
     pick_backgrounds,
     view_word,
 )
-from splatdistill.priors.base import ToyPrior
+from splatdistill.priors.base import ToyPrior, cut_to_fit
 from splatdistill.scene.cameras import orbit
+
+
+def test_a_long_prompt_is_cut_before_the_view_and_the_same_in_all_views():
+    def fit(text, suffixes):
+        return cut_to_fit(text, suffixes, lambda whole: len(whole.split()) <= 8)
+
+    prompts = ViewPrompts("one two three, four five six seven eight nine", "blurry " * 9, fit=fit)
+    assert prompts.text("front view", "white") == "one two three, four, front view, white background"
+    assert prompts.text("overhead view", "white").startswith("one two three, four, overhead")
+    assert prompts.text("back view") == "one two three, four five six, back view"
+    assert prompts.null_text("white") == "blurry " * 5 + "blurry, white background"
+    first, second = prompts.left_out(["white", None])
+    assert first.endswith("left out is: five six seven eight nine") and "negative prompt" in second
+    assert ViewPrompts("a dog", fit=fit).left_out() == []
 
 
 class CountingPrior(ToyPrior):

@@ -20,6 +20,36 @@ def test_every_module_with_a_main_is_a_verb() -> None:
     assert verbs - {"__main__"} == set(entry.VERBS)
 
 
+MISTAKES = [
+    ["train", "--prompt", "a red car", "--prior", "nosuch"],
+    ["train", "--prompt", "a red car", "--prior", "embedded-foo"],
+    ["train", "--prompt", " "],
+    ["sample2d", "--prompt", "a red car", "--prior", "owner/name"],
+    ["evaluate", "--clip", "nosuch", "--suite", "objects"],
+    ["evaluate", "--clip", "owner/name", "--suite", "objects"],
+    ["evaluate", "--suite", "objects", "--priors", "nosuch"],
+    ["evaluate", "nosuch"],
+    ["doctor", "--nosuch"],
+]
+
+
+@pytest.mark.parametrize("words", MISTAKES)
+def test_a_mistake_is_one_line_before_anything_heavy_is_imported(words: list[str]) -> None:
+    script = f"""
+import sys
+from splatdistill.__main__ import main
+try:
+    status = main({words!r})
+except SystemExit as stop:
+    status = stop.code
+heavy = [name for name in {HEAVY.split("|")!r} if name in sys.modules]
+sys.exit(f"imported {{heavy}}" if heavy else status)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1, done.stderr
+
+
 @pytest.mark.parametrize("verb", ["", *entry.VERBS])
 def test_help_imports_nothing_heavy(verb: str) -> None:
     words = [verb, "--help"] if verb else ["--help"]

@@ -1,5 +1,7 @@
 """The scorer: trained in miniature, exported, loaded, and as invariant as it should be."""
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -8,6 +10,7 @@ import torch
 from splatdistill.errors import UserError
 from splatdistill.ops import native
 from splatdistill.priors.clip import Scorer
+from splatdistill.priors.loading import SCORER as EMBEDDED_SCORER
 from splatdistill.teaching.scorer import ScorerSettings, contrast, export, train_scorer
 
 
@@ -51,5 +54,25 @@ def test_equal_texts_do_not_repel_each_other() -> None:
 
 
 def test_a_missing_scorer_is_a_users_error(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="cannot load"):
+    with pytest.raises(UserError, match="no such folder"):
         Scorer.load(tmp_path / "nothing")
+    with pytest.raises(UserError, match="cannot load") as caught:
+        Scorer.load(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_scorer_names_no_code_and_cuts_a_prompt_before_what_follows_it(
+    scorer: Scorer, tmp_path: Path
+) -> None:
+    shutil.copytree(EMBEDDED_SCORER, tmp_path / "clip")
+    config = json.loads((tmp_path / "clip" / "config.json").read_text())
+    for place in (config, config["text_config"], config["vision_config"]):
+        place["attn_implementation"] = "owner/name:fn"
+    (tmp_path / "clip" / "config.json").write_text(json.dumps(config))
+    loaded = Scorer.load(tmp_path / "clip")
+    assert loaded.model.config._attn_implementation == "sdpa"
+    assert loaded.model.config.text_config._attn_implementation == "sdpa"
+    long = "a red car on top of a blue cube " * 5
+    kept = loaded.fit(long, [", side view, white background"])
+    assert 0 < len(kept) < len(long) and long.startswith(kept)
+    assert loaded.fit("a red car", [", side view"]) == "a red car"

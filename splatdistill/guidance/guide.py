@@ -89,11 +89,11 @@ class Guide:
         self.mode: ViewMode = views
         self.state = method.start(prior, seed) if state is None else state
         self.cache = PromptCache(prior)
-        self.third = method.third_text(negative, getattr(prior, "vocabulary", None) is None)
+        self.third = method.third_text(negative, prior.vocabulary is None)
         null = "" if self.third is not None else negative
         words = prior.view_words and views != "plain"
-        self.prompts = ViewPrompts(prompt, null, words)
-        self.source_prompts = ViewPrompts(source_prompt, null, words)
+        self.prompts = ViewPrompts(prompt, null, words, prior.fit)
+        self.source_prompts = ViewPrompts(source_prompt, null, words, prior.fit)
 
     def __call__(
         self,

@@ -1,6 +1,6 @@
 """View-dependent prompts, perp-neg branches and the embedding cache."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -12,6 +12,7 @@ from splatdistill.scene.cameras import Cameras
 from splatdistill.scene.views import OVERHEAD_DEG, VIEW_WORDS, angle_from_front, view_word
 
 RGB = tuple[float, float, float]
+Fit = Callable[[str, Sequence[str]], str]  # see `Prior.fit`
 
 # (a, b, c) of the negative weights -(a exp(-b r) + c), from 2304.04968: which negative, in which quarter.
 F_SIDE_BACK = (1.0, 0.5, -0.606)  # "side" between side and back
@@ -24,17 +25,21 @@ F_SIDE_FRONT = (4.0, 0.5, -2.426)  # "side" between front and side
 class ViewPrompts:
     """A prompt that follows the camera; `negative` takes the empty text's place in the null branch.
 
-    With view_words False it does not name the view, for a teacher that is told the cameras.
+    With view_words False it does not name the view, for a teacher that is told the cameras. `fit` is that of
+    the prior which reads the texts: a prompt that is too long is cut by it, the same in all views, and never
+    the words behind it; None for no cut.
     """
 
     prompt: str
     negative: str = ""
     view_words: bool = True
+    fit: Fit | None = None
+    _cut: dict[tuple[str, tuple[str, ...]], str] = field(default_factory=dict, repr=False, compare=False)
 
     def text(self, view: str, background: str | None = None) -> str:
         """The prompt with its view words and, where the background has a name, "NAME background"."""
         words = [
-            self.prompt,
+            self.read(self.prompt, background, VIEW_WORDS if self.view_words else ("",)),
             view if self.view_words else "",
             f"{background} background" if background else "",
         ]
@@ -42,8 +47,27 @@ class ViewPrompts:
 
     def null_text(self, background: str | None = None) -> str:
         """The text of the null branch: `negative`, and the background, so that guidance leaves that alone."""
-        parts = [self.negative, f"{background} background" if background else ""]
-        return ", ".join(part for part in parts if part)
+        parts = [self.read(self.negative, background, ("",))]
+        parts += [f"{background} background"] if background else []
+        return ", ".join(filter(None, parts))
+
+    def read(self, text: str, background: str | None, views: Sequence[str]) -> str:
+        """Return as much of a text as is read with any of the view words and the background behind it."""
+        tail = f", {background} background" if background else ""
+        suffixes = tuple(f", {view}{tail}" if view else tail for view in views)
+        if self.fit is not None and (text, suffixes) not in self._cut:
+            self._cut[text, suffixes] = self.fit(text, suffixes)
+        return self._cut.get((text, suffixes), text)
+
+    def left_out(self, backgrounds: Iterable[str | None] = (None,)) -> list[str]:
+        """Return a line for each text that is cut, which says what of it is never read."""
+        lines, backgrounds = [], list(backgrounds)
+        views = VIEW_WORDS if self.view_words else ("",)
+        for name, text, words in (("prompt", self.prompt, views), ("negative prompt", self.negative, ("",))):
+            kept = min((self.read(text, background, words) for background in backgrounds), key=len)
+            if rest := text[len(kept) :].strip(" ,;"):
+                lines.append(f"the {name} is longer than the teacher reads; left out is: {rest}")
+        return lines
 
     def texts(
         self,

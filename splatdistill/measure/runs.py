@@ -143,7 +143,7 @@ def teacher_samples(prior: Prior, config: Config, seed: int = 0) -> Tensor:
     cameras = turntable(SAMPLES, ELEVATION, DISTANCE, FOV, prior.image_size)
     cameras = cameras[torch.arange(SAMPLES).view(prior.group, -1).T.flatten()]  # each group evenly around
     background = torch.ones(SAMPLES, 3)
-    prompts, names = ViewPrompts(config.prompt, config.negative_prompt), None
+    prompts, names = ViewPrompts(config.prompt, config.negative_prompt, fit=prior.fit), None
     if config.backgrounds.in_prompt and "white" in config.backgrounds.colors:
         names = ["white"] * SAMPLES
     null = prior.embed([prompts.null_text(names[0] if names else None)] * SAMPLES)

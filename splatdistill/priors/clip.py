@@ -9,11 +9,17 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import CLIPModel, CLIPTokenizer
+from transformers import CLIPModel
 
 from splatdistill.priors.base import cut_to_fit
 from splatdistill.priors.loading import locate_clip, user_errors
-from splatdistill.priors.networks import normalization, quiet, transformers_arguments, weights_file
+from splatdistill.priors.networks import (
+    load_tokenizer,
+    normalization,
+    quiet,
+    transformers_arguments,
+    weights_file,
+)
 
 
 class Scorer:
@@ -42,7 +48,7 @@ class Scorer:
             model: Any = CLIPModel.from_pretrained(
                 folder, use_safetensors=True, local_files_only=True, dtype=torch.float32, **own
             )
-            tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+            tokenizer = load_tokenizer(folder)
             return cls(model.to(device), tokenizer, *(torch.tensor(x) for x in normal))
 
     @torch.no_grad()

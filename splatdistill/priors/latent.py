@@ -13,7 +13,6 @@ from typing import Any, Self
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import CLIPTokenizer
 
 from splatdistill.errors import UserError
 from splatdistill.priors.base import Adaptable, Conditioning, Prior, cut_to_fit, run_branches
@@ -23,6 +22,7 @@ from splatdistill.priors.networks import (
     load_beside,
     load_network,
     load_scheduler,
+    load_tokenizer,
     quiet,
     read_json,
     scale_of,
@@ -134,9 +134,7 @@ class LatentPrior(Prior):
         words = folder.root / "vocabulary.json"
         return {
             "text_encoder": load_network(folder.root, "text_encoder", torch.float32).to(device),
-            "tokenizer": CLIPTokenizer.from_pretrained(
-                folder.root, subfolder="tokenizer", local_files_only=True
-            ),
+            "tokenizer": load_tokenizer(folder.root / "tokenizer"),
             "vocabulary": frozenset(json.loads(words.read_text("utf-8"))) if words.is_file() else None,
         }
 

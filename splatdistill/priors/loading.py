@@ -207,13 +207,19 @@ def locate_clip(name: str) -> Path:
 
     Raises UserError where there is none, and for a name of the hub without the commit that it is pinned to.
     """
+    check_clip(name)
     if name == "embedded":
         return SCORER
     if Path(name).is_dir():
         return Path(name)
-    if re.fullmatch(r"[\w.-]+/[\w.-]+@[0-9a-f]{40}", name):
-        repository, _, revision = name.partition("@")
-        return download(name, repository, revision, CLIP_PATTERNS)
+    repository, _, revision = name.partition("@")
+    return download(name, repository, revision, CLIP_PATTERNS)
+
+
+def check_clip(name: str) -> None:
+    """Raise UserError for what `locate_clip` knows to be no CLIP model; nothing is read."""
+    if name == "embedded" or Path(name).is_dir() or re.fullmatch(r"[\w.-]+/[\w.-]+@[0-9a-f]{40}", name):
+        return
     if re.fullmatch(r"[\w.-]+/[\w.-]+(@.*)?", name):
         raise UserError(
             f"scorer '{name}': there is no such folder, and a model of the hub is taken only at a commit: "

@@ -15,7 +15,7 @@ import transformers
 from diffusers import AutoencoderKL, AutoencoderTiny, DDIMScheduler, UNet2DConditionModel
 from diffusers.utils import logging as diffusers_logging
 from safetensors.torch import load_file
-from transformers import CLIPTextModel, CLIPVisionModelWithProjection, PreTrainedModel
+from transformers import CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection, PreTrainedModel
 
 STEMS = {"text_encoder": "model", "image_encoder": "model"}  # others: diffusers' own
 STEM = "diffusion_pytorch_model"
@@ -107,6 +107,15 @@ def without_code(config: Any) -> Any:
     if isinstance(config, dict):
         return {key: without_code(value) for key, value in config.items() if not CODE.search(key)}
     return [without_code(value) for value in config] if isinstance(config, list) else config
+
+
+def load_tokenizer(folder: Path) -> CLIPTokenizer:
+    """Return the tokenizer of a folder; ValueError for one without words."""
+    words = [{"tokenizer.json"}, {"vocab.json", "merges.txt"}]
+    there = {path.name for path in folder.glob("*.*")}
+    if not any(files <= there for files in words):
+        raise ValueError(f"{folder.name}/ has no tokenizer.json, nor vocab.json with merges.txt")
+    return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
 
 
 def load_beside(

@@ -133,8 +133,11 @@ def installed() -> dict[str, EntryPoint]:
 
 
 def reader_of(folder: Folder) -> type[Prior]:
-    """Return the first prior class that reads the folder; UserError, which says what it is, for none."""
-    for reader in readers(folder.name):
+    """Return the installed prior of that name, or the first class that reads the folder; UserError for none."""
+    others = installed()
+    if folder.name in others:
+        return _import(others[folder.name])
+    for reader in readers():
         if reader.reads(folder):
             return reader
     from splatdistill.priors.foreign import kind_of
@@ -142,18 +145,14 @@ def reader_of(folder: Folder) -> type[Prior]:
     raise UserError(f"prior '{folder.name}': {kind_of(folder)}; expected {expected()}")
 
 
-def readers(name: str) -> Iterator[type[Prior]]:
-    """Yield the prior classes: an installed one of that name, else ours, then those of other packages."""
-    others = installed()
-    if name in others:
-        yield _import(others[name])
-        return
+def readers() -> Iterator[type[Prior]]:
+    """Yield the prior classes: ours, then those of other packages."""
     from splatdistill.priors.latent import LatentPrior
     from splatdistill.priors.multiview import MultiViewPrior
     from splatdistill.priors.zero123 import Zero123Prior
 
     yield from (LatentPrior, MultiViewPrior, Zero123Prior)
-    yield from map(_import, others.values())
+    yield from map(_import, installed().values())
 
 
 def _import(entry: EntryPoint) -> type[Prior]:

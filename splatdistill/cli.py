@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from splatdistill import __version__
 from splatdistill.errors import Diverged, UserError
 from splatdistill.folder import REPORT, RESULT
+from splatdistill.priors.loading import check_name
 from splatdistill.training.progress import NullWatcher, Watcher, interruptible, progress_for
 
 if TYPE_CHECKING:

@@ -133,7 +133,7 @@ def installed() -> dict[str, EntryPoint]:
 
 
 def reader_of(folder: Folder) -> type[Prior]:
-    """Return the installed prior of that name, or the first class that reads the folder; UserError for none."""
+    """Return the installed prior of that name, or the first that reads the folder; UserError for none."""
     others = installed()
     if folder.name in others:
         return _import(others[folder.name])

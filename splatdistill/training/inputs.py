@@ -84,8 +84,8 @@ def teacher_of(config: Config, device: torch.device) -> Prior:
 def fit_teacher(config: Config, prior: Prior, picture: Reference | None) -> Prior:
     """Return a teacher that is told the picture of a run, and was tried.
 
-    Raises UserError when it wants other views or a text, or cannot answer, and Diverged when its answer is not
-    finite.
+    Raises UserError when it wants other views or a text, or cannot answer, and Diverged when its answer is
+    not finite.
     """
     from splatdistill.priors.loading import probe
 
@@ -100,6 +100,16 @@ def fit_teacher(config: Config, prior: Prior, picture: Reference | None) -> Prio
         prior = prior.condition_on(picture)
     probe(prior)
     return prior
+
+
+def left_out(config: Config, prior: Prior) -> list[str]:
+    """Return a line for each prompt of a run that is longer than its teacher reads."""
+    from splatdistill.guidance.prompts import ViewPrompts
+
+    words = prior.view_words and config.guidance.mode != "plain"
+    prompts = ViewPrompts(config.prompt, config.negative_prompt, words, prior.fit)
+    backgrounds = config.backgrounds
+    return prompts.left_out(backgrounds.colours if backgrounds.in_prompt else [None])
 
 
 def read_reference(config: Config, path: Path) -> Reference | None:

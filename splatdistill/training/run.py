@@ -28,6 +28,7 @@ from splatdistill.training.inputs import (
     check_kernels,
     check_words,
     fit_teacher,
+    left_out,
     pick_device,
     read_reference,
     read_source,
@@ -125,7 +126,7 @@ def make_run(
     with claimed(out):
         check_folder(out, overwrite=overwrite, resume=resume)  # now that no one else changes it
         job = prepare(config, out, device=device, resume=resume)
-        job.warnings = warnings + check_kernels(job.device)
+        job.warnings = warnings + left_out(config, job.prior) + check_kernels(job.device)
         with begun(job, resume), watch(job) as watcher:
             begin = time.perf_counter()
             done = fit(job, watcher)

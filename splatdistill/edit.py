@@ -54,11 +54,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def start(args: argparse.Namespace) -> int:
     """Find the splat and its prompt, and run; return the exit status."""
-    from splatdistill.config.load import resolve
-
     if not args.target_prompt.strip():
         raise UserError("the target prompt is empty; say what it should show: --target-prompt 'a red car'")
     edit = edit_settings(Path(args.splat), args.source_prompt, note)
+    from splatdistill.config.load import resolve
+
     flags = {"prompt": args.target_prompt, "method": args.method, "edit": edit}
     config = resolve(flags | chosen(args, "steps", "seed"), args.config, args.overrides)
     if config.edit.scale != 1.0:

@@ -70,13 +70,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def export(args: argparse.Namespace) -> int:
     """Read, prune, turn, write and tell; return the exit status."""
+    mesh = args.mesh or args.target.suffix.lower() == ".obj"
+    check(args, mesh)
+    source = source_of(args.source)
     from splatdistill import formats
     from splatdistill.scene.gaussians import sh_degree_of
 
-    mesh = args.mesh or args.target.suffix.lower() == ".obj"
-    check(args, mesh)
     format = None if mesh else formats.format_of(args.target)
-    source = source_of(args.source)
     gaussians, comments = formats.read_splat(source, args.from_up, program=args.program, note=note)
     count = len(gaussians["means"])
     if args.prune is not None:
@@ -112,7 +112,9 @@ def write_triangles(args: argparse.Namespace, gaussians: ParameterDict, comments
 
 
 def source_of(path: Path) -> Path:
-    """The file to read: that, or the result in a run's folder; raises UserError for any other folder."""
+    """The file to read: that, or the result in a run's folder; raises UserError where there is none."""
+    if not path.exists():
+        raise UserError(f"cannot read {path}: there is no such file")
     if not path.is_dir():
         return path
     if not (path / RESULT).is_file():

@@ -141,14 +141,14 @@ def swept(sweeps: Sequence[str]) -> list[list[str]]:
 
 def resume(args: argparse.Namespace) -> int:
     """Continue the run in a folder under its own configuration; return the exit status."""
-    from splatdistill.config.load import load, merge
-
     given = [f"--{name.replace('_', '-')}" for name in CHOICES if getattr(args, name) is not None]
     given += args.overrides + ["--overwrite"] * args.overwrite
     if given:
         raise UserError(f"--resume continues a run as it was configured; drop {' '.join(given)}")
     if not (args.resume / CONFIG).is_file():
         raise UserError(f"--resume {args.resume}: there is no run (no {CONFIG}); give the folder of a run")
+    from splatdistill.config.load import load, merge
+
     config = load(args.resume / CONFIG)
     if args.steps is not None:
         config = merge(config, {"steps": args.steps}, "--steps")
@@ -157,10 +157,12 @@ def resume(args: argparse.Namespace) -> int:
 
 def configure(args: argparse.Namespace, seed: int | None = None, words: Sequence[str] = ()) -> Config:
     """Return the configuration that the command line asks for, with one of several seeds and settings."""
-    from splatdistill.config.load import resolve
-
     if args.prompt is not None and not args.prompt.strip():
         raise UserError("the prompt is empty; say what to make, such as --prompt 'a red mushroom'")
+    if not (args.prompt or args.image or args.config or args.overrides or words):
+        raise UserError("there is no prompt; say what to make, such as --prompt 'a red mushroom'")
+    from splatdistill.config.load import resolve
+
     flags = chosen(args, "prompt", "negative_prompt", "method", "steps", "seed")
     if seed is not None:
         flags["seed"] = seed

@@ -47,6 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def view(args: argparse.Namespace) -> int:
     """Read, show, and wait for Ctrl-C; return the exit status."""
+    source_file(args.source)  # before anything heavy is imported
     from splatdistill.viewer import parse_address, serve
 
     address = parse_address(args.viewer or "", args.viewer_remote)
@@ -59,6 +60,16 @@ def view(args: argparse.Namespace) -> int:
     return 0
 
 
+def source_file(source: Path) -> Path:
+    """Return the file to show: that, or a run's result; raises UserError where there is none."""
+    file = source / RESULT if source.is_dir() else source
+    if source.is_dir() and not file.is_file():
+        raise UserError(f"{source} holds no finished run (no {RESULT}); give another, or a file")
+    if not file.exists():
+        raise UserError(f"there is no file and no run {source}")
+    return file
+
+
 def open_scenes(source: Path, up: str | None = None, program: str | None = None) -> tuple[Scenes, str, str]:
     """The scenes of a file or a run, and what to call it: its prompt or name, and its method or format.
 
@@ -67,12 +78,7 @@ def open_scenes(source: Path, up: str | None = None, program: str | None = None)
     from splatdistill import formats
     from splatdistill.viewer import Scenes, Session
 
-    folder = source if source.is_dir() else None
-    file = source / RESULT if folder else source
-    if folder and not file.is_file():
-        raise UserError(f"{folder} holds no finished run (no splat.ply); give another, or a file")
-    if not file.exists():
-        raise UserError(f"there is no file and no run {source}")
+    folder, file = source if source.is_dir() else None, source_file(source)
     gaussians, comments = formats.read_splat(file, up, program=program, note=note)
     steps = 0
     if folder and (folder / CONFIG).is_file():

@@ -30,6 +30,13 @@ MISTAKES = [
     ["evaluate", "--suite", "objects", "--priors", "nosuch"],
     ["evaluate", "nosuch"],
     ["doctor", "--nosuch"],
+    ["train"],
+    ["train", "--resume", "nosuch"],
+    ["edit", "--splat", "nosuch.ply", "--target-prompt", "a blue car"],
+    ["export", "nosuch.ply", "nosuch.glb"],
+    ["view", "nosuch.ply"],
+    ["report", "nosuch"],
+    ["reproduce", "--jobs", "0"],
 ]
 
 

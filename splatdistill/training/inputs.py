@@ -154,20 +154,21 @@ def edit_settings(
     Raises:
         UserError: it cannot be read, holds nothing, or nobody says what it shows.
     """
-    from splatdistill import formats
-    from splatdistill.config.load import load
-    from splatdistill.scene.gaussians import placement
-
     splat = path
     if path.is_dir():
         if not (path / RESULT).is_file():
             raise UserError(f"{path}: there is no finished run (no {RESULT})")
+        from splatdistill.config.load import load
+
         source_prompt = load(path / CONFIG).prompt if source_prompt is None else source_prompt
         splat = path / RESULT
     if not splat.exists():
         raise UserError(f"there is no {splat}; give a splat file, or the folder of a finished run")
     if not source_prompt or not source_prompt.strip():
         raise UserError("what does the splat show? say it with --source-prompt 'a red car'")
+    from splatdistill import formats
+    from splatdistill.scene.gaussians import placement
+
     gaussians, _ = formats.read_splat(splat, note=note)
     shift, scale = placement(gaussians)
     return {"splat": str(splat), "source_prompt": source_prompt, "shift": list(shift), "scale": scale}

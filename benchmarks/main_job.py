@@ -27,7 +27,7 @@ from splatdistill.measure.suites import SUITES
 from splatdistill.media.sheets import render_views
 from splatdistill.priors import load_prior
 from splatdistill.priors import words as grammar
-from splatdistill.priors.latent import LatentPrior
+from splatdistill.priors.base import Prior
 from splatdistill.scene.cameras import turntable
 from splatdistill.scene.gaussians import finite_mask
 from splatdistill.training.progress import NullWatcher
@@ -37,7 +37,7 @@ from splatdistill.training.state import new_state
 CPU = torch.device("cpu")
 
 
-def run(prior: LatentPrior, config: Config, out: Path) -> tuple[torch.nn.ParameterDict, float]:
+def run(prior: Prior, config: Config, out: Path) -> tuple[torch.nn.ParameterDict, float]:
     """Train, export and read back: the splat of the written file, and the seconds that it took."""
     begin = time.perf_counter()
     state = new_state(config, CPU)
@@ -58,7 +58,7 @@ def look(gaussians: torch.nn.ParameterDict, count: int, size: int) -> torch.Tens
 
 
 def evaluate(
-    prior: LatentPrior,
+    prior: Prior,
     judge: Judge,
     method: str,
     prompts: Sequence[str],

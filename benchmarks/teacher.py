@@ -75,9 +75,7 @@ def evaluate(prior: Prior, judge: Judge, samples: int, guidance: float, steps: i
 
 
 @torch.no_grad()
-def views_followed(
-    prior: Prior, judge: Judge, samples: int, guidance: float, steps: int
-) -> dict[str, float]:
+def views_followed(prior: Prior, judge: Judge, samples: int, guidance: float, steps: int) -> dict[str, float]:
     """The share of samples of each thing with a front that the judge sees from the side that was asked for.
 
     Front and back, each `samples` times a thing; a multi-view teacher draws the two sides between as well.

@@ -109,7 +109,7 @@ def left_out(config: Config, prior: Prior) -> list[str]:
     words = prior.view_words and config.guidance.mode != "plain"
     prompts = ViewPrompts(config.prompt, config.negative_prompt, words, prior.fit)
     backgrounds = config.backgrounds
-    return prompts.left_out(backgrounds.colours if backgrounds.in_prompt else [None])
+    return prompts.left_out(backgrounds.colors if backgrounds.in_prompt else [None])
 
 
 def read_reference(config: Config, path: Path) -> Reference | None:

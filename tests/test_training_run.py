@@ -240,6 +240,35 @@ def test_a_checkpoint_of_another_run_is_one_line(teacher):
         make_run(settings(teacher), "run", device="cpu", resume=True)
 
 
+def first(values: dict[Any, Any]) -> Any:
+    return next(iter(values))
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda student: student["learned"].pop(first(student["learned"])),
+        lambda student: student["learned"].update({first(student["learned"]): torch.zeros(3)}),
+        lambda student: student["learned"][first(student["learned"])].fill_(float("nan")),
+        lambda student: student["optimizer"]["state"][0].update(exp_avg=torch.zeros(1)),
+        lambda student: student.pop("optimizer"),
+        lambda student: student.update(learned=7),
+    ],
+    ids=["a name less", "another shape", "NaN", "moments of another size", "no optimizer", "no mapping"],
+)
+def test_a_method_whose_saved_state_does_not_fit_is_one_line(teacher, spoil):
+    config = settings(teacher, "method=vsd")
+    make_run(config, "run", device="cpu", watch=stopping(2))
+    path = Path("run/checkpoints/step-00000002.pt")
+    saved = checkpoint.load(path)
+    spoil(saved["method"])
+    checkpoint.save(path, saved)
+    before = content(Path("run"))
+    with pytest.raises(UserError, match="does not fit") as caught:
+        make_run(config, "run", device="cpu", resume=True)
+    assert "\n" not in str(caught.value) and content(Path("run")) == before
+
+
 def test_the_scene_is_there_before_its_checkpoint(teacher, monkeypatch):
     seen = []
     original = checkpoint.save

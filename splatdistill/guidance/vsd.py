@@ -130,7 +130,16 @@ class Student(State):
         return {"learned": learned, "optimizer": self.optimizer.state_dict()}
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
-        """Continue from there; the tensors move to the student's device."""
+        """Continue from there; the tensors move to the student's device.
+
+        Raises ValueError, before anything is changed, for tensors of other shapes or that are not finite.
+        """
+        moments = saved["optimizer"]["state"]
+        for index, (name, p) in enumerate(self.learned.items()):
+            kept = [saved["learned"][name]]
+            kept += [moments[index][key] for key in ("exp_avg", "exp_avg_sq") if index in moments]
+            if any(value.shape != p.shape or not value.isfinite().all() for value in kept):
+                raise ValueError(f"the student's {name} has another shape, or is not finite")
         with torch.no_grad():
             for name, p in self.learned.items():
                 p.copy_(saved["learned"][name])

@@ -162,7 +162,19 @@ def prepare(config: Config, out: Path, *, device: str | None = None, resume: boo
     state = new_state(config, place, origin)
     guide_of(config, prior, state)  # starts the method: VSD's student, or CLIP
     if saved is not None:
-        state.load_state_dict(saved, place)
+        try:
+            state.load_state_dict(saved, place)
+        except (
+            ValueError,
+            TypeError,
+            KeyError,
+            AttributeError,
+            RuntimeError,
+        ) as error:
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+            raise UserError(
+                f"{out / CHECKPOINTS} does not fit ({reason}); start the run anew with --overwrite"
+            ) from error
     return Job(config, out, place, prior, state, picture, origin, saved is None, [])
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
-import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,8 @@ from splatdistill.priors import words as grammar
 from splatdistill.scene.cameras import turntable
 from splatdistill.scene.rendering import render
 from splatdistill.training.inputs import edit_settings, slug
+from splatdistill.training.progress import NullWatcher, Watcher
+from splatdistill.training.run import make_run
 
 GENERATORS = [name for name, method in METHODS.items() if not method.edits and "_published" not in name]
 FIGURES = ("object", "colour", "r_precision", "saturation_to_teacher", "high_frequency_to_teacher")
@@ -72,25 +74,30 @@ def cost(lab: Lab, method: str, overrides: Sequence[str] = ()) -> tuple[int, flo
     known = json.loads(path.read_text("utf-8")) if path.is_file() else {}
     key = " ".join([method, str(lab.steps), *overrides])
     if key not in known:
-        count = 0
-
-        def hook(module: torch.nn.Module, given: Any, result: Any) -> None:
-            nonlocal count
-            if isinstance(module, UNet2DConditionModel):
-                count += len(given[0])
-
-        handle = torch.nn.modules.module.register_module_forward_hook(hook)
+        flags = {"prompt": lab.texts[0], "prior": {"name": "embedded"}, "method": method, "seed": 0}
+        config = resolve(flags, None, [f"steps={lab.steps}", *lab.overrides, *overrides])
         shutil.rmtree(folder, ignore_errors=True)
-        begin = time.perf_counter()
-        try:
-            settings = [f"steps={lab.steps}", *lab.overrides, *overrides]
-            make_runs(lab.texts[:1], folder, [method], ["embedded"], [0], settings)  # in this process
-        finally:
-            handle.remove()
-        known[key] = [count, time.perf_counter() - begin]
+        counts: list[int] = []
+        result = make_run(config, folder, watch=lambda job: counting(counts))
+        known[key] = [sum(counts), result.seconds]
         with atomic_write(path) as file:
             file.write(json.dumps(known, indent=1).encode())
     return known[key][0], known[key][1]
+
+
+@contextmanager
+def counting(counts: list[int]) -> Iterator[Watcher]:
+    """Watch a run, and count the samples of every pass through a UNet."""
+
+    def hook(module: torch.nn.Module, given: Any, result: Any) -> None:
+        if isinstance(module, UNet2DConditionModel):
+            counts.append(len(given[0]))
+
+    handle = torch.nn.modules.module.register_module_forward_hook(hook)
+    try:
+        yield NullWatcher()
+    finally:
+        handle.remove()
 
 
 def sds_smooths(lab: Lab) -> Findings:

@@ -28,7 +28,7 @@ from splatdistill.training import inputs, run
 OPERATIONS = ("fsync", "link", "mkdir", "remove", "rename", "replace", "rmdir", "unlink", "write")
 KILLED = 9
 SETTINGS = (
-    *("steps=4", "views.size=16", "views.count=4", "gaussians.count=50", "inversion.steps=1"),
+    *("steps=4", "views.size=16", "views.count=4", "gaussians.count=50"),
     *("report.size=16", "report.frames=2", "checkpoint_every=2", "gaussians.final_opacity=0.01"),
 )
 KINDS = {

@@ -30,7 +30,6 @@ TINY = [
     "views.size=16",
     "views.count=2",
     "gaussians.count=60",
-    "inversion.steps=2",
     "checkpoint_every=2",
     "report.size=16",
     "report.frames=4",

@@ -22,7 +22,6 @@ SMALL = [
     "views.size=16",
     "views.count=2",
     "gaussians.count=50",
-    "inversion.steps=2",
     "gaussians.final_opacity=0.01",
     "report.size=16",
     "report.frames=4",

@@ -166,7 +166,7 @@ def measure(name: str, shape: tuple[int, ...], dtype: torch.dtype, candidates: d
     best = dict.fromkeys(candidates, float("inf"))
     for _ in range(options.repeats + 1):
         for key, candidate in candidates.items():
-            timer = timeit.Timer(lambda f=candidate: synchronised(f, number, options.device))
+            timer = timeit.Timer(lambda f=candidate: synchronized(f, number, options.device))
             best[key] = min(best[key], timer.timeit(1) / number * 1e6)
     size, kind = "x".join(map(str, shape)), str(dtype).removeprefix("torch.")
     print(f"{name} {size} {kind}: {best['ours']:.2f} us")
@@ -177,7 +177,7 @@ def measure(name: str, shape: tuple[int, ...], dtype: torch.dtype, candidates: d
     return {"op": name, "shape": size, "dtype": kind, "microseconds": best, "speedup_over": speedup}
 
 
-def synchronised(function: Callable, number: int, device: str) -> None:
+def synchronized(function: Callable, number: int, device: str) -> None:
     """Call `function` and, on CUDA, wait until the device has done the work."""
     for _ in range(number):
         function()

@@ -3,7 +3,7 @@
 `python benchmarks/edit_job.py [--edits N] [--method pds] [key=value ...]` fits splats of SH degree 3 to
 renders of held-out scenes, as photographs are fitted, writes them with plyfile in the layout of the Gaussian
 splatting papers, five times as large and away from the origin, and runs what `python -m splatdistill.edit`
-runs on each. The same scene in other colours is what the edit should give: where the two differ, two pixels
+runs on each. The same scene in other colors is what the edit should give: where the two differ, two pixels
 around included, is the true mask. Writes benchmarks/results/edit_job.json and, beside it, a picture: for each
 edit the splat before it, after it, and the scene that was asked for.
 """
@@ -38,7 +38,7 @@ from splatdistill.teaching.solids import raycast
 
 SEED = 99_000  # far from the teachers' and the scorer's
 SIZE, VIEWS = 64, 12
-EDITS = (  # things, their colours, and the first one's new colour
+EDITS = (  # things, their colors, and the first one's new color
     (("car",), ("red",), "blue"),
     (("duck",), ("yellow",), "red"),
     (("house",), ("yellow",), "cyan"),
@@ -54,7 +54,7 @@ RATES = {"means": 2e-3, "quats": 5e-3, "scales": 1e-2, "opacities": 5e-2, "sh0":
 
 
 def scene(index: int, things: tuple[str, ...], colors: tuple[str, ...], cameras: Cameras) -> Tensor:
-    """A held-out scene, RGBA [V, 4, S, S] with colour times alpha: one shape in any colours."""
+    """A held-out scene, RGBA [V, 4, S, S] with color times alpha: one shape in any colors."""
     batch = scenes.build(things, 1, np.random.default_rng((SEED, index)), 1.0, colors)
     drawn = raycast(np.repeat(batch.table, len(cameras), axis=0), cameras)
     return torch.from_numpy(drawn).permute(0, 3, 1, 2) / 255
@@ -151,7 +151,7 @@ def main() -> None:
             "outside_db": -10 * float(error.clamp(min=1e-10).log10()),
             "share_outside": outside.float().mean().item(),
             "object": THINGS[said[0]] == things[0],
-            "colour": COLORS[said[1]] == new,
+            "color": COLORS[said[1]] == new,
             "to_the_true_edit_db": psnr(pictures[1], truth[1]).mean().item(),
             "of_the_fit_db": psnr(pictures[0], truth[0]).mean().item(),
             "sh_degree": 3,
@@ -163,7 +163,7 @@ def main() -> None:
         strips.append(torch.cat([torch.cat(list(x[::3]), 2) for x in (*pictures, truth[1])], 1))
     means = {
         key: float(np.mean([row[key] for row in rows]))
-        for key in ("outside_db", "object", "colour", "seconds")
+        for key in ("outside_db", "object", "color", "seconds")
     }
     means["least_outside_db"] = min(row["outside_db"] for row in rows)
     print(means)

@@ -115,9 +115,9 @@ def _largest(values: Tensor) -> float:
 
 @torch.no_grad()
 def psnr(original: ParameterDict, back: ParameterDict) -> float:
-    """Decibels between renders of four views on grey."""
-    cameras, grey = turntable(4, 15.0, 3.2, 40.0, 128), torch.full((3,), 0.5)
-    a, b = (render(s, cameras, grey).rgb.clamp(0, 1) for s in (original, back))
+    """Decibels between renders of four views on gray."""
+    cameras, gray = turntable(4, 15.0, 3.2, 40.0, 128), torch.full((3,), 0.5)
+    a, b = (render(s, cameras, gray).rgb.clamp(0, 1) for s in (original, back))
     return float(-10 * ((a - b) ** 2).mean().clamp(min=1e-20).log10())
 
 

@@ -176,7 +176,7 @@ class Ours:
 
 
 def one_step(way: Eager | Ours, scene, cameras: Cameras, t: int, cond: Conditioning, stage) -> None:
-    """Render, encode, distil and go back to the Gaussians; `stage(name)` is called after each part."""
+    """Render, encode, distill and go back to the Gaussians; `stage(name)` is called after each part."""
     view = render(scene, cameras, torch.ones(3))
     stage("render")
     z = way.encode(view.rgb.permute(0, 3, 1, 2))
@@ -187,7 +187,7 @@ def one_step(way: Eager | Ours, scene, cameras: Cameras, t: int, cond: Condition
         parameter.grad = None
 
 
-def synchronise(device: str) -> None:
+def synchronize(device: str) -> None:
     """Wait for the GPU."""
     if device == "cuda":
         torch.cuda.synchronize()
@@ -198,26 +198,26 @@ def measure(way: Eager | Ours, scene, cameras: Cameras, cond: Conditioning, opti
     start = time.perf_counter()
     for t in LEVELS:
         one_step(way, scene, cameras, t, cond, lambda name: None)
-    synchronise(options.device)
+    synchronize(options.device)
     first = time.perf_counter() - start
     best = float("inf")
     for _ in range(options.repeats):
         start = time.perf_counter()
         for t in LEVELS:
             one_step(way, scene, cameras, t, cond, lambda name: None)
-        synchronise(options.device)
+        synchronize(options.device)
         best = min(best, (time.perf_counter() - start) / len(LEVELS))
     split: dict[str, float] = dict.fromkeys(STAGES, 0.0)
     mark = [time.perf_counter()]
 
     def stage(name: str) -> None:
-        synchronise(options.device)
+        synchronize(options.device)
         now = time.perf_counter()
         split[name] += 1e3 * (now - mark[0]) / len(LEVELS)
         mark[0] = now
 
     for t in LEVELS:
-        synchronise(options.device)
+        synchronize(options.device)
         mark[0] = time.perf_counter()
         one_step(way, scene, cameras, t, cond, stage)
     return {
@@ -233,10 +233,10 @@ def matmul_peak(device: str, dtype: torch.dtype, size: int) -> float:
     a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     best = float("inf")
     for _ in range(10):
-        synchronise(device)
+        synchronize(device)
         start = time.perf_counter()
         torch.mm(a, b)
-        synchronise(device)
+        synchronize(device)
         best = min(best, time.perf_counter() - start)
     return 2 * size**3 / best / 1e12
 

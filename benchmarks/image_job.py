@@ -44,7 +44,7 @@ def circle(first: float, size: int = SIZE) -> Cameras:
 
 
 def scene(index: int) -> tuple[str, Tensor]:
-    """A held-out scene: its description, and its views, RGBA [V, 4, S, S] with colour times alpha."""
+    """A held-out scene: its description, and its views, RGBA [V, 4, S, S] with color times alpha."""
     rng = np.random.default_rng((SEED, index))
     thing = list(grammar.OBJECTS)[index * 5 % len(grammar.OBJECTS)]
     batch = scenes.build((thing,), 1, rng, 1.0)

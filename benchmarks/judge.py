@@ -1,4 +1,4 @@
-"""An independent judge of pictures: a small classifier of things, colours and sides, trained on own renders.
+"""An independent judge of pictures: a small classifier of things, colors and sides, trained on own renders.
 
 Of one thing on top of another it names both. It shares no weights, seeds or latents with the teacher.
 `python benchmarks/judge.py` trains it (up to half an hour, one thread) and prints its accuracy on held-out
@@ -29,8 +29,8 @@ WEIGHTS = Path(__file__).resolve().parents[1] / "build" / "judge.pt"
 
 
 class Judge(nn.Module):
-    """Pictures [B, 3, 64, 64] in [0, 1] to the logits of things [B, 29], colours [B, 12] and sides [B, 3],
-    and of the things below [B, 30] and their colours [B, 12].
+    """Pictures [B, 3, 64, 64] in [0, 1] to the logits of things [B, 29], colors [B, 12] and sides [B, 3],
+    and of the things below [B, 30] and their colors [B, 12].
     """
 
     def __init__(self) -> None:
@@ -137,7 +137,7 @@ def main() -> None:
         print(heading)
         for i, name in [(None, "all"), *enumerate(THINGS)]:
             shares = right[slice(None) if i is None else truth[:, 0] == i].nanmean(0).tolist()
-            said = zip(("thing", "colour", "side", "below", "its colour"), shares)
+            said = zip(("thing", "color", "side", "below", "its color"), shares)
             print(f"{name:16s}", "  ".join(f"{word} {share:.1%}" for word, share in said))
 
 

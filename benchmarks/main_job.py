@@ -3,7 +3,7 @@
 `python benchmarks/main_job.py [--suite objects] [--prompts N] [--seeds N] [--method sdi] [key=value ...]`
 runs what `python -m splatdistill.train` runs, has the judge name eight turntable views, prints a line a run,
 writes benchmarks/results/main_job-SUITE-METHOD.json and, beside it, a picture of all results, four views
-each. Of one thing on top of another, both and their colours must be named right.
+each. Of one thing on top of another, both and their colors must be named right.
 """
 
 from __future__ import annotations
@@ -83,18 +83,18 @@ def evaluate(
                 "prompt": prompt,
                 "seed": seed,
                 "named": named,
-                "named_colours": hues,
+                "named_colors": hues,
                 "object": named == list(things),
-                "colour": hues[: len(colors)] == list(colors),
+                "color": hues[: len(colors)] == list(colors),
                 "gaussians": len(splat["means"]),
                 "seconds": round(seconds, 1),
             }
             rows.append(row)
             strips.append(torch.cat(list(look(splat, 4, 96)), 2))
-            marks = ["" if row[key] else " (!)" for key in ("object", "colour")]
+            marks = ["" if row[key] else " (!)" for key in ("object", "color")]
             verdict = f"{' on '.join(named)}{marks[0]}, {' on '.join(hues)}{marks[1]}"
             print(f"{prompt:46s} {verdict:46s} {row['gaussians']:5d} Gaussians {seconds:5.1f} s", flush=True)
-    shares = {key: sum(r[key] for r in rows) / len(rows) for key in ("object", "colour", "seconds")}
+    shares = {key: sum(r[key] for r in rows) / len(rows) for key in ("object", "color", "seconds")}
     return {**shares, "runs": rows}, strips
 
 

@@ -64,12 +64,12 @@ def draw_dense(gaussians: list[Tensor], size: int) -> tuple[Tensor, Tensor, Tens
     projected = reference.project(
         means, quats, scales, opacities, sh, viewmats, Ks, size, size, 0, reference.Limits()
     )
-    means2d, conics, depths, colours = (x[0] for x in projected[:4])
+    means2d, conics, depths, colors = (x[0] for x in projected[:4])
     order = torch.argsort(depths)
-    means2d, conics, depths, colours = means2d[order], conics[order], depths[order], colours[order]
-    centres = torch.arange(size) + 0.5
-    dx = (means2d[:, 0] - centres[:, None])[None]  # [1,W,N]
-    dy = (means2d[:, 1] - centres[:, None])[:, None]  # [H,1,N]
+    means2d, conics, depths, colors = means2d[order], conics[order], depths[order], colors[order]
+    centers = torch.arange(size) + 0.5
+    dx = (means2d[:, 0] - centers[:, None])[None]  # [1,W,N]
+    dy = (means2d[:, 1] - centers[:, None])[:, None]  # [H,1,N]
     a, b, c = conics.unbind(-1)
     sigma = 0.5 * (a * dx * dx + c * dy * dy) + b * dx * dy  # [H,W,N]
     alpha = (opacities[order] * torch.exp(-sigma)).clamp_max(reference.ALPHA_MAX)
@@ -79,7 +79,7 @@ def draw_dense(gaussians: list[Tensor], size: int) -> tuple[Tensor, Tensor, Tens
     weights = torch.where(after > reference.TRANSMITTANCE_MIN, alpha * before, 0.0)
     total = weights.sum(-1, keepdim=True)
     depth = (weights @ depths[:, None]) / total.clamp_min(1e-10)
-    return weights @ colours + (1.0 - total), total, depth
+    return weights @ colors + (1.0 - total), total, depth
 
 
 def best_ms(work: Callable[[], object], repeats: int) -> float:

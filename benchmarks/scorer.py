@@ -21,7 +21,7 @@ from splatdistill.measure.runs import (
     ELEVATION,
     FOV,
     VIEWS,
-    colourless,
+    colorless,
     ranked_first,
     right_names,
     views_followed,
@@ -39,7 +39,7 @@ SEED = 66_000  # far from the teachers' and the scorer's
 def scene(
     index: int, size: int, things: tuple[str, ...] | None = None
 ) -> tuple[str, torch.Tensor, torch.Tensor]:
-    """A described scene, its colours named: its text and views [V, 3, S, S] in colour and textureless."""
+    """A described scene, its colors named: its text and views [V, 3, S, S] in color and textureless."""
     rng = np.random.default_rng((SEED, index))
     batch = scenes.build(things or scenes.sample_structure(rng), 1, rng, 1.0)
     cameras = turntable(VIEWS, ELEVATION, DISTANCE, FOV, size)
@@ -60,23 +60,21 @@ def main() -> None:
     parser.add_argument("--scenes", type=int, default=300)
     options = parser.parse_args()
     scorer = Scorer.load(options.clip)
-    others, plain_others = distractors(), [colourless(text) for text in distractors()]
+    others, plain_others = distractors(), [colorless(text) for text in distractors()]
     scenes = [scene(i, scorer.size) for i in range(options.scenes)]
     texts = [text for text, _, _ in scenes]
     seen: dict[str, list[float]] = {}
     fronts: list[bool] = []
-    for i, (text, colour, plain) in enumerate(scenes):
-        features = scorer.images(colour)
-        named, coloured = right_names(scorer, features, text)
+    for i, (text, color, plain) in enumerate(scenes):
+        features = scorer.images(color)
+        named, colored = right_names(scorer, features, text)
         followed, janus = views_followed(scorer, features, text)
         figures: dict[str, Any] = {
             "r_precision": ranked_first(scorer, features, text, others),
-            "r_precision_geometry": ranked_first(
-                scorer, scorer.images(plain), colourless(text), plain_others
-            ),
+            "r_precision_geometry": ranked_first(scorer, scorer.images(plain), colorless(text), plain_others),
             "r_precision_shuffled": ranked_first(scorer, features, texts[(i + 1) % len(texts)], others),
             "object": named,
-            "colour": coloured,
+            "color": colored,
             "view": followed,
         }
         for name, value in figures.items():
@@ -87,10 +85,10 @@ def main() -> None:
     for i, prompt in enumerate(compositions()):
         things, _ = grammar.parse(prompt) or ((), ())
         for k in range(2):
-            text, colour, _ = scene(2 * i + k, scorer.size, tuple(things))
-            named, coloured = right_names(scorer, scorer.images(colour), text)
+            text, color, _ = scene(2 * i + k, scorer.size, tuple(things))
+            named, colored = right_names(scorer, scorer.images(color), text)
             seen.setdefault("object_of_compositions", []).append(float(bool(named)))
-            seen.setdefault("colour_of_compositions", []).append(float(bool(coloured)))
+            seen.setdefault("color_of_compositions", []).append(float(bool(colored)))
     result: dict[str, Any] = {"scenes": len(scenes), "chance": 1 / 154}
     for name, values in seen.items():
         mean, (low, high) = float(np.mean(values)), bootstrap_interval(torch.tensor(values))

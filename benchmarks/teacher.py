@@ -1,8 +1,8 @@
 """How well does the teacher draw? Its own DDIM samples (50 steps), named by the judge.
 
 `python benchmarks/teacher.py [--teacher DIR] [--samples N]` prints a table and writes
-benchmarks/results/teacher.json: things, colours, front and back as the judge reads them, and pairs of
-coloured things that were in none of the pictures that the teacher learned from, beside true renders of them.
+benchmarks/results/teacher.json: things, colors, front and back as the judge reads them, and pairs of
+colored things that were in none of the pictures that the teacher learned from, beside true renders of them.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def autoencoder_psnr(prior: Prior, count: int = 320) -> float:
 
 @torch.no_grad()
 def evaluate(prior: Prior, judge: Judge, samples: int, guidance: float, steps: int) -> dict[str, Any]:
-    """Draw `samples` pictures of every thing, in different colours and views; the shares named right."""
+    """Draw `samples` pictures of every thing, in different colors and views; the shares named right."""
     rows: dict[str, tuple[float, float]] = {}
     generator = torch.Generator().manual_seed(123)
     for i, thing in enumerate(THINGS):
@@ -62,15 +62,15 @@ def evaluate(prior: Prior, judge: Judge, samples: int, guidance: float, steps: i
             (things.argmax(-1) == i).float().mean().item(),
             (hues.argmax(-1) == torch.tensor([COLORS.index(c) for c in colors])).float().mean().item(),
         )
-        print(f"{thing:16s} object {rows[thing][0]:4.0%}  colour {rows[thing][1]:4.0%}", flush=True)
+        print(f"{thing:16s} object {rows[thing][0]:4.0%}  color {rows[thing][1]:4.0%}", flush=True)
     objects = [rows[name] for name in grammar.OBJECTS]
     return {
         "samples": samples * len(rows),
         "guidance": guidance,
         "object": sum(r[0] for r in rows.values()) / len(rows),
         "object_without_primitives": sum(r[0] for r in objects) / len(objects),
-        "colour": sum(r[1] for r in rows.values()) / len(rows),
-        "by_thing": {name: {"object": r[0], "colour": r[1]} for name, r in rows.items()},
+        "color": sum(r[1] for r in rows.values()) / len(rows),
+        "by_thing": {name: {"object": r[0], "color": r[1]} for name, r in rows.items()},
     }
 
 
@@ -99,7 +99,7 @@ def views_followed(prior: Prior, judge: Judge, samples: int, guidance: float, st
     return shares
 
 
-Pair = tuple[tuple[str, str], tuple[str, str]]  # two things, and their colours
+Pair = tuple[tuple[str, str], tuple[str, str]]  # two things, and their colors
 
 
 def pairs_shown(views: int) -> set[Pair]:
@@ -148,8 +148,8 @@ def pairs_rendered(pairs: list[Pair], views: int) -> list[Tensor]:
 
 
 def pairs_named(judge: Judge, pairs: list[Pair], pictures: list[Tensor]) -> dict[str, float]:
-    """The shares of pairs of whose pictures the judge names both things, and both colours; and the shares of
-    single coloured things in them that it names right.
+    """The shares of pairs of whose pictures the judge names both things, and both colors; and the shares of
+    single colored things in them that it names right.
     """
     right = []
     for ((upper, lower), (first, second)), images in zip(pairs, pictures, strict=True):
@@ -161,14 +161,14 @@ def pairs_named(judge: Judge, pairs: list[Pair], pictures: list[Tensor]) -> dict
             )
         )
     shares: dict[str, float] = {"pairs": len(right)}
-    for word, answers in zip(("object", "colour"), zip(*right, strict=True), strict=True):
+    for word, answers in zip(("object", "color"), zip(*right, strict=True), strict=True):
         shares[f"{word}s"] = sum(map(all, answers)) / len(answers)
         shares[f"{word}_of_each"] = sum(map(sum, answers)) / (2 * len(answers))
     return shares
 
 
 def choose_pairs(shown: set[Pair], seen: bool, each: int = 16) -> list[Pair]:
-    """Pairs of two colours on a common support that were shown, or never: so many of each upper thing, or all
+    """Pairs of two colors on a common support that were shown, or never: so many of each upper thing, or all
     where there are fewer.
     """
     rng, chosen = np.random.default_rng(8), []

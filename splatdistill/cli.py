@@ -52,14 +52,14 @@ class Parser(argparse.ArgumentParser):
 
 
 def add_settings(parser: argparse.ArgumentParser) -> None:
-    """Add the options of what distils: the teacher, the length, the seed, the device, and any setting."""
+    """Add the options of what distills: the teacher, the length, the seed, the device, and any setting."""
     add = parser.add_argument
     add(
         "--prior",
         help="embedded (default), embedded-multiview, embedded-image (default for a picture), sd21, sd15, or "
         "a folder in diffusers layout",
     )
-    add("--steps", type=int, help="optimisation steps; default by preset")
+    add("--steps", type=int, help="optimization steps; default by preset")
     add("--seed", type=int, help="default 0")
     add("--device", help="cpu, cuda or cuda:N; default cuda where there is one")
     unknown = "only warn of words that the embedded teacher does not know"

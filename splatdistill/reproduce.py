@@ -44,7 +44,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--prompts", type=int, default=6, help=f"default 6, at most {PROMPTS}")
     add("--seeds", type=int, default=2, help="for each prompt; default 2")
     add("--draws", type=int, default=32, help="of noise, where variance is measured; default 32")
-    add("--steps", type=int, default=100, help="of optimisation; default 100")
+    add("--steps", type=int, default=100, help="of optimization; default 100")
     add("--jobs", type=int, help="runs side by side; default one a core, on a GPU one")
     add("--version", action="version", version=f"splatdistill {__version__}")
     return parser.parse_args(arguments)

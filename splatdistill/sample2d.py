@@ -1,6 +1,6 @@
 """`python -m splatdistill.sample2d --prompt TEXT`: a distillation method on flat pictures instead of a splat.
 
-Writes picture.png, trajectory.png (from left to right over the run: above what is optimised, below what the
+Writes picture.png, trajectory.png (from left to right over the run: above what is optimized, below what the
 teacher made of it) and metrics.json, with the distance to the teacher's own DDIM samples.
 """
 
@@ -34,7 +34,7 @@ DDIM_STEPS = 50
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Return the command line as a namespace; flags that were not given are None or False."""
     parser = Parser(
-        prog="python -m splatdistill.sample2d", description="Distil pictures.", allow_abbrev=False
+        prog="python -m splatdistill.sample2d", description="Distill pictures.", allow_abbrev=False
     )
     add = parser.add_argument
     add("--prompt", required=True, help="what to draw: 'a red mushroom, front view'")
@@ -59,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def start(args: argparse.Namespace) -> int:
-    """Distil, write and tell; return the exit status."""
+    """Distill, write and tell; return the exit status."""
     from splatdistill.config.load import resolve
     from splatdistill.files import atomic_write, writable_folder
     from splatdistill.priors.loading import probe
@@ -119,7 +119,7 @@ def play(
     import torch
 
     from splatdistill.guidance import Source, sample
-    from splatdistill.guidance.latents import branches, cached_sdi, distil_latents, from_noise
+    from splatdistill.guidance.latents import branches, cached_sdi, distill_latents, from_noise
     from splatdistill.measure.metrics import psnr
 
     generator = torch.Generator().manual_seed(config.seed)
@@ -146,7 +146,7 @@ def play(
             z = sample(prior, theirs, z_T, DDIM_STEPS)
             source = Source(z.clone(), theirs)
         state = method.start(prior, config.seed)
-        z = distil_latents(prior, cond, method, z, steps, rate, generator, source, watch=watch, state=state)
+        z = distill_latents(prior, cond, method, z, steps, rate, generator, source, watch=watch, state=state)
     pictures, own = prior.decode(z), prior.decode(ddim)
     metrics = {
         "prompt": config.prompt,

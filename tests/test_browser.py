@@ -30,8 +30,8 @@ pytestmark = [
 
 
 def scene():
-    """A coloured, lopsided thing: its views from other sides and upside down differ."""
-    blob = init_blob(300, 0.6, opacity=0.9, colour_noise=0.0, generator=torch.Generator().manual_seed(0))
+    """A colored, lopsided thing: its views from other sides and upside down differ."""
+    blob = init_blob(300, 0.6, opacity=0.9, color_noise=0.0, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         blob["means"].mul_(torch.tensor([0.6, 1.0, 0.4]))
         blob["means"][:, 2].add_(blob["means"][:, 1].clamp(min=0))

@@ -90,7 +90,7 @@ def test_a_splat_in_its_place_stays_there():
 
 
 def test_an_edit_to_the_same_prompt_returns_the_same_splat(teacher):
-    """Its colours of every degree, its haze and its outliers too: what is not edited is not touched."""
+    """Its colors of every degree, its haze and its outliers too: what is not edited is not touched."""
     generator = torch.Generator().manual_seed(0)
     scene = init_blob(60, sh_degree=3, generator=generator)
     with torch.no_grad():

@@ -38,7 +38,7 @@ def test_what_is_written_with_an_axis_up_is_read_back_upright(tmp_path, ending, 
 
 
 @pytest.mark.parametrize("up", UPS)
-def test_the_axis_up_turns_centres_rotations_and_harmonics(tmp_path, up):
+def test_the_axis_up_turns_centers_rotations_and_harmonics(tmp_path, up):
     gaussians = scene(10, 3)
     formats.write_splat(tmp_path / "a.ply", gaussians, None, up)
     assert same(read_ply(tmp_path / "a.ply")[0], reorient(gaussians, "z", up))

@@ -56,7 +56,7 @@ def test_chunks_without_colors_are_read(tmp_path):
     assert rgb.tolist() == pytest.approx([0, 128 / 255, 0], abs=1e-6)
 
 
-def test_neighbours_on_the_curve_are_close():
+def test_neighbors_on_the_curve_are_close():
     means = np.random.default_rng(0).uniform(-1, 1, (4096, 3)).astype(np.float32)
     ordered = means[morton_order(means)]
     assert sorted(morton_order(means)) == list(range(4096))

@@ -41,7 +41,7 @@ def test_a_second_round_trip_changes_nothing(tmp_path):
     write_dot_splat(tmp_path / "b.splat", read_dot_splat(tmp_path / "a.splat")[0])
     first, second = (np.fromfile(tmp_path / f"{name}.splat", "u1").reshape(-1, 32) for name in "ab")
     assert np.array_equal(first[:, :12], second[:, :12]) and np.array_equal(first[:, 24:28], second[:, 24:28])
-    assert np.abs(first[:, 28:].astype(int) - second[:, 28:]).max() <= 1  # quaternions are normalised again
+    assert np.abs(first[:, 28:].astype(int) - second[:, 28:]).max() <= 1  # quaternions are normalized again
 
 
 def test_gaussforge_reads_the_same_scene(tmp_path):

@@ -101,9 +101,9 @@ def test_the_cache_embeds_each_distinct_text_once():
 
 def test_backgrounds_come_with_their_names():
     palette = {"white": (1.0, 1.0, 1.0), "gray": (0.5, 0.5, 0.5)}
-    names, colours = pick_backgrounds(palette, 20, torch.Generator().manual_seed(0))
+    names, colors = pick_backgrounds(palette, 20, torch.Generator().manual_seed(0))
     assert set(names) == set(palette)
-    assert colours.tolist() == [list(palette[name]) for name in names]
+    assert colors.tolist() == [list(palette[name]) for name in names]
 
 
 def published_perp_neg(azimuth, elevation):

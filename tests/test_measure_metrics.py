@@ -19,7 +19,7 @@ def test_clip_score_is_the_cosine_in_percent_and_never_negative() -> None:
     assert metrics.clip_score(images, texts).tolist() == pytest.approx([100.0, 60.0, 0.0])
 
 
-def test_saturation_of_grey_is_zero_and_of_pure_colours_one() -> None:
+def test_saturation_of_gray_is_zero_and_of_pure_colors_one() -> None:
     images = (
         torch.tensor([[0.4, 0.4, 0.4], [0.9, 0.0, 0.3], [0.0, 0.0, 0.0]])
         .view(3, 3, 1, 1)

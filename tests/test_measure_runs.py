@@ -1,4 +1,4 @@
-"""Measures of runs, by a scorer that reads colours exactly, and the command on a tiny run."""
+"""Measures of runs, by a scorer that reads colors exactly, and the command on a tiny run."""
 
 # pyright: reportArgumentType=false
 
@@ -18,7 +18,7 @@ from splatdistill.config.schema import Config
 from splatdistill.evaluate import main, table
 from splatdistill.measure.runs import (
     Seen,
-    colourless,
+    colorless,
     diverged,
     diversity,
     group_names,
@@ -80,18 +80,18 @@ def test_r_precision_ranks_the_own_text_first_or_not() -> None:
     reader = Reader()
     shown = reader.texts(["a red car", "a red car", "a blue dog", "a red car"])
     assert ranked_first(reader, shown, "a red car", distractors()) == 0.75
-    assert colourless("a red car on top of a blue cube") == "a car on top of a cube"
+    assert colorless("a red car on top of a blue cube") == "a car on top of a cube"
 
 
-def seen(colour: torch.Tensor, alpha: float, finite: bool = True) -> Seen:
-    pictures = colour.view(1, 3, 1, 1).expand(2, 3, 8, 8)
+def seen(color: torch.Tensor, alpha: float, finite: bool = True) -> Seen:
+    pictures = color.view(1, 3, 1, 1).expand(2, 3, 8, 8)
     return Seen(Path(), Config(), pictures, pictures, torch.full((2, 1, 8, 8), alpha), finite)
 
 
-def test_empty_fogged_burnt_and_broken_runs_have_diverged() -> None:
-    grey = torch.full((3,), 0.5)
-    assert not diverged(seen(grey, 0.3))
-    assert diverged(seen(grey, 0.001)) and diverged(seen(grey, 0.95)) and diverged(seen(grey, 0.3, False))
+def test_empty_fogged_burned_and_broken_runs_have_diverged() -> None:
+    gray = torch.full((3,), 0.5)
+    assert not diverged(seen(gray, 0.3))
+    assert diverged(seen(gray, 0.001)) and diverged(seen(gray, 0.95)) and diverged(seen(gray, 0.3, False))
     assert diverged(seen(torch.tensor([1.0, 0.0, 0.0]), 0.3))
 
 

@@ -10,7 +10,7 @@ from splatdistill.media import films
 
 
 def frames(count=6, height=18, width=25):
-    """Grey that brightens, so that frames differ; of odd width."""
+    """Gray that brightens, so that frames differ; of odd width."""
     return [np.full((height, width, 3), 30 * i, np.uint8) for i in range(count)]
 
 

@@ -180,8 +180,8 @@ scene = _C.RasterScene(means, quats, np.full((N, 3), 0.2, f), opacities, rng.nor
                        viewmats, Ks, W, H, 0, 0.01, 100.0, 0.0, 0.3)
 out = [np.empty(s, f) for s in ((V, N, 2), (V, N, 3), (V, N), (V, N, 3))] + [np.empty((V, N, 2), np.int32)]
 _C.raster_project(scene, *out)
-means2d, conics, depths, colours, radii = out
-picture = _C.RasterPicture(means2d, conics, colours, opacities, depths, radii, None, W, H)
+means2d, conics, depths, colors, radii = out
+picture = _C.RasterPicture(means2d, conics, colors, opacities, depths, radii, None, W, H)
 rgb, alpha, depth = (np.empty((V, H, W, c), f) for c in (3, 1, 1))
 memory = _C.raster_draw(picture, rgb, alpha, depth)
 state = np.frombuffer(memory, np.uint8)

@@ -218,8 +218,8 @@ BAD = {
     "overflowing scale": ("scales", 1e25),
     "nan opacity": ("opacities", math.nan),
     "infinite opacity": ("opacities", math.inf),
-    "nan colour": ("sh", math.nan),
-    "infinite colour": ("sh", math.inf),
+    "nan color": ("sh", math.nan),
+    "infinite color": ("sh", math.inf),
 }
 
 
@@ -302,19 +302,19 @@ def test_projection_equals_gsplat(module):
 
 @both_modules
 @pytest.mark.parametrize("sh_degree", [0, 1, 2, 3])
-def test_colours_and_their_gradients_equal_gsplat(module, sh_degree):
+def test_colors_and_their_gradients_equal_gsplat(module, sh_degree):
     torch_impl = pytest.importorskip("gsplat.cuda._torch_impl")
     scene = ball(200, 64, 64, views=2, sh_degree=sh_degree)
     leaves, leaves_g = leaves_of(scene, torch.float32), leaves_of(scene, torch.float32)
-    _, _, _, colours, radii = module.project(*project_arguments(scene, leaves))
+    _, _, _, colors, radii = module.project(*project_arguments(scene, leaves))
     assert (radii > 0).all()
     positions = torch.linalg.inv(scene.viewmats)[:, :3, 3]
     directions = leaves_g["means"][None] - positions[:, None]
     sh = leaves_g["sh"].expand(2, *leaves_g["sh"].shape)
-    colours_g = torch.clamp_min(torch_impl._spherical_harmonics(sh_degree, directions, sh) + 0.5, 0.0)
-    torch.testing.assert_close(colours, colours_g, rtol=1e-4, atol=1e-5)
-    cotangent = torch.randn(colours.shape, generator=torch.Generator().manual_seed(2))
-    for output in (colours, colours_g):
+    colors_g = torch.clamp_min(torch_impl._spherical_harmonics(sh_degree, directions, sh) + 0.5, 0.0)
+    torch.testing.assert_close(colors, colors_g, rtol=1e-4, atol=1e-5)
+    cotangent = torch.randn(colors.shape, generator=torch.Generator().manual_seed(2))
+    for output in (colors, colors_g):
         torch.autograd.backward(output, cotangent)
     torch.testing.assert_close(leaves["sh"].grad, leaves_g["sh"].grad, rtol=1e-3, atol=1e-4)
     if sh_degree > 0:
@@ -339,8 +339,8 @@ def test_ops_pass_opcheck():
     arguments = project_arguments(scene, leaves_of(scene, torch.float32))
     torch.library.opcheck(ops.project, arguments)
     with torch.no_grad():
-        means2d, conics, depths, colours, radii = ops.project(*arguments)
-    leaves = [x.clone().requires_grad_() for x in (means2d, conics, colours, scene.opacities, depths)]
+        means2d, conics, depths, colors, radii = ops.project(*arguments)
+    leaves = [x.clone().requires_grad_() for x in (means2d, conics, colors, scene.opacities, depths)]
     backgrounds = torch.rand(2, 3, requires_grad=True)
     torch.library.opcheck(ops.rasterize_tiles, (*leaves, radii, backgrounds, scene.width, scene.height))
 

@@ -89,7 +89,7 @@ def test_the_default_noise_levels_are_those_of_stable_diffusion():
 
 @pytest.mark.parametrize("prediction_type", PREDICTIONS)
 def test_the_toy_prediction_is_the_posterior_mean(prediction_type):
-    """Over many draws, the target less the closed form is centred and uncorrelated with z_t."""
+    """Over many draws, the target less the closed form is centered and uncorrelated with z_t."""
     generator = torch.Generator().manual_seed(0)
     mean, variance, count = (
         torch.tensor([1.0, -2.0, 0.5]).view(3, 1, 1),

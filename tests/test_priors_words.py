@@ -13,7 +13,7 @@ def rng(seed: int = 0) -> np.random.Generator:
     return np.random.default_rng(seed)
 
 
-def test_at_least_24_objects_and_all_have_a_usual_colour() -> None:
+def test_at_least_24_objects_and_all_have_a_usual_color() -> None:
     assert len(grammar.OBJECTS) >= 24
     assert set(grammar.USUAL_COLOR) == set(grammar.THINGS)
     assert set(grammar.USUAL_COLOR.values()) <= set(grammar.COLORS)
@@ -91,7 +91,7 @@ def test_pictures_depend_on_the_seed_alone() -> None:
     assert other.captions != first[0].captions
 
 
-def test_given_colours_change_nothing_but_colours() -> None:
+def test_given_colors_change_nothing_but_colors() -> None:
     drawn = scenes.build(("car", "cube"), 4, rng(), 1.0)
     given = scenes.build(("car", "cube"), 4, rng(), 1.0, ("red", "blue"))
     assert given.colors == [("red", "blue")] * 4 and given.sizes == drawn.sizes

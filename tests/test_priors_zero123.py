@@ -113,7 +113,7 @@ def test_the_pose_is_relative() -> None:
     )
 
 
-def test_it_distils(folder: Path) -> None:
+def test_it_distills(folder: Path) -> None:
     prior: Any = load_prior(str(folder), dtype=torch.float32)
     assert isinstance(prior, Zero123Prior)
     prior = prior.condition_on(picture())

@@ -21,7 +21,7 @@ def prior() -> Prior:
 
 def test_the_teachers_samples_show_what_was_asked(prior: Prior) -> None:
     result = evaluate_teacher(prior, load_judge(), samples=4, guidance=4.0, steps=50)
-    assert result["object"] >= 0.95 and result["colour"] >= 0.95, result
+    assert result["object"] >= 0.95 and result["color"] >= 0.95, result
 
 
 def test_the_autoencoder_keeps_small_parts(prior: Prior) -> None:
@@ -30,5 +30,5 @@ def test_the_autoencoder_keeps_small_parts(prior: Prior) -> None:
 
 def test_splats_show_what_was_asked(prior: Prior) -> None:
     result, _ = evaluate_main_job(prior, load_judge(), "sdi", objects()[:20])
-    assert result["object"] >= 0.90 and result["colour"] >= 0.93, result
+    assert result["object"] >= 0.90 and result["color"] >= 0.93, result
     assert all(run["gaussians"] >= 50 for run in result["runs"])

@@ -27,8 +27,8 @@ def scene():
     return blob
 
 
-def centre_of(image, channel):
-    """Row and column of the centre of a colour on white, in fractions of the image."""
+def center_of(image, channel):
+    """Row and column of the center of a color on white, in fractions of the image."""
     others = [c for c in range(3) if c != channel]
     weight = 1 - np.asarray(image, np.float64)[..., others].max(-1) / 255
     rows, columns = np.indices(weight.shape)
@@ -48,10 +48,10 @@ def test_views_turn_counter_clockwise_from_the_front_with_z_up(tmp_path):
     contact_sheet(scene(), tmp_path / "p.png", size=64)
     sheet = np.asarray(Image.open(tmp_path / "p.png"))
     front, side = sheet[:64, :64], sheet[:64, 128:192]  # azimuth 0 and 90
-    assert centre_of(front, 2)[0] < 0.4  # blue: up
-    assert centre_of(front, 1)[1] > 0.6  # green: right in the front view
-    assert abs(centre_of(front, 0)[1] - 0.5) < 0.05  # red: facing us
-    assert abs(centre_of(side, 1)[1] - 0.5) < 0.05 and centre_of(side, 0)[1] < 0.4
+    assert center_of(front, 2)[0] < 0.4  # blue: up
+    assert center_of(front, 1)[1] > 0.6  # green: right in the front view
+    assert abs(center_of(front, 0)[1] - 0.5) < 0.05  # red: facing us
+    assert abs(center_of(side, 1)[1] - 0.5) < 0.05 and center_of(side, 0)[1] < 0.4
 
 
 def test_render_views_gives_bytes_without_a_graph():

@@ -29,7 +29,7 @@ def test_elevation_ninety_stands_above_with_a_proper_rotation():
     torch.testing.assert_close(torch.linalg.det(cameras.viewmats[:, :3, :3]), torch.ones(2))
 
 
-def test_origin_projects_to_the_image_centre_at_the_camera_distance():
+def test_origin_projects_to_the_image_center_at_the_camera_distance():
     pixels, depth = project(sample_orbit(OrbitRanges(), 5, 80, generator()), [0.0, 0.0, 0.0])
     torch.testing.assert_close(pixels, torch.full((5, 2), 40.0), atol=1e-4, rtol=0)
     assert ((depth > 2.8 - 1e-5) & (depth < 3.2 + 1e-5)).all()
@@ -68,7 +68,7 @@ def test_resized_moves_pixels_in_proportion():
 def test_stratified_azimuths_fill_every_sector_once(seed):
     azimuth = sample_orbit(OrbitRanges(), 8, 64, generator(seed)).azimuth_deg.double()
     assert (azimuth >= 0).all() and (azimuth <= 360).all()
-    # Up to the common offset there is one camera in each of the sectors, so neighbours are < 2 sectors apart.
+    # Up to the common offset there is one camera in each of the sectors, so neighbors are < 2 sectors apart.
     gaps = torch.diff(azimuth.sort().values, append=azimuth.min()[None] + 360)
     assert gaps.max() < 2 * 45.0
 

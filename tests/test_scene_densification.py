@@ -19,7 +19,7 @@ def adam(scene) -> dict[str, torch.optim.Optimizer]:
 
 
 def setup(count=40, degree=1, stepped=True, **changes):
-    """A blob, its optimizers (after one step), and an initialised densifier that is due at step 10."""
+    """A blob, its optimizers (after one step), and an initialized densifier that is due at step 10."""
     scene = G.init_blob(count, sh_degree=degree, generator=torch.Generator().manual_seed(0))
     optimizers = adam(scene)
     if stepped:
@@ -30,7 +30,7 @@ def setup(count=40, degree=1, stepped=True, **changes):
             optimizer.zero_grad()
     settings = {"start": 10, "stop": 100, "every": 10, "prune_scale3d": 10.0, "prune_opacity": 0.01}
     densifier = Densifier(DensificationConfig(**{**settings, **changes}))
-    densifier.initialise(scene, optimizers)
+    densifier.initialize(scene, optimizers)
     return scene, optimizers, densifier
 
 
@@ -45,7 +45,7 @@ def info(gradient, views=2, size=64, visible=None):
 
 
 def gradient_of(count, norms):
-    """Pixel gradients [N, 2] with the given first norms in gsplat's normalised units (64 pixels, 2 views)."""
+    """Pixel gradients [N, 2] with the given first norms in gsplat's normalized units (64 pixels, 2 views)."""
     gradient = torch.zeros(count, 2)
     gradient[: len(norms), 0] = torch.tensor(norms) / (32 * 2)
     return gradient
@@ -62,7 +62,7 @@ def check_consistent(scene, optimizers, densifier):
     assert all(len(value) == count for value in densifier.state_dict().values())
 
 
-def test_mean_gradient_is_normalised_as_gsplat_does():
+def test_mean_gradient_is_normalized_as_gsplat_does():
     from gsplat.strategy import DefaultStrategy
 
     scene, _, densifier = setup(5)
@@ -176,7 +176,7 @@ def test_a_restored_run_continues_bit_exactly(kind):
     for name, optimizer in optimizers.items():
         optimizer.load_state_dict(half[1][name].state_dict())
     densifier = Densifier(half[2].config)
-    densifier.initialise(scene, optimizers)
+    densifier.initialize(scene, optimizers)
     densifier.load_state_dict(state, scene)
     torch.manual_seed(99)
     torch.set_rng_state(rng)

@@ -50,12 +50,12 @@ def test_activated_is_differentiable_in_every_parameter():
     assert all(value.grad is not None for value in scene.values())
 
 
-def test_colour_conversion_round_trips():
+def test_color_conversion_round_trips():
     rgb = torch.linspace(0, 1, 9)
     torch.testing.assert_close(G.sh0_to_rgb(G.rgb_to_sh0(rgb)), rgb)
 
 
-def test_clamp_moves_only_outside_centres_and_keeps_their_direction():
+def test_clamp_moves_only_outside_centers_and_keeps_their_direction():
     scene = blob()
     with torch.no_grad():
         scene["means"][0] = torch.tensor([3.0, 0.0, 4.0])

@@ -6,7 +6,7 @@ import torch
 
 from splatdistill.scene import losses
 from splatdistill.scene.gaussians import init_blob
-from splatdistill.scene.losses import LossWeights, regularisation
+from splatdistill.scene.losses import LossWeights, regularization
 from splatdistill.scene.rendering import Render
 
 NAMES = [field.name for field in fields(LossWeights)]
@@ -80,14 +80,14 @@ def test_each_weight_scales_its_own_finite_differentiable_term(name):
     scene, result = init_blob(20), fake_render()
     with torch.no_grad():
         scene["scales"].normal_()
-    total, values = regularisation(result, scene, replace(LossWeights(), **{name: 2.5}))
+    total, values = regularization(result, scene, replace(LossWeights(), **{name: 2.5}))
     assert list(values) == [name] and total.isfinite() and total > 0
     torch.testing.assert_close(total.detach(), 2.5 * values[name])
     total.backward()
 
 
 def test_no_weights_give_zero_and_no_terms():
-    total, values = regularisation(fake_render(), init_blob(3), LossWeights())
+    total, values = regularization(fake_render(), init_blob(3), LossWeights())
     assert total == 0 and values == {}
 
 

@@ -48,17 +48,17 @@ def test_a_turned_scene_renders_alike_from_the_turned_camera(degree, up):
 
 
 @pytest.mark.parametrize("degree", [1, 2, 3])
-def test_colours_turn_with_the_direction(degree):
+def test_colors_turn_with_the_direction(degree):
     gaussians, R = scene(20, degree), some_rotation(1)
     turned = reorient(gaussians, "z", "z")
     directions = normalize(torch.randn(20, 3, dtype=torch.float64), dim=-1)
 
-    def colours(scene, directions):
+    def colors(scene, directions):
         return torch.einsum("nk,nkc->nc", sh_basis(directions, degree)[:, 1:], scene["shN"].double())
 
-    before = colours(gaussians, directions)
+    before = colors(gaussians, directions)
     rotate_(turned, R)
-    torch.testing.assert_close(colours(turned, directions @ R.T), before, atol=1e-6, rtol=0)
+    torch.testing.assert_close(colors(turned, directions @ R.T), before, atol=1e-6, rtol=0)
 
 
 def test_turning_there_and_back_restores_a_scene():

@@ -16,7 +16,7 @@ from splatdistill.scene.pictures import FORMATS, LONGEST, Reference, joined_to_e
 
 
 def disc(mode: str, background: object, size: tuple[int, int] = (40, 40)) -> Image.Image:
-    """A red disc with a white hole of the background's colour in the middle."""
+    """A red disc with a white hole of the background's color in the middle."""
     picture = Image.new(mode, size, background)  # pyright: ignore[reportArgumentType]
     draw = ImageDraw.Draw(picture)
     draw.ellipse((8, 8, 31, 31), fill=(200, 20, 20))
@@ -111,11 +111,11 @@ def test_damaged_orientation_data_beside_a_sound_picture_is_left_out(tmp_path: P
         *[(mode, "bmp") for mode in ("1", "L", "P", "RGB")],
     ],
 )
-def test_every_mode_of_a_file_shows_the_same_grey_disc(tmp_path: Path, mode: str, ending: str) -> None:
+def test_every_mode_of_a_file_shows_the_same_gray_disc(tmp_path: Path, mode: str, ending: str) -> None:
     level = 0 if mode == "1" else 102
-    grey = Image.new("L", (40, 40), 255)
-    ImageDraw.Draw(grey).ellipse((8, 8, 31, 31), fill=level)
-    values = np.asarray(grey)
+    gray = Image.new("L", (40, 40), 255)
+    ImageDraw.Draw(gray).ellipse((8, 8, 31, 31), fill=level)
+    values = np.asarray(gray)
     if mode.startswith("I;16"):
         picture = Image.fromarray(values.astype("<u2" if mode == "I;16" else ">u2") * 257)
     elif mode == "F":
@@ -124,11 +124,11 @@ def test_every_mode_of_a_file_shows_the_same_grey_disc(tmp_path: Path, mode: str
         from PIL import ImageCms
 
         profiles = ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB")
-        turned = ImageCms.profileToProfile(grey.convert("RGB"), *profiles, outputMode="LAB")
+        turned = ImageCms.profileToProfile(gray.convert("RGB"), *profiles, outputMode="LAB")
         assert turned is not None
         picture = turned
     else:
-        picture = grey.convert("RGB").convert(mode)
+        picture = gray.convert("RGB").convert(mode)
     picture.save(tmp_path / f"it.{ending}")
     rgb, alpha = read_picture(tmp_path / f"it.{ending}")
     assert abs(alpha.mean().item() - 24 * 24 * 0.785 / 1600) < 0.03
@@ -145,7 +145,7 @@ def png(width: int, height: int, depth: int, kind: int, rows: bytes, *chunks: tu
     )
 
 
-@pytest.mark.parametrize("kind", [0, 2, 4, 6])  # grey, rgb, grey with alpha, rgb with alpha
+@pytest.mark.parametrize("kind", [0, 2, 4, 6])  # gray, rgb, gray with alpha, rgb with alpha
 def test_sixteen_bits_a_channel_are_read_as_eight_are(tmp_path: Path, kind: int) -> None:
     disc("RGB", (255, 255, 255)).convert("L").save(tmp_path / "8.png")
     rgb, alpha = read_picture(tmp_path / "8.png")
@@ -161,7 +161,7 @@ def test_sixteen_bits_a_channel_are_read_as_eight_are(tmp_path: Path, kind: int)
 
 
 @pytest.mark.parametrize("depth", [8, 16])
-def test_one_transparent_value_of_a_grey_picture_is_its_background(tmp_path: Path, depth: int) -> None:
+def test_one_transparent_value_of_a_gray_picture_is_its_background(tmp_path: Path, depth: int) -> None:
     values = np.asarray(disc("RGB", (0, 0, 0)).convert("L")).astype(f">u{depth // 8}")
     rows = b"".join(b"\0" + row.tobytes() for row in values)
     (tmp_path / "it.png").write_bytes(png(40, 40, depth, 0, rows, (b"tRNS", b"\0\0")))
@@ -279,7 +279,7 @@ def test_a_saved_reference_reads_back_the_same(tmp_path: Path) -> None:
     assert torch.equal(again[0], rgb) and torch.equal(again[1], alpha)
 
 
-def test_resizing_does_not_mix_in_the_hidden_colour(tmp_path: Path) -> None:
+def test_resizing_does_not_mix_in_the_hidden_color(tmp_path: Path) -> None:
     rgb = torch.zeros(3, 8, 8)
     rgb[0, :, :4], rgb[1, :, 4:] = 1.0, 1.0  # red where it is seen, green where not
     alpha = torch.zeros(1, 8, 8)

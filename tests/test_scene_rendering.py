@@ -6,12 +6,12 @@ from splatdistill.scene.cameras import orbit
 from splatdistill.scene.rendering import render
 
 
-def dots(positions, colours, scale=0.08, opacity=0.95, degree=0):
-    """One round Gaussian at each position with the given colour."""
+def dots(positions, colors, scale=0.08, opacity=0.95, degree=0):
+    """One round Gaussian at each position with the given color."""
     scene = G.init_blob(len(positions), scale=scale, opacity=opacity, sh_degree=degree)
     with torch.no_grad():
         scene["means"].copy_(torch.tensor(positions))
-        scene["sh0"].copy_(G.rgb_to_sh0(torch.tensor(colours))[:, None])
+        scene["sh0"].copy_(G.rgb_to_sh0(torch.tensor(colors))[:, None])
     return scene
 
 
@@ -22,9 +22,9 @@ def test_orientation_z_up_and_plus_y_right_at_azimuth_zero():
     scene = dots([[0.0, 0.0, 0.5], [0.0, 0.5, 0.0]], [RED, GREEN])
     rgb = render(scene, orbit(0.0, 0.0, 3.0, 40.0, 64, 64)).rgb[0]
     row, column = divmod(rgb[..., 0].argmax().item(), 64)
-    assert row < 24 and 30 <= column <= 33  # +Z: up, centred
+    assert row < 24 and 30 <= column <= 33  # +Z: up, centered
     row, column = divmod(rgb[..., 1].argmax().item(), 64)
-    assert column > 40 and 30 <= row <= 33  # +Y: right, centred
+    assert column > 40 and 30 <= row <= 33  # +Y: right, centered
 
 
 def test_front_hides_back_at_azimuth_zero_and_the_reverse_behind():
@@ -36,20 +36,20 @@ def test_front_hides_back_at_azimuth_zero_and_the_reverse_behind():
 
 def test_azimuth_ninety_shows_the_plus_y_side():
     scene = dots([[0.0, 0.5, 0.0], [0.0, -0.5, 0.0]], [GREEN, BLUE], opacity=0.99)
-    centre = render(scene, orbit(90.0, 0.0, 3.0, 40.0, 65, 65)).rgb[0, 32, 32]
-    assert centre[1] > 0.9 and centre[2] < 0.1
+    center = render(scene, orbit(90.0, 0.0, 3.0, 40.0, 65, 65)).rgb[0, 32, 32]
+    assert center[1] > 0.9 and center[2] < 0.1
 
 
 def test_background_broadcasts_over_views_and_fills_empty_pixels():
     scene = dots([[0.0, 0.0, 0.0]], [RED])
     cameras = orbit([0.0, 120.0], 0.0, 3.0, 40.0, 32, 32)
-    grey = torch.tensor([0.2, 0.4, 0.6])
-    one = render(scene, cameras, grey)
-    many = render(scene, cameras, grey.expand(2, 3))
+    gray = torch.tensor([0.2, 0.4, 0.6])
+    one = render(scene, cameras, gray)
+    many = render(scene, cameras, gray.expand(2, 3))
     assert torch.equal(one.rgb, many.rgb)
-    torch.testing.assert_close(one.rgb[:, 0, 0], grey.expand(2, 3))
+    torch.testing.assert_close(one.rgb[:, 0, 0], gray.expand(2, 3))
     empty = render(scene, cameras)
-    torch.testing.assert_close(one.rgb, empty.rgb + (1 - empty.alpha) * grey, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(one.rgb, empty.rgb + (1 - empty.alpha) * gray, atol=1e-5, rtol=1e-5)
 
 
 def test_depth_is_the_distance_along_the_view_axis():

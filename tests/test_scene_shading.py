@@ -34,7 +34,7 @@ def test_the_edge_of_a_thing_keeps_its_normal() -> None:
     torch.testing.assert_close(found, toward.expand_as(found), atol=1e-4, rtol=0)
 
 
-def test_textureless_is_grey_on_the_thing_and_background_elsewhere() -> None:
+def test_textureless_is_gray_on_the_thing_and_background_elsewhere() -> None:
     cameras = orbit(0.0, 0.0, 3.0, 40.0, 8, 8)
     alpha = torch.zeros(1, 8, 8, 1)
     alpha[:, 2:6, 2:6] = 1.0
@@ -63,8 +63,8 @@ def test_the_schedule_lights_some_views_and_leaves_the_rest() -> None:
     assert kinds(0.1, lambertian=1.0) == (0, 0)
     assert kinds(0.2, lambertian=1.0) == (0, views)
     assert kinds(1.0, textureless=1.0) == (views, 0)
-    grey, lit = kinds(1.0, lambertian=0.25, textureless=0.25)
-    assert 0.1 * views < grey < 0.4 * views and 0.1 * views < lit < 0.4 * views
+    gray, lit = kinds(1.0, lambertian=0.25, textureless=0.25)
+    assert 0.1 * views < gray < 0.4 * views and 0.1 * views < lit < 0.4 * views
 
 
 def test_lambertian_darkens_the_thing_and_not_the_background() -> None:

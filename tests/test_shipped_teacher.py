@@ -38,7 +38,7 @@ def test_the_autoencoder_keeps_plain_pictures() -> None:
     assert (prior.decode(prior.encode(pictures)) - pictures).abs().mean() < 0.03
 
 
-def test_samples_take_the_colour_of_the_prompt() -> None:
+def test_samples_take_the_color_of_the_prompt() -> None:
     prior = load_prior("embedded", dtype=torch.float32)
     texts = [f"a {color} sphere" for color in ("red", "green", "blue")]
     condition = cfg(prior.embed([""] * 3), prior.embed(texts), 3.0)

@@ -30,7 +30,7 @@ def test_a_tessellated_solid_lies_on_the_ray_caster_s(kind):
     assert abs(v.min() - rows.min()) < 1.2 and abs(v.max() - rows.max() - 1) < 1.2
 
 
-def test_fitted_is_centred_and_grounded_stands():
+def test_fitted_is_centered_and_grounded_stands():
     mesh = meshes.plain(np.random.default_rng(0).normal(3, 2, (30, 3)), np.ones(4))
     low, high = mesh.fitted(0.8).bounds
     np.testing.assert_allclose(low, -high, atol=1e-5)

@@ -44,7 +44,7 @@ def test_the_first_update_has_the_promised_size() -> None:
     assert change == pytest.approx(0.2 * 1e-2, rel=0.25)
 
 
-def test_it_minimises_a_convolution() -> None:
+def test_it_minimizes_a_convolution() -> None:
     model, images = quadratic()
     first = train(copy.deepcopy(model), Muon(model.parameters(), lr=0.0), images, 1)
     assert train(model, Muon(model.parameters(), lr=5e-2), images, 150) < 0.15 * first

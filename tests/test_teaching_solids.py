@@ -11,7 +11,7 @@ from splatdistill.teaching.solids import Solids, composite, raycast
 
 pytestmark = pytest.mark.skipif(not native.available(), reason="needs the native extension")
 SIZE = 20
-GREY = np.array([0.5, 0.5, 0.5])
+GRAY = np.array([0.5, 0.5, 0.5])
 
 
 def inside(kind: str, parameter: float, p: np.ndarray) -> np.ndarray:
@@ -58,7 +58,7 @@ def brute_force_coverage(table: np.ndarray, kind: str, cameras: Cameras) -> np.n
 def test_coverage_is_that_of_brute_force(kind: str, parameter: float) -> None:
     solids = Solids(1, np.random.default_rng(0))
     size = (0.6, 0.6, 0.6) if kind == "torus" else (0.7, 0.4, 0.5)
-    solids._add(kind, parameter, (0.1, -0.05, 0.1), size, GREY, (20.0, 35.0, 50.0))
+    solids._add(kind, parameter, (0.1, -0.05, 0.1), size, GRAY, (20.0, 35.0, 50.0))
     cameras = orbit(70.0, 25.0, 3.0, 40.0, SIZE, SIZE)
     alpha = raycast(solids.packed(), cameras)[0, ..., 3] / 255.0
     expected = brute_force_coverage(solids.packed()[0, 0], kind, cameras)
@@ -78,7 +78,7 @@ def test_the_nearer_solid_hides_the_farther() -> None:
 
 def test_pictures_do_not_depend_on_the_number_of_threads() -> None:
     solids = Solids(6, np.random.default_rng(0))
-    BUILDERS["car"](solids, np.tile(GREY, (6, 1)))
+    BUILDERS["car"](solids, np.tile(GRAY, (6, 1)))
     cameras = orbit(list(range(0, 360, 60)), 10.0, 3.0, 40.0, 32, 32)
     solids.fit()
     assert (raycast(solids.packed(), cameras, 1) == raycast(solids.packed(), cameras, 2)).all()
@@ -86,7 +86,7 @@ def test_pictures_do_not_depend_on_the_number_of_threads() -> None:
 
 def test_the_front_of_the_car_has_yellow_lights() -> None:
     solids = Solids(2, np.random.default_rng(0))
-    BUILDERS["car"](solids, np.tile(GREY, (2, 1)))
+    BUILDERS["car"](solids, np.tile(GRAY, (2, 1)))
     solids.fit()
     pictures = composite(
         raycast(solids.packed(), orbit([0.0, 180.0], 5.0, 3.0, 40.0, 64, 64)), np.ones((2, 3))
@@ -102,7 +102,7 @@ def test_every_thing_of_the_vocabulary_has_a_builder_in_its_order() -> None:
 @pytest.mark.parametrize("name", sorted(BUILDERS))
 def test_things_fit_the_sphere_and_the_frame(name: str) -> None:
     solids = Solids(4, np.random.default_rng(1))
-    BUILDERS[name](solids, np.tile(GREY, (4, 1)))
+    BUILDERS[name](solids, np.tile(GRAY, (4, 1)))
     solids.fit(0.8)
     low, high = solids.extent()
     assert np.allclose(low + high, 0, atol=1e-9)

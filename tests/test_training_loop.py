@@ -42,7 +42,7 @@ def tiny(*words: str) -> Config:
 
 
 def toy() -> ToyPrior:
-    """A teacher whose every picture is a red square on grey."""
+    """A teacher whose every picture is a red square on gray."""
     mean = torch.zeros(3, 8, 8)
     mean[0, 2:6, 2:6], mean[1:, 2:6, 2:6] = 0.8, -0.8
     return ToyPrior(mean, variance=0.05)
@@ -90,7 +90,7 @@ def run(config: Config, out: Path, prior=None, **hooks) -> TrainState:
 @pytest.mark.parametrize("method", ["sdi", "sds"])
 def test_views_approach_what_the_teacher_wants(tmp_path, method):
     config = tiny(
-        f"method={method}", "steps=40", "checkpoint_every=100", "backgrounds.colours={gray: [0.5, 0.5, 0.5]}"
+        f"method={method}", "steps=40", "checkpoint_every=100", "backgrounds.colors={gray: [0.5, 0.5, 0.5]}"
     )
     cameras = turntable(4, 15.0, 3.2, 40.0, 16)
     prior = toy()

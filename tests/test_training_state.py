@@ -140,7 +140,7 @@ SPOILERS = {
     "a sparse tensor": lambda s: s["gaussians"].update(means=torch.zeros(6, 3).to_sparse()),
     "a higher SH degree": lambda s: s["gaussians"].update(shN=torch.zeros(6, 15, 3)),
     "a name less": lambda s: s["gaussians"].pop("sh0"),
-    "a name more": lambda s: s["gaussians"].update(colour=torch.zeros(6)),
+    "a name more": lambda s: s["gaussians"].update(color=torch.zeros(6)),
     "a list": lambda s: s.update(gaussians=[]),
     "statistics of another size": lambda s: s["densifier"].update(grad2d=torch.zeros(1)),
     "a step below zero": lambda s: s.update(step=-1),

@@ -1,4 +1,4 @@
-// CUDA launchers. No allocation and no synchronisation: every call can be captured in a CUDA graph.
+// CUDA launchers. No allocation and no synchronization: every call can be captured in a CUDA graph.
 //
 // Plain steps spread the elements over the grid; what needs a sum over a sample (perp-neg, norms) gives each
 // sample one block, which sums in a fixed order, so results repeat bit for bit.
@@ -53,7 +53,7 @@ __device__ void store_pack(T* to, const Pack<N, T>& pack) {
     *reinterpret_cast<Pack<N, T>*>(to) = pack;
 }
 
-// The guided output of N neighbouring elements.
+// The guided output of N neighboring elements.
 template <int N, class T>
 __device__ void guided_pack(const T* o, int64_t stride, int branches, const float* W, float* e) {
     const Pack<N, T> o_0 = load_pack<N>(o);

@@ -124,37 +124,37 @@ struct Picture {
     RasterInputs in;
 };
 
-Picture picture_of(const TensorView& means2d, const TensorView& conics, const TensorView& colours,
+Picture picture_of(const TensorView& means2d, const TensorView& conics, const TensorView& colors,
                    const TensorView& opacities, const TensorView& depths, const TensorView& radii,
                    const Optional& backgrounds, int width, int height) {
     const int64_t V = depths.shape[0], N = depths.shape[1];
     check_size(width, height);
     return {{N, V, width, height},
             {means2d.floats({V, N, 2}, "means2d"), conics.floats({V, N, 3}, "conics"),
-             colours.floats({V, N, 3}, "colours"), opacities.floats({N}, "opacities"),
+             colors.floats({V, N, 3}, "colors"), opacities.floats({N}, "opacities"),
              depths.floats({V, N}, "depths"), radii.integers({V, N, 2}, "radii"),
              optional_floats(backgrounds, {V, 3}, "backgrounds")}};
 }
 
 void raster_project(const Scene& scene, const TensorView& means2d, const TensorView& conics,
-                    const TensorView& depths, const TensorView& colours, const TensorView& radii) {
+                    const TensorView& depths, const TensorView& colors, const TensorView& radii) {
     const int64_t V = scene.V, N = scene.N;
     const Projection out{means2d.floats({V, N, 2}, "means2d"), conics.floats({V, N, 3}, "conics"),
-                         depths.floats({V, N}, "depths"), colours.floats({V, N, 3}, "colours"),
+                         depths.floats({V, N}, "depths"), colors.floats({V, N, 3}, "colors"),
                          radii.integers({V, N, 2}, "radii")};
     const py::gil_scoped_release release;
     kernels().project(scene, out);
 }
 
 void raster_project_backward(const Scene& scene, const TensorView& radii, const TensorView& means2d,
-                             const TensorView& conics, const TensorView& depths, const TensorView& colours,
+                             const TensorView& conics, const TensorView& depths, const TensorView& colors,
                              const TensorView& v_means, const TensorView& v_quats, const TensorView& v_scales,
                              const TensorView& v_sh) {
     const int64_t V = scene.V, N = scene.N;
     const int32_t* seen = radii.integers({V, N, 2}, "radii");
     const ProjectionGradient gradient{
         means2d.floats({V, N, 2}, "v_means2d"), conics.floats({V, N, 3}, "v_conics"),
-        depths.floats({V, N}, "v_depths"),      colours.floats({V, N, 3}, "v_colours"),
+        depths.floats({V, N}, "v_depths"),      colors.floats({V, N, 3}, "v_colors"),
         v_means.floats({N, 3}, "v_means"),      v_quats.floats({N, 4}, "v_quats"),
         v_scales.floats({N, 3}, "v_scales"),    v_sh.floats({N, scene.K, 3}, "v_sh")};
     const py::gil_scoped_release release;
@@ -179,7 +179,7 @@ std::unique_ptr<Memory> raster_draw(const Picture& picture, const TensorView& rg
 void raster_draw_backward(const Picture& picture, const TensorView& state, const Optional& rgb,
                           const Optional& alpha, const Optional& depth, const TensorView& alpha_out,
                           const TensorView& depth_out, const TensorView& v_means2d,
-                          const TensorView& v_conics, const TensorView& v_colours,
+                          const TensorView& v_conics, const TensorView& v_colors,
                           const TensorView& v_opacities, const TensorView& v_depths,
                           const TensorView& v_backgrounds) {
     const Image& image = picture.image;
@@ -189,7 +189,7 @@ void raster_draw_backward(const Picture& picture, const TensorView& state, const
         optional_floats(rgb, {V, H, W, 3}, "v_rgb"),     optional_floats(alpha, {V, H, W, 1}, "v_alpha"),
         optional_floats(depth, {V, H, W, 1}, "v_depth"), alpha_out.floats({V, H, W, 1}, "alpha"),
         depth_out.floats({V, H, W, 1}, "depth"),         v_means2d.floats({V, N, 2}, "v_means2d"),
-        v_conics.floats({V, N, 3}, "v_conics"),          v_colours.floats({V, N, 3}, "v_colours"),
+        v_conics.floats({V, N, 3}, "v_conics"),          v_colors.floats({V, N, 3}, "v_colors"),
         v_opacities.floats({N}, "v_opacities"),          v_depths.floats({V, N}, "v_depths"),
         v_backgrounds.floats({V, 3}, "v_backgrounds")};
     const py::gil_scoped_release release;

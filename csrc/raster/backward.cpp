@@ -9,13 +9,13 @@
 namespace splatdistill::raster::SPLATDISTILL_LEVEL {
 namespace {
 
-// Lanes of a slot. With g = -dL/dsigma: moments of g in the offset to the mean, then colour and depth.
+// Lanes of a slot. With g = -dL/dsigma: moments of g in the offset to the mean, then color and depth.
 enum { kOne, kX, kY, kXX, kXY, kYY, kRed, kGreen, kBlue, kDepth, kSums };
 
 struct Cotangents {
     vf r[kBlocks], g[kBlocks], b[kBlocks], depth[kBlocks];
     vf transmittance[kBlocks];  // in front of the splats done so far
-    vf behind[kBlocks];         // dL/d(colour) . (colour of everything behind)
+    vf behind[kBlocks];         // dL/d(color) . (color of everything behind)
     vi stop[kBlocks];
 };
 
@@ -103,7 +103,7 @@ void write_gradients(const RasterInputs& in, const RasterGradient& out, int64_t 
     out.v_conics[3 * at] = -0.5f * sum[kXX];
     out.v_conics[3 * at + 1] = -sum[kXY];
     out.v_conics[3 * at + 2] = -0.5f * sum[kYY];
-    for (int k = 0; k < 3; ++k) out.v_colours[3 * at + k] = sum[kRed + k];
+    for (int k = 0; k < 3; ++k) out.v_colors[3 * at + k] = sum[kRed + k];
     out.v_depths[at] = sum[kDepth];
     out.v_opacities[id] += sum[kOne] / in.opacities[id];
 }
@@ -111,7 +111,7 @@ void write_gradients(const RasterInputs& in, const RasterGradient& out, int64_t 
 void zero(const Image& image, const RasterGradient& out) {
     std::fill(out.v_means2d, out.v_means2d + image.V * image.N * 2, 0.0f);
     std::fill(out.v_conics, out.v_conics + image.V * image.N * 3, 0.0f);
-    std::fill(out.v_colours, out.v_colours + image.V * image.N * 3, 0.0f);
+    std::fill(out.v_colors, out.v_colors + image.V * image.N * 3, 0.0f);
     std::fill(out.v_depths, out.v_depths + image.V * image.N, 0.0f);
     std::fill(out.v_opacities, out.v_opacities + image.N, 0.0f);
     if (out.v_backgrounds) std::fill(out.v_backgrounds, out.v_backgrounds + image.V * 3, 0.0f);

@@ -32,8 +32,8 @@ uint32_t pack(const RasterInputs& in, int64_t at, int64_t id, int count, Splat (
     vf x = gather(in.means2d + 2 * at, 2, 0, count), y = gather(in.means2d + 2 * at, 2, 1, count);
     vf a = gather(in.conics + 3 * at, 3, 0, count), b = gather(in.conics + 3 * at, 3, 1, count);
     vf c = gather(in.conics + 3 * at, 3, 2, count), opacity = gather(in.opacities + id, 1, 0, count);
-    vf colour[3], depth = gather(in.depths + at, 1, 0, count);
-    for (int k = 0; k < 3; ++k) colour[k] = gather(in.colours + 3 * at, 3, k, count);
+    vf color[3], depth = gather(in.depths + at, 1, 0, count);
+    for (int k = 0; k < 3; ++k) color[k] = gather(in.colors + 3 * at, 3, k, count);
 
     // Cholesky factor of the conic, in units of log2: never negative, whatever the rounding
     vf shear = b / a, w2 = max(c - b * shear, c * 1e-7f) * half_log2e, u = sqrt(a * half_log2e);
@@ -41,12 +41,12 @@ uint32_t pack(const RasterInputs& in, int64_t at, int64_t id, int count, Splat (
     vf half_height = sqrt(limit / w2), half_width = sqrt(limit * c / (a * w2));
     vf w = sqrt(w2), v = u * shear;
     vf zero = x * 0.0f + y * 0.0f + u * 0.0f + v * 0.0f + w * 0.0f + half_width * 0.0f + half_height * 0.0f;
-    zero += colour[0] * 0.0f + colour[1] * 0.0f + colour[2] * 0.0f + depth * 0.0f + opacity * 0.0f;
+    zero += color[0] * 0.0f + color[1] * 0.0f + color[2] * 0.0f + depth * 0.0f + opacity * 0.0f;
     vm good = both(is_finite(zero), less_equal(vf{}, limit));
     good = both(good, both(less_equal(splat(kAlphaMin), opacity), less(vf{}, a)));
 
-    const vf fields[] = {x,         y,         u,     v,     w,      log2_opacity, colour[0],
-                         colour[1], colour[2], depth, limit, -b / c, half_width,   half_height};
+    const vf fields[] = {x,        y,        u,     v,     w,      log2_opacity, color[0],
+                         color[1], color[2], depth, limit, -b / c, half_width,   half_height};
     for (int k = 0; k < 14; ++k) scatter(fields[k], reinterpret_cast<float*>(out), 16, k, count);
     for (int l = 0; l < count; ++l) {
         out[l].id = int32_t(id + l);
@@ -57,7 +57,7 @@ uint32_t pack(const RasterInputs& in, int64_t at, int64_t id, int count, Splat (
     return bits(good) & ((1u << count) - 1);
 }
 
-// The tiles [low, high) whose pixels' centres a span of the image may reach.
+// The tiles [low, high) whose pixels' centers a span of the image may reach.
 void tile_range(float from, float to, int tiles, int& low, int& high) {
     float end = float(tiles);
     low = int(std::clamp(std::ceil((from + 0.5f) / kTile) - 1.0f, 0.0f, end));

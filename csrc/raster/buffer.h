@@ -1,4 +1,4 @@
-// Working memory that is kept between calls: it only grows, and starts uninitialised.
+// Working memory that is kept between calls: it only grows, and starts uninitialized.
 #pragma once
 
 #include <algorithm>

@@ -1,4 +1,4 @@
-// Fused projection and colour: sixteen Gaussians at a time, all views of a Gaussian in one go, so that
+// Fused projection and color: sixteen Gaussians at a time, all views of a Gaussian in one go, so that
 // gradients are summed over views in registers and in a fixed order.
 #include <vector>
 
@@ -161,9 +161,9 @@ void project_block(const Scene& s, const Camera* cameras, const Projection& out,
 
         View d = view_direction(c, g);
         sh_basis(s.sh_degree, d.x, d.y, d.z, basis);
-        vf colour[3] = {splat(0.5f), splat(0.5f), splat(0.5f)};
+        vf color[3] = {splat(0.5f), splat(0.5f), splat(0.5f)};
         for (int k = 0; k < terms; ++k)
-            for (int i = 0; i < 3; ++i) colour[i] += basis[k] * sh[3 * k + i];
+            for (int i = 0; i < 3; ++i) color[i] += basis[k] * sh[3 * k + i];
 
         vf radius_x = ceil(reach * sqrt(e.xx)), radius_y = ceil(reach * sqrt(e.yy));
         vm keep_it = both(less_equal(splat(s.near), e.Z), less_equal(e.Z, splat(s.far)));
@@ -172,7 +172,7 @@ void project_block(const Scene& s, const Camera* cameras, const Projection& out,
         keep_it = both(keep_it, both(less(vf{}, x + radius_x), less(x - radius_x, splat(float(s.width)))));
         keep_it = both(keep_it, both(less(vf{}, y + radius_y), less(y - radius_y, splat(float(s.height)))));
         vf sum = x * 0.0f + y * 0.0f + conic[0] * 0.0f + conic[1] * 0.0f + conic[2] * 0.0f + e.det * 0.0f;
-        sum += colour[0] * 0.0f + colour[1] * 0.0f + colour[2] * 0.0f + opacity * 0.0f;
+        sum += color[0] * 0.0f + color[1] * 0.0f + color[2] * 0.0f + opacity * 0.0f;
         keep_it = both(keep_it, is_finite(sum));
         keep_it = both(keep_it, both(less(vf{}, conic[0]), less(vf{}, conic[2])));
         vf zero = {};
@@ -183,7 +183,7 @@ void project_block(const Scene& s, const Camera* cameras, const Projection& out,
         scatter(keep(keep_it, e.Z), out.depths + at, 1, 0, count);
         for (int i = 0; i < 3; ++i) {
             scatter(keep(keep_it, conic[i]), out.conics + 3 * at, 3, i, count);
-            scatter(keep(keep_it, max(colour[i], zero)), out.colours + 3 * at, 3, i, count);
+            scatter(keep(keep_it, max(color[i], zero)), out.colors + 3 * at, 3, i, count);
         }
         vf largest = splat(1e9f);  // fits an int32
         vi rx = to_int(keep(keep_it, min(radius_x, largest)));
@@ -232,7 +232,7 @@ void ewa_backward(const Camera& c, const Gaussians& g, const Ewa& e, vm visible,
         v_mean[k] += keep(visible, v_X * c.R[0][k] + v_Y * c.R[1][k] + v_Z * c.R[2][k]);
 }
 
-// From the gradient of the rotation matrix to that of the quaternion before it was normalised.
+// From the gradient of the rotation matrix to that of the quaternion before it was normalized.
 void quaternion_backward(const Gaussians& g, const vf (&v)[3][3], vf (&v_q)[4]) {
     vf w = g.q[0], x = g.q[1], y = g.q[2], z = g.q[3];
     v_q[0] = (x * (v[2][1] - v[1][2]) + y * (v[0][2] - v[2][0]) + z * (v[1][0] - v[0][1])) * 2.0f;
@@ -263,23 +263,23 @@ void project_block_backward(const Scene& s, const Camera* cameras, const int32_t
         ever = ever | radius;
         const Camera& c = cameras[view];
         vf vx = gather(out.means2d + 2 * at, 2, 0, count), vy = gather(out.means2d + 2 * at, 2, 1, count);
-        vf vz = gather(out.depths + at, 1, 0, count), v_conic[3], v_colour[3];
+        vf vz = gather(out.depths + at, 1, 0, count), v_conic[3], v_color[3];
         for (int i = 0; i < 3; ++i) v_conic[i] = gather(out.conics + 3 * at, 3, i, count);
-        for (int i = 0; i < 3; ++i) v_colour[i] = keep(visible, gather(out.colours + 3 * at, 3, i, count));
+        for (int i = 0; i < 3; ++i) v_color[i] = keep(visible, gather(out.colors + 3 * at, 3, i, count));
         ewa_backward(c, g, project_lanes(c, g, s.eps2d), visible, vx, vy, vz, v_conic, v_mean, v_R, v_scale);
 
         View d = view_direction(c, g);
         d.x = keep(visible, d.x), d.y = keep(visible, d.y), d.z = keep(visible, d.z);
         sh_basis(s.sh_degree, d.x, d.y, d.z, basis);
         for (int i = 0; i < 3; ++i) {
-            vf colour = splat(0.5f);
-            for (int k = 0; k < terms; ++k) colour += basis[k] * sh[3 * k + i];
-            v_colour[i] = keep(less_equal(vf{}, colour), v_colour[i]);
-            for (int k = 0; k < terms; ++k) v_sh[3 * k + i] += basis[k] * v_colour[i];
+            vf color = splat(0.5f);
+            for (int k = 0; k < terms; ++k) color += basis[k] * sh[3 * k + i];
+            v_color[i] = keep(less_equal(vf{}, color), v_color[i]);
+            for (int k = 0; k < terms; ++k) v_sh[3 * k + i] += basis[k] * v_color[i];
         }
         if (s.sh_degree == 0) continue;
         for (int k = 1; k < terms; ++k)
-            weight[k] = sh[3 * k] * v_colour[0] + sh[3 * k + 1] * v_colour[1] + sh[3 * k + 2] * v_colour[2];
+            weight[k] = sh[3 * k] * v_color[0] + sh[3 * k + 1] * v_color[1] + sh[3 * k + 2] * v_color[2];
         vf gx, gy, gz;
         sh_gradient(s.sh_degree, d.x, d.y, d.z, weight, gx, gy, gz);
         vf along = gx * d.x + gy * d.y + gz * d.z;

@@ -36,7 +36,7 @@ struct Projection {
     float* means2d;  // [V,N,2] pixels; everything is zero for a culled Gaussian
     float* conics;   // [V,N,3] inverse 2D covariance: xx, xy, yy
     float* depths;   // [V,N] camera z
-    float* colours;  // [V,N,3] max(SH + 0.5, 0)
+    float* colors;   // [V,N,3] max(SH + 0.5, 0)
     int32_t* radii;  // [V,N,2] pixels; zero for a culled Gaussian
 };
 
@@ -44,7 +44,7 @@ struct ProjectionGradient {
     const float* means2d;  // [V,N,2] gradients of the outputs
     const float* conics;   // [V,N,3]
     const float* depths;   // [V,N]
-    const float* colours;  // [V,N,3]
+    const float* colors;   // [V,N,3]
     float* v_means;        // [N,3] gradients of the inputs, overwritten
     float* v_quats;        // [N,4]
     float* v_scales;       // [N,3]
@@ -89,7 +89,7 @@ struct State {
 struct RasterInputs {
     const float* means2d;      // [V,N,2]
     const float* conics;       // [V,N,3]
-    const float* colours;      // [V,N,3]
+    const float* colors;       // [V,N,3]
     const float* opacities;    // [N]
     const float* depths;       // [V,N]
     const int32_t* radii;      // [V,N,2]
@@ -115,7 +115,7 @@ struct RasterGradient {
     const float* depth_out;  // [V,H,W]
     float* v_means2d;        // [V,N,2] gradients of the inputs, overwritten
     float* v_conics;         // [V,N,3]
-    float* v_colours;        // [V,N,3]
+    float* v_colors;         // [V,N,3]
     float* v_opacities;      // [N]
     float* v_depths;         // [V,N]
     float* v_backgrounds;    // [V,3] or null

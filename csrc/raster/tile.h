@@ -42,7 +42,7 @@ SPLATDISTILL_INLINE int lane_of(int x, int y) {
 
 // A splat as seen from a tile, every number in all lanes: loaded once, used by up to sixteen blocks.
 struct Brush {
-    vf x, y;  // of the mean, from the centre of the tile's first pixel
+    vf x, y;  // of the mean, from the center of the tile's first pixel
     vf u, v, w, log2_opacity;
     vf r, g, b, depth;
 };
@@ -74,8 +74,8 @@ SPLATDISTILL_INLINE Footprint footprint(const Brush& s, int block) {
     return f;
 }
 
-// Bit b: the ellipse may reach a pixel centre of cell b, of 4x4 cells of Side x Side pixels; (x, y) is the
-// mean from the centre of the first pixel. One lane per cell; the least value of the quadratic form on a
+// Bit b: the ellipse may reach a pixel center of cell b, of 4x4 cells of Side x Side pixels; (x, y) is the
+// mean from the center of the first pixel. One lane per cell; the least value of the quadratic form on a
 // rectangle that does not hold the mean lies on one of the two edges that face it.
 template <int Side>
 SPLATDISTILL_INLINE uint32_t reached_cells(const Splat& s, float x, float y) {

@@ -20,7 +20,7 @@ struct Vec {
 };
 struct Hit {
     float t;
-    Vec normal;  // local space, not normalised
+    Vec normal;  // local space, not normalized
 };
 
 inline float dot(Vec a, Vec b) { return a.x * b.x + a.y * b.y + a.z * b.z; }

@@ -24,7 +24,7 @@ struct RaycastView {
     const float* viewmat;  // world to camera, 4x4 row-major, OpenCV axes
     const float* K;        // 3x3 row-major, in pixels of the output image
     int size;              // output pixels a side
-    std::uint8_t* rgba;    // [size, size, 4], colour premultiplied by coverage
+    std::uint8_t* rgba;    // [size, size, 4], color premultiplied by coverage
 };
 
 namespace SPLATDISTILL_LEVEL {

@@ -110,7 +110,7 @@ class GaussiansConfig:
     opacity: float = 0.1
     sh_degree: int = 0
     sh_every: int = 1000  # steps between one more SH degree and the next; 0: all from the start
-    bound: float = 0.95  # centres are clamped to a sphere of this radius
+    bound: float = 0.95  # centers are clamped to a sphere of this radius
     final_opacity: float = 0.15  # splats below are haze, and leave at the end
     final_scale: float = 0.5  # splats above are fog
     final_floaters: float = 0.02  # clusters with less than this share of all opacity are floaters

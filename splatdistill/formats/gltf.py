@@ -24,7 +24,7 @@ POINTS, TRIANGLES = 0, 4
 class Primitive(NamedTuple):
     """A mesh primitive: attributes by semantic, each [N] or [N, 3 or 4], and what else its JSON says.
 
-    Attributes of a whole-number type are normalised fractions. indices [M], if any, are unsigned.
+    Attributes of a whole-number type are normalized fractions. indices [M], if any, are unsigned.
     """
 
     mode: int

@@ -143,7 +143,7 @@ def distill(
     cameras: Cameras | None = None,
     state: State | None = None,
 ) -> Distillation:
-    """Distil latents z [B,C,h,w] at timesteps t [B].
+    """Distill latents z [B,C,h,w] at timesteps t [B].
 
     loss = sum |z - stopgrad(z - gradient)|^2 / (2 B), so that backward injects the gradient summed over a
     sample and averaged over the batch.

@@ -134,7 +134,7 @@ class Guide:
         return self.method.evaluate(self, views, progress, generator)
 
     def distill(self, views: Views, progress: float, generator: torch.Generator | None) -> Guided:
-        """Encode the pictures, draw timesteps, and distil; the default of `Method.evaluate`."""
+        """Encode the pictures, draw timesteps, and distill; the default of `Method.evaluate`."""
         prior, method = self.prior, self.method
         z = prior.encode(views.rgb.permute(0, 3, 1, 2))  # [V, C, h, w]
         levels = len(prior.alphas_cumprod)

@@ -31,7 +31,7 @@ def unwatched(step: int, z: Tensor, found: Distillation) -> None:
     """Do nothing."""
 
 
-def distil_latents(
+def distill_latents(
     prior: Prior,
     cond: Conditioning,
     method: Method,

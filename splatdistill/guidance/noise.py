@@ -97,7 +97,7 @@ def ddim_inversion(
     With `settings.published`, as the authors' code: the grid starts at 1 - T/n, a negative timestep that the
     network reads and where alpha_bar is the scheduler's own clean end (`Prior.clean_alpha_bar`), and keeps
     its points below t; every move adds eta sigma n with sigma the DDIM deviation
-    (2010.02502, eq. 16) of that move; x_s is not remapped but labelled t: z_t = x_s.
+    (2010.02502, eq. 16) of that move; x_s is not remapped but labeled t: z_t = x_s.
 
     All samples move together, each on its own timetable; a sample that has landed leaves the batch.
     """

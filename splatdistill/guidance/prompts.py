@@ -102,7 +102,7 @@ class PromptCache:
 def pick_backgrounds(
     palette: Mapping[str, RGB], count: int, generator: torch.Generator
 ) -> tuple[list[str], Tensor]:
-    """`count` random entries of `palette`: their names and colours [V,3]."""
+    """`count` random entries of `palette`: their names and colors [V,3]."""
     names = list(palette)
     picked = [names[i] for i in torch.randint(len(names), (count,), generator=generator).tolist()]
     return picked, torch.tensor([palette[name] for name in picked])

@@ -84,9 +84,9 @@ def wilson_interval(hits: int, count: int, z: float = 1.959964) -> Interval:
     if count == 0:
         return 0.0, 1.0
     rate, spread = hits / count, z * z / count
-    centre = (rate + spread / 2) / (1 + spread)
+    center = (rate + spread / 2) / (1 + spread)
     half = z / (1 + spread) * math.sqrt(rate * (1 - rate) / count + spread / (4 * count))
-    return max(centre - half, 0.0), min(centre + half, 1.0)
+    return max(center - half, 0.0), min(center + half, 1.0)
 
 
 def bootstrap_interval(values: Tensor, draws: int = 2000, seed: int = 0) -> Interval:

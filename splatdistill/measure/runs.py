@@ -1,4 +1,4 @@
-"""Finished runs as numbers: what a CLIP model sees of them, all around, in colour and without texture.
+"""Finished runs as numbers: what a CLIP model sees of them, all around, in color and without texture.
 
 Runs with the same settings, but for prompt, seed and what they start from, are a group; figures of a group
 carry 95 % intervals.
@@ -47,11 +47,11 @@ EMPTY, FOGGED, SATURATED = (
 
 @dataclass
 class Seen:
-    """One run as it looks: pictures [V, 3, S, S] in [0, 1] on white, in colour and textureless; alpha."""
+    """One run as it looks: pictures [V, 3, S, S] in [0, 1] on white, in color and textureless; alpha."""
 
     run: Path
     config: Config
-    colour: Tensor
+    color: Tensor
     geometry: Tensor
     alpha: Tensor  # [V, 1, S, S]
     finite: bool
@@ -72,17 +72,17 @@ def look(run: Path, size: int) -> Seen:
 
 
 def diverged(seen: Seen) -> bool:
-    """Whether the run is no thing at all: not finite, empty, fog everywhere, or burnt out."""
+    """Whether the run is no thing at all: not finite, empty, fog everywhere, or burned out."""
     covered = seen.alpha.mean().item()
     if not seen.finite or not EMPTY < covered < FOGGED:
         return True
-    high, low = seen.colour.amax(1, keepdim=True), seen.colour.amin(1, keepdim=True)
+    high, low = seen.color.amax(1, keepdim=True), seen.color.amin(1, keepdim=True)
     saturation = (high - low) / high.clamp(min=1e-6)
     return bool((saturation * seen.alpha).sum() / seen.alpha.sum() > SATURATED)
 
 
 def right_names(scorer: Scorer, images: Tensor, prompt: str) -> tuple[bool | None, bool | None]:
-    """Whether the mean picture is named by its things, and by its colours; None where the prompt has none.
+    """Whether the mean picture is named by its things, and by its colors; None where the prompt has none.
 
     images [V, D]: embeddings. Each word is compared with all that could stand in its place.
     """
@@ -131,8 +131,8 @@ def ranked_first(scorer: Scorer, images: Tensor, prompt: str, others: Sequence[s
     )
 
 
-def colourless(prompt: str) -> str:
-    """The prompt without its colours."""
+def colorless(prompt: str) -> str:
+    """The prompt without its colors."""
     parsed = grammar.parse(prompt)
     return grammar.describe(parsed[0], (None,) * len(parsed[0])) if parsed else prompt
 
@@ -166,39 +166,39 @@ def measure(
     """
     prompt = seen.config.prompt
     readable = bool(prompt) and (known is None or known.issuperset(grammar.words(prompt)))
-    colour, geometry = scorer.images(seen.colour).cpu(), scorer.images(seen.geometry).cpu()
-    named, coloured = right_names(scorer, colour, prompt)
-    followed, janus = views_followed(scorer, colour, prompt)
+    color, geometry = scorer.images(seen.color).cpu(), scorer.images(seen.geometry).cpu()
+    named, colored = right_names(scorer, color, prompt)
+    followed, janus = views_followed(scorer, color, prompt)
     row = {
         "run": str(seen.run),
         "prompt": prompt,
         "seed": seen.config.seed,
-        "r_precision": ranked_first(scorer, colour, prompt, others) if readable else None,
+        "r_precision": ranked_first(scorer, color, prompt, others) if readable else None,
         "r_precision_geometry": (
-            ranked_first(scorer, geometry, colourless(prompt), [colourless(text) for text in others])
+            ranked_first(scorer, geometry, colorless(prompt), [colorless(text) for text in others])
             if readable
             else None
         ),
         "clip_score": (
-            metrics.clip_score(colour, scorer.texts([prompt]).expand_as(colour)).mean().item()
+            metrics.clip_score(color, scorer.texts([prompt]).expand_as(color)).mean().item()
             if readable
             else None
         ),
         "object": named,
-        "colour": coloured,
+        "color": colored,
         "view": followed,
         "janus": janus,
         "diverged": diverged(seen),
     }
     if drawn is not None:
-        shown = F.interpolate(seen.colour, drawn.shape[-2:], mode="bilinear", antialias=True)
+        shown = F.interpolate(seen.color, drawn.shape[-2:], mode="bilinear", antialias=True)
         for name in ("high_frequency_ratio", "saturation"):
             ours, theirs = (getattr(metrics, name)(images).mean().item() for images in (shown, drawn))
             row[f"{name.removesuffix('_ratio')}_to_teacher"] = ours / max(theirs, 1e-9)
     return row
 
 
-SHARES = ("object", "colour", "janus", "diverged")  # yes or no
+SHARES = ("object", "color", "janus", "diverged")  # yes or no
 MEANS = (
     "r_precision",
     "r_precision_geometry",
@@ -300,7 +300,7 @@ def evaluate(
             drawn = samples[key]
         groups.setdefault(name, {"rows": []})["rows"].append(measure(seen, scorer, others, drawn, known))
         bag = gathered.setdefault(name, {"mean": [], "prompt": [], "all": [], "drawn": []})
-        features = scorer.images(seen.colour).cpu()
+        features = scorer.images(seen.color).cpu()
         bag["mean"].append(features.mean(0))
         bag["prompt"].append(config.prompt)
         bag["all"].append(features)

@@ -27,7 +27,7 @@ from splatdistill.training.progress import Lines, Watcher, interruptible
 
 
 def objects() -> list[str]:
-    """Every object of the embedded teacher once, over all colours."""
+    """Every object of the embedded teacher once, over all colors."""
     names, colors = list(grammar.OBJECTS), list(grammar.COLORS)
     picked = [
         (names[i * 7 % len(names)], colors[(i * 5 + i // len(names)) % len(colors)])
@@ -37,7 +37,7 @@ def objects() -> list[str]:
 
 
 def compositions(count: int = 30) -> list[str]:
-    """Pairs, one thing on top of another, each in a colour of its own."""
+    """Pairs, one thing on top of another, each in a color of its own."""
     names, colors = list(grammar.THINGS), list(grammar.COLORS)
     below = ("cube", "cylinder", "sphere")
     pairs = [

@@ -23,11 +23,11 @@ LABEL = 22  # pixels under a picture of the filmstrip
 def render_views(gaussians: ParameterDict, cameras: Cameras, background: Sequence[float] = WHITE) -> Tensor:
     """Images [V, H, W, 3] uint8 on the CPU, rendered one view at a time to bound the memory.
 
-    background: a colour in [0, 1].
+    background: a color in [0, 1].
     """
-    colour = torch.tensor(background, dtype=torch.float32)
+    color = torch.tensor(background, dtype=torch.float32)
     with torch.no_grad():
-        images = [render(gaussians, camera, colour).rgb[0].clamp(0, 1).mul(255).round() for camera in cameras]
+        images = [render(gaussians, camera, color).rgb[0].clamp(0, 1).mul(255).round() for camera in cameras]
     return torch.stack(images).to("cpu", torch.uint8)
 
 

@@ -43,9 +43,9 @@ def rasterize(
     scene = (means, quats, scales, opacities, sh, viewmats, Ks)
     if not native.available() or means.dtype != FLOAT or means.device.type != "cpu":
         return reference.rasterize(*scene, width, height, backgrounds, sh_degree, limits)
-    means2d, conics, depths, colours, radii = project(*scene, width, height, sh_degree, limits)
+    means2d, conics, depths, colors, radii = project(*scene, width, height, sh_degree, limits)
     rgb, alpha, depth, _ = rasterize_tiles(
-        means2d, conics, colours, opacities, depths, radii, backgrounds, width, height
+        means2d, conics, colors, opacities, depths, radii, backgrounds, width, height
     )
     return rgb, alpha, depth, means2d, radii
 
@@ -72,9 +72,9 @@ def project(
     sh_degree: int,
     limits: Sequence[float],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Project and shade: means2d [V,N,2], conics [V,N,3], depths [V,N], colours [V,N,3], radii [V,N,2].
+    """Project and shade: means2d [V,N,2], conics [V,N,3], depths [V,N], colors [V,N,3], radii [V,N,2].
 
-    Conics are inverse 2D covariances (xx, xy, yy) in pixels; colours are max(SH + 0.5, 0); radii are int32.
+    Conics are inverse 2D covariances (xx, xy, yy) in pixels; colors are max(SH + 0.5, 0); radii are int32.
     `limits` holds the values of `Limits`.
     """
     inputs = [x.contiguous() for x in (means, quats, scales, opacities, sh, viewmats, Ks)]
@@ -114,7 +114,7 @@ def project_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients (means [N,3], quats [N,4], scales [N,3], sh [N,K,3]) from those of `project`'s outputs.
 
-    size: (width, height); radii: as `project` returned them; cotangents: of means2d, conics, depths, colours.
+    size: (width, height); radii: as `project` returned them; cotangents: of means2d, conics, depths, colors.
     """
     inputs = [x.contiguous() for x in (means, quats, scales, opacities, sh, viewmats, Ks)]
     kernels = _kernels()
@@ -137,9 +137,9 @@ def _project_save(ctx, inputs, output):
     ctx.mark_non_differentiable(output[4])
 
 
-def _project_gradient(ctx, v_means2d, v_conics, v_depths, v_colours, _v_radii):
+def _project_gradient(ctx, v_means2d, v_conics, v_depths, v_colors, _v_radii):
     *tensors, radii = ctx.saved_tensors
-    cotangents = [v_means2d, v_conics, v_depths, v_colours]
+    cotangents = [v_means2d, v_conics, v_depths, v_colors]
     v_means, v_quats, v_scales, v_sh = project_backward(*tensors, *ctx.settings, radii, cotangents)
     return v_means, v_quats, v_scales, None, v_sh, *[None] * 6
 
@@ -151,7 +151,7 @@ project.register_autograd(_project_gradient, setup_context=_project_save)
 def rasterize_tiles(
     means2d: Tensor,
     conics: Tensor,
-    colours: Tensor,
+    colors: Tensor,
     opacities: Tensor,
     depths: Tensor,
     radii: Tensor,
@@ -163,7 +163,7 @@ def rasterize_tiles(
 
     The state is what the backward pass needs: sorted Gaussians, tile lists, transmittances.
     """
-    inputs = [x.contiguous() for x in (means2d, conics, colours, opacities, depths, radii)]
+    inputs = [x.contiguous() for x in (means2d, conics, colors, opacities, depths, radii)]
     backgrounds = None if backgrounds is None else backgrounds.contiguous()
     kernels = _kernels()
     picture = kernels.RasterPicture(*inputs, backgrounds, width, height)
@@ -178,7 +178,7 @@ def _images(depths, width, height):
 
 
 @rasterize_tiles.register_fake
-def _rasterize_tiles_fake(means2d, conics, colours, opacities, depths, radii, backgrounds, width, height):
+def _rasterize_tiles_fake(means2d, conics, colors, opacities, depths, radii, backgrounds, width, height):
     size = torch.library.get_ctx().new_dynamic_size()
     return *_images(depths, width, height), depths.new_empty(size, dtype=torch.uint8)
 
@@ -187,7 +187,7 @@ def _rasterize_tiles_fake(means2d, conics, colours, opacities, depths, radii, ba
 def rasterize_tiles_backward(
     means2d: Tensor,
     conics: Tensor,
-    colours: Tensor,
+    colors: Tensor,
     opacities: Tensor,
     depths: Tensor,
     radii: Tensor,
@@ -197,27 +197,27 @@ def rasterize_tiles_backward(
     state: Tensor,
     cotangents: Sequence[Tensor | None],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients (means2d, conics, colours, opacities, depths, backgrounds) from those of the images.
+    """Gradients (means2d, conics, colors, opacities, depths, backgrounds) from those of the images.
 
     `alpha` and `depth` [V,H,W,1] and `state` are outputs of `rasterize_tiles`; cotangents: of rgb, alpha and
     depth, None for an image that the loss leaves out.
     """
-    inputs = [x.contiguous() for x in (means2d, conics, colours, opacities, depths, radii)]
+    inputs = [x.contiguous() for x in (means2d, conics, colors, opacities, depths, radii)]
     backgrounds = None if backgrounds is None else backgrounds.contiguous()
     kernels = _kernels()
     picture = kernels.RasterPicture(*inputs, backgrounds, depth.shape[2], depth.shape[1])
     cotangents = [None if x is None else x.contiguous() for x in cotangents]
-    outputs = _rasterize_tiles_backward_fake(means2d, conics, colours, opacities, depths)
+    outputs = _rasterize_tiles_backward_fake(means2d, conics, colors, opacities, depths)
     kernels.raster_draw_backward(picture, state, *cotangents, alpha, depth, *outputs)
     return outputs
 
 
 @rasterize_tiles_backward.register_fake
-def _rasterize_tiles_backward_fake(means2d, conics, colours, opacities, depths, *rest):
-    v_means2d, v_conics, v_colours, v_opacities, v_depths = (
-        x.new_empty(x.shape) for x in (means2d, conics, colours, opacities, depths)
+def _rasterize_tiles_backward_fake(means2d, conics, colors, opacities, depths, *rest):
+    v_means2d, v_conics, v_colors, v_opacities, v_depths = (
+        x.new_empty(x.shape) for x in (means2d, conics, colors, opacities, depths)
     )
-    return v_means2d, v_conics, v_colours, v_opacities, v_depths, depths.new_empty(depths.shape[0], 3)
+    return v_means2d, v_conics, v_colors, v_opacities, v_depths, depths.new_empty(depths.shape[0], 3)
 
 
 def _rasterize_tiles_save(ctx, inputs, output):
@@ -230,11 +230,11 @@ def _rasterize_tiles_save(ctx, inputs, output):
 
 def _rasterize_tiles_gradient(ctx, v_rgb, v_alpha, v_depth, _v_state):
     saved = ctx.saved_tensors
-    v_means2d, v_conics, v_colours, v_opacities, v_depths, v_backgrounds = rasterize_tiles_backward(
+    v_means2d, v_conics, v_colors, v_opacities, v_depths, v_backgrounds = rasterize_tiles_backward(
         *saved, [v_rgb, v_alpha, v_depth]
     )
     v_backgrounds = None if saved[6] is None else v_backgrounds
-    return v_means2d, v_conics, v_colours, v_opacities, v_depths, None, v_backgrounds, None, None
+    return v_means2d, v_conics, v_colors, v_opacities, v_depths, None, v_backgrounds, None, None
 
 
 rasterize_tiles.register_autograd(_rasterize_tiles_gradient, setup_context=_rasterize_tiles_save)

@@ -263,8 +263,8 @@ class ToyPrior(Prior):
         """Latents [V,C,h,w] of images [V,3,H,W] in [0,1]; differentiable (linear)."""
         channels, height, width = self.latent_shape
         cells = F.adaptive_avg_pool2d(2.0 * rgb - 1.0, (height, width))  # [V, 3, h, w]
-        grey = cells.mean(dim=1, keepdim=True).expand(-1, max(channels - 3, 0), -1, -1)
-        return torch.cat([cells[:, :channels], grey], dim=1)
+        gray = cells.mean(dim=1, keepdim=True).expand(-1, max(channels - 3, 0), -1, -1)
+        return torch.cat([cells[:, :channels], gray], dim=1)
 
     def decode(self, z: Tensor) -> Tensor:
         """Images [V,3,H,W] in [0,1] whose cells are the first three channels of z [V,C,h,w]."""

@@ -86,7 +86,7 @@ class Scorer:
 
 
 def image_embeddings(model: CLIPModel, pixels: Tensor) -> Tensor:
-    """Unit embeddings [n,D] of normalised pictures [n,3,S,S], differentiable."""
+    """Unit embeddings [n,D] of normalized pictures [n,3,S,S], differentiable."""
     pooled = model.vision_model(pixel_values=pixels).pooler_output
     return F.normalize(model.visual_projection(pooled), dim=-1)
 

@@ -11,7 +11,7 @@ Shapes = tuple[tuple[torch.Size, torch.dtype], ...]
 class Graphed:
     """Calls `network(*tensors) -> tensor`; on CUDA by replaying a graph of it, elsewhere as it is.
 
-    The network must not synchronise, and neither its weights nor its mode may change afterwards. All graphs
+    The network must not synchronize, and neither its weights nor its mode may change afterwards. All graphs
     share one memory pool, since they never run at the same time. Without gradients.
     """
 

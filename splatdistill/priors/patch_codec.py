@@ -79,7 +79,7 @@ class PatchCodec(ModelMixin, ConfigMixin):
 
 
 class Residual(nn.Module):
-    """Features, mixed with their neighbours', added to themselves."""
+    """Features, mixed with their neighbors', added to themselves."""
 
     def __init__(self, width: int) -> None:
         super().__init__()

@@ -1,9 +1,9 @@
 """The shipped teacher's denoiser: a transformer over the patches of one or more views of a scene.
 
-It is told the cameras by the rays of its patches, the background by its colour, and what to draw by a text,
+It is told the cameras by the rays of its patches, the background by its color, and what to draw by a text,
 by clean views of the scene beside the noisy ones, or by both. Half of its layers see each view by itself in
 patches of 2 x 2 latents; between them, the others see all views together in patches of 4 x 4, where most of
-the weights are. Few large products: attention and perceptron of a layer are computed from one normalisation,
+the weights are. Few large products: attention and perceptron of a layer are computed from one normalization,
 side by side (2302.05442), with squared ReLU (2109.08668).
 """
 
@@ -161,14 +161,14 @@ class ViewTransformer(ModelMixin, ConfigMixin):
         return a * b * (1 - s**2) / spread * centered - b * m + s * spread.rsqrt() * out
 
     def _tokens(self, normed: Tensor, rays: Tensor, views: int) -> Tensor:
-        """Tokens [G, views, side^2, D] of normalised latents."""
+        """Tokens [G, views, side^2, D] of normalized latents."""
         patches = F.pixel_unshuffle(normed, self.patch).flatten(2).mT
         entering = torch.cat([patches, rays.to(patches)], -1).to(self.embed.weight.dtype)
         return (self.embed(entering) + self.places).unflatten(0, (-1, views))
 
 
 def fold(x: Tensor, side: int) -> Tensor:
-    """Tokens [..., side^2, D] of a square, four neighbours to one: [..., side^2 / 4, 4 D]."""
+    """Tokens [..., side^2, D] of a square, four neighbors to one: [..., side^2 / 4, 4 D]."""
     half = side // 2
     x = x.unflatten(-2, (half, 2, half, 2)).transpose(-4, -3)  # [..., half, half, 2, 2, D]
     return x.flatten(-3).flatten(-3, -2)

@@ -90,7 +90,7 @@ class ViewUNet(ModelMixin, ConfigMixin):
 
 
 def likeliest(scores: Tensor) -> Tensor:
-    """The azimuths [n] in radians of scores [n, 36]: the best and its neighbours by their probabilities.
+    """The azimuths [n] in radians of scores [n, 36]: the best and its neighbors by their probabilities.
 
     Not the mean of all: of a table that may be turned either way it would be neither.
     """

@@ -1,7 +1,7 @@
 """The vocabulary of the shipped teacher, and the form of its captions.
 
 A caption reads "a small red car on top of a blue cube, front view, gray background"; every part but the thing
-is optional. Colours, sizes, views and backgrounds are named as below, and no others are known.
+is optional. Colors, sizes, views and backgrounds are named as below, and no others are known.
 """
 
 import difflib
@@ -39,7 +39,7 @@ SYNONYMS = {
 SIZES = {"small": 0.52, "big": 0.92}
 USUAL_SIZE = 0.78
 BACKGROUNDS = {"white": (1.0, 1.0, 1.0), "gray": (0.5, 0.5, 0.5), "black": (0.0, 0.0, 0.0)}
-TEXTURELESS = 0.8  # grey of things without colours
+TEXTURELESS = 0.8  # gray of things without colors
 OPENINGS = ("", "", "", "", "", "", "a photo of ", "a 3d model of ", "a render of ", "a toy ")
 FUNCTION_WORDS = [
     "a",
@@ -80,7 +80,7 @@ def describe(things: tuple[str, ...], colors: tuple[str | None, ...], size: str 
 
 
 def parse(text: str) -> tuple[tuple[str, ...], tuple[str | None, ...]] | None:
-    """The things and colours that `describe` would have said; None for text of another form."""
+    """The things and colors that `describe` would have said; None for text of another form."""
     names = {name: name for name in THINGS} | {short: name for name, short in SYNONYMS.items()}
     things, colors = [], []
     for phrase in text.lower().split(",")[0].split(" on top of "):
@@ -109,7 +109,7 @@ def word_list() -> str:
     lines = {
         "objects": [name + (f" ({SYNONYMS[name]})" if name in SYNONYMS else "") for name in OBJECTS],
         "shapes": [name + (f" ({SYNONYMS[name]})" if name in SYNONYMS else "") for name in PRIMITIVES],
-        "colours": list(COLORS),
+        "colors": list(COLORS),
         "sizes": list(SIZES),
         "two things": ["X on top of Y"],
         "other words": sorted(FUNCTION_WORDS),

@@ -53,9 +53,9 @@ def rasterize(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The slow twin of `splatdistill.ops.rasterize`: same arguments, same results."""
     scene = (means, quats, scales, opacities, sh, viewmats, Ks)
-    means2d, conics, depths, colours, radii = project(*scene, width, height, sh_degree, limits)
+    means2d, conics, depths, colors, radii = project(*scene, width, height, sh_degree, limits)
     rgb, alpha, depth = rasterize_tiles(
-        means2d, conics, colours, opacities, depths, radii, backgrounds, width, height
+        means2d, conics, colors, opacities, depths, radii, backgrounds, width, height
     )
     return rgb, alpha, depth, means2d, radii
 
@@ -73,7 +73,7 @@ def project(
     sh_degree: int,
     limits: Sequence[float],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Project and shade: means2d [V,N,2], conics [V,N,3], depths [V,N], colours [V,N,3], radii [V,N,2].
+    """Project and shade: means2d [V,N,2], conics [V,N,3], depths [V,N], colors [V,N,3], radii [V,N,2].
 
     Everything is zero, and gradients are too, where a Gaussian is culled: outside near..far, fainter than
     1/255, no larger than radius_clip, off the image, or not finite. `limits` holds the values of `Limits`.
@@ -92,16 +92,16 @@ def project(
     )
     sh = torch.where(used[:, None, None], sh, torch.zeros_like(sh))
     projected = _project_all(means, quats, scales, sh, *camera, seen)
-    means2d, covars2d, depths, colours = (
+    means2d, covars2d, depths, colors = (
         torch.where(seen[..., None], x, torch.zeros_like(x)) for x in projected
     )
     xx, xy, yy = torch.where(seen[..., None], covars2d, covars2d.new_tensor([1.0, 0.0, 1.0])).unbind(-1)
     conics = torch.stack([yy, -xy, xx], dim=-1) / (xx * yy - xy * xy)[..., None] * seen[..., None]
-    return means2d, conics, depths[..., 0], colours, radii
+    return means2d, conics, depths[..., 0], colors, radii
 
 
 def _project_all(means, quats, scales, sh, viewmats, Ks, width, height, sh_degree, eps2d, seen=None):
-    """means2d [V,N,2], covariances [V,N,3], depths [V,N,1], colours [V,N,3]; what is not seen is made up."""
+    """means2d [V,N,2], covariances [V,N,3], depths [V,N,1], colors [V,N,3]; what is not seen is made up."""
     means_c = means @ viewmats[:, :3, :3].mT + viewmats[:, None, :3, 3]  # [V,N,3]
     if seen is not None:
         means_c = torch.where(seen[..., None], means_c, means_c.new_tensor([0.0, 0.0, 1.0]))
@@ -111,18 +111,18 @@ def _project_all(means, quats, scales, sh, viewmats, Ks, width, height, sh_degre
     lengths = directions.norm(dim=-1, keepdim=True)
     directions = directions / torch.where(lengths > 0, lengths, torch.ones_like(lengths))
     coefficients = sh[:, : (sh_degree + 1) ** 2]
-    colours = torch.einsum("vnk,nkc->vnc", sh_basis(directions, sh_degree), coefficients)
-    return means2d, covars2d, means_c[..., 2:], torch.clamp_min(colours + 0.5, 0.0)
+    colors = torch.einsum("vnk,nkc->vnc", sh_basis(directions, sh_degree), coefficients)
+    return means2d, covars2d, means_c[..., 2:], torch.clamp_min(colors + 0.5, 0.0)
 
 
-def _radii(opacities, means2d, covars2d, depths, colours, width, height, near, far, radius_clip) -> Tensor:
+def _radii(opacities, means2d, covars2d, depths, colors, width, height, near, far, radius_clip) -> Tensor:
     """Half sizes [V,N,2] int32 of the box in which alpha reaches 1/255; zero for what is culled."""
     xx, xy, yy = covars2d.unbind(-1)
     det = (xx * yy - xy * xy)[..., None]
     # standard deviations until alpha = 1/255, at most 3.33 (2402.00525, section B.2)
     reach = torch.sqrt(2.0 * torch.log((opacities / ALPHA_MIN).clamp_min(1.0))).clamp_max(3.33)
     extent = torch.ceil(reach[:, None] * torch.stack([xx, yy], dim=-1).clamp_min(0.0).sqrt())
-    finite = torch.cat([means2d, covars2d, det, colours], dim=-1).isfinite().all(-1) & opacities.isfinite()
+    finite = torch.cat([means2d, covars2d, det, colors], dim=-1).isfinite().all(-1) & opacities.isfinite()
     seen = finite & (opacities >= ALPHA_MIN) & (depths[..., 0] >= near) & (depths[..., 0] <= far)
     seen &= (det[..., 0] > 0) & (extent > radius_clip).any(-1)
     seen &= ((means2d + extent > 0) & (means2d - extent < means2d.new_tensor([width, height]))).all(-1)
@@ -133,12 +133,12 @@ def _ewa(means_c, quats, scales, viewmats, Ks, width, height, eps2d):
     """Pinhole means2d [V,N,2] and blurred covariances (xx, xy, yy) [V,N,3] (2308.04079, eq. 5)."""
     x, y, z = means_c.unbind(-1)  # [V,N]
     focal = Ks[:, None, [0, 1], [0, 1]]  # [V,1,2]
-    centre = Ks[:, None, [0, 1], [2, 2]]
+    center = Ks[:, None, [0, 1], [2, 2]]
     size = Ks.new_tensor([width, height])
     margin = 0.15 * size / focal  # the Jacobian is frozen 15 % outside the image
     slopes = torch.stack([x / z, y / z], dim=-1)
-    clamped = torch.clamp(slopes, -(centre / focal + margin), (size - centre) / focal + margin)
-    means2d = focal * slopes + centre
+    clamped = torch.clamp(slopes, -(center / focal + margin), (size - center) / focal + margin)
+    means2d = focal * slopes + center
     diagonal = focal / z[..., None]  # [V,N,2]
     J = torch.cat([torch.diag_embed(diagonal), -(diagonal * clamped)[..., None]], dim=-1)  # [V,N,2,3]
     RS = rotation_matrices(quats) * scales[:, None, :]  # [N,3,3]
@@ -180,7 +180,7 @@ def sh_basis(directions: Tensor, degree: int) -> Tensor:
 def rasterize_tiles(
     means2d: Tensor,
     conics: Tensor,
-    colours: Tensor,
+    colors: Tensor,
     opacities: Tensor,
     depths: Tensor,
     radii: Tensor,
@@ -190,7 +190,7 @@ def rasterize_tiles(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Blend what `project` returned: rgb [V,H,W,3], alpha [V,H,W,1], expected depth [V,H,W,1]."""
     views = []
-    features = torch.cat([colours, depths[..., None]], dim=-1)  # [V,N,4]
+    features = torch.cat([colors, depths[..., None]], dim=-1)  # [V,N,4]
     for v in range(means2d.shape[0]):
         near_to_far = torch.argsort(depths[v], stable=True)
         seen = near_to_far[(radii[v, near_to_far] > 0).all(-1)]
@@ -208,7 +208,7 @@ def rasterize_tiles(
 
 
 def _blend(means2d, conics, opacities, features, radii, left, top, width, height) -> Tensor:
-    """One tile [h,w,5] of colour, depth and alpha, from the Gaussians that reach it, near to far."""
+    """One tile [h,w,5] of color, depth and alpha, from the Gaussians that reach it, near to far."""
     right, bottom = min(left + TILE, width), min(top + TILE, height)
     with torch.no_grad():
         low, high = means2d.new_tensor([left, top]), means2d.new_tensor([right, bottom])

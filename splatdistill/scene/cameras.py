@@ -70,7 +70,7 @@ class Cameras:
 
     @property
     def positions(self) -> Tensor:
-        """Camera centres in the world [V, 3]."""
+        """Camera centers in the world [V, 3]."""
         return self.camtoworlds[:, :3, 3]
 
 

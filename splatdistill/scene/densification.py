@@ -46,7 +46,7 @@ class DensificationConfig:
     start: int = 500
     stop: int = 15_000
     every: int = 100
-    grow_grad2d: float = 2e-4  # mean gradient of the centre in units of half an image
+    grow_grad2d: float = 2e-4  # mean gradient of the center in units of half an image
     grow_scale3d: float = 0.01  # larger Gaussians are split, smaller ones duplicated
     prune_opacity: float = 0.005  # below: pruned (default) or relocated (mcmc)
     prune_scale3d: float = 0.1  # larger Gaussians are pruned (default)
@@ -64,7 +64,7 @@ class DensificationConfig:
 
 
 class Densifier:
-    """Runs a DensificationConfig next to the optimisation.
+    """Runs a DensificationConfig next to the optimization.
 
     Optimizers are a dict: parameter name -> an optimizer of that one parameter, as gsplat wants them.
     """
@@ -74,13 +74,13 @@ class Densifier:
         self.scene_scale = scene_scale
         self._state: dict[str, Tensor] = {}  # grad2d [N], count [N]: gsplat's names
 
-    def initialise(self, gaussians: ParameterDict, optimizers: dict[str, Optimizer]) -> None:
+    def initialize(self, gaussians: ParameterDict, optimizers: dict[str, Optimizer]) -> None:
         """Start with empty statistics; raises AssertionError when optimizers and parameters do not match."""
         Strategy().check_sanity(gaussians, optimizers)
         self._state = self._empty(gaussians)
 
     def before_backward(self, info: dict[str, Any]) -> None:
-        """Keep the gradient of the projected centres; call it before loss.backward() with a Render's info."""
+        """Keep the gradient of the projected centers; call it before loss.backward() with a Render's info."""
         if self.config.kind == "default" and info["means2d"].requires_grad:
             info["means2d"].retain_grad()
 
@@ -131,7 +131,7 @@ class Densifier:
         return {name: torch.zeros_like(gaussians["opacities"].detach()) for name in names}
 
     def _accumulate(self, info: dict[str, Any]) -> None:
-        """Add the norm of the image-plane gradient in normalised coordinates, where a Gaussian is visible."""
+        """Add the norm of the image-plane gradient in normalized coordinates, where a Gaussian is visible."""
         half = info["means2d"].new_tensor([info["width"] / 2, info["height"] / 2]) * info["n_cameras"]
         norms = (info["means2d"].grad * half).norm(dim=-1)  # [V, N]
         visible = (info["radii"] > 0).all(-1)  # [V, N]
@@ -228,7 +228,7 @@ def _add_samples(
 
 
 def _explore(gaussians: ParameterDict, scale: float) -> None:
-    """Move centres at random within their shape, transparent Gaussians the most (2404.09591)."""
+    """Move centers at random within their shape, transparent Gaussians the most (2404.09591)."""
     gate = torch.sigmoid(100 * (0.005 - gaussians["opacities"].sigmoid()))  # 1 - o against 0.995
     rotations = normalized_quat_to_rotmat(F.normalize(gaussians["quats"], dim=-1))  # [N, 3, 3]
     noise = torch.randn_like(gaussians["means"]) * gate[:, None] * scale
@@ -275,7 +275,7 @@ def _clusters(gaussians: ParameterDict, cell: float) -> Tensor:
     """A label [M] for each Gaussian, the same for all in a connected group of occupied cells.
 
     A Gaussian occupies the cells within two standard deviations along its axes. Labels spread to the 26
-    neighbours until nothing changes; what lies beyond the grid counts to its rim.
+    neighbors until nothing changes; what lies beyond the grid counts to its rim.
     """
     means, device = gaussians["means"], gaussians["means"].device
     rotations = normalized_quat_to_rotmat(F.normalize(gaussians["quats"], dim=-1))  # [M, 3, 3]
@@ -285,7 +285,7 @@ def _clusters(gaussians: ParameterDict, cell: float) -> Tensor:
     points = torch.cat([means[:, None], extent], 1)  # [M, 13, 3]
     i, j, k = (points / cell + GRID / 2).floor().clamp(0, GRID - 1).long().unbind(-1)
     index = (i * GRID + j) * GRID + k  # [M, 13]
-    # Float labels are exact (they stay below 2^24), and max_pool3d is the neighbourhood maximum.
+    # Float labels are exact (they stay below 2^24), and max_pool3d is the neighborhood maximum.
     numbers = torch.arange(1.0, GRID**3 + 1, device=device)
     occupied = torch.zeros_like(numbers).index_fill(0, index.flatten(), 1.0)
     labels = (numbers * occupied).view(1, 1, GRID, GRID, GRID)

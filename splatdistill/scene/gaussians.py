@@ -1,7 +1,7 @@
 """The scene: 3D Gaussians as a ParameterDict with gsplat's names, and how to start one.
 
 means [N, 3]; scales [N, 3] log; quats [N, 4] wxyz, any length; opacities [N] logit; sh0 [N, 1, 3] and
-shN [N, K - 1, 3] spherical-harmonic coefficients of the colour, K = (degree + 1)^2.
+shN [N, K - 1, 3] spherical-harmonic coefficients of the color, K = (degree + 1)^2.
 """
 
 import math
@@ -22,7 +22,7 @@ class Activated(NamedTuple):
     """Gaussians as a renderer takes them: scales and opacities activated, all SH coefficients together."""
 
     means: Tensor  # [N, 3]
-    quats: Tensor  # [N, 4] wxyz, not normalised
+    quats: Tensor  # [N, 4] wxyz, not normalized
     scales: Tensor  # [N, 3] standard deviations, world units
     opacities: Tensor  # [N] in (0, 1)
     sh: Tensor  # [N, K, 3]
@@ -50,12 +50,12 @@ def covariances(quats: Tensor, scales: Tensor) -> Tensor:
 
 
 def rgb_to_sh0(rgb: Values) -> Values:
-    """The degree-0 SH coefficient of a colour in [0, 1], any shape."""
+    """The degree-0 SH coefficient of a color in [0, 1], any shape."""
     return (rgb - 0.5) / SH_C0
 
 
 def sh0_to_rgb(sh0: Values) -> Values:
-    """The colour of a degree-0 SH coefficient, any shape; the inverse of `rgb_to_sh0`."""
+    """The color of a degree-0 SH coefficient, any shape; the inverse of `rgb_to_sh0`."""
     return sh0 * SH_C0 + 0.5
 
 
@@ -76,20 +76,20 @@ def init_blob(
     scale: float | None = None,
     opacity: float = 0.1,
     sh_degree: int = 0,
-    colour_noise: float = 0.1,
+    color_noise: float = 0.1,
     generator: torch.Generator | None = None,
 ) -> ParameterDict:
-    """`count` round grey Gaussians, uniform in a ball around the origin.
+    """`count` round gray Gaussians, uniform in a ball around the origin.
 
     radius in world units; scale is the standard deviation (default: half the mean spacing in the ball);
-    opacity in (0, 1); colours are 0.5 plus normal noise of standard deviation colour_noise.
+    opacity in (0, 1); colors are 0.5 plus normal noise of standard deviation color_noise.
     """
     direction = torch.nn.functional.normalize(torch.randn(count, 3, generator=generator), dim=-1)
     distance = radius * torch.rand(count, 1, generator=generator) ** (1 / 3)  # uniform in volume
     spacing = radius * math.cbrt(4 / 3 * math.pi / max(count, 1))
     sigma = 0.5 * spacing if scale is None else scale
     quats = torch.nn.functional.normalize(torch.randn(count, 4, generator=generator), dim=-1)
-    rgb = 0.5 + colour_noise * torch.randn(count, 1, 3, generator=generator)
+    rgb = 0.5 + color_noise * torch.randn(count, 1, 3, generator=generator)
     return from_tensors(
         means=direction * distance,
         scales=torch.full((count, 3), math.log(sigma)),
@@ -141,6 +141,6 @@ def finite_mask(gaussians: ParameterDict) -> Tensor:
 
 @torch.no_grad()
 def clamp_to_sphere_(gaussians: ParameterDict, radius: float) -> None:
-    """Move, in place, every centre outside a sphere around the origin back to its surface."""
+    """Move, in place, every center outside a sphere around the origin back to its surface."""
     means = gaussians["means"]
     means.mul_((radius / means.norm(dim=-1, keepdim=True)).clamp(max=1.0))

@@ -1,4 +1,4 @@
-"""Regularisers that text-to-3D adds to score distillation: pure functions to scalars, small when good.
+"""Regularizers that text-to-3D adds to score distillation: pure functions to scalars, small when good.
 
 There is no photometric loss to hold a scene together, so these keep it opaque or empty, compact and round.
 """
@@ -15,7 +15,7 @@ from splatdistill.scene.rendering import Render
 
 @dataclass(frozen=True)
 class LossWeights:
-    """The weight of each regulariser of this file, by its name; 0 turns it off."""
+    """The weight of each regularizer of this file, by its name; 0 turns it off."""
 
     alpha_entropy: float = 0.0
     sparsity: float = 0.0
@@ -61,7 +61,7 @@ def anisotropy(scales: Tensor, ratio: float = 10.0) -> Tensor:
 
 
 def depth_smoothness(depth: Tensor, alpha: Tensor) -> Tensor:
-    """Mean absolute depth difference of neighbouring pixels, in world units, where both are covered.
+    """Mean absolute depth difference of neighboring pixels, in world units, where both are covered.
 
     depth, alpha [V, H, W, 1]; pairs are weighted by the product of their (detached) alphas, so that the loss
     cannot be lowered by becoming transparent.
@@ -77,7 +77,7 @@ def depth_smoothness(depth: Tensor, alpha: Tensor) -> Tensor:
 
 
 def reference_errors(render: Render, rgb: Tensor, alpha: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean squared errors of colour and of alpha against a picture of the thing (Zero-1-to-3, 2303.11328).
+    """Mean squared errors of color and of alpha against a picture of the thing (Zero-1-to-3, 2303.11328).
 
     rgb [V, H, W, 3] before the background that was rendered, alpha [V, H, W, 1].
     """
@@ -94,10 +94,10 @@ TERMS: dict[str, Callable[[Render, Activated], Tensor]] = {
 }
 
 
-def regularisation(
+def regularization(
     render: Render, gaussians: ParameterDict, weights: LossWeights
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The weighted sum of the regularisers, and the unweighted, detached value of each that is on."""
+    """The weighted sum of the regularizers, and the unweighted, detached value of each that is on."""
     scene = activated(gaussians)
     total, values = render.alpha.new_zeros(()), {}
     for field in fields(weights):

@@ -41,7 +41,7 @@ def reorient(gaussians: ParameterDict, source: str, target: str) -> ParameterDic
 
 @torch.no_grad()
 def rotate_(gaussians: ParameterDict, rotation: Tensor) -> None:
-    """Turn a scene in place around the origin by a rotation [3, 3]: centres, axes and view-dependent colours.
+    """Turn a scene in place around the origin by a rotation [3, 3]: centers, axes and view-dependent colors.
 
     Seen from a camera turned with it, it looks the same. Exact up to rounding to float32.
     """

@@ -138,10 +138,10 @@ def to_rgba(picture: Image.Image) -> Image.Image:
         direct = mode not in ("La", "RGBX")
         return picture.convert("RGBA") if direct else picture.convert("RGB").convert("RGBA")
     values = np.asarray(picture)
-    grey = (values.astype(np.float32) * (255.0 / WHITE[mode])).round().astype(np.uint8)
+    gray = (values.astype(np.float32) * (255.0 / WHITE[mode])).round().astype(np.uint8)
     hidden = values == picture.info.get("transparency", -1)
     alpha = Image.fromarray(np.where(hidden, np.uint8(0), np.uint8(255)))
-    return Image.merge("RGBA", [*[Image.fromarray(grey)] * 3, alpha])
+    return Image.merge("RGBA", [*[Image.fromarray(gray)] * 3, alpha])
 
 
 def turned_upright(picture: Image.Image, opened: Image.Image) -> Image.Image:

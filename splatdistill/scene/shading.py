@@ -33,7 +33,7 @@ def normals(depth: Tensor, cameras: Cameras) -> Tensor:
 
 
 def slope(points: Tensor, axis: int) -> Tensor:
-    """Differences of neighbouring points [V, H, W, 3] along an axis: of the two, the one less deep."""
+    """Differences of neighboring points [V, H, W, 3] along an axis: of the two, the one less deep."""
     steps = points.diff(dim=axis)
     first, last = steps.narrow(axis, 0, 1), steps.narrow(axis, steps.shape[axis] - 1, 1)
     before, after = torch.cat([first, steps], axis), torch.cat([steps, last], axis)
@@ -50,9 +50,9 @@ def light(render: Render, cameras: Cameras) -> Tensor:
 
 
 def textureless(render: Render, cameras: Cameras, background: Tensor | float = 1.0) -> Tensor:
-    """The thing in one light grey under the lights, [V, H, W, 3], as DreamFusion judges geometry.
+    """The thing in one light gray under the lights, [V, H, W, 3], as DreamFusion judges geometry.
 
-    background: a grey, or colours [V, 3]. Source: 2209.14988, section 3.2; the lights are those of the
+    background: a gray, or colors [V, 3]. Source: 2209.14988, section 3.2; the lights are those of the
     embedded teacher's scenes.
     """
     shaded = (ALBEDO * light(render, cameras)).expand(-1, -1, -1, 3)
@@ -60,20 +60,20 @@ def textureless(render: Render, cameras: Cameras, background: Tensor | float = 1
 
 
 def lambertian(render: Render, cameras: Cameras, background: Tensor) -> Tensor:
-    """The thing's own colours under the lights, [V, H, W, 3], before backgrounds [V, 3]."""
+    """The thing's own colors under the lights, [V, H, W, 3], before backgrounds [V, 3]."""
     behind = (1.0 - render.alpha) * spread(background)
     return (render.rgb - behind) * light(render, cameras) + behind
 
 
 def spread(background: Tensor | float) -> Tensor | float:
-    """A colour for each view [V, 3] as [V, 1, 1, 3]; a number stays one."""
+    """A color for each view [V, 3] as [V, 1, 1, 3]; a number stays one."""
     return background[:, None, None] if isinstance(background, Tensor) else background
 
 
 @dataclass(frozen=True)
 class Shading:
     """DreamFusion's lighting of training views (2209.14988, section 3.2): from the share `start` of the run
-    on, a view is lit with probability `lambertian`, and without its colours with `textureless`.
+    on, a view is lit with probability `lambertian`, and without its colors with `textureless`.
 
     Raises ValueError for probabilities that do not fit into one.
     """

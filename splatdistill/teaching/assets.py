@@ -1,6 +1,6 @@
 """The bundle of real 3D models: its list of entries, and readers of its two kinds of files.
 
-The bundle's README says what the fields mean. GLB files hold a static mesh of base colours; an entry of
+The bundle's README says what the fields mean. GLB files hold a static mesh of base colors; an entry of
 Sweet Home 3D's furniture is an OBJ file in an archive of the Debian package sweethome3d-furniture.
 """
 

@@ -39,7 +39,7 @@ def _latent_loss(latents: Tensor) -> Tensor:
 
 
 def _foggy(images: Tensor, rng: torch.Generator) -> Tensor:
-    """Blur 15 % of the pictures and half-blend another 15 % with its neighbour, as early splats look."""
+    """Blur 15 % of the pictures and half-blend another 15 % with its neighbor, as early splats look."""
     kind = torch.rand(len(images), generator=rng)
     blurred = F.interpolate(F.avg_pool2d(images, 4), scale_factor=4, mode="bilinear", align_corners=False)
     weight = torch.rand(len(images), 1, 1, 1, generator=rng)

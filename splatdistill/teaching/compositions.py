@@ -16,7 +16,7 @@ from splatdistill.teaching.shelf import Shelf
 CAPTIONS = 3  # of each scene, drawn apart
 RING, FREE = 4, 1  # views of each scene: evenly around at one elevation, and from anywhere
 VIEWS = RING + FREE
-CONTRAST = 0.3  # of a background to the mean colour before it, at least
+CONTRAST = 0.3  # of a background to the mean color before it, at least
 KINDS = {"alone": 0.78, "on top of": 0.14, "next to": 0.05, "and": 0.03}
 SUPPORTS = (
     "cube", "cylinder", "table", "coffee table", "desk", "crate", "barrel", "stool", "side table",
@@ -149,7 +149,7 @@ def draw_light(rng: np.random.Generator) -> Light:
 
 
 def draw_background(rgba: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A plain colour [3], white, gray, black or any, that what pictures [V, S, S, 4] show stands out from."""
+    """A plain color [3], white, gray, black or any, that what pictures [V, S, S, 4] show stands out from."""
     covered = max(float(rgba[..., 3].sum()), 1.0)
     mean = rgba[..., :3].sum((0, 1, 2), dtype=float) / covered
     for _ in range(8):

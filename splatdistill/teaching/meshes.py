@@ -39,14 +39,14 @@ class Mesh:
         return self.positions.min(0), self.positions.max(0)
 
     def grounded(self, scale: np.ndarray | float = 1.0) -> Mesh:
-        """The mesh standing centred on z = 0, its longest side `scale` (one number, or [3] for each axis)."""
+        """The mesh standing centered on z = 0, its longest side `scale` (a number, or [3] for each axis)."""
         low, high = self.bounds
         matrix = np.eye(3) * scale / max(float((high - low).max()), 1e-9)
         base = np.array([(low[0] + high[0]) / 2, (low[1] + high[1]) / 2, low[2]])
         return self.moved(matrix, -matrix @ base)
 
     def fitted(self, half: float) -> Mesh:
-        """The mesh centred on the origin, longest half side `half`, half diagonal at most 1.25 `half`."""
+        """The mesh centered on the origin, longest half side `half`, half diagonal at most 1.25 `half`."""
         low, high = self.bounds
         size = (high - low) / 2
         scale = half / max(size.max(), np.linalg.norm(size) / 1.25, 1e-9)
@@ -68,7 +68,7 @@ def joined(meshes: list[Mesh]) -> Mesh:
 
 
 def plain(positions: np.ndarray, color: np.ndarray, normals: np.ndarray | None = None) -> Mesh:
-    """Triangles [n, 3] of linear RGBA colours [4] or [n, 4]; flat where no normals are given."""
+    """Triangles [n, 3] of linear RGBA colors [4] or [n, 4]; flat where no normals are given."""
     positions = positions.astype(np.float32)
     if normals is None:
         normals = face_normals(positions)
@@ -155,7 +155,7 @@ def unit_solid(kind: int, parameter: float) -> np.ndarray:
 
 
 def of_solids(solids: Solids, variant: int = 0) -> Mesh:
-    """One variant of a batch of solids; its colours are taken for sRGB."""
+    """One variant of a batch of solids; its colors are taken for sRGB."""
     meshes = []
     for i, kind in enumerate(solids.kinds):
         axes, color = solids.axes[i][variant], to_linear(solids.colors[i][variant])

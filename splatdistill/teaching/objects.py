@@ -1,7 +1,7 @@
 """The things the shipped teacher knows: each is built from a few solids around the z axis, facing +X.
 
-A builder adds n variants of its thing to `s`; `c` [n, 3] is the colour that the caption names. Sizes are
-free: scenes are scaled afterwards. Parts that are always alike (eyes, wheels, trunks) keep their colours.
+A builder adds n variants of its thing to `s`; `c` [n, 3] is the color that the caption names. Sizes are
+free: scenes are scaled afterwards. Parts that are always alike (eyes, wheels, trunks) keep their colors.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ def house(s: Solids, c: np.ndarray) -> None:
 
 
 def car(s: Solids, c: np.ndarray) -> None:
-    """A body with a glazed cabin towards the back and wheels; yellow lights in front, red ones behind."""
+    """A body with a glazed cabin toward the back and wheels; yellow lights in front, red ones behind."""
     long, wide, low = s.uniform(0.80, 0.95), s.uniform(0.38, 0.44), s.uniform(0.17, 0.21)
     s.box((0, 0, 0.2 + low), (long, wide, low), c)
     z = 0.2 + 2 * low + 0.17

@@ -1,4 +1,4 @@
-"""What is said of scenes of real things: canonical texts, names, colours and sizes.
+"""What is said of scenes of real things: canonical texts, names, colors and sizes.
 
 A text is reduced to plain words before it is tokenized, in training and in use alike: lower case, no
 articles, no punctuation, none of the ways to say that it is a picture.
@@ -34,7 +34,7 @@ def canonical(text: str) -> str:
 def name(entry: Entry, color: str | None, size: str, rng: np.random.Generator) -> str:
     """One way to name a model: by its phrase, its noun, or one of its other names and classes.
 
-    A phrase tells the colours that the model came with, so a tinted one is called by the others.
+    A phrase tells the colors that the model came with, so a tinted one is called by the others.
     """
     kind = rng.random()
     if color is None and entry.phrases and kind < 0.35:

@@ -91,7 +91,7 @@ class Renderer:
         self._gl.enable_direct(ALPHA_TO_COVERAGE)
 
     def draw(self, mesh: Mesh, cameras: Cameras, light: Light) -> np.ndarray:
-        """Pictures [V, S, S, 4] uint8 of a mesh, colour multiplied by coverage; the cameras' size is S."""
+        """Pictures [V, S, S, 4] uint8 of a mesh, color multiplied by coverage; the cameras' size is S."""
         rows = (mesh.positions, mesh.normals, mesh.colors, mesh.uvs, mesh.layers[:, None])
         buffer = self._gl.buffer(np.concatenate(rows, 1).astype(np.float32).tobytes())
         names = ("position", "normal", "color", "uv", "layer")

@@ -37,7 +37,7 @@ class Batch:
 
     table: np.ndarray
     things: tuple[str, ...]  # one or two names; the first stands on the second
-    colors: list[tuple[str | None, ...]]  # n tuples, None where the caption leaves the colour out
+    colors: list[tuple[str | None, ...]]  # n tuples, None where the caption leaves the color out
     sizes: list[str]  # n, "" where usual
 
     def repeated(self, times: int) -> Batch:
@@ -66,11 +66,11 @@ def build(
     Args:
         things: one or two keys of BUILDERS.
         n: number of variants.
-        rng: source of shape jitter, colours and sizes.
-        named: share of captions that name a colour (others show the usual one).
+        rng: source of shape jitter, colors and sizes.
+        named: share of captions that name a color (others show the usual one).
         colors: one for each thing instead of drawn ones; from the same draws come the same shapes in any.
     """
-    columns = []  # per thing: n colour names or None
+    columns = []  # per thing: n color names or None
     for i, _ in enumerate(things):
         names = rng.choice(list(COLORS), n)
         names = names if colors is None else np.repeat(colors[i], n)
@@ -194,7 +194,7 @@ def group(
         count: number of pictures, a multiple of `views`.
         views: pictures of each scene.
         reference: the first view of each scene is a picture to start from.
-        textureless: everything in one light grey, and no colour in the captions.
+        textureless: everything in one light gray, and no color in the captions.
     """
     things = things or sample_structure(rng)
     batch = build(things, count // views, rng, 0.0 if textureless else 0.75).repeated(views)

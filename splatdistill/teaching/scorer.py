@@ -72,8 +72,8 @@ def make_scorer(vocab: int, start: int, end: int) -> CLIPModel:
 def descriptions(seed: int, count: int, threads: int) -> tuple[Tensor, list[str]]:
     """Renders uint8 [n, 3, 64, 64] of random scenes, and what each shows in words.
 
-    Colours are always named, sizes never, and the view in half of the texts. One group in six is without
-    colours, in picture and text.
+    Colors are always named, sizes never, and the view in half of the texts. One group in six is without
+    colors, in picture and text.
     """
     images, texts = [], []
     for i in range(-(-count // scenes.GROUP)):

@@ -22,9 +22,9 @@ from splatdistill.teaching.solids import Solids
 PROCEDURAL = "procedural:"  # what the file of an entry begins with that is built rather than read
 HOLD_OUT_FROM = 4  # models of a noun, from which on one is kept for measuring
 RANKS = 10  # models of a noun that are used at most, the most different first
-TINT_SHARE = 0.4  # of the surface that has to have the main colour
+TINT_SHARE = 0.4  # of the surface that has to have the main color
 UNLIT = Light(ambient=1.0, lamp=0.0, head=0.0)
-NEAR = 0.22  # distance in sRGB within which a colour is the main one
+NEAR = 0.22  # distance in sRGB within which a color is the main one
 
 
 def procedural_entries(nouns: Iterable[str]) -> list[Entry]:
@@ -71,7 +71,7 @@ class Shelf:
         return replace(self, entries=kept)
 
     def mesh(self, entry: Entry) -> tuple[Mesh, np.ndarray | None]:
-        """The mesh of a model and its main colour, from the cache where they are there."""
+        """The mesh of a model and its main color, from the cache where they are there."""
         path = self.cache / f"{hashlib.sha1(entry.file.encode()).hexdigest()[:16]}.npz"
         names = [f.name for f in fields(Mesh)]
         if not path.exists():
@@ -86,7 +86,7 @@ class Shelf:
             return Mesh(**{name: arrays[name] for name in names}), main if len(main) else None
 
     def take(self, entry: Entry, rng: np.random.Generator, tint: float = 0.5) -> tuple[Mesh, str | None]:
-        """A model with a share `tint` of the tintable ones coloured anew, and the name of its new colour."""
+        """A model with a share `tint` of the tintable ones colored anew, and the name of its new color."""
         name = str(rng.choice(list(COLORS))) if entry.tintable and rng.random() < tint else None
         jitter = rng.normal(0, 0.02, 3)
         if entry.file.startswith(PROCEDURAL):
@@ -103,7 +103,7 @@ class Shelf:
 
 
 def main_color(mesh: Mesh, renderer: Renderer) -> np.ndarray | None:
-    """The sRGB colour [3] that most of what is seen of a mesh has; None where no colour has enough of it."""
+    """The sRGB color [3] that most of what is seen of a mesh has; None where no color has enough of it."""
     cameras = orbit([20, 110, 200, 290], [15, 35, 15, 35], 3.0, 40.0, renderer.size, renderer.size)
     rgba = renderer.draw(mesh.fitted(0.8), cameras, UNLIT).reshape(-1, 4)
     seen = rgba[rgba[:, 3] == 255, :3] / 255.0
@@ -115,7 +115,7 @@ def main_color(mesh: Mesh, renderer: Renderer) -> np.ndarray | None:
 
 
 def surface_colors(mesh: Mesh) -> tuple[np.ndarray, np.ndarray]:
-    """The sRGB colour [t, 3] and the area [t] of each triangle."""
+    """The sRGB color [t, 3] and the area [t] of each triangle."""
     corners = mesh.positions.reshape(-1, 3, 3)
     area = np.linalg.norm(np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]), axis=1) / 2
     linear = mesh.colors[:, :3].reshape(-1, 3, 3).mean(1)
@@ -130,9 +130,9 @@ def surface_colors(mesh: Mesh) -> tuple[np.ndarray, np.ndarray]:
 
 
 def tinted(mesh: Mesh, main: np.ndarray, color: np.ndarray) -> Mesh:
-    """The mesh with its main colour changed to another, both sRGB [3].
+    """The mesh with its main color changed to another, both sRGB [3].
 
-    Shades of the main colour keep their brightness beside it; a texture that mostly has it is tinted whole.
+    Shades of the main color keep their brightness beside it; a texture that mostly has it is tinted whole.
     """
     colors, area = surface_colors(mesh)
     layers = mesh.layers[::3].astype(int)
@@ -156,7 +156,7 @@ def tinted(mesh: Mesh, main: np.ndarray, color: np.ndarray) -> Mesh:
 
 
 def alike(colors: np.ndarray, main: np.ndarray) -> np.ndarray:
-    """Which sRGB colours [t, 3] are shades of the main one [3]: near it, or of its hue if both have one."""
+    """Which sRGB colors [t, 3] are shades of the main one [3]: near it, or of its hue if both have one."""
     near = np.linalg.norm(colors - main, axis=1) < NEAR
 
     def chroma(c: np.ndarray) -> np.ndarray:

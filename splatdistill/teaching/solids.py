@@ -1,7 +1,7 @@
-"""Batches of scenes made of coloured solids, and their pictures.
+"""Batches of scenes made of colored solids, and their pictures.
 
 A batch holds n variants of one kind of thing: every call adds one solid to all of them, and any number
-given may be a float or an array [n] (a colour: [3] or [n, 3]). Lengths are world units, angles degrees,
+given may be a float or an array [n] (a color: [3] or [n, 3]). Lengths are world units, angles degrees,
 axes those of the package (+Z up, front toward +X).
 """
 
@@ -111,7 +111,7 @@ class Solids:
         self.centers = [c * scale[:, None] + offset for c in self.centers]
 
     def fit(self, half: Number = 0.8) -> None:
-        """Centre the bounds on the origin; scale the longest half edge to `half`, the diagonal's half to
+        """Center the bounds on the origin; scale the longest half edge to `half`, the diagonal's half to
         at most 1.25 `half`."""
         low, high = self.extent()
         size = (high - low) / 2  # [n, 3]
@@ -124,7 +124,7 @@ class Solids:
             getattr(self, name).extend(getattr(other, name))
 
     def packed(self) -> np.ndarray:
-        """The renderer's table, [n, P, 17] float32: kind, parameter, world-to-local 3x4, colour."""
+        """The renderer's table, [n, P, 17] float32: kind, parameter, world-to-local 3x4, color."""
         axes = np.stack(self.axes, 1)  # [n, P, 3, 3]
         centers = np.stack(self.centers, 1)  # [n, P, 3]
         inverse = np.linalg.inv(axes)
@@ -158,7 +158,7 @@ def raycast(table: np.ndarray, cameras: Cameras, threads: int = 1) -> np.ndarray
         threads: worker threads.
 
     Returns:
-        RGBA pictures [B, S, S, 4] uint8, colour premultiplied by coverage.
+        RGBA pictures [B, S, S, 4] uint8, color premultiplied by coverage.
 
     Raises:
         UserError: the native extension was not built.

@@ -59,7 +59,7 @@ def load_autoencoder(path: Path) -> AutoencoderTiny:
 
 @torch.no_grad()
 def sample_sheet(teacher: Path, path: Path, seed: int = 0) -> None:
-    """Write a PNG of teacher samples (50 DDIM steps): each thing in three views and three colours."""
+    """Write a PNG of teacher samples (50 DDIM steps): each thing in three views and three colors."""
     from splatdistill.guidance import sample
     from splatdistill.priors.base import cfg
 

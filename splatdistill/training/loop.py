@@ -1,4 +1,4 @@
-"""The run, and its exact resume: cameras, render, encode, distil, regularise, step, densify, report."""
+"""The run, and its exact resume: cameras, render, encode, distill, regularize, step, densify, report."""
 
 import math
 from pathlib import Path
@@ -16,7 +16,7 @@ from splatdistill.guidance.prompts import pick_backgrounds
 from splatdistill.priors.base import Prior
 from splatdistill.scene.cameras import Cameras, sample_orbit
 from splatdistill.scene.gaussians import clamp_to_sphere_, sh_degree_of
-from splatdistill.scene.losses import reference_errors, regularisation
+from splatdistill.scene.losses import reference_errors, regularization
 from splatdistill.scene.pictures import Reference
 from splatdistill.scene.rendering import render
 from splatdistill.scene.shading import shade
@@ -135,7 +135,7 @@ def train(
             degree = min(sh_degree_of(state.gaussians), state.step // scene.sh_every if scene.sh_every else 3)
             view = render(state.gaussians, cameras, background, degree)
 
-            # Ask the guide what is wrong with the pictures, and the regularisers with the Gaussians.
+            # Ask the guide what is wrong with the pictures, and the regularizers with the Gaussians.
             shown = shade(view, cameras, background, config.shading, progress, generator)
             guided = guide(
                 shown,
@@ -148,7 +148,7 @@ def train(
             )
             if guided.distillation is not None:
                 watcher.on_views(view, guided.distillation)
-            penalty, terms = regularisation(view, state.gaussians, config.losses)
+            penalty, terms = regularization(view, state.gaussians, config.losses)
             loss = guided.loss + penalty
             if reference is not None:
                 held, errors = reference_loss(state, reference, background[:1], degree, config.image)

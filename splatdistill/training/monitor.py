@@ -257,5 +257,5 @@ class Session(NullWatcher):
 
 
 def to_bytes(rgb: Tensor) -> np.ndarray:
-    """Pixels [H, W, 3] uint8 on the CPU of colours in [0, 1]; others are clipped."""
+    """Pixels [H, W, 3] uint8 on the CPU of colors in [0, 1]; others are clipped."""
     return rgb.clamp(0, 1).mul(255).round().to("cpu", torch.uint8).numpy()

@@ -112,7 +112,7 @@ def new_state(
     ).to(device)
     densifier = Densifier(config.densification)
     optimizers = make_optimizers(gaussians, config.optimizer)
-    densifier.initialise(gaussians, optimizers)
+    densifier.initialize(gaussians, optimizers)
     return TrainState(gaussians, optimizers, config.optimizer, densifier, generator)
 
 

@@ -1,4 +1,4 @@
-"""What the viewer draws by our own rasterizer: cameras of a browser, channels as colours, films of a path."""
+"""What the viewer draws by our own rasterizer: cameras of a browser, channels as colors, films of a path."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -16,17 +16,17 @@ from splatdistill.scene.rendering import Render, render
 from splatdistill.scene.shading import normals
 from splatdistill.training.monitor import to_bytes
 
-Channel = Literal["colour", "alpha", "depth", "normal"]
+Channel = Literal["color", "alpha", "depth", "normal"]
 LARGEST = 2560  # pixels a side
 FARTHEST = 1e4  # world units
-CHANNELS: tuple[Channel, ...] = ("colour", "alpha", "depth", "normal")
+CHANNELS: tuple[Channel, ...] = ("color", "alpha", "depth", "normal")
 
 
 @dataclass(frozen=True)
 class Look:
-    """How a scene is drawn: near and far are depths in world units between which centres count."""
+    """How a scene is drawn: near and far are depths in world units between which centers count."""
 
-    channel: Channel = "colour"
+    channel: Channel = "color"
     sh_degree: int = 3  # at most
     background: tuple[float, float, float] = (1.0, 1.0, 1.0)
     near: float = 0.01
@@ -70,24 +70,24 @@ def draw(gaussians: ParameterDict, cameras: Cameras, look: Look = Look()) -> np.
     background = torch.tensor(look.background)
     scene = between(gaussians, cameras, look.near, look.far)
     view = render(scene, cameras, background, min(look.sh_degree, sh_degree_of(scene)))
-    return to_bytes(colours(view, cameras, look)[0])
+    return to_bytes(colors(view, cameras, look)[0])
 
 
 def between(gaussians: ParameterDict, cameras: Cameras, near: float, far: float) -> ParameterDict:
-    """The Gaussians whose centres lie between two depths of one camera: the same object where all do."""
+    """The Gaussians whose centers lie between two depths of one camera: the same object where all do."""
     view = cameras.viewmats[0].to(gaussians["means"])
     depth = gaussians["means"] @ view[2, :3] + view[2, 3]
     kept = (depth >= near) & (depth <= far)
     return gaussians if kept.all() else select(gaussians, kept)
 
 
-def colours(view: Render, cameras: Cameras, look: Look) -> Tensor:
-    """A channel of a rendered view as colours [V, H, W, 3].
+def colors(view: Render, cameras: Cameras, look: Look) -> Tensor:
+    """A channel of a rendered view as colors [V, H, W, 3].
 
-    Depth is white where nearest and black where farthest; normals are world axes, [-1, 1] as colours. Where
+    Depth is white where nearest and black where farthest; normals are world axes, [-1, 1] as colors. Where
     nothing is, there is the background.
     """
-    if look.channel == "colour":
+    if look.channel == "color":
         return view.rgb
     if look.channel == "alpha":
         return view.alpha.expand(-1, -1, -1, 3)
@@ -104,7 +104,7 @@ def colours(view: Render, cameras: Cameras, look: Look) -> Tensor:
 
 @torch.no_grad()
 def splats_for_client(gaussians: ParameterDict) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Centres, covariances, colours and opacities for viser's shader, which draws SH degree 0."""
+    """Centers, covariances, colors and opacities for viser's shader, which draws SH degree 0."""
     means, quats, scales, opacities, sh = (v[finite_mask(gaussians)].cpu() for v in activated(gaussians))
     rgb = sh0_to_rgb(sh[:, 0]).clamp(0, 1)
     return means.numpy(), covariances(quats, scales).numpy(), rgb.numpy(), opacities[:, None].numpy()

@@ -97,7 +97,7 @@ class Panels:
         self.mode = gui.add_dropdown(
             "Drawn by",
             (BROWSER, RASTERIZER),
-            hint="the browser draws at once, colours of SH degree 0; the rasterizer exactly",
+            hint="the browser draws at once, colors of SH degree 0; the rasterizer exactly",
         )
         self.background = gui.add_rgb("Background", (255, 255, 255))
         self.channel = gui.add_dropdown("Channel", CHANNELS)

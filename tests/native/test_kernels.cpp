@@ -44,9 +44,9 @@ struct Drawing {
     int64_t N, V, K;
     int width, height, degree;
     std::vector<float> means, quats, scales, opacities, sh, viewmats, Ks, backgrounds;
-    std::vector<float> means2d, conics, depths, colours, rgb, alpha, depth;
+    std::vector<float> means2d, conics, depths, colors, rgb, alpha, depth;
     std::vector<int32_t> radii;
-    std::vector<float> v_means2d, v_conics, v_colours, v_opacities, v_depths, v_backgrounds;
+    std::vector<float> v_means2d, v_conics, v_colors, v_opacities, v_depths, v_backgrounds;
     std::vector<float> v_means, v_quats, v_scales, v_sh, cotangents;
     std::unique_ptr<char, decltype(&std::free)> memory{nullptr, &std::free};
     size_t memory_size = 0;
@@ -63,9 +63,9 @@ struct Drawing {
             viewmats.insert(viewmats.end(), matrix, matrix + 16), Ks.insert(Ks.end(), K, K + 9);
         }
         const size_t VN = size_t(V * N), pixels = size_t(V) * size_t(width) * size_t(height);
-        means2d.resize(VN * 2), conics.resize(VN * 3), depths.resize(VN), colours.resize(VN * 3);
+        means2d.resize(VN * 2), conics.resize(VN * 3), depths.resize(VN), colors.resize(VN * 3);
         radii.resize(VN * 2), rgb.resize(pixels * 3), alpha.resize(pixels), depth.resize(pixels);
-        v_means2d.resize(VN * 2), v_conics.resize(VN * 3), v_colours.resize(VN * 3), v_depths.resize(VN);
+        v_means2d.resize(VN * 2), v_conics.resize(VN * 3), v_colors.resize(VN * 3), v_depths.resize(VN);
         v_opacities.resize(size_t(N)), v_backgrounds.resize(size_t(V) * 3), v_means.resize(size_t(N) * 3);
         v_quats.resize(size_t(N) * 4), v_scales.resize(size_t(N) * 3), v_sh.resize(size_t(N * K) * 3);
         cotangents = uniforms(int64_t(pixels) * 3, -1, 1);
@@ -92,14 +92,14 @@ struct Drawing {
     }
     raster::Image image() const { return {N, V, width, height}; }
     raster::RasterInputs inputs() const {
-        return {means2d.data(), conics.data(), colours.data(),    opacities.data(),
+        return {means2d.data(), conics.data(), colors.data(),     opacities.data(),
                 depths.data(),  radii.data(),  backgrounds.data()};
     }
     raster::State state() const { return kernels().read_state(image(), memory.get(), memory_size); }
 
     void forward() {
         kernels().project(scene(),
-                          {means2d.data(), conics.data(), depths.data(), colours.data(), radii.data()});
+                          {means2d.data(), conics.data(), depths.data(), colors.data(), radii.data()});
         const raster::Allocator allocator{
             [](void* self, size_t size) {
                 auto* drawing = static_cast<Drawing*>(self);
@@ -117,15 +117,15 @@ struct Drawing {
         kernels().rasterize_backward(
             image(), state(), inputs(),
             {cotangents.data(), cotangents.data() + pixels, cotangents.data() + 2 * pixels, alpha.data(),
-             depth.data(), v_means2d.data(), v_conics.data(), v_colours.data(), v_opacities.data(),
+             depth.data(), v_means2d.data(), v_conics.data(), v_colors.data(), v_opacities.data(),
              v_depths.data(), v_backgrounds.data()});
         kernels().project_backward(scene(), radii.data(),
-                                   {v_means2d.data(), v_conics.data(), v_depths.data(), v_colours.data(),
+                                   {v_means2d.data(), v_conics.data(), v_depths.data(), v_colors.data(),
                                     v_means.data(), v_quats.data(), v_scales.data(), v_sh.data()});
     }
 };
 
-// Each tile lists, near to far, at least every Gaussian that can colour one of its pixels, and each at most
+// Each tile lists, near to far, at least every Gaussian that can color one of its pixels, and each at most
 // once.
 void check_lists(const Drawing& d) {
     const raster::Image image = d.image();

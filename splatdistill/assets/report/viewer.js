@@ -5,14 +5,14 @@
 const VERTEX = `#version 300 es
 precision highp float;
 precision highp sampler2D;
-uniform sampler2D splats;  // four texels each: mean and opacity; covariance (six, upper triangle); colour
+uniform sampler2D splats;  // four texels each: mean and opacity; covariance (six, upper triangle); color
 uniform mat4 view;         // world to camera: x right, y down, z forward
 uniform vec2 size;         // of the canvas in pixels
 uniform float focal;       // in pixels
 in vec2 corner;
 in uint index;
-out vec2 offset;           // from the centre, in standard deviations
-out vec4 colour;
+out vec2 offset;           // from the center, in standard deviations
+out vec4 color;
 
 vec4 texel(int k) {
   int i = int(index);
@@ -38,19 +38,19 @@ void main() {
   offset = corner * sqrt(2.0 * log(255.0 * a.w));  // where alpha falls below 1/255
   vec2 pixel = f * p.xy + axis * offset.x * sqrt(longer) + vec2(-axis.y, axis.x) * offset.y * sqrt(shorter);
   gl_Position = vec4(2.0 * pixel / size * vec2(1.0, -1.0), 0.0, 1.0);
-  colour = vec4(texel(3).rgb, a.w);
+  color = vec4(texel(3).rgb, a.w);
 }`;
 
 const FRAGMENT = `#version 300 es
 precision highp float;
 in vec2 offset;
-in vec4 colour;
+in vec4 color;
 out vec4 result;
 
 void main() {
-  float alpha = min(colour.a * exp(-0.5 * dot(offset, offset)), 0.999);
+  float alpha = min(color.a * exp(-0.5 * dot(offset, offset)), 0.999);
   if (alpha < 1.0 / 255.0) discard;
-  result = vec4(colour.rgb * alpha, alpha);
+  result = vec4(color.rgb * alpha, alpha);
 }`;
 
 const WIDTH = 512;  // splats in a row of the texture

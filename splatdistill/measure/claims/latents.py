@@ -17,7 +17,7 @@ from splatdistill.guidance import (
     sample,
 )
 from splatdistill.guidance.dsd import PathStart
-from splatdistill.guidance.latents import cached_sdi, distil_latents, dsd_star
+from splatdistill.guidance.latents import cached_sdi, distill_latents, dsd_star
 from splatdistill.guidance.noise import walk
 from splatdistill.guidance.query import add_noise, gaussian_like, predicted_noise
 from splatdistill.measure import metrics
@@ -67,8 +67,8 @@ def sdi_is_ddim(lab: Lab) -> Findings:
         results = {
             "cached noise, target assigned": cached_sdi(lab.prior, cond, noise, DDIM_STEPS),
             "inversion, target assigned": assigned(lab, cond, sdi, begin, DDIM_STEPS, generator),
-            "inversion, optimised": distil_latents(lab.prior, cond, sdi, begin, lab.steps, RATE, generator),
-            "SDS, optimised": distil_latents(lab.prior, cond, sds, begin, lab.steps, RATE, generator),
+            "inversion, optimized": distill_latents(lab.prior, cond, sdi, begin, lab.steps, RATE, generator),
+            "SDS, optimized": distill_latents(lab.prior, cond, sds, begin, lab.steps, RATE, generator),
             "DDIM from other noise": truth.roll(1, 0),
         }
         truths.append(truth)
@@ -82,8 +82,8 @@ def sdi_is_ddim(lab: Lab) -> Findings:
         rows.append((name, [interval(rmse(z, truth)), interval(psnr(lab, z, truth))]))
     figures = dict(rows)
     exact = figures["cached noise, target assigned"][0][0] < 1e-3
-    nearer = below(figures["inversion, optimised"][0], figures["SDS, optimised"][0])
-    closest = below(figures["inversion, optimised"][0], figures["DDIM from other noise"][0])
+    nearer = below(figures["inversion, optimized"][0], figures["SDS, optimized"][0])
+    closest = below(figures["inversion, optimized"][0], figures["DDIM from other noise"][0])
     reading = (
         f"With the cached noise SDI {'is' if exact else 'is not'} DDIM to rounding. With inversion it ends "
         f"{'nearer to' if nearer else 'no nearer to'} that sample than SDS does, and "
@@ -243,7 +243,7 @@ def draw(lab: Lab, name: str, text: str, k: int, seeds: int) -> Tensor:
         starts = [PathStart.of_seed(lab.prior, seed).noise for seed in range(1000 * k, 1000 * k + seeds)]
         state = PathStart(torch.stack(starts))
     generator = torch.Generator().manual_seed(k)
-    return distil_latents(lab.prior, cond, method, 0.05 * noise, lab.steps, RATE, generator, state=state)
+    return distill_latents(lab.prior, cond, method, 0.05 * noise, lab.steps, RATE, generator, state=state)
 
 
 FLAT = [
@@ -270,7 +270,7 @@ FLAT = [
     Claim(
         "dsd-1",
         "2412.06780, section 4",
-        "With as many steps of optimisation as DDIM takes, DSD is DDIM.",
+        "With as many steps of optimization as DDIM takes, DSD is DDIM.",
         dsd_is_ddim,
     ),
     Claim(

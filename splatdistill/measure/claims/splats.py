@@ -30,7 +30,7 @@ from splatdistill.training.progress import NullWatcher, Watcher
 from splatdistill.training.run import make_run
 
 GENERATORS = [name for name, method in METHODS.items() if not method.edits and "_published" not in name]
-FIGURES = ("object", "colour", "r_precision", "saturation_to_teacher", "high_frequency_to_teacher")
+FIGURES = ("object", "color", "r_precision", "saturation_to_teacher", "high_frequency_to_teacher")
 
 
 def runs(
@@ -120,7 +120,7 @@ def sds_smooths(lab: Lab) -> Findings:
         f"At equal cost SDI's splats {'are' if sharper else 'are not clearly'} sharper than SDS's and "
         f"{'are' if paler else 'are not clearly'} less saturated."
     )
-    columns = ["object", "colour", "R-Precision", "saturation / teacher's", "high frequency / teacher's"]
+    columns = ["object", "color", "R-Precision", "saturation / teacher's", "high frequency / teacher's"]
     return Findings(columns, rows, sharper and paler, reading, {"prompts": lab.prompts, "steps": lab.steps})
 
 
@@ -139,7 +139,7 @@ def dsd_is_diverse_in_3d(lab: Lab) -> Findings:
     return Findings(columns, rows, most == "dsd", reading, {"prompts": texts, "seeds": len(seeds)})
 
 
-EDITS = (  # what stands above changes its colour, what is below should stay
+EDITS = (  # what stands above changes its color, what is below should stay
     ("a red car on top of a blue cube", "a green car on top of a blue cube"),
     ("a yellow duck on top of a purple cylinder", "a red duck on top of a purple cylinder"),
     ("an orange snowman on top of a green cube", "a pink snowman on top of a green cube"),
@@ -158,7 +158,7 @@ def views(splat: Path, size: int = 64) -> tuple[Tensor, Tensor]:
 
 
 def outside(before: Tensor, alpha: Tensor, source: str) -> Tensor:
-    """Where [V,1,S,S] a picture shows neither what is to change nor what borders on it: by nearest colour."""
+    """Where [V,1,S,S] a picture shows neither what is to change nor what borders on it: by nearest color."""
     parsed = grammar.parse(source)
     named = [color for color in (parsed[1] if parsed else ()) if color]
     palette = torch.tensor([grammar.COLORS[color] for color in named] + [(1.0, 1.0, 1.0)])
@@ -201,8 +201,8 @@ def pds_keeps(lab: Lab) -> Findings:
                 kept.append((-10 * error.log10()).item())
                 both = ((alpha > 0.5) & (now > 0.5)).sum() / ((alpha > 0.5) | (now > 0.5)).sum().clamp(min=1)
                 overlap.append(both.item())
-                named, coloured = right_names(lab.scorer, lab.scorer.images(after), target)
-                done.append(bool(named and coloured))
+                named, colored = right_names(lab.scorer, lab.scorer.images(after), target)
+                done.append(bool(named and colored))
             if not kept:
                 continue
             rows.append(
@@ -300,7 +300,7 @@ def all_methods(lab: Lab) -> Findings:
     most = max(accuracy.values())
     best = ", ".join(name.upper() for name in accuracy if accuracy[name] == most)
     reading = f"On this teacher most things, {100 * most:.0f} %, are named right in splats by {best}."
-    columns = ["object", "colour", "R-Precision", "saturation / teacher's", "high frequency / teacher's"]
+    columns = ["object", "color", "R-Precision", "saturation / teacher's", "high frequency / teacher's"]
     columns += ["diversity", "seconds", "network evaluations"]
     conditions = {"prompts": len(texts), "seeds": lab.seeds, "steps": lab.steps}
     return Findings(columns, rows, None, reading, conditions)

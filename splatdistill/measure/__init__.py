@@ -1,1 +1,1 @@
-"""Metrics, judged runs, suites of prompts and the papers' claims."""
+"""Metrics, evaluation of runs, suites of prompts and tests of the papers' claims."""

@@ -1,4 +1,4 @@
-"""Measures of generated pictures and of samples of them: pure functions of tensors."""
+"""Metrics of generated images and of sets of samples: pure functions of tensors."""
 
 from __future__ import annotations
 
@@ -12,32 +12,35 @@ Interval = tuple[float, float]
 
 
 def r_precision(images: Tensor, texts: Tensor, right: Tensor) -> Tensor:
-    """Whether each picture is nearest to its own text: [n] bool (DreamFusion's protocol, 2209.14988).
+    """Return whether each image is nearest to its own text: [n] bool (DreamFusion's protocol, 2209.14988).
 
-    images [n, D] and texts [m, D], unit embeddings; right [n]: the index of a picture's text.
+    Args:
+        images: unit embeddings [n, D].
+        texts: unit embeddings [m, D].
+        right: the index of each image's own text [n].
     """
     return (images @ texts.mT).argmax(-1) == right
 
 
 def clip_score(images: Tensor, texts: Tensor) -> Tensor:
-    """100 max(cosine, 0) of each picture with its text: [n] (2104.08718). Both [n, D], unit embeddings."""
+    """Return 100 max(cosine, 0) of images with their texts, unit embeddings [n, D]: [n] (2104.08718)."""
     return 100.0 * (images * texts).sum(-1).clamp(min=0.0)
 
 
 def psnr(images: Tensor, others: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio [n] in dB of pictures [n, 3, H, W] in [0, 1]; at most 100."""
+    """Return the peak signal-to-noise ratio [n] in dB of images [n, 3, H, W] in [0, 1]; at most 100."""
     errors = (images - others).square().flatten(1).mean(1).clamp(min=1e-10)
     return -10.0 * errors.log10()
 
 
 def saturation(images: Tensor) -> Tensor:
-    """Mean HSV saturation [n] of the pixels of pictures [n, 3, H, W] in [0, 1]."""
+    """Return the mean HSV saturation [n] of the pixels of images [n, 3, H, W] in [0, 1]."""
     high, low = images.amax(1), images.amin(1)
     return ((high - low) / high.clamp(min=1e-6)).mean((-2, -1))
 
 
 def high_frequency_ratio(images: Tensor) -> Tensor:
-    """Share [n] of the energy without the mean above half of the Nyquist frequency; pictures [n, 3, H, W]."""
+    """Return the share [n] of spectral energy above half of Nyquist in images [n, 3, H, W], mean removed."""
     power = torch.fft.fft2(images - images.mean((-2, -1), keepdim=True)).abs().square().sum(1)  # [n, H, W]
     y, x = (torch.fft.fftfreq(size, device=images.device) for size in images.shape[-2:])
     high = (y[:, None].square() + x.square()).sqrt() > 0.25  # cycles a pixel
@@ -45,7 +48,7 @@ def high_frequency_ratio(images: Tensor) -> Tensor:
 
 
 def frechet_distance(a: Tensor, b: Tensor) -> float:
-    """Frechet distance of the normal distributions fitted to features a [n, D] and b [m, D] (1706.08500).
+    """Return the Frechet distance of normal distributions fitted to features a [n, D], b [m, D] (1706.08500).
 
     |mu_a - mu_b|^2 + tr(A + B - 2 (A B)^(1/2)); needs at least two of each.
     """
@@ -58,13 +61,13 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
 
 
 def _sqrt(matrix: Tensor) -> Tensor:
-    """The square root of a symmetric matrix without negative eigenvalues."""
+    """Return the square root of a symmetric matrix without negative eigenvalues."""
     values, vectors = torch.linalg.eigh(matrix)
     return (vectors * values.clamp(min=0.0).sqrt()) @ vectors.mT
 
 
 def pairwise_distance(features: Tensor) -> float:
-    """Mean cosine distance between two different ones of features [n, D]; 0 for one alone."""
+    """Return the mean cosine distance between distinct rows of features [n, D]; 0 for a single row."""
     if len(features) < 2:
         return 0.0
     unit = F.normalize(features.double(), dim=-1)
@@ -73,14 +76,14 @@ def pairwise_distance(features: Tensor) -> float:
 
 
 def vendi_score(features: Tensor) -> float:
-    """The effective number of different features [n, D]: from 1, all alike, to n (2210.02410)."""
+    """Return the effective number of different features [n, D], from 1 (all alike) to n (2210.02410)."""
     unit = F.normalize(features.double(), dim=-1)
     values = torch.linalg.eigvalsh(unit @ unit.mT / len(unit)).clamp(min=1e-12)
     return math.exp(-(values * values.log()).sum().item())
 
 
 def wilson_interval(hits: int, count: int, z: float = 1.959964) -> Interval:
-    """The 95 % interval of a rate of `hits` in `count` (Wilson 1927); (0, 1) when nothing was counted."""
+    """Return the 95 % interval of a rate of `hits` in `count` (Wilson 1927); (0, 1) for a count of 0."""
     if count == 0:
         return 0.0, 1.0
     rate, spread = hits / count, z * z / count
@@ -90,7 +93,7 @@ def wilson_interval(hits: int, count: int, z: float = 1.959964) -> Interval:
 
 
 def bootstrap_interval(values: Tensor, draws: int = 2000, seed: int = 0) -> Interval:
-    """The 95 % percentile bootstrap interval of the mean of values [n]; (nan, nan) of none."""
+    """Return the 95 % percentile bootstrap interval of the mean of values [n]; (nan, nan) without values."""
     if len(values) == 0:
         return math.nan, math.nan
     generator = torch.Generator().manual_seed(seed)

@@ -1,7 +1,7 @@
-"""Finished runs as numbers: what a CLIP model sees of them, all around, in color and without texture.
+"""Evaluation of finished runs with a CLIP model, on turntable views in color and without texture.
 
-Runs with the same settings, but for prompt, seed and what they start from, are a group; figures of a group
-carry 95 % intervals.
+Runs with equal settings, except prompt, seed and initial input, form a group; figures of a group carry 95 %
+intervals.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Seen:
 
 
 def look(run: Path, size: int) -> Seen:
-    """Render a finished run. Raises UserError where there is none."""
+    """Render a finished run; raises UserError where there is none."""
     if not (run / RESULT).is_file():
         raise UserError(f"{run}: there is no finished run (no {RESULT})")
     config = load(run / CONFIG)
@@ -72,7 +72,7 @@ def look(run: Path, size: int) -> Seen:
 
 
 def diverged(seen: Seen) -> bool:
-    """Whether the run is no thing at all: not finite, empty, fog everywhere, or burned out."""
+    """Return whether a run failed: not finite, empty, covering everything, or oversaturated."""
     covered = seen.alpha.mean().item()
     if not seen.finite or not EMPTY < covered < FOGGED:
         return True
@@ -82,9 +82,9 @@ def diverged(seen: Seen) -> bool:
 
 
 def right_names(scorer: Scorer, images: Tensor, prompt: str) -> tuple[bool | None, bool | None]:
-    """Whether the mean picture is named by its things, and by its colors; None where the prompt has none.
+    """Return whether the mean embedding names all objects, and all colors; None where the prompt has none.
 
-    images [V, D]: embeddings. Each word is compared with all that could stand in its place.
+    images [V, D]: embeddings. Each word is compared with every word that could take its place.
     """
     parsed = grammar.parse(prompt)
     if parsed is None:
@@ -106,9 +106,9 @@ def right_names(scorer: Scorer, images: Tensor, prompt: str) -> tuple[bool | Non
 
 
 def views_followed(scorer: Scorer, images: Tensor, prompt: str) -> tuple[float | None, bool | None]:
-    """The share of views that are seen as what they are, and whether most from behind are seen as fronts.
+    """Return the share of views recognized as what they are, and whether most back views look like fronts.
 
-    None for things without a front. images [V, D]: embeddings of the turntable's views.
+    None for objects without a front. images [V, D]: embeddings of the turntable's views.
     """
     parsed = grammar.parse(prompt)
     if parsed is None or len(parsed[0]) != 1 or parsed[0][0] not in grammar.FACING:
@@ -124,7 +124,7 @@ def views_followed(scorer: Scorer, images: Tensor, prompt: str) -> tuple[float |
 
 
 def ranked_first(scorer: Scorer, images: Tensor, prompt: str, others: Sequence[str]) -> float:
-    """The share of views [V, D] that are nearest to their own prompt among the others."""
+    """Return the share of views [V, D] that are nearest to their own prompt among the others."""
     texts = scorer.texts(list(dict.fromkeys([prompt, *others]))).cpu()  # its own is the first
     return (
         metrics.r_precision(images, texts, torch.zeros(len(images), dtype=torch.long)).float().mean().item()
@@ -132,14 +132,14 @@ def ranked_first(scorer: Scorer, images: Tensor, prompt: str, others: Sequence[s
 
 
 def colorless(prompt: str) -> str:
-    """The prompt without its colors."""
+    """Return the prompt without its colors."""
     parsed = grammar.parse(prompt)
     return grammar.describe(parsed[0], (None,) * len(parsed[0])) if parsed else prompt
 
 
 @torch.no_grad()
 def teacher_samples(prior: Prior, config: Config, seed: int = 0) -> Tensor:
-    """What the teacher itself draws for a run's prompt, all around on white: [SAMPLES, 3, S, S]."""
+    """Sample the teacher for a run's prompt, all around on white: [SAMPLES, 3, S, S]."""
     cameras = turntable(SAMPLES, ELEVATION, DISTANCE, FOV, prior.image_size)
     cameras = cameras[torch.arange(SAMPLES).view(prior.group, -1).T.flatten()]  # each group evenly around
     background = torch.ones(SAMPLES, 3)
@@ -160,9 +160,14 @@ def measure(
     drawn: Tensor | None,
     known: frozenset[str] | None = None,
 ) -> dict[str, Any]:
-    """A row of figures of one run; `drawn` are its teacher's samples, or None for no comparison.
+    """Return the figures of one run as a row.
 
-    known: the words that the scorer reads, None for all; figures of a prompt with others are None.
+    Args:
+        seen: the rendered run.
+        scorer: the CLIP model.
+        others: texts that R-Precision ranks against.
+        drawn: samples of the run's teacher to compare with, or None.
+        known: words that the scorer knows, None for all; for a prompt with other words, figures are None.
     """
     prompt = seen.config.prompt
     readable = bool(prompt) and (known is None or known.issuperset(grammar.words(prompt)))
@@ -210,7 +215,7 @@ MEANS = (
 
 
 def summary(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Mean, 95 % interval and number of every figure: Wilson's for shares, bootstrap for the others."""
+    """Return mean, 95 % interval and count of every figure: Wilson's for rates, bootstrap for the others."""
     result: dict[str, dict[str, Any]] = {}
     for name in (*SHARES, *MEANS):
         values = [float(row[name]) for row in rows if row.get(name) is not None]
@@ -226,7 +231,7 @@ def summary(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
 
 
 def diversity(features: Sequence[Tensor], prompts: Sequence[str]) -> dict[str, float] | None:
-    """Over the seeds of each prompt: mean pairwise distance and Vendi score of features [D], averaged."""
+    """Return mean pairwise distance and Vendi score of features [D] over the seeds of a prompt, averaged."""
     by_prompt: dict[str, list[Tensor]] = {}
     for feature, prompt in zip(features, prompts, strict=True):
         by_prompt.setdefault(prompt, []).append(feature)
@@ -243,9 +248,9 @@ BESIDE = ("report.", "edit.")
 
 
 def group_names(configs: Sequence[Config]) -> list[str]:
-    """What the group of each run is called: its prior, its method, and the settings in which it differs.
+    """Return the name of each run's group: prior, method, and the settings in which it differs.
 
-    These are compared among the runs of one prior and method; prompts, seeds and inputs are not.
+    Settings are compared among the runs of one prior and method; prompts, seeds and inputs are ignored.
     """
     flat = [dict(settings(plain(config))) for config in configs]
     names = [f"{values['prior.name']} {values['method.name']}" for values in flat]
@@ -262,7 +267,7 @@ def group_names(configs: Sequence[Config]) -> list[str]:
 
 
 def settings(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every setting of nested plain values by its dotted name."""
+    """Return every setting of nested plain values by its dotted name."""
     for key, value in values.items():
         if isinstance(value, Mapping):
             yield from settings(value, f"{prefix}{key}.")
@@ -277,10 +282,17 @@ def evaluate(
     compare: bool = True,
     known: frozenset[str] | None = None,
 ) -> dict[str, Any]:
-    """Measure finished runs; the figures by group (see `group_names`), each with its rows and its summary.
+    """Evaluate finished runs; return for each group (see `group_names`) its rows and its summary.
 
-    others: the texts that R-Precision ranks against (`suites.distractors` when None); compare: also draw
-    samples of each run's own teacher; known: as in `measure`. Raises UserError where a run is not finished.
+    Args:
+        runs: folders of finished runs.
+        scorer: the CLIP model.
+        others: texts that R-Precision ranks against; None is `suites.distractors`.
+        compare: also compare with samples of each run's own teacher.
+        known: words that the scorer knows; see `measure`.
+
+    Raises:
+        UserError: a run is not finished.
     """
     others = distractors() if others is None else others
     groups: dict[str, dict[str, Any]] = {}

@@ -1,4 +1,4 @@
-"""Fixed lists of prompts, and the runs of a list that are still to be made."""
+"""Fixed lists of prompts, and the runs of a list that are still missing."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from splatdistill.training.progress import Lines, Watcher, interruptible
 
 
 def objects() -> list[str]:
-    """Every object of the embedded teacher once, over all colors."""
+    """Return one prompt for every object of the shipped teacher, cycling through the colors."""
     names, colors = list(grammar.OBJECTS), list(grammar.COLORS)
     picked = [
         (names[i * 7 % len(names)], colors[(i * 5 + i // len(names)) % len(colors)])
@@ -37,7 +37,7 @@ def objects() -> list[str]:
 
 
 def compositions(count: int = 30) -> list[str]:
-    """Pairs, one thing on top of another, each in a color of its own."""
+    """Return prompts of one object on top of another, each in a color of its own."""
     names, colors = list(grammar.THINGS), list(grammar.COLORS)
     below = ("cube", "cylinder", "sphere")
     pairs = [
@@ -68,7 +68,7 @@ SUITES = {
 
 
 def distractors() -> list[str]:
-    """153 different descriptions, as many as DreamFusion ranks against: 116 of one thing, 37 of two."""
+    """Return 153 different texts, as many as DreamFusion ranks against: 116 of one object, 37 of two."""
     names, colors = list(grammar.THINGS), list(grammar.COLORS)
     pairs = [(name, colors[(5 * i + 7 * k) % 12]) for k in range(4) for i, name in enumerate(names)]
     return [grammar.describe((thing,), (color,)) for thing, color in pairs] + compositions(37)
@@ -76,7 +76,7 @@ def distractors() -> list[str]:
 
 @dataclass(frozen=True)
 class Asked:
-    """One run to be made: its folder, and what it does."""
+    """A run to be made: its folder and its configuration."""
 
     folder: Path
     config: Config
@@ -91,9 +91,9 @@ def make_runs(
     overrides: Sequence[str] = (),
     jobs: int | None = 1,
 ) -> list[Path]:
-    """Return the folders of all runs of a list, made where they are not there; see `make`.
+    """Make the missing runs of a list and return the folders of all; see `make`.
 
-    Raises UserError for settings, words, methods and priors that cannot be, before the first run is made.
+    Raises UserError for invalid settings, words, methods and priors before the first run is made.
     """
     asked: list[Asked] = []
     for prior, method in product(priors, methods):
@@ -115,19 +115,20 @@ def tell(line: str) -> None:
 
 
 def make(asked: Sequence[Asked], jobs: int | None = 1, note: Callable[[str], None] = tell) -> list[Path]:
-    """Make the runs that are not there, several side by side; an unfinished one goes on.
+    """Make the missing runs in parallel; an unfinished one is continued.
 
-    What a run tells goes to log.txt in its folder; one that fails is told and left out. Fewer threads may
-    round sums in another way, so runs of one set of jobs repeat to the byte, and others nearly so.
+    The output of a run goes to log.txt in its folder; one that fails is reported and left out. The number of
+    threads affects the order of sums, so runs with the same `jobs` repeat to the byte, and others nearly so.
 
     Args:
         asked: all runs.
-        jobs: processes, which share the cores; 1 makes the runs in this process; None: one a core, but one
-            where there is a GPU, which a run fills by itself.
-        note: is told of each run that failed.
+        jobs: number of processes, which share the cores. 1 makes the runs in this process. None is one for
+            each
+            core, but a single one where there is a GPU, which one run fills.
+        note: called with a line for each run that failed.
 
     Returns:
-        The folders of the runs that are there, in order.
+        The folders of the finished runs, in order.
 
     Raises:
         KeyboardInterrupt: a run was interrupted.
@@ -155,9 +156,9 @@ def make(asked: Sequence[Asked], jobs: int | None = 1, note: Callable[[str], Non
 
 
 def make_one(asked: Asked) -> str:
-    """Make or continue a run; return why it failed, or nothing.
+    """Make or continue a run; return why it failed, or None.
 
-    Raises KeyboardInterrupt when it was interrupted; then its state is saved.
+    Raises KeyboardInterrupt when it was interrupted; its state is saved then.
     """
     folder = asked.folder
     folder.mkdir(parents=True, exist_ok=True)

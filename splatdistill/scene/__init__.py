@@ -1,1 +1,1 @@
-"""What is rendered: cameras, Gaussians, rendering, densification and losses."""
+"""The 3D scene: cameras, Gaussians, rendering, shading, densification and losses."""

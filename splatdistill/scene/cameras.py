@@ -36,7 +36,7 @@ class Cameras:
         return self.viewmats.shape[0]
 
     def __getitem__(self, index: int | slice | Tensor) -> "Cameras":
-        """The chosen views as Cameras; an int gives a batch of one. Raises IndexError when out of range."""
+        """Return the chosen views; an int gives a batch of one. Raises IndexError when out of range."""
         if isinstance(index, int):
             if not -len(self) <= index < len(self):
                 raise IndexError(f"view {index} of {len(self)}")
@@ -47,7 +47,7 @@ class Cameras:
         return (self[i] for i in range(len(self)))
 
     def to(self, device: torch.device | str) -> "Cameras":
-        """The same cameras on another device."""
+        """Return the same cameras on another device."""
         return self._map(lambda tensor: tensor.to(device))
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> "Cameras":
@@ -55,13 +55,13 @@ class Cameras:
         return replace(self, **{k: function(v) for k, v in values.items() if isinstance(v, Tensor)})
 
     def resized(self, width: int, height: int) -> "Cameras":
-        """The same views on an image of another size in pixels (Ks are scaled)."""
+        """Return the same views for another image size in pixels (Ks are scaled)."""
         scale = self.Ks.new_tensor([width / self.width, height / self.height, 1.0])
         return replace(self, Ks=self.Ks * scale[:, None], width=width, height=height)
 
     @property
     def camtoworlds(self) -> Tensor:
-        """Camera-to-world matrices [V, 4, 4]: the inverse of the rigid viewmats."""
+        """Return the camera-to-world matrices [V, 4, 4], inverses of the rigid viewmats."""
         rotation = self.viewmats[:, :3, :3].transpose(1, 2)  # [V, 3, 3]
         poses = self.viewmats.clone()
         poses[:, :3, :3] = rotation
@@ -70,7 +70,7 @@ class Cameras:
 
     @property
     def positions(self) -> Tensor:
-        """Camera centers in the world [V, 3]."""
+        """Return the camera centers in the world [V, 3]."""
         return self.camtoworlds[:, :3, 3]
 
 
@@ -105,10 +105,17 @@ class OrbitRanges:
 def orbit(
     azimuth_deg: Angles, elevation_deg: Angles, distance: Angles, fov_deg: Angles, width: int, height: int
 ) -> Cameras:
-    """Cameras on a sphere around the origin that look at it, +Z up in the image.
+    """Place cameras on a sphere around the origin, looking at it, with +Z up in the image.
 
-    Numbers, sequences or tensors [V], broadcast against each other. fov_deg is across the full image height;
-    pixels are square, so on a square image it is also across the width.
+    Angles and distances are numbers, sequences or tensors [V], broadcast against each other.
+
+    Args:
+        azimuth_deg: counter-clockwise from +X seen from above; 0 sees the front.
+        elevation_deg: up from the XY plane.
+        distance: from the origin, in world units.
+        fov_deg: field of view across the full image height; pixels are square.
+        width: image width in pixels.
+        height: image height in pixels.
     """
     given = (azimuth_deg, elevation_deg, distance, fov_deg)
     values = torch.broadcast_tensors(*(torch.as_tensor(v, dtype=torch.float64) for v in given))
@@ -128,9 +135,9 @@ def orbit(
 
 
 def from_poses(camtoworlds: Tensor, fov_deg: float, width: int, height: int) -> Cameras:
-    """Cameras at any rigid camera-to-world matrices [V, 4, 4], wherever they look.
+    """Make cameras from rigid camera-to-world matrices [V, 4, 4], wherever they look.
 
-    fov_deg as in `orbit`; of the orbit parameters, those of the position are set.
+    fov_deg is as in `orbit`; azimuth, elevation and distance are those of the camera positions.
     """
     poses = camtoworlds.double()
     offsets = poses[:, :3, 3]
@@ -149,12 +156,20 @@ def from_poses(camtoworlds: Tensor, fov_deg: float, width: int, height: int) -> 
 def sample_orbit(
     ranges: OrbitRanges, count: int, size: int, generator: torch.Generator, group: int = 1
 ) -> Cameras:
-    """`count` random cameras for a square image of `size` pixels; every quantity is uniform in its range.
+    """Draw random cameras for a square image; every quantity is uniform in its range.
 
-    Stratified azimuths: the range is cut into `count` equal sectors turned by one random offset, with one
-    camera anywhere inside each, so a batch sees the object from all around.
-    With a group above 1, each `group` cameras in turn divide the full circle evenly and share the rest.
-    Raises UserError when the groups do not come out even.
+    Stratified azimuths: the range is cut into `count` equal sectors, all turned by one random offset, with
+    one camera anywhere inside each, so that a batch sees the object from all around.
+
+    Args:
+        ranges: intervals of the angles, the distance and the field of view.
+        count: number of cameras.
+        size: width and height of the image in pixels.
+        generator: source of the random numbers.
+        group: above 1, each `group` consecutive cameras divide the full circle evenly and share the rest.
+
+    Raises:
+        UserError: `count` is not a multiple of `group`.
     """
 
     def uniform(limits: tuple[float, float]) -> Tensor:
@@ -186,15 +201,15 @@ def sample_orbit(
 
 
 def turntable(count: int, elevation_deg: float, distance: float, fov_deg: float, size: int) -> Cameras:
-    """`count` cameras at equal azimuth steps around the object, azimuth 0 (the front) first."""
+    """Return `count` cameras at equal azimuth steps around the object, azimuth 0 (the front) first."""
     azimuth = torch.arange(count, dtype=torch.float64) * (360.0 / count)
     return orbit(azimuth, elevation_deg, distance, fov_deg, size, size)
 
 
 def looking_at(positions: Tensor, targets: Tensor) -> Tensor:
-    """Camera-to-world matrices [V, 4, 4] of cameras at positions that look at targets, both [V, 3], +Z up.
+    """Return camera-to-world matrices [V, 4, 4] from positions and targets, both [V, 3], with +Z up.
 
-    Straight up or down, where that says nothing, the image's right is +Y as at azimuth 0.
+    When a camera looks straight up or down, the right of the image is +Y, as at azimuth 0.
     """
     forward = torch.nn.functional.normalize((targets - positions).double(), dim=-1)  # [V, 3]
     right = torch.cross(forward, forward.new_tensor([0.0, 0.0, 1.0]).expand_as(forward), dim=-1)

@@ -1,4 +1,4 @@
-"""How the number of Gaussians changes during a run, over gsplat's operations and state conventions.
+"""Densification and pruning: changes of the number of Gaussians N, with gsplat's operations and state.
 
 default: the adaptive density control of 3DGS (2308.04079), with a cap on N. gsplat's DefaultStrategy (1.5.3)
 never resets opacities (`step % reset_every == 0 & step > 0` is always false for step > 0), so the schedule is
@@ -37,7 +37,7 @@ GRID = 32  # cells along each axis in the search for floaters
 
 @dataclass(frozen=True)
 class DensificationConfig:
-    """When and how N changes; steps are absolute step numbers, lengths are in units of scene_scale.
+    """Settings of densification; steps are absolute step numbers, lengths are in units of scene_scale.
 
     Refinement runs at every multiple of `every` with start <= step < stop.
     """
@@ -64,7 +64,7 @@ class DensificationConfig:
 
 
 class Densifier:
-    """Runs a DensificationConfig next to the optimization.
+    """Apply a DensificationConfig beside the optimization.
 
     Optimizers are a dict: parameter name -> an optimizer of that one parameter, as gsplat wants them.
     """
@@ -75,7 +75,7 @@ class Densifier:
         self._state: dict[str, Tensor] = {}  # grad2d [N], count [N]: gsplat's names
 
     def initialize(self, gaussians: ParameterDict, optimizers: dict[str, Optimizer]) -> None:
-        """Start with empty statistics; raises AssertionError when optimizers and parameters do not match."""
+        """Reset the statistics; raises AssertionError when optimizers and parameters do not match."""
         Strategy().check_sanity(gaussians, optimizers)
         self._state = self._empty(gaussians)
 
@@ -88,9 +88,12 @@ class Densifier:
     def after_backward(
         self, gaussians: ParameterDict, optimizers: dict[str, Optimizer], step: int, info: dict[str, Any]
     ) -> dict[str, int]:
-        """Gather statistics and, when it is time, change the Gaussians; call it after the optimizers' step.
+        """Update the statistics and, at a refinement step, change the Gaussians.
 
-        Returns how many were grown, pruned, relocated or reset (only what happened).
+        Call it after the optimizers' step. Steps are absolute; `info` is that of the step's Render.
+
+        Returns:
+            Numbers of Gaussians grown, pruned, relocated or reset; only those above zero.
         """
         config = self.config
         due = config.start <= step < config.stop and step % config.every == 0
@@ -112,11 +115,11 @@ class Densifier:
         return {name: count for name, count in counts.items() if count}
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The running statistics, for a checkpoint."""
+        """Return a copy of the running statistics, for a checkpoint."""
         return {name: value.clone() for name, value in self._state.items()}
 
     def load_state_dict(self, state: dict[str, Tensor], gaussians: ParameterDict) -> None:
-        """Restore what `state_dict` gave, beside the Gaussians; statistics that it lacks start empty."""
+        """Restore what `state_dict` returned, on the Gaussians' device; missing statistics start empty."""
         self._state = {
             name: state[name].to(empty, copy=True) if name in state else empty
             for name, empty in self._empty(gaussians).items()
@@ -131,7 +134,7 @@ class Densifier:
         return {name: torch.zeros_like(gaussians["opacities"].detach()) for name in names}
 
     def _accumulate(self, info: dict[str, Any]) -> None:
-        """Add the norm of the image-plane gradient in normalized coordinates, where a Gaussian is visible."""
+        """Add the norm of the image-plane gradient in normalized coordinates for each visible Gaussian."""
         half = info["means2d"].new_tensor([info["width"] / 2, info["height"] / 2]) * info["n_cameras"]
         norms = (info["means2d"].grad * half).norm(dim=-1)  # [V, N]
         visible = (info["radii"] > 0).all(-1)  # [V, N]
@@ -168,7 +171,7 @@ class Densifier:
 
 
 def relocation(opacities: Tensor, scales: Tensor, copies: Tensor) -> tuple[Tensor, Tensor]:
-    """Opacity and scales with which n coincident copies of a Gaussian look like the one.
+    """Return the opacity and scales of n coincident Gaussians that together look like one given Gaussian.
 
     opacities [M] in (0, 1), scales [M, 3], copies [M] n >= 1 (at most MAX_COPIES count); returns both.
     3DGS-MCMC (2404.09591), eq. 9: o' = 1 - (1 - o)^(1/n), and
@@ -184,7 +187,7 @@ def relocation(opacities: Tensor, scales: Tensor, copies: Tensor) -> tuple[Tenso
 
 
 def _shared(gaussians: ParameterDict, sources: Tensor, floor: float) -> tuple[Tensor, Tensor]:
-    """Logit opacities and log scales of Gaussians that each share with every time they occur in `sources`."""
+    """Return logit opacities and log scales of `sources`, each divided among its copies."""
     copies = torch.bincount(sources)[sources] + 1
     scales = gaussians["scales"][sources].exp()
     opacities, scales = relocation(gaussians["opacities"][sources].sigmoid(), scales, copies)
@@ -244,7 +247,7 @@ def final_prune(
     floater_share: float = 0.02,
     cell: float = 0.1,
 ) -> ParameterDict:
-    """The finished scene: a copy without haze, fog, floaters and non-finite Gaussians; see `keep_mask`."""
+    """Return a copy without faint, oversized, isolated and non-finite Gaussians; see `keep_mask`."""
     return select(gaussians, keep_mask(gaussians, opacity, max_scale, floater_share, cell))
 
 
@@ -252,11 +255,18 @@ def final_prune(
 def keep_mask(
     gaussians: ParameterDict, opacity: float, max_scale: float, floater_share: float, cell: float
 ) -> Tensor:
-    """Which Gaussians belong to the object: [N] bool, never all False if any is finite.
+    """Return which Gaussians belong to the object: [N] bool, never all False if any is finite.
 
-    Dropped: opacity below `opacity` (haze), a scale above `max_scale` in world units (fog), non-finite ones,
-    and floaters: clusters that hold less than `floater_share` of the opacity left. Clusters are apart when an
-    empty cell of size `cell` (world units) lies between them.
+    Dropped are faint, oversized and non-finite Gaussians, and floaters: clusters that hold less than
+    `floater_share` of the remaining opacity. Two clusters are separate when an empty grid cell lies between
+    them.
+
+    Args:
+        gaussians: the scene.
+        opacity: lowest opacity that is kept.
+        max_scale: largest standard deviation that is kept, in world units.
+        floater_share: smallest share of the total opacity of a cluster that is kept.
+        cell: size of a grid cell in world units.
     """
     finite = finite_mask(gaussians)
     opacities = gaussians["opacities"].sigmoid()
@@ -272,10 +282,10 @@ def keep_mask(
 
 
 def _clusters(gaussians: ParameterDict, cell: float) -> Tensor:
-    """A label [M] for each Gaussian, the same for all in a connected group of occupied cells.
+    """Label the connected groups of occupied cells: one label [M] for each Gaussian.
 
     A Gaussian occupies the cells within two standard deviations along its axes. Labels spread to the 26
-    neighbors until nothing changes; what lies beyond the grid counts to its rim.
+    neighbors until nothing changes; positions beyond the grid are clamped to its border cells.
     """
     means, device = gaussians["means"], gaussians["means"].device
     rotations = normalized_quat_to_rotmat(F.normalize(gaussians["quats"], dim=-1))  # [M, 3, 3]

@@ -1,4 +1,4 @@
-"""The scene: 3D Gaussians as a ParameterDict with gsplat's names, and how to start one.
+"""The scene: 3D Gaussians as a ParameterDict with gsplat's names, and functions to create one.
 
 means [N, 3]; scales [N, 3] log; quats [N, 4] wxyz, any length; opacities [N] logit; sh0 [N, 1, 3] and
 shN [N, K - 1, 3] spherical-harmonic coefficients of the color, K = (degree + 1)^2.
@@ -19,7 +19,7 @@ Values = TypeVar("Values", Tensor, np.ndarray)
 
 
 class Activated(NamedTuple):
-    """Gaussians as a renderer takes them: scales and opacities activated, all SH coefficients together."""
+    """Gaussians as a renderer takes them: activated scales and opacities, all SH coefficients together."""
 
     means: Tensor  # [N, 3]
     quats: Tensor  # [N, 4] wxyz, not normalized
@@ -29,7 +29,7 @@ class Activated(NamedTuple):
 
 
 def activated(gaussians: ParameterDict) -> Activated:
-    """The values that the parameters stand for, differentiable."""
+    """Return the activated values of the parameters, differentiably."""
     return Activated(
         gaussians["means"],
         gaussians["quats"],
@@ -40,9 +40,9 @@ def activated(gaussians: ParameterDict) -> Activated:
 
 
 def covariances(quats: Tensor, scales: Tensor) -> Tensor:
-    """Covariances [N, 3, 3] of quaternions [N, 4], any length, and standard deviations [N, 3].
+    """Return covariances [N, 3, 3] from quaternions [N, 4] of any length and standard deviations [N, 3].
 
-    Standard deviations are cut to 1e17, whose squares are still float32.
+    Standard deviations are clamped to 1e17, so that their squares are finite in float32.
     """
     scales = scales.clamp(max=1e17)
     axes = normalized_quat_to_rotmat(torch.nn.functional.normalize(quats, dim=-1)) * scales[:, None]
@@ -50,23 +50,23 @@ def covariances(quats: Tensor, scales: Tensor) -> Tensor:
 
 
 def rgb_to_sh0(rgb: Values) -> Values:
-    """The degree-0 SH coefficient of a color in [0, 1], any shape."""
+    """Return the degree-0 SH coefficient of a color in [0, 1], any shape."""
     return (rgb - 0.5) / SH_C0
 
 
 def sh0_to_rgb(sh0: Values) -> Values:
-    """The color of a degree-0 SH coefficient, any shape; the inverse of `rgb_to_sh0`."""
+    """Return the color of a degree-0 SH coefficient, any shape; the inverse of `rgb_to_sh0`."""
     return sh0 * SH_C0 + 0.5
 
 
 def from_tensors(**tensors: Tensor) -> ParameterDict:
-    """A scene from one tensor for each of NAMES: copied, float32, trainable, in gsplat's order."""
+    """Make a trainable float32 scene from one tensor for each of NAMES (copied), in gsplat's order."""
     copies = {name: tensors[name].detach().to(torch.float32).contiguous().clone() for name in NAMES}
     return ParameterDict([(name, Parameter(copy)) for name, copy in copies.items()])  # a dict would be sorted
 
 
 def from_arrays(**arrays: np.ndarray) -> ParameterDict:
-    """A scene from one float32 array for each of NAMES, whose memory it takes over; trainable."""
+    """Make a trainable scene from one float32 array for each of NAMES, whose memory it shares."""
     return ParameterDict([(name, Parameter(torch.from_numpy(arrays[name]))) for name in NAMES])
 
 
@@ -79,10 +79,16 @@ def init_blob(
     color_noise: float = 0.1,
     generator: torch.Generator | None = None,
 ) -> ParameterDict:
-    """`count` round gray Gaussians, uniform in a ball around the origin.
+    """Create `count` round gray Gaussians, uniform in a ball around the origin.
 
-    radius in world units; scale is the standard deviation (default: half the mean spacing in the ball);
-    opacity in (0, 1); colors are 0.5 plus normal noise of standard deviation color_noise.
+    Args:
+        count: number of Gaussians.
+        radius: of the ball, in world units.
+        scale: standard deviation; the default is half the mean spacing in the ball.
+        opacity: in (0, 1).
+        sh_degree: degree of the spherical harmonics.
+        color_noise: standard deviation of normal noise around the gray value 0.5.
+        generator: source of the random numbers.
     """
     direction = torch.nn.functional.normalize(torch.randn(count, 3, generator=generator), dim=-1)
     distance = radius * torch.rand(count, 1, generator=generator) ** (1 / 3)  # uniform in volume
@@ -101,21 +107,21 @@ def init_blob(
 
 
 def sh_degree_of(gaussians: ParameterDict) -> int:
-    """The SH degree that the coefficients of a scene allow."""
+    """Return the SH degree of a scene, from its number of coefficients."""
     return math.isqrt(gaussians["shN"].shape[1] + 1) - 1
 
 
 def moved(gaussians: ParameterDict, shift: tuple[float, float, float], scale: float) -> ParameterDict:
-    """A scene shifted and then scaled about the origin."""
+    """Return a scene shifted and then scaled about the origin."""
     means = (gaussians["means"].detach() + gaussians["means"].new_tensor(shift)) * scale
     scales = gaussians["scales"].detach() + math.log(scale)
     return from_tensors(**{**gaussians, "means": means, "scales": scales})
 
 
 def placement(gaussians: ParameterDict, radius: float = 0.78) -> tuple[tuple[float, float, float], float]:
-    """The shift and the scale of `moved` that bring a scene to the origin, within `radius` but for outliers.
+    """Return the shift and scale for `moved` that center a scene within `radius`, except for outliers.
 
-    Nothing is moved that is there already: within 1 of the origin, its middle within .3.
+    A scene already within 1 of the origin, with its center within 0.3, is left in place.
     """
     solid = gaussians["opacities"].detach().sigmoid() >= min(0.1, gaussians["opacities"].max().sigmoid())
     means = gaussians["means"].detach()[solid].double()
@@ -129,12 +135,12 @@ def placement(gaussians: ParameterDict, radius: float = 0.78) -> tuple[tuple[flo
 
 
 def select(gaussians: ParameterDict, mask: Tensor | slice) -> ParameterDict:
-    """A copy of the chosen Gaussians; mask [N] bool, indices, or a slice."""
+    """Return a copy of the chosen Gaussians; mask [N] bool, indices, or a slice."""
     return from_tensors(**{name: gaussians[name][mask] for name in NAMES})
 
 
 def finite_mask(gaussians: ParameterDict) -> Tensor:
-    """Which Gaussians have only finite parameters: [N] bool."""
+    """Return which Gaussians have only finite parameters: [N] bool."""
     rows = [gaussians[name].detach().isfinite().flatten(1).all(1) for name in NAMES if name != "opacities"]
     return torch.stack([gaussians["opacities"].detach().isfinite(), *rows]).all(0)
 

@@ -1,6 +1,6 @@
-"""Regularizers that text-to-3D adds to score distillation: pure functions to scalars, small when good.
+"""Regularizers that text-to-3D adds to score distillation: pure functions to scalars, to be minimized.
 
-There is no photometric loss to hold a scene together, so these keep it opaque or empty, compact and round.
+There is no photometric loss to constrain a scene, so these keep it opaque or empty, compact and round.
 """
 
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from splatdistill.scene.rendering import Render
 
 @dataclass(frozen=True)
 class LossWeights:
-    """The weight of each regularizer of this file, by its name; 0 turns it off."""
+    """The weight of each regularizer of this module, by its name; 0 turns it off."""
 
     alpha_entropy: float = 0.0
     sparsity: float = 0.0
@@ -26,7 +26,7 @@ class LossWeights:
 
 
 def alpha_entropy(alpha: Tensor) -> Tensor:
-    """Mean binary entropy of rendered alpha, in nats: 0 where every pixel is object or background.
+    """Return the mean binary entropy of rendered alpha in nats: 0 where every pixel is object or background.
 
     alpha [V, H, W, 1]. Source: the opaqueness loss of threestudio.
     """
@@ -35,17 +35,17 @@ def alpha_entropy(alpha: Tensor) -> Tensor:
 
 
 def sparsity(alpha: Tensor) -> Tensor:
-    """Mean rendered alpha: the share of the image that is covered. alpha [V, H, W, 1]."""
+    """Return the mean of rendered alpha [V, H, W, 1]: the share of the image that is covered."""
     return alpha.mean()
 
 
 def opacity_binarisation(opacities: Tensor) -> Tensor:
-    """Mean of 4 o (1 - o) over the Gaussians: 0 when each is opaque or absent, 1 at 0.5. opacities [N]."""
+    """Return the mean of 4 o (1 - o) over opacities [N]: 0 when each is 0 or 1, 1 when all are 0.5."""
     return (4 * opacities * (1 - opacities)).mean()
 
 
 def scale_penalty(scales: Tensor) -> Tensor:
-    """Mean standard deviation in world units: keeps Gaussians small (3DGS-MCMC, 2404.09591).
+    """Return the mean standard deviation in world units; keeps Gaussians small (3DGS-MCMC, 2404.09591).
 
     scales [N, 3].
     """
@@ -53,7 +53,7 @@ def scale_penalty(scales: Tensor) -> Tensor:
 
 
 def anisotropy(scales: Tensor, ratio: float = 10.0) -> Tensor:
-    """Mean excess of longest over shortest axis beyond `ratio`: needles (PhysGaussian, 2311.12198).
+    """Return the mean excess of the axis ratio over `ratio`; penalizes needles (PhysGaussian, 2311.12198).
 
     scales [N, 3].
     """
@@ -61,7 +61,7 @@ def anisotropy(scales: Tensor, ratio: float = 10.0) -> Tensor:
 
 
 def depth_smoothness(depth: Tensor, alpha: Tensor) -> Tensor:
-    """Mean absolute depth difference of neighboring pixels, in world units, where both are covered.
+    """Return the mean absolute depth difference of neighboring covered pixels, in world units.
 
     depth, alpha [V, H, W, 1]; pairs are weighted by the product of their (detached) alphas, so that the loss
     cannot be lowered by becoming transparent.
@@ -77,7 +77,7 @@ def depth_smoothness(depth: Tensor, alpha: Tensor) -> Tensor:
 
 
 def reference_errors(render: Render, rgb: Tensor, alpha: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean squared errors of color and of alpha against a picture of the thing (Zero-1-to-3, 2303.11328).
+    """Return mean squared errors of color and alpha against a reference picture (Zero-1-to-3, 2303.11328).
 
     rgb [V, H, W, 3] before the background that was rendered, alpha [V, H, W, 1].
     """
@@ -97,7 +97,7 @@ TERMS: dict[str, Callable[[Render, Activated], Tensor]] = {
 def regularization(
     render: Render, gaussians: ParameterDict, weights: LossWeights
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The weighted sum of the regularizers, and the unweighted, detached value of each that is on."""
+    """Return the weighted sum of the regularizers, and the detached, unweighted value of each that is on."""
     scene = activated(gaussians)
     total, values = render.alpha.new_zeros(()), {}
     for field in fields(weights):

@@ -1,6 +1,6 @@
-"""Turning whole scenes: from our world into a frame with another axis up, and back.
+"""Rotation of whole scenes between our world frame and frames with another axis up.
 
-A frame is named by what is up in it. "z" is our world (front toward +X); "y" is glTF's and OpenGL's (front
+A frame is named by its up axis. "z" is our world (front toward +X); "y" is glTF's and OpenGL's (front
 toward +Z); "-y" is COLMAP's and 3D Gaussian Splatting's (front toward -Z). The last two are the axes of the
 camera that looks at the front, so that all three show the object upright and from the front.
 """
@@ -18,7 +18,7 @@ ROWS = 1 << 14  # Gaussians turned at a time: they are turned in float64
 
 
 def world_to(up: str) -> Tensor:
-    """The rotation [3, 3] (float64) from our world into the frame with `up`, one of UPS."""
+    """Return the rotation [3, 3] (float64) from our world into the frame with `up`, one of UPS."""
     if up == "z":
         return torch.eye(3, dtype=torch.float64)
     camera = orbit(0.0, 0.0, 1.0, 40.0, 1, 1).viewmats[0, :3, :3].double()  # right, down, forward
@@ -26,12 +26,12 @@ def world_to(up: str) -> Tensor:
 
 
 def rotation_between(source: str, target: str) -> Tensor:
-    """The rotation [3, 3] (float64) from the frame with `source` up into the one with `target` up."""
+    """Return the rotation [3, 3] (float64) from the frame with `source` up to the one with `target` up."""
     return world_to(target) @ world_to(source).T
 
 
 def reorient(gaussians: ParameterDict, source: str, target: str) -> ParameterDict:
-    """A scene from the frame with `source` up in the one with `target` up; the same object if they agree."""
+    """Rotate a scene from the frame with `source` up to the one with `target` up; no copy if they agree."""
     if source == target:
         return gaussians
     turned = from_tensors(**gaussians)
@@ -41,9 +41,9 @@ def reorient(gaussians: ParameterDict, source: str, target: str) -> ParameterDic
 
 @torch.no_grad()
 def rotate_(gaussians: ParameterDict, rotation: Tensor) -> None:
-    """Turn a scene in place around the origin by a rotation [3, 3]: centers, axes and view-dependent colors.
+    """Rotate a scene in place around the origin by R [3, 3]: centers, axes and view-dependent colors.
 
-    Seen from a camera turned with it, it looks the same. Exact up to rounding to float32.
+    A camera rotated along with the scene sees the same image. Exact up to rounding to float32.
     """
     R = rotation.to(gaussians["means"].device, torch.float64)
     quaternion = _left_product(_quaternion(rotation.double())).to(R)
@@ -58,10 +58,10 @@ def rotate_(gaussians: ParameterDict, rotation: Tensor) -> None:
 
 
 def _sh_rotation(R: Tensor, band: int) -> Tensor:
-    """The matrix [2l + 1, 2l + 1] that turns the coefficients of one band of real spherical harmonics.
+    """Return the matrix [2l + 1, 2l + 1] that rotates the coefficients of one spherical-harmonic band l.
 
-    The turned function has at direction d the value of the old one at R^T d. Both are in the span of the
-    band, so their values at a handful of directions determine the matrix, up to rounding.
+    The rotated function has at direction d the value of the original one at R^T d. Both are in the span of
+    the band, so their values at a handful of directions determine the matrix, up to rounding.
     """
     directions = torch.randn(64, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     directions = torch.nn.functional.normalize(directions, dim=-1)
@@ -70,7 +70,7 @@ def _sh_rotation(R: Tensor, band: int) -> Tensor:
 
 
 def _quaternion(R: Tensor) -> Tensor:
-    """The unit quaternion wxyz [4] of a rotation matrix, as an eigenvector (Bar-Itzhack 2000)."""
+    """Return the unit quaternion wxyz [4] of a rotation matrix, as an eigenvector (Bar-Itzhack 2000)."""
     (a, b, c), (d, e, f), (g, h, i) = R.tolist()
     K = [
         [a + e + i, h - f, c - g, d - b],
@@ -83,7 +83,7 @@ def _quaternion(R: Tensor) -> Tensor:
 
 
 def _left_product(q: Tensor) -> Tensor:
-    """The matrix [4, 4] that multiplies a quaternion wxyz from the left by q [4] (Hamilton)."""
+    """Return the matrix [4, 4] that multiplies a quaternion wxyz from the left by q [4] (Hamilton)."""
     w, x, y, z = q.tolist()
     rows = [[w, -x, -y, -z], [x, w, -z, y], [y, z, w, -x], [z, -y, x, w]]
     return torch.tensor(rows, dtype=torch.float64)

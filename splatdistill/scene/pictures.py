@@ -1,6 +1,7 @@
-"""Pictures of one thing, from files: where the thing is, and from where it was seen.
+"""Input photographs of one object: reading, background removal, and the camera that took them.
 
-A file is opened as one of FORMATS alone, whatever its name says: Pillow knows others that start a program.
+A file is opened as one of FORMATS only, whatever its name says: some of Pillow's other readers start a
+program.
 """
 
 from __future__ import annotations
@@ -40,19 +41,19 @@ UPRIGHT = {  # what brings a picture with this EXIF orientation upright
 
 @dataclass(frozen=True, eq=False)
 class Reference:
-    """One picture of a thing: rgb [3, H, W] in [0, 1], its alpha [1, H, W], and its camera (one)."""
+    """A reference picture of an object: rgb [3, H, W] in [0, 1], alpha [1, H, W], and its single camera."""
 
     rgb: Tensor
     alpha: Tensor
     camera: Cameras
 
     def before(self, background: Tensor) -> Tensor:
-        """The pictures [V, 3, H, W] of the thing before backgrounds [V, 3]."""
+        """Composite the object onto backgrounds [V, 3]: pictures [V, 3, H, W]."""
         behind = background[:, :, None, None].to(self.rgb)
         return self.alpha * self.rgb + (1.0 - self.alpha) * behind
 
     def resized(self, size: int) -> Reference:
-        """The same picture with `size` pixels a side."""
+        """Return the same picture with `size` pixels a side."""
         if self.rgb.shape[-1] == size:
             return self
         shrink = self.rgb.shape[-1] > size
@@ -69,16 +70,18 @@ class Reference:
             Image.fromarray(rgba).save(file, "PNG")
 
     def to(self, device: torch.device | str) -> Reference:
-        """The same on another device."""
+        """Return the same picture on another device."""
         return Reference(self.rgb.to(device), self.alpha.to(device), self.camera.to(device))
 
 
 def read_picture(path: Path) -> tuple[Tensor, Tensor]:
-    """The rgb [3, S, S] in [0, 1] and the alpha [1, S, S] of a picture file, made square by clear margins.
+    """Read rgb [3, S, S] in [0, 1] and alpha [1, S, S] from a picture file, padded to a square.
 
-    Without an alpha channel of its own, the plain background that touches the edge is taken away. Larger
-    pictures are shrunk to LONGEST pixels a side first. Raises UserError for what is not a picture, is too
-    large, has no plain background, or shows nothing.
+    Without an alpha channel, the plain background connected to the edge is removed. Larger pictures are
+    shrunk to LONGEST pixels a side first.
+
+    Raises:
+        UserError: not a picture, too large, no plain background, or nothing in it.
     """
     picture = open_picture(path)
     rgba = np.asarray(picture)
@@ -100,9 +103,10 @@ def read_picture(path: Path) -> tuple[Tensor, Tensor]:
 
 
 def open_picture(path: Path) -> Image.Image:
-    """The picture in a file as RGBA, upright, at most LONGEST pixels a side: of several the first.
+    """Open a picture file as upright RGBA, at most LONGEST pixels a side; of several frames, the first.
 
-    Raises UserError for what is none of FORMATS, is damaged, or has more than LARGEST pixels.
+    Raises:
+        UserError: none of FORMATS, damaged, or more than LARGEST pixels.
     """
     if not path.is_file():
         raise UserError(f"there is no picture {path}; give a PNG, JPEG, WebP, BMP, TIFF or GIF file")
@@ -128,7 +132,7 @@ def open_picture(path: Path) -> Image.Image:
 
 
 def to_rgba(picture: Image.Image) -> Image.Image:
-    """A loaded picture of any mode as RGBA; raises ValueError where the file does not say what is white."""
+    """Convert a loaded picture of any mode to RGBA; raises ValueError when its white level is undefined."""
     mode = "I;16" if picture.mode == "I" and picture.format == "PNG" else picture.mode  # older Pillow's
     if mode == "I" or mode == "F":
         low, high = picture.getextrema()
@@ -145,7 +149,7 @@ def to_rgba(picture: Image.Image) -> Image.Image:
 
 
 def turned_upright(picture: Image.Image, opened: Image.Image) -> Image.Image:
-    """The picture as its camera was held, by the orientation in the file's EXIF data, where it has any."""
+    """Apply the orientation in the file's EXIF data, if it has any."""
     try:
         turn = UPRIGHT.get(opened.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:  # damaged or foreign data beside a sound picture
@@ -154,9 +158,10 @@ def turned_upright(picture: Image.Image, opened: Image.Image) -> Image.Image:
 
 
 def without_background(picture: Image.Image, path: Path) -> Image.Image:
-    """An opaque picture without what joins its edge in the edge's color.
+    """Make transparent what is connected to the edge of an opaque picture and has the edge's color.
 
-    Raises UserError where less than EDGE of its edge is background: then there is no plain one.
+    Raises:
+        UserError: less than EDGE of its edge is background, so there is no plain one.
     """
     rgb = np.asarray(picture.convert("RGB")).astype(np.int16)  # [H, W, 3]
     edge = np.concatenate([rgb[0], rgb[-1], rgb[:, 0], rgb[:, -1]])  # [E, 3]
@@ -176,9 +181,9 @@ def without_background(picture: Image.Image, path: Path) -> Image.Image:
 
 
 def joined_to_edge(free: np.ndarray) -> np.ndarray:
-    """Where one comes from outside through free pixels [H, W] alone, sideways, up and down.
+    """Return the free pixels [H, W] that a 4-connected path of free pixels joins to the edge.
 
-    Runs of free pixels in a row are nodes; those that touch take the lower number, until none changes.
+    Runs of free pixels in a row are nodes; runs that touch take the lower number, until none changes.
     """
     free = np.pad(free, 1, constant_values=True)  # a frame: its first run, number 0, touches all around
     starts = free.copy()

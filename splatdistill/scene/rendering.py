@@ -1,4 +1,4 @@
-"""One call to render Gaussians: gsplat on CUDA, the native rasterizer on CPU; same arguments, same result."""
+"""One call to render Gaussians: gsplat on CUDA, the native rasterizer on the CPU, with equal results."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +15,7 @@ from splatdistill.scene.gaussians import activated, sh_degree_of
 
 @dataclass(frozen=True, eq=False)
 class Render:
-    """What `render` returns: images, and what densification needs to know about them.
+    """Images from `render`, and the projection data that densification needs.
 
     info has gsplat's keys: means2d [V, N, 2] in pixels and in the graph, radii [V, N, 2], width, height,
     n_cameras, gaussian_ids (None: not packed).
@@ -33,10 +33,13 @@ def render(
     background: Tensor | None = None,
     sh_degree: int | None = None,
 ) -> Render:
-    """Render a scene from V cameras, differentiably.
+    """Render a scene from V cameras, differentiably, on the device of the Gaussians.
 
-    background [3] or [V, 3] in [0, 1] (None: black); sh_degree: the degree to evaluate, at most the stored
-    one (the default). Work happens on the device of the Gaussians.
+    Args:
+        gaussians: the scene.
+        cameras: the views.
+        background: [3] or [V, 3] in [0, 1]; None is black.
+        sh_degree: the degree to evaluate, at most (and by default) the stored one.
     """
     device = gaussians["means"].device
     cameras = cameras.to(device)
@@ -71,7 +74,7 @@ def _rasterize_gsplat(
     backgrounds: Tensor | None,
     sh_degree: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """`rasterize` by gsplat's CUDA kernels; shapes as there."""
+    """Call gsplat's CUDA rasterizer; arguments, results and shapes as `rasterize`."""
     rgb_depth, alpha, meta = gsplat.rasterization(
         means,
         quats,

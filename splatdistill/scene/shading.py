@@ -1,4 +1,4 @@
-"""Lighting of rendered Gaussians: what a thing's shape alone shows."""
+"""Lighting of rendered Gaussians, from normals of the depth image."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TOWARD_LAMP = (0.40, 0.35, 0.85)  # in the world: above, to the front left
 
 
 def normals(depth: Tensor, cameras: Cameras) -> Tensor:
-    """Unit normals [V, H, W, 3] in the world, toward the camera, from differences of depth [V, H, W, 1]."""
+    """Return unit normals [V, H, W, 3] in the world, toward the camera, from a depth image [V, H, W, 1]."""
     height, width = depth.shape[1:3]
     y, x = torch.meshgrid(
         torch.arange(height, device=depth.device) + 0.5,
@@ -33,7 +33,7 @@ def normals(depth: Tensor, cameras: Cameras) -> Tensor:
 
 
 def slope(points: Tensor, axis: int) -> Tensor:
-    """Differences of neighboring points [V, H, W, 3] along an axis: of the two, the one less deep."""
+    """Return one-sided differences of points [V, H, W, 3] along an axis, toward the nearer depth."""
     steps = points.diff(dim=axis)
     first, last = steps.narrow(axis, 0, 1), steps.narrow(axis, steps.shape[axis] - 1, 1)
     before, after = torch.cat([first, steps], axis), torch.cat([steps, last], axis)
@@ -41,7 +41,7 @@ def slope(points: Tensor, axis: int) -> Tensor:
 
 
 def light(render: Render, cameras: Cameras) -> Tensor:
-    """How bright a lamp, a headlight and the surroundings make each pixel, [V, H, W, 1] in [0, 1.05]."""
+    """Return the brightness from lamp, headlight and ambient light: [V, H, W, 1] in [0, 1.05]."""
     n = normals(render.depth, cameras)
     toward_lamp = F.normalize(n.new_tensor(TOWARD_LAMP), dim=0)
     toward_eye = F.normalize(cameras.positions.to(n), dim=-1)[:, None, None]
@@ -50,32 +50,33 @@ def light(render: Render, cameras: Cameras) -> Tensor:
 
 
 def textureless(render: Render, cameras: Cameras, background: Tensor | float = 1.0) -> Tensor:
-    """The thing in one light gray under the lights, [V, H, W, 3], as DreamFusion judges geometry.
+    """Shade the object in one light gray: [V, H, W, 3], as DreamFusion shows geometry.
 
-    background: a gray, or colors [V, 3]. Source: 2209.14988, section 3.2; the lights are those of the
-    embedded teacher's scenes.
+    background: a gray value, or colors [V, 3]. Source: 2209.14988, section 3.2; the lights are those of the
+    shipped teacher's training scenes.
     """
     shaded = (ALBEDO * light(render, cameras)).expand(-1, -1, -1, 3)
     return render.alpha * shaded + (1.0 - render.alpha) * spread(background)
 
 
 def lambertian(render: Render, cameras: Cameras, background: Tensor) -> Tensor:
-    """The thing's own colors under the lights, [V, H, W, 3], before backgrounds [V, 3]."""
+    """Shade the object in its own colors: [V, H, W, 3], in front of backgrounds [V, 3]."""
     behind = (1.0 - render.alpha) * spread(background)
     return (render.rgb - behind) * light(render, cameras) + behind
 
 
 def spread(background: Tensor | float) -> Tensor | float:
-    """A color for each view [V, 3] as [V, 1, 1, 3]; a number stays one."""
+    """Reshape a color for each view [V, 3] to [V, 1, 1, 3]; a number is returned unchanged."""
     return background[:, None, None] if isinstance(background, Tensor) else background
 
 
 @dataclass(frozen=True)
 class Shading:
-    """DreamFusion's lighting of training views (2209.14988, section 3.2): from the share `start` of the run
-    on, a view is lit with probability `lambertian`, and without its colors with `textureless`.
+    """DreamFusion's lighting of training views (2209.14988, section 3.2).
 
-    Raises ValueError for probabilities that do not fit into one.
+    After the share `start` of the run, a view is shaded in its colors with probability `lambertian` and
+    without them with probability `textureless`. Raises ValueError for probabilities below 0 or with a sum
+    above 1.
     """
 
     start: float = 0.2
@@ -95,9 +96,17 @@ def shade(
     progress: float,
     generator: torch.Generator,
 ) -> Tensor:
-    """The pictures [V, H, W, 3] of a step, each lit or not; draws nothing where no view can be lit.
+    """Return the images [V, H, W, 3] of a step, each shaded or not, at random.
 
-    progress: the share of the run that is done. background [V, 3].
+    No random number is drawn when no view can be shaded.
+
+    Args:
+        render: the views as rendered.
+        cameras: their cameras.
+        background: the colors [V, 3] that they were rendered on.
+        shading: probabilities.
+        progress: share of the run that is done.
+        generator: source of the random numbers.
     """
     if progress < shading.start or shading.lambertian + shading.textureless == 0.0:
         return render.rgb

@@ -1,4 +1,4 @@
-"""Views by name: front, side, back and overhead, by the azimuth and elevation of a camera."""
+"""View words of a camera, from its azimuth and elevation: front, side, back and overhead."""
 
 import torch
 from torch import Tensor
@@ -13,7 +13,10 @@ def angle_from_front(azimuth_deg: Tensor) -> Tensor:
 
 
 def view_word(azimuth_deg: float, elevation_deg: float) -> str:
-    """The view: overhead above elevation 60; else front within azimuth 45, back beyond 135, or side."""
+    """Return the view word of a camera.
+
+    Overhead above elevation 60; else front within azimuth 45, back beyond 135, side between.
+    """
     azimuth = float(angle_from_front(torch.tensor(float(azimuth_deg))))
     if elevation_deg > OVERHEAD_DEG:
         return "overhead view"

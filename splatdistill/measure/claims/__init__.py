@@ -1,4 +1,4 @@
-"""Claims of the papers behind the methods, each with the measurement that tests it on the shipped teacher."""
+"""Claims of the papers behind the methods, each with an experiment that tests it on the shipped teacher."""
 
 from splatdistill.measure.claims.base import Claim, Findings, Lab
 from splatdistill.measure.claims.latents import FLAT

@@ -1,4 +1,4 @@
-"""What a claim is, and what measuring one gives."""
+"""The types of a claim and of its measured result, and helpers for intervals."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from splatdistill.priors.clip import Scorer
 
 @dataclass
 class Lab:
-    """Where claims are measured: the teacher, the scorer, a folder for runs, and how much is repeated.
+    """The setting of all measurements: teacher, scorer, folder for runs, and amount of repetition.
 
-    prompts, seeds, draws and steps bound the work; the defaults are those of docs/REPRODUCTION.md. So many
-    jobs run side by side.
+    prompts, seeds, draws and steps bound the work; the defaults are those of docs/REPRODUCTION.md. `jobs`
+    runs are made in parallel.
     """
 
     prior: Prior
@@ -37,15 +37,15 @@ class Lab:
 
     @property
     def texts(self) -> list[str]:
-        """The first prompts of the suite of objects."""
+        """Return the first prompts of the suite of objects."""
         return objects()[: self.prompts]
 
     def branches(self, text: str, guidance: float, count: int = 1) -> Conditioning:
-        """Text against nothing for `count` samples."""
+        """Return the conditioning (unconditional and text) of `count` samples."""
         return branches(self.prior, text, guidance, count)
 
     def noise(self, seed: int, count: int = 1) -> Tensor:
-        """N(0, I) [count,C,h,w] that the seed decides."""
+        """Draw N(0, I) [count,C,h,w] from a seed."""
         generator = torch.Generator().manual_seed(seed)
         return torch.randn(count, *self.prior.latent_shape, generator=generator).to(self.prior.device)
 
@@ -63,9 +63,9 @@ class Line:
 
 @dataclass
 class Findings:
-    """What was measured: a table whose cells are numbers or (mean, low, high), curves, and what they say.
+    """The result of a measurement: a table of numbers and intervals, curves, and a reading.
 
-    holds: whether the claim does on this teacher, None where nothing is claimed; reading: one or two
+    holds: whether the claim holds on this teacher, None where nothing is claimed; reading: one or two
     sentences with the conditions.
     """
 
@@ -81,7 +81,7 @@ class Findings:
 
 @dataclass(frozen=True)
 class Claim:
-    """A sentence of a paper that can be wrong, and how it is tested here."""
+    """A falsifiable statement of a paper, and the function that tests it here."""
 
     name: str
     source: str
@@ -90,23 +90,23 @@ class Claim:
 
 
 def interval(values: Sequence[float]) -> tuple[float, float, float]:
-    """The mean of values and its 95 % bootstrap interval."""
+    """Return the mean of values with its 95 % bootstrap interval."""
     tensor = torch.tensor(list(values), dtype=torch.float64)
     return (tensor.mean().item(), *metrics.bootstrap_interval(tensor))
 
 
 def share(hits: Sequence[bool]) -> tuple[float, float, float]:
-    """A rate and its 95 % Wilson interval."""
+    """Return a rate with its 95 % Wilson interval."""
     return (sum(hits) / max(len(hits), 1), *metrics.wilson_interval(sum(hits), len(hits)))
 
 
 def line(label: str, x: Sequence[float], values: Sequence[Sequence[float]]) -> Line:
-    """A curve through the means of values, one list for each x."""
+    """Return a curve through the means of values, one list for each x."""
     points = [interval(v) for v in values]
     mean, low, high = (list(column) for column in zip(*points, strict=True))
     return Line(label, list(x), mean, low, high)
 
 
 def below(a: tuple[float, float, float], b: tuple[float, float, float]) -> bool:
-    """Whether the interval a lies below b."""
+    """Return whether interval a lies entirely below interval b."""
     return a[2] < b[1]

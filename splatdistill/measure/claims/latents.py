@@ -29,17 +29,17 @@ DDIM_STEPS = 50
 
 
 def rmse(a: Tensor, b: Tensor) -> list[float]:
-    """Root mean squared difference of each sample of [B,C,h,w]."""
+    """Return the root mean squared difference of each sample of [B,C,h,w]."""
     return (a - b).square().flatten(1).mean(1).sqrt().tolist()
 
 
 def psnr(lab: Lab, a: Tensor, b: Tensor) -> list[float]:
-    """Of the decoded pictures, in dB."""
+    """Return the PSNR in dB of the decoded latents."""
     return metrics.psnr(lab.prior.decode(a), lab.prior.decode(b)).tolist()
 
 
 def first_guess(lab: Lab, z_T: Tensor, cond) -> Tensor:
-    """What the teacher makes of pure noise [B,C,h,w]: where DDIM's own estimate of the end begins."""
+    """Return the teacher's x_0 estimate from pure noise [B,C,h,w]: the start of DDIM's own trajectory."""
     t = torch.full((len(z_T),), len(lab.prior.alphas_cumprod) - 1)
     ab = lab.prior.alphas_cumprod[-1]
     return (z_T - (1 - ab).sqrt() * predicted_noise(lab.prior, z_T, t, cond)) / ab.sqrt()
@@ -47,7 +47,7 @@ def first_guess(lab: Lab, z_T: Tensor, cond) -> Tensor:
 
 @torch.no_grad()
 def assigned(lab: Lab, cond, method: Method, z: Tensor, steps: int, generator: torch.Generator) -> Tensor:
-    """A method whose targets are taken over as they are, along its own timesteps."""
+    """Run a method by replacing the latents with its target at every step, on its own timesteps."""
     for step in range(steps):
         t = method.timesteps.sample(step / (steps - 1), len(z), len(lab.prior.alphas_cumprod), generator)
         z = distill(lab.prior, z, t, cond, method, generator).target
@@ -55,7 +55,7 @@ def assigned(lab: Lab, cond, method: Method, z: Tensor, steps: int, generator: t
 
 
 def sdi_is_ddim(lab: Lab) -> Findings:
-    """Distances to the DDIM sample from the same noise."""
+    """Measure the distance of SDI to the DDIM sample from the same noise."""
     sdi, sds = SDI(inversion=Inversion(steps=10, guidance=GUIDANCE, eta=0.0, tau=0.0)), SDS()
     found: dict[str, list[Tensor]] = {}
     truths, others = [], []
@@ -94,7 +94,7 @@ def sdi_is_ddim(lab: Lab) -> Findings:
 
 
 def sds_varies(lab: Lab) -> Findings:
-    """V(t) = E|g - mean g|^2 / |mean g|^2 over draws, at fixed latents and t."""
+    """Measure V(t) = E|g - mean g|^2 / |mean g|^2 over noise draws, at fixed latents and t."""
     times = [100, 300, 500, 700, 900]
     methods = {
         "SDS": SDS(),
@@ -129,7 +129,7 @@ def sds_varies(lab: Lab) -> Findings:
 
 
 def inversion_solves(lab: Lab) -> Findings:
-    """|kappa - e(z_t(kappa), t, y)|^2 / d for noise of several kinds."""
+    """Measure |kappa - e(z_t(kappa), t, y)|^2 / d for several kinds of noise."""
     times = [200, 400, 600, 800]
     scales, counts = (-7.5, 0.0, 7.5), (3, 5, 10, 20)
     kinds: dict[str, Inversion | None] = {"random": None, "fixed": None}
@@ -180,7 +180,7 @@ def inversion_solves(lab: Lab) -> Findings:
 
 
 def dsd_is_ddim(lab: Lab) -> Findings:
-    """DSD* against the end of its own path."""
+    """Compare DSD* with the end of its own trajectory."""
     steps = 10
     distances, others = [], []
     for k, text in enumerate(lab.texts):
@@ -203,7 +203,7 @@ def dsd_is_ddim(lab: Lab) -> Findings:
 
 
 def dsd_is_diverse(lab: Lab) -> Findings:
-    """Diversity over seeds of pictures, in the scorer's features, beside how well they fit the text."""
+    """Measure diversity over seeds in the scorer's features, beside the agreement with the text."""
     seeds, texts = 8, lab.texts[: max(lab.prompts // 3, 2)]
     rows, spread = [], {}
     for name in ("DDIM", "SDS", "SDI", "DSD"):
@@ -232,7 +232,7 @@ def dsd_is_diverse(lab: Lab) -> Findings:
 
 
 def draw(lab: Lab, name: str, text: str, k: int, seeds: int) -> Tensor:
-    """Latents [seeds,C,h,w] of one text by a method, each from a seed of its own."""
+    """Return latents [seeds,C,h,w] of one text by a method, one for each seed."""
     cond, noise = lab.branches(text, GUIDANCE, seeds), lab.noise(k, seeds)
     if name == "DDIM":
         return sample(lab.prior, cond, noise, DDIM_STEPS)

@@ -1,4 +1,4 @@
-"""Claims about splats: every measurement makes its runs in the lab's folder, once, and evaluates them."""
+"""Claims about splats: each experiment makes its runs in the lab's folder, once, and evaluates them."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def runs(
     texts: Sequence[str] | None = None,
     seeds: Sequence[int] = (0,),
 ) -> list[Path]:
-    """The folders of the runs of a method with some settings; what another claim has made is there."""
+    """Make the runs of a method with some settings; return their folders. Existing runs are reused."""
     settings = [f"steps={lab.steps}", *overrides]
     out = lab.runs / slug(" ".join(settings))
     settings[1:1] = lab.overrides
@@ -49,27 +49,27 @@ def runs(
 
 
 def evaluated(lab: Lab, folders: Sequence[Path], compare: bool = True) -> dict[str, Any]:
-    """The evaluation of runs that are one group."""
+    """Evaluate runs that form one group."""
     if not folders:
         raise UserError("none of the runs came to a result; their log.txt says why")
     return next(iter(evaluate(folders, lab.scorer, compare=compare).values()))
 
 
 def figure(group: dict[str, Any], name: str) -> tuple[float, float, float] | None:
-    """A mean and its interval; None where nothing was counted."""
+    """Return a mean with its interval; None where nothing was counted."""
     value = group["summary"].get(name)
     return None if value is None else (value["mean"], value["low"], value["high"])
 
 
 def facing(lab: Lab) -> list[str]:
-    """Prompts of things whose front is not their back."""
+    """Return prompts of objects whose front differs from their back."""
     colors = list(grammar.COLORS)
     chosen = grammar.FACING[: lab.prompts]
     return [grammar.describe((thing,), (colors[5 * i % len(colors)],)) for i, thing in enumerate(chosen)]
 
 
 def cost(lab: Lab, method: str, overrides: Sequence[str] = ()) -> tuple[int, float]:
-    """Network evaluations (samples through the UNet) and seconds of one run; kept in costs.json."""
+    """Measure network evaluations (samples through the UNet) and seconds of one run; cached in costs.json."""
     path, folder = lab.runs / "costs.json", lab.runs / "costs"
     known = json.loads(path.read_text("utf-8")) if path.is_file() else {}
     key = " ".join([method, str(lab.steps), *overrides])
@@ -87,7 +87,7 @@ def cost(lab: Lab, method: str, overrides: Sequence[str] = ()) -> tuple[int, flo
 
 @contextmanager
 def counting(counts: list[int]) -> Iterator[Watcher]:
-    """Watch a run, and count the samples of every pass through a UNet."""
+    """Count the samples of every pass through a UNet while a run is made with the watcher given."""
 
     def hook(module: torch.nn.Module, given: Any, result: Any) -> None:
         if isinstance(module, UNet2DConditionModel):
@@ -101,7 +101,7 @@ def counting(counts: list[int]) -> Iterator[Watcher]:
 
 
 def sds_smooths(lab: Lab) -> Findings:
-    """SDS and SDI at as many network evaluations, and in as much time."""
+    """Compare SDS and SDI at equal numbers of network evaluations, and in equal time."""
     ours, ours_s = cost(lab, "sdi")
     theirs, theirs_s = cost(lab, "sds")
     longer = [round(lab.steps * ours / theirs), round(lab.steps * ours_s / theirs_s)]
@@ -125,7 +125,7 @@ def sds_smooths(lab: Lab) -> Findings:
 
 
 def dsd_is_diverse_in_3d(lab: Lab) -> Findings:
-    """Diversity of splats over seeds."""
+    """Measure the diversity of splats over seeds."""
     seeds, texts = range(2 * lab.seeds), lab.texts[: max(lab.prompts // 4, 2)]
     rows, spread = [], {}
     for method in ("sds", "sdi", "dsd"):
@@ -151,14 +151,14 @@ GENTLE = [f"optimizer.{name}" for name in ("means=2e-3", "scales=4e-3", "quats=4
 
 
 def views(splat: Path, size: int = 64) -> tuple[Tensor, Tensor]:
-    """Pictures [8,3,S,S] on white and alpha [8,1,S,S] of a splat, all around."""
+    """Render a splat all around: images [8,3,S,S] on white and alpha [8,1,S,S]."""
     with torch.no_grad():
         seen = render(read_ply(splat)[0], turntable(8, 15.0, 3.0, 40.0, size), torch.ones(3))
     return seen.rgb.clamp(0, 1).permute(0, 3, 1, 2), seen.alpha.permute(0, 3, 1, 2)
 
 
 def outside(before: Tensor, alpha: Tensor, source: str) -> Tensor:
-    """Where [V,1,S,S] a picture shows neither what is to change nor what borders on it: by nearest color."""
+    """Return a mask [V,1,S,S] of pixels that belong neither to what is edited nor to its border, by nearest color."""
     parsed = grammar.parse(source)
     named = [color for color in (parsed[1] if parsed else ()) if color]
     palette = torch.tensor([grammar.COLORS[color] for color in named] + [(1.0, 1.0, 1.0)])
@@ -170,14 +170,14 @@ def outside(before: Tensor, alpha: Tensor, source: str) -> Tensor:
 
 
 def edited(lab: Lab, run: Path, target: str, method: str, steps: int) -> Asked:
-    """The edit of a run."""
+    """Edit a run; return the folder of the edited run."""
     out = lab.runs / "edits" / f"{method}-{steps}" / slug(target)
     flags = {"prompt": target, "method": method, "steps": steps, "edit": edit_settings(run)}
     return Asked(out, resolve(flags, None, [*GENTLE, *lab.overrides]))
 
 
 def pds_keeps(lab: Lab) -> Findings:
-    """What an edit costs where nothing should change, against how often it does what it was asked for."""
+    """Measure the change outside the edit, against the share of edits that reach their target."""
     pairs = EDITS[: max(lab.prompts // 2, 2)]
     runs(lab, "sdi", texts=[source for source, _ in pairs])  # side by side
     sources = {pair: run for pair in pairs for run in runs(lab, "sdi", texts=[pair[0]])}
@@ -222,7 +222,7 @@ def pds_keeps(lab: Lab) -> Findings:
 
 
 def shading_helps(lab: Lab) -> Findings:
-    """Geometry R-Precision with and without lit and textureless views."""
+    """Compare geometry R-Precision with and without lit and textureless views."""
     rows = []
     for label, words in (
         ("albedo alone", []),
@@ -240,7 +240,7 @@ def shading_helps(lab: Lab) -> Findings:
 
 
 def views_help(lab: Lab) -> Findings:
-    """Second fronts without view words, with them, and with the other views as negatives."""
+    """Measure second fronts without view words, with them, and with the other views as negatives."""
     texts = facing(lab)
     rows = [
         ("no view words", fronts(lab, texts, "sdi", words=["guidance.mode=plain"])),
@@ -253,7 +253,7 @@ def views_help(lab: Lab) -> Findings:
 
 
 def cameras_help(lab: Lab) -> Findings:
-    """Second fronts of the plain and of the multi-view teacher, and how diverse DSD stays with it."""
+    """Measure second fronts of the plain and the multi-view teacher, and DSD's diversity with the latter."""
     texts = facing(lab)
     some = texts[: max(lab.prompts // 2, 2)]  # DSD takes the longest
     rows = [
@@ -278,7 +278,7 @@ FRONTS = ["Janus rate", "views as they are", "object", "diversity over seeds"]
 def fronts(
     lab: Lab, texts: Sequence[str], method: str, prior: str = "embedded", words: Sequence[str] = ()
 ) -> list[Any]:
-    """The cells under FRONTS of the runs of things with a front."""
+    """Return the figures FRONTS of runs of objects that have a front."""
     group = evaluated(lab, runs(lab, method, words, prior, texts, range(lab.seeds)), compare=False)
     spread = group["diversity"]
     cells = [figure(group, "janus"), figure(group, "view"), figure(group, "object")]
@@ -286,7 +286,7 @@ def fronts(
 
 
 def all_methods(lab: Lab) -> Findings:
-    """One table."""
+    """Compare all methods in one table."""
     rows, accuracy, texts = [], {}, lab.texts[: max(lab.prompts // 2, 1)]
     for method in GENERATORS:
         evaluations, seconds = cost(lab, method)

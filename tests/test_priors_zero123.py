@@ -137,3 +137,16 @@ def test_a_folder_without_its_projection_is_a_users_error(folder: Path, tmp_path
         shutil.rmtree(part)
     with pytest.raises(UserError, match="clip_camera_projection"):
         load_prior(str(tmp_path / "broken"))
+
+
+def test_a_steps_cameras_may_be_on_another_device_than_the_picture() -> None:
+    cameras = orbit([90.0, 180.0], 15.0, 3.0, 40.0, 32, 32)
+    with pytest.raises(RuntimeError, match="device"):  # the meta device, like CUDA, takes no others' tensors
+        relative_pose(picture().to("meta").camera, cameras)
+    prior: Any = Zero123Prior.__new__(Zero123Prior)
+    prior.device, prior.projection, prior.image_size = torch.device("meta"), None, 32
+    prior._scale, prior._shift, prior.encode = 1.0, 0.0, lambda rgb: rgb
+    prior = prior.condition_on(picture())
+    nothing = torch.zeros(2, 1, 5)
+    cond = prior.with_cameras(cfg(nothing, nothing, 3.0), cameras, torch.ones(2, 3))
+    assert cond.embeddings.device.type == cond.extra.device.type == "meta"

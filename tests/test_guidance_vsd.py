@@ -117,7 +117,7 @@ def test_a_run_that_never_asked_its_student_resumes() -> None:
 def test_a_teacher_without_a_unet_is_refused_in_one_line() -> None:
     prior = ToyPrior(torch.zeros(3, 2, 2))
     hidden = prior.embed([""] * 3)
-    with pytest.raises(UserError, match="vsd adapts the UNet"):
+    with pytest.raises(UserError, match="no UNet that could be adapted"):
         distill(prior, torch.zeros(3, 3, 2, 2), T, cfg(hidden, hidden, 7.5), VSD())
 
 

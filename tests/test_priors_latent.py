@@ -12,6 +12,7 @@ from diffusers import DDIMScheduler, StableDiffusionPipeline
 from tiny import WORDS, make_pipeline
 
 from splatdistill.errors import UserError
+from splatdistill.guidance.prompts import ViewPrompts
 from splatdistill.priors import load_prior
 from splatdistill.priors.base import cfg
 from splatdistill.priors.latent import default_dtype
@@ -100,6 +101,16 @@ def test_lower_precision_stays_inside_the_networks(folder):
     assert half.unet.dtype == half.vae.dtype == torch.bfloat16
     assert half.encode(torch.rand(1, 3, 32, 32)).dtype == half.embed(["a"]).dtype == torch.float32
     torch.testing.assert_close(half.predict(z_t, t, cond), full.predict(z_t, t, cond), atol=0.05, rtol=0.05)
+
+
+def test_a_long_prompt_leaves_the_view_words_to_be_read(prior):
+    long = "a red dog, " * 20
+    views = ["front view", "side view", "back view"]
+    cut = ViewPrompts(long, fit=prior.fit)
+    hidden = prior.embed([cut.text(view) for view in views])
+    assert not torch.equal(hidden[0], hidden[1]) and not torch.equal(hidden[1], hidden[2])
+    assert torch.equal(*prior.embed([f"{long}, {view}" for view in views[:2]]))  # what happened without
+    assert cut.left_out() and prior.fit("a red dog", [", front view"]) == "a red dog"
 
 
 def test_a_vocabulary_beside_the_networks_is_read(broken):

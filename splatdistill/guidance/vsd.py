@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -11,7 +10,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from splatdistill import ops
-from splatdistill.errors import UserError
 from splatdistill.guidance.core import Method, sds_weight
 from splatdistill.guidance.query import Comparison, Query, State
 from splatdistill.guidance.schedules import Timesteps
@@ -73,18 +71,14 @@ class Student(State):
 
         from splatdistill.priors.multiview import CAMERA
 
-        unet: Any = getattr(prior, "unet", None)
-        if unet is None or not hasattr(unet, "add_adapter"):
-            raise UserError(f"vsd adapts the UNet of its teacher, and prior '{prior.name}' has none")
-        self._prior: Any = copy.copy(prior)
-        self.unet: Any = copy.deepcopy(unet, {id(p): p for p in unet.parameters()})
+        adaptable = prior.adaptable()
+        self.unet: Any = adaptable.module
+        self._network = adaptable.network
         with torch.random.fork_rng(devices=[]):  # the adapter's first values come from the global generator
             torch.manual_seed(seed)
             self.unet.add_adapter(LoraConfig(r=rank, target_modules=ADAPTED, lora_alpha=rank))
         cast_training_params([self.unet])
-        self._prior.unet = self.unet
-        width = self.unet.config.cross_attention_dim
-        self.camera = torch.nn.Linear(CAMERA, width, device=prior.device)
+        self.camera = torch.nn.Linear(CAMERA, adaptable.width, device=prior.device)
         torch.nn.init.zeros_(self.camera.weight)
         torch.nn.init.zeros_(self.camera.bias)
         self.learned = {f"unet.{name}": p for name, p in self.unet.named_parameters() if p.requires_grad}
@@ -100,7 +94,7 @@ class Student(State):
             matrices = camera_matrices(query.cameras).to(hidden)
             hidden = torch.cat([hidden, self.camera(matrices)[:, None]], dim=1)
         extra = () if cond.extra is None else (cond.extra[1],)
-        return self._prior.network(z_t, t.to(z_t.device), hidden, *extra)
+        return self._network(z_t, t.to(z_t.device), hidden, *extra)
 
     def predict(self, query: Query, z_t: Tensor) -> Tensor:
         """Return the noise prediction [B,C,h,w] at z_t, without gradient."""

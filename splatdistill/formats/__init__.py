@@ -1,4 +1,4 @@
-"""Splat file formats, one file a format, and the choice among them by a file's ending."""
+"""Splat file formats, one module for each, chosen by file ending."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +22,7 @@ Comments = dict[str, str]
 
 
 class Format(NamedTuple):
-    """How a format is written and read, and what is up in it (one of `orientation.UPS`)."""
+    """The reader, writer and up axis (one of `orientation.UPS`) of a format."""
 
     up: str
     write: Callable[..., int]  # (path, gaussians, comments, ...) -> how many Gaussians were left out
@@ -43,12 +43,12 @@ FORMATS = {  # the first ending that fits counts
 
 
 def format_of(path: str | Path) -> Format:
-    """The format of a path by its ending; raises UserError for any other."""
+    """Return the format of a path by its ending; raises UserError for an unknown ending."""
     return FORMATS[ending_of(path)]
 
 
 def ending_of(path: str | Path) -> str:
-    """The key of a path's format in FORMATS; raises UserError when it has none."""
+    """Return the key of a path's format in FORMATS; raises UserError for an unknown ending."""
     for ending in FORMATS:
         if Path(path).name.lower().endswith(ending):
             return ending
@@ -58,12 +58,18 @@ def ending_of(path: str | Path) -> str:
 def read_splat(
     path: str | Path, up: str | None = None, *, program: str | None = None, note: Note = warn
 ) -> tuple[ParameterDict, Comments]:
-    """Read a scene into our world, and the comments that it carries.
+    """Read a scene into the world frame, with its comments.
 
-    All values are finite: `storable` says what becomes of the others, and note is told, as of everything else
-    that was left out or supplied. up: what is up in the file, where that differs from the format's habit; or
-    program: one of CONVENTIONS, which names the front too. Raises UserError for a file that is not whole and
-    sound, for one of whose Gaussians none can be shown, and for one that does not fit into memory.
+    All values of the result are finite; `storable` documents what happens to others.
+
+    Args:
+        path: the file; its ending decides the format.
+        up: the up axis of the file, where it differs from the format's default.
+        program: one of CONVENTIONS, which gives both up and front.
+        note: called with a line about each thing that was left out or supplied.
+
+    Raises:
+        UserError: a damaged file, one without a drawable Gaussian, or one too large for memory.
     """
     format, up = format_of(path), _checked(up)
     if program is not None:
@@ -97,11 +103,17 @@ def write_splat(
     *,
     spz: int = 3,
 ) -> int:
-    """Write a scene of our world; return how many Gaussians were left out as not finite or out of range.
+    """Write a scene; return how many Gaussians were left out as not finite or out of range.
 
-    up: what is to be up in the file, where that differs from the format's habit. comments are kept where the
-    format has a place for them. spz: the version of an .spz, 3 or 4. Raises UserError when it cannot be
-    written, and when no Gaussian would be left.
+    Args:
+        path: the file; its ending decides the format.
+        gaussians: the scene, in the world frame.
+        comments: kept where the format has a place for them.
+        up: the up axis in the file, where it differs from the format's default.
+        spz: the version of an .spz, 3 or 4.
+
+    Raises:
+        UserError: the file cannot be written, or no Gaussian would be left.
     """
     format = format_of(path)
     up = _checked(up) or format.up

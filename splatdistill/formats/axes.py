@@ -1,6 +1,6 @@
-"""Axes named by three letters, as `.spz` does: where x, y and z point, of Left Right, Up Down, Back Front.
+"""Axes named by three letters, as in `.spz`: directions of x, y, z among Left/Right, Up/Down, Back/Front.
 
-Half of them are left-handed, as in Unity: a scene is mirrored on the way, which Gaussians survive.
+Half of them are left-handed, as in Unity: the scene is mirrored then, which is exact for Gaussians.
 """
 
 import torch
@@ -21,13 +21,13 @@ DIRECTIONS = {
 
 
 def axes_matrix(axes: str) -> Tensor:
-    """The matrix [3, 3] (float64) from coordinates along these axes to right, up, back (RUB)."""
+    """Return the matrix [3, 3] (float64) from coordinates along these axes to right, up, back (RUB)."""
     return torch.tensor([DIRECTIONS[letter] for letter in axes], dtype=torch.float64).T
 
 
 @torch.no_grad()
 def turn_axes(gaussians: ParameterDict, axes: str) -> None:
-    """Turn a scene in place from these axes to right, up, back (RUB)."""
+    """Convert a scene in place from these axes to right, up, back (RUB)."""
     matrix = axes_matrix(axes)
     if torch.det(matrix) < 0:
         mirror_z(gaussians)

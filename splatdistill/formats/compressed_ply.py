@@ -40,12 +40,12 @@ ROTATION_RANGE = np.sqrt(0.5)  # of the three smaller components, around 0
 
 
 def bounds_of(axes: tuple[str, ...]) -> list[str]:
-    """Names of the lower, then the upper bounds that a chunk has for a group."""
+    """Return the property names of a group's lower bounds, then upper bounds, in a chunk."""
     return [f"{side}_{axis}" for side in ("min", "max") for axis in axes]
 
 
 def encode(gaussians: ParameterDict) -> tuple[dict[str, np.ndarray], int]:
-    """The elements of a scene's file in Morton order, and how many Gaussians were left out."""
+    """Encode a scene in Morton order; also return how many Gaussians were left out."""
     splats, dropped = to_splats(gaussians)
     splats = splats.select(morton_order(splats.means))
     count = len(splats.means)
@@ -62,12 +62,12 @@ def encode(gaussians: ParameterDict) -> tuple[dict[str, np.ndarray], int]:
 
 
 def _rows(values: np.ndarray, names: list[str]) -> np.ndarray:
-    """A table [N, len(names)] as structured rows [N]."""
+    """Convert a table [N, len(names)] to structured rows [N]."""
     return np.ascontiguousarray(values).view([(name, values.dtype.str) for name in names])[:, 0]
 
 
 def _encode(splats: Splats) -> tuple[np.ndarray, np.ndarray]:
-    """The chunks [ceil(N / 256), 18] and the packed words [N, 4] of Gaussians in their order."""
+    """Encode Gaussians in their order as chunks [ceil(N / 256), 18] and packed words [N, 4]."""
     scales = splats.log_scales.clip(-LOG_SCALE_BOUND, LOG_SCALE_BOUND)
     starts = np.arange(0, len(scales), CHUNK)
     chunk = np.arange(len(scales)) // CHUNK
@@ -86,7 +86,7 @@ def _encode(splats: Splats) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _pack(fractions: np.ndarray, bits: tuple[int, ...]) -> np.ndarray:
-    """Numbers in [0, 1] [N, len(bits)] in one 32-bit word each row, the first one uppermost."""
+    """Pack numbers in [0, 1] [N, len(bits)] into one 32-bit word a row, the first one in the highest bits."""
     words = np.zeros(len(fractions), np.uint32)
     for column, width in enumerate(bits):
         words = words << width | quantize(fractions[:, column], (1 << width) - 1)
@@ -94,7 +94,7 @@ def _pack(fractions: np.ndarray, bits: tuple[int, ...]) -> np.ndarray:
 
 
 def _unpack(words: np.ndarray, bits: tuple[int, ...]) -> np.ndarray:
-    """The inverse of `_pack`."""
+    """Unpack words; the inverse of `_pack`."""
     fractions = np.empty((len(words), len(bits)), np.float32)
     for column, width in reversed(list(enumerate(bits))):
         fractions[:, column] = (words & ((1 << width) - 1)) / np.float32((1 << width) - 1)
@@ -103,7 +103,7 @@ def _unpack(words: np.ndarray, bits: tuple[int, ...]) -> np.ndarray:
 
 
 def morton_order(means: np.ndarray) -> np.ndarray:
-    """The order of points [N, 3] along a Z-shaped curve through 1024^3 cells of their box."""
+    """Return the order of points [N, 3] along a Z-order curve through 1024^3 cells of their bounding box."""
     low, high = means.min(0).astype(np.float64), means.max(0).astype(np.float64)
     cells = quantize((means - low) / np.where(high > low, high - low, 1.0), 1023)
     codes = np.zeros(len(means), np.uint32)
@@ -114,7 +114,7 @@ def morton_order(means: np.ndarray) -> np.ndarray:
 
 
 def decode(elements: Mapping[str, np.ndarray], path: str | Path) -> ParameterDict:
-    """The scene of a compressed .ply with these elements; raises UserError."""
+    """Decode the elements of a compressed .ply; raises UserError."""
     degree = _checked_degree(elements, path)
     vertex, chunk = elements["vertex"], elements["chunk"]
     arrays = allocate(len(vertex), degree)
@@ -147,12 +147,12 @@ def decode(elements: Mapping[str, np.ndarray], path: str | Path) -> ParameterDic
 
 
 def _bounded(chunk: np.ndarray, group: tuple[str, ...]) -> bool:
-    """Whether chunks bound a group; the first files of the format did not bound the colors."""
+    """Return whether chunks store bounds of a group; the format's first version had none for colors."""
     return set(bounds_of(group)) <= set(chunk.dtype.names or ())
 
 
 def _checked_degree(elements: Mapping[str, np.ndarray], path: str | Path) -> int:
-    """The SH degree of a compressed .ply whose elements fit each other; raises UserError when they do not."""
+    """Return the SH degree of a compressed .ply; raises UserError when its elements are inconsistent."""
     vertex = elements["vertex"]
     if "chunk" not in elements:
         raise UserError(f"{path} has no chunk element; expected a compressed splat .ply")

@@ -1,7 +1,8 @@
-"""What is up and where the front is in the files of other programs, by name; docs/FOREIGN.md says whence.
+"""Up axes and front directions of other programs, by name; docs/FOREIGN.md gives the sources.
 
 Axes are those of the program's .ply, .splat and .sog. A .spz or .glb made from such a file by the rules of
-these formats is half a turn about X away (right, up, back instead of right, down, forward), and is read so.
+these formats is rotated half a turn about X (right, up, back instead of right, down, forward), which is
+undone when reading.
 """
 
 from typing import NamedTuple
@@ -18,13 +19,13 @@ DOWN_Y: Axis = (0, -1, 0)
 
 
 class Convention(NamedTuple):
-    """Where a program's files have up and front."""
+    """The up axis and front direction in a program's files."""
 
     up: Axis
     front: Axis
 
     def matrix(self) -> Tensor:
-        """The rotation [3, 3] (float64) from the file into our world: up to +Z, front to +X."""
+        """The rotation [3, 3] (float64) from the file to the world frame: up to +Z, front to +X."""
         up, front = (torch.tensor(axis, dtype=torch.float64) for axis in self)
         return torch.stack([front, torch.linalg.cross(up, front), up])
 
@@ -40,16 +41,16 @@ CONVENTIONS = {
 
 
 def convention_of(name: str) -> Convention:
-    """The convention of a name; raises UserError for one that is not known."""
+    """Return the convention of a name; raises UserError for an unknown one."""
     if name not in CONVENTIONS:
         raise UserError(f"'{name}' is no known program; expected one of {', '.join(CONVENTIONS)}")
     return CONVENTIONS[name]
 
 
 def set_upright(gaussians: ParameterDict, name: str, up: str = "-y") -> None:
-    """Turn a scene in place from a program's axes into our world: upright, its front toward +X.
+    """Rotate a scene in place from a program's axes to the world frame: +Z up, front toward +X.
 
-    up: what the format of its file takes for up (`Format.up`): in "y" formats it is first turned as .ply is.
+    up: the up axis of the file's format (`Format.up`); "y" formats are first rotated to the axes of a .ply.
     """
     matrix = convention_of(name).matrix()
     rotate_(gaussians, matrix @ rotation_between("y", "-y") if up == "y" else matrix)

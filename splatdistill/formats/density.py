@@ -1,8 +1,8 @@
-"""Gaussians summed on a grid of cubes, in time that is bounded by the grid, not by their sizes.
+"""Sum of Gaussians on a voxel grid, in time bounded by the grid rather than by their sizes.
 
-A Gaussian whose smallest standard deviation is many cells is smooth: it is summed on a coarser grid, one of a
-pyramid, and interpolated. On its grid only the cells inside the ellipsoid are visited: for every column of
-cells, the interval where a quadratic in the height stays below the cut.
+A Gaussian whose smallest standard deviation spans many cells is smooth: it is summed on a coarser grid of a
+pyramid, and interpolated. Only cells inside the ellipsoid are visited: for every column of cells, the
+interval where a quadratic in the height stays below the cutoff.
 """
 
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ DEEPEST = 7  # of the pyramid
 
 
 class Grid(NamedTuple):
-    """Points of a grid and what is there."""
+    """The points of a grid, and density and color there."""
 
     density: np.ndarray  # [X, Y, Z] float32, summed opacity
     color: np.ndarray  # [X, Y, Z, 3] float32, weighted by it
@@ -27,13 +27,13 @@ class Grid(NamedTuple):
     cell: float  # the spacing
 
     def colors(self, points: np.ndarray) -> np.ndarray:
-        """The colors [P, 3] at points [P, 3] in cells."""
+        """Return the colors [P, 3] at points [P, 3] in cells."""
         density = _interpolate(self.density[..., None], points)
         return _interpolate(self.color, points) / np.maximum(density, 1e-6)
 
 
 class _Gaussians(NamedTuple):
-    """Gaussians in cells of a grid."""
+    """Gaussians in units of grid cells."""
 
     means: np.ndarray  # [N, 3]
     precisions: np.ndarray  # [N, 3, 3]
@@ -49,7 +49,7 @@ def rasterize_density(
     rgb: np.ndarray,
     resolution: int,
 ) -> Grid:
-    """The summed opacity and color of Gaussians, with `resolution` cells along the longest side.
+    """Return the summed opacity and color of Gaussians, with `resolution` cells along the longest side.
 
     means [N, 3], rotations [N, 3, 3] and scales [N, 3] in float64; opacities [N]; rgb [N, 3]. The grid holds
     every visible Gaussian and a border of empty points, so that surfaces close.
@@ -110,7 +110,7 @@ def _accumulate(grid: np.ndarray, gaussians: _Gaussians) -> None:
 def _columns(
     gaussians: _Gaussians, shape: tuple[int, ...]
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """All columns [x, y] of the grid that a box covers, some at a time: the Gaussian's number, x and y."""
+    """Yield all columns [x, y] of the grid covered by bounding boxes, in batches: Gaussian index, x and y."""
     size = np.array(shape[:2])
     low, high = gaussians.means - gaussians.reach, gaussians.means + gaussians.reach
     first = np.ceil(low[:, :2]).clip(0, size).astype(int)
@@ -124,7 +124,7 @@ def _columns(
 
 
 def _finer(coarse: np.ndarray, step: int, shape: np.ndarray) -> np.ndarray:
-    """A coarse grid [x, y, z, 4], `step` cells apart, interpolated to the points of the fine one."""
+    """Interpolate a coarse grid [x, y, z, 4], `step` cells apart, at the points of the fine one."""
     for axis, size in enumerate(shape if step > 1 else ()):
         points = np.arange(size)
         fraction = ((points % step) / np.float32(step)).astype(np.float32)
@@ -136,7 +136,7 @@ def _finer(coarse: np.ndarray, step: int, shape: np.ndarray) -> np.ndarray:
 
 
 def _interpolate(grid: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """Trilinear values [P, C] of a grid [X, Y, Z, C] at points [P, 3] in cells."""
+    """Return trilinear values [P, C] of a grid [X, Y, Z, C] at points [P, 3] in cells."""
     most = np.array(grid.shape[:3]) - 2
     low = np.floor(points).astype(int).clip(0, most)
     fraction = (points - low).clip(0, 1)

@@ -1,7 +1,7 @@
-"""What other programs call a splat in a .ply: which property is which value, and what none can be made of.
+"""Dialects of splats in .ply files: property names of other programs, and how to decode them.
 
-Beside the layout of the authors: 2D Gaussians (two scales: the third is thin), colors as red green blue, any
-number of SH bands (those above 3 are left out), the 3D filter of Mip-Splatting.
+Beside the layout of the authors: 2D Gaussians (two scales; the third is set thin), colors as red green blue,
+any number of SH bands (those above 3 are left out), the 3D filter of Mip-Splatting.
 """
 
 import math
@@ -27,7 +27,7 @@ STRANGERS = {  # a property -> whose dialect it is, and what to do
 
 
 class Layout(NamedTuple):
-    """Which properties of a vertex hold which values."""
+    """The vertex properties that hold each value."""
 
     scales: list[str]  # one for a round Gaussian, two for a flat one, or three
     colors: list[str]
@@ -62,7 +62,7 @@ class Layout(NamedTuple):
 
 
 def gather(rows: np.ndarray, names: list[str]) -> np.ndarray:
-    """Properties of vertices as float32 [N, len(names)]; a double that is too large becomes inf."""
+    """Return vertex properties as float32 [N, len(names)]; a double out of range becomes inf."""
     columns = np.empty((len(rows), len(names)), np.float32)
     with np.errstate(over="ignore", invalid="ignore"):
         for column, name in enumerate(names):
@@ -71,7 +71,7 @@ def gather(rows: np.ndarray, names: list[str]) -> np.ndarray:
 
 
 def _filtered(scales: np.ndarray, opacities: np.ndarray, width: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Log scales [N, 3] and logit opacities [N, 1] under a 3D filter of width [N, 1] (2311.16493, eq. 7)."""
+    """Apply a 3D filter of width [N, 1] to log scales [N, 3] and logit opacities [N, 1] (2311.16493, eq. 7)."""
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
         wide = np.logaddexp(2.0 * scales, 2.0 * np.log(np.abs(width.astype(np.float64)))) / 2
         alpha = np.exp((scales - wide).sum(1, keepdims=True)) / (1 + np.exp(-opacities.astype(np.float64)))
@@ -79,7 +79,7 @@ def _filtered(scales: np.ndarray, opacities: np.ndarray, width: np.ndarray) -> t
 
 
 def layout_of(dtype: np.dtype, path: str | Path) -> Layout:
-    """The layout of vertices of this type; raises UserError, which names the dialect, for no splat."""
+    """Return the layout of a vertex type; raises UserError, naming the dialect, when it is not a splat."""
     names = dtype.names or ()
     for name, what in STRANGERS.items():
         if name in names:

@@ -66,9 +66,11 @@ def write_glb(path: str | Path, gaussians: ParameterDict, comments: dict[str, st
 def read_glb(path: str | Path, note: Note = warn) -> tuple[ParameterDict, dict[str, str]]:
     """Read the Gaussians of all nodes of a scene, and the comments in asset.extras.
 
-    Nodes may move, turn and scale, by one factor in all directions. Other meshes are skipped. note is told
-    when the colors are linear light, which are kept as they are. Raises UserError for anything that is not
-    a whole and uncompressed .glb with KHR_gaussian_splatting. Memory: that of the result and little more.
+    Node transforms may translate, rotate and scale uniformly. Other meshes are skipped. note is called when
+    the colors are linear light, which are kept as they are. Memory: that of the result and little more.
+
+    Raises:
+        UserError: not a whole and uncompressed .glb with KHR_gaussian_splatting.
     """
     binary = open_binary(path)
     parts = [
@@ -91,7 +93,7 @@ def _extensions(primitive: dict[str, Any]) -> dict[str, Any]:
 
 
 def _primitives(binary: Binary) -> Iterator[tuple[dict[str, Any], Tensor]]:
-    """The primitives of the scene's nodes, each with its matrix [4, 4] (float64); raises UserError."""
+    """Return the primitives of the scene's nodes with their matrices [4, 4] (float64); raises UserError."""
     document = binary.document
     scene = binary.item("scenes", document.get("scene", 0)) if document.get("scenes") else {}
     roots = scene.get("nodes") or list(range(len(document.get("nodes") or [])))
@@ -112,7 +114,7 @@ def _primitives(binary: Binary) -> Iterator[tuple[dict[str, Any], Tensor]]:
 
 
 def _matrix(node: dict[str, Any], path: str | Path) -> Tensor:
-    """The matrix [4, 4] (float64) of a node; raises UserError for what is none."""
+    """Return the matrix [4, 4] (float64) of a node; raises UserError for an invalid one."""
 
     def numbers(name: str, default: list[float]) -> Tensor:
         given = node.get(name, default)
@@ -137,7 +139,7 @@ def _matrix(node: dict[str, Any], path: str | Path) -> Tensor:
 
 @torch.no_grad()
 def _moved(gaussians: ParameterDict, matrix: Tensor, path: str | Path) -> ParameterDict:
-    """Gaussians where a matrix puts them, changed in place; raises UserError for one that distorts."""
+    """Transform Gaussians in place by a matrix; raises UserError for one that shears or scales unevenly."""
     if torch.equal(matrix, torch.eye(4, dtype=torch.float64)):
         return gaussians
     linear = matrix[:3, :3]
@@ -154,7 +156,7 @@ def _moved(gaussians: ParameterDict, matrix: Tensor, path: str | Path) -> Parame
 
 
 def _decoded(binary: Binary, primitive: dict[str, Any], note: Note) -> ParameterDict:
-    """The Gaussians of a primitive, under no transform; raises UserError."""
+    """Return the Gaussians of a primitive, untransformed; raises UserError."""
     path, attributes, extension = binary.path, primitive.get("attributes"), _extensions(primitive)[EXTENSION]
     inner = extension.get("extensions") if isinstance(extension, dict) else None
     if inner:
@@ -196,7 +198,7 @@ def _decoded(binary: Binary, primitive: dict[str, Any], note: Note) -> Parameter
 
 
 def _joined(scenes: list[ParameterDict]) -> ParameterDict:
-    """Scenes as one, of the highest SH degree among them."""
+    """Concatenate scenes, at the highest SH degree among them."""
     coefficients = max(scene["shN"].shape[1] for scene in scenes)
     rows = {name: [scene[name].detach().numpy() for scene in scenes] for name in NAMES}
     rows["shN"] = [np.pad(shN, ((0, 0), (0, coefficients - shN.shape[1]), (0, 0))) for shN in rows["shN"]]

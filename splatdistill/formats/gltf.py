@@ -1,4 +1,4 @@
-"""Binary glTF 2.0 files (.glb) of one mesh primitive: the container, accessors and what they must state."""
+"""Binary glTF 2.0 files (.glb) of one mesh primitive: container, accessors and validation."""
 
 import json
 import os
@@ -96,7 +96,7 @@ def _words(*values: int) -> bytes:
 
 
 def srgb_to_linear(colors: np.ndarray) -> np.ndarray:
-    """Linear light of display colors in [0, 1], as glTF wants its vertex colors."""
+    """Convert display colors in [0, 1] to linear light, as glTF stores vertex colors."""
     return np.where(colors <= 0.04045, colors / 12.92, ((colors + 0.055) / 1.055) ** 2.4)
 
 
@@ -108,7 +108,7 @@ class Binary(NamedTuple):
     content: np.ndarray  # [bytes] uint8
 
     def item(self, kind: str, index: object) -> dict[str, Any]:
-        """An object of the document by its place in a list; raises UserError when there is none."""
+        """Return an object of the document by its index in a list; raises UserError when there is none."""
         items = self.document.get(kind)
         if not isinstance(items, list) or type(index) is not int or not 0 <= index < len(items):
             raise UserError(f"{self.path} refers to {kind} that it does not have; export or copy it again")
@@ -117,7 +117,7 @@ class Binary(NamedTuple):
         return items[index]
 
     def values(self, index: object, width: int) -> np.ndarray:
-        """An accessor's rows [N, width] of its own type, mapped; raises UserError for what is not there."""
+        """Return an accessor's rows [N, width] in its own type, mapped; raises UserError for an invalid one."""
         accessor = self.item("accessors", index)
         kind = KINDS.get(accessor.get("componentType", 0)) if _whole(accessor.get("componentType")) else None
         count, start = accessor.get("count"), accessor.get("byteOffset", 0)
@@ -155,7 +155,7 @@ def _whole(number: object) -> bool:
 
 
 def open_binary(path: str | Path) -> Binary:
-    """Open a .glb, reading its JSON alone; raises UserError for what is none."""
+    """Open a .glb and read its JSON; raises UserError for an invalid file."""
     with opened(path) as file:
         size = os.fstat(file.fileno()).st_size
         magic, version, length = struct.unpack("<4sII", file.read(12).ljust(12, b"\0"))
@@ -178,7 +178,7 @@ def open_binary(path: str | Path) -> Binary:
 
 
 def fractions(values: np.ndarray) -> np.ndarray:
-    """Rows as float32; whole numbers are fractions of their type's largest (glTF 2.0, 3.6.2.2)."""
+    """Return rows as float32; integers are normalized by their type's maximum (glTF 2.0, 3.6.2.2)."""
     if values.dtype.kind == "f":
         return values.astype(np.float32)
     return np.maximum(values / np.float32(np.iinfo(values.dtype).max), -1).astype(np.float32)

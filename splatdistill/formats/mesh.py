@@ -1,8 +1,8 @@
-"""A triangle mesh with vertex colors from a scene, for tools that know no splats: .obj, or .glb.
+"""A triangle mesh with vertex colors from a scene, for programs that cannot read splats: .obj, or .glb.
 
-The Gaussians are summed on a grid of cubes, each with its opacity at the center and cut at three standard
-deviations; marching cubes finds where the sum crosses a level; quadric edge collapse thins the triangles out.
-Colors are the view-independent ones, weighted alike. Needs scikit-image and fast-simplification.
+The Gaussians are summed on a voxel grid, each with its opacity at the center and cut at three standard
+deviations; marching cubes finds a level set of the sum; quadric edge collapse reduces the triangles. Colors
+are view-independent, with the same weights. Needs scikit-image and fast-simplification.
 """
 
 import io
@@ -47,9 +47,16 @@ def write_mesh(
 ) -> int:
     """Write the surface of a scene as .obj or .glb by the path's ending; return its number of triangles.
 
-    resolution: cells along the longest side. triangles: at most so many, about. comments go to asset.extras
-    of a .glb. note is told what was left out. Raises UserError when there is no surface, a package is
-    missing or the file cannot be written.
+    Args:
+        path: the file.
+        gaussians: the scene.
+        comments: stored in asset.extras of a .glb.
+        resolution: cells along the longest side.
+        triangles: about the largest number of triangles.
+        note: called with a line about what was left out.
+
+    Raises:
+        UserError: there is no surface, a package is missing, or the file cannot be written.
     """
     mesh = surface(to_splats(gaussians)[0], resolution, triangles, note)
     if Path(path).suffix.lower() == ".glb":
@@ -60,7 +67,7 @@ def write_mesh(
 
 
 def surface(splats: Splats, resolution: int, triangles: int = 20_000, note: Note = warn) -> Mesh:
-    """The surface where the summed opacity is LEVEL; raises UserError when there is none."""
+    """Return the level set LEVEL of the summed opacity; raises UserError when it is empty."""
     try:
         from fast_simplification import simplify
         from skimage.measure import marching_cubes
@@ -93,7 +100,7 @@ def surface(splats: Splats, resolution: int, triangles: int = 20_000, note: Note
 
 
 def _near(splats: Splats) -> np.ndarray:
-    """Which Gaussians [N] belong to the thing: neither farther out nor larger than FAR says."""
+    """Return which Gaussians [N] belong to the object: none beyond FAR in distance or size."""
     seen = splats.opacities >= np.median(splats.opacities)
     means = splats.means.astype(np.float64)
     distances = np.linalg.norm(means - np.median(means[seen], 0), axis=1)
@@ -104,7 +111,7 @@ def _near(splats: Splats) -> np.ndarray:
 
 
 def _grid(splats: Splats, resolution: int) -> tuple[Grid, np.ndarray]:
-    """The summed opacity and color of Gaussians, around their middle [3]."""
+    """Return the summed opacity and color of Gaussians, and their median center [3]."""
     means = splats.means.astype(np.float64)
     middle = np.median(means, 0)
     rotations = rotation_matrices(torch.from_numpy(splats.quats).double()).numpy()  # [N, 3, 3]
@@ -114,7 +121,7 @@ def _grid(splats: Splats, resolution: int) -> tuple[Grid, np.ndarray]:
 
 
 def _normals(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
-    """Unit normals [P, 3] float32, those of the faces around a vertex weighted by their areas."""
+    """Return unit normals [P, 3] float32: the area-weighted mean of adjacent faces' normals."""
     corners = vertices.astype(np.float64)[faces]  # [F, 3, 3]
     areas = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
     normals = np.zeros((len(vertices), 3))
@@ -137,7 +144,7 @@ def _write_glb(path: str | Path, mesh: Mesh, comments: dict[str, str] | None) ->
 
 
 def _write_obj(path: str | Path, mesh: Mesh) -> None:
-    """Vertices with colors (v x y z r g b), normals, and faces that use both."""
+    """Write vertices with colors (v x y z r g b), normals, and faces that use both."""
     content = io.StringIO()
     np.savetxt(content, np.hstack([mesh.vertices, mesh.colors]), "v %.6g %.6g %.6g %.4f %.4f %.4f")
     np.savetxt(content, mesh.normals, "vn %.4f %.4f %.4f")

@@ -1,4 +1,4 @@
-"""What the formats share: values as they are stored, quaternions by three components, safe reading."""
+"""Shared parts of the formats: stored values, three-component quaternions, safe reading."""
 
 import warnings
 from collections.abc import Callable, Iterator
@@ -32,12 +32,12 @@ class Splats(NamedTuple):
     shN: np.ndarray  # [N, K - 1, 3]
 
     def select(self, index: np.ndarray) -> "Splats":
-        """The chosen Gaussians; index is a mask or an order."""
+        """Return the chosen Gaussians; index is a mask or an order."""
         return Splats(*(values[index] for values in self))
 
 
 def to_splats(gaussians: ParameterDict, reach: float = np.inf) -> tuple[Splats, int]:
-    """The values of a scene, and how many Gaussians `storable` left out.
+    """Return the values of a scene, and how many Gaussians `storable` left out.
 
     A quaternion of length zero becomes the identity. Raises UserError when no Gaussian is left.
     """
@@ -64,7 +64,7 @@ def _array(values: Tensor) -> np.ndarray:
 
 
 def allocate(count: int, sh_degree: int) -> dict[str, np.ndarray]:
-    """Arrays for `gaussians.from_arrays`, to be filled by an importer."""
+    """Allocate arrays for `gaussians.from_arrays`, to be filled by a reader."""
     shapes = {
         "means": (count, 3),
         "scales": (count, 3),
@@ -77,17 +77,17 @@ def allocate(count: int, sh_degree: int) -> dict[str, np.ndarray]:
 
 
 def result_bytes(count: int, sh_degree: int) -> int:
-    """What `allocate` takes."""
+    """Return the size in bytes of what `allocate` returns."""
     return 4 * count * (11 + 3 * (sh_degree + 1) ** 2)
 
 
 def warn(text: str) -> None:
-    """Tell it as a Python warning, for want of a better place."""
+    """Issue a Python warning; the default for `note`."""
     warnings.warn(text, stacklevel=3)
 
 
 def pieces(count: int, rows: int = ROWS) -> Iterator[slice]:
-    """Slices of at most `rows` that cover `count` rows in order."""
+    """Yield slices of at most `rows` that cover `count` rows in order."""
     for start in range(0, count, rows):
         yield slice(start, min(start + rows, count))
 
@@ -103,20 +103,21 @@ def opened(path: str | Path) -> Iterator[BinaryIO]:
 
 
 def quantize(values: np.ndarray, levels: int) -> np.ndarray:
-    """Whole numbers 0 ... levels nearest to `levels` times values in [0, 1]; others are clipped."""
+    """Return the integers 0 ... levels nearest to `levels` times values in [0, 1]; others are clipped."""
     return np.rint(np.clip(values, 0, 1) * np.float64(levels)).astype(np.uint32)
 
 
 def logit(opacities: np.ndarray) -> np.ndarray:
-    """Logits of opacities in [0, 1] that were stored in 8 bits; always finite."""
+    """Return logits of opacities in [0, 1] that were stored in 8 bits; always finite."""
     clipped = np.clip(opacities, HALF_STEP, 1 - HALF_STEP)
     return np.log(clipped / (1 - clipped))
 
 
 def smallest_three(quats: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Which component of unit quaternions [N, 4] is largest [N], and the others [N, 3] when that is positive.
+    """Return the index [N] of the largest component of unit quaternions [N, 4], and the other three [N, 3].
 
-    The others keep their order and lie within +-1 / sqrt(2).
+    The sign is chosen so that the largest is positive; the others keep their order and lie within +-1 /
+    sqrt(2).
     """
     largest = np.abs(quats).argmax(1)
     is_largest = np.arange(4) == largest[:, None]  # [N, 4]
@@ -125,7 +126,7 @@ def smallest_three(quats: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def from_smallest_three(largest: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Quaternions [N, 4] from what `smallest_three` gives."""
+    """Return quaternions [N, 4] from the results of `smallest_three`."""
     quats = np.empty((len(others), 4), others.dtype)
     is_largest = np.arange(4) == largest[:, None]
     quats[~is_largest] = others.ravel()

@@ -1,4 +1,4 @@
-"""Every .ply that is read or written, by plyfile (GPL-3.0): this file alone imports it.
+"""Reading and writing of every .ply, by plyfile (GPL-3.0), which only this module imports.
 
 The .ply of 3D Gaussian Splatting (2308.04079) in the property layout of its authors: x y z, nx ny nz (zeros),
 f_dc_0..2, f_rest_* (channel-major), opacity, scale_0..2, rot_0..3 (wxyz): float32, binary little endian, raw
@@ -30,7 +30,7 @@ ELEMENTS = ("vertex", "chunk", "sh")  # those that splats have
 
 
 def numbered(prefix: str, count: int) -> list[str]:
-    """Property names prefix_0, prefix_1, ..."""
+    """Return property names prefix_0, prefix_1, ..."""
     return [f"{prefix}_{i}" for i in range(count)]
 
 
@@ -91,7 +91,7 @@ def read_ply(path: str | Path, note: Note = warn) -> tuple[ParameterDict, Commen
 
 
 def _gaussians(rows: np.ndarray, layout: Layout) -> ParameterDict:
-    """Decode the rows some at a time, so that little memory is needed beside the result."""
+    """Decode rows in pieces, so that little memory is needed beside the result."""
     arrays = allocate(len(rows), layout.degree)
     for piece in pieces(len(rows), max(1, min(ROWS, MAX_PIECE_BYTES // rows.dtype.itemsize))):
         for name, values in layout.decode(rows[piece]).items():
@@ -175,7 +175,7 @@ def _checked(
 
 
 def _stride(header: Header, file: BinaryIO, element: PlyElement, offset: int) -> tuple[int, dict[str, int]]:
-    """The bytes of an element's first row, and the lengths of its lists."""
+    """Return the bytes of an element's first row, and the lengths of its lists."""
     start, lengths = offset, {}
     for prop in element.properties:
         if isinstance(prop, PlyListProperty):

@@ -1,6 +1,6 @@
-"""The guard before plyfile: where a .ply's header ends, how many rows it claims, comments of any text.
+"""Checks before plyfile reads a .ply: end and size of the header, row counts, comments in any encoding.
 
-plyfile trusts the counts of a header and takes ASCII alone; what it is given is counted and cleaned here.
+plyfile trusts a header's counts and accepts only ASCII, so counts are checked and text is cleaned here.
 """
 
 import io
@@ -19,7 +19,7 @@ Comments = dict[str, str]  # those of the form `key: value`; the others, a line 
 
 
 class Header(NamedTuple):
-    """A header whose end was found, in ASCII lines without line ends."""
+    """The lines of a complete header, as ASCII without line ends."""
 
     path: str | Path
     size: int  # of the file, bytes
@@ -29,7 +29,7 @@ class Header(NamedTuple):
     comments: Comments
 
     def text(self, rows: dict[str, int]) -> bytes:
-        """The header of a file that has only these elements, with so many rows."""
+        """Return the header of a file that has only these elements, with these row counts."""
         form = next(name for name, order in ORDERS.items() if order == self.order)
         lines = ["ply", f"format {form} 1.0"]
         for name, count in rows.items():
@@ -38,9 +38,9 @@ class Header(NamedTuple):
 
 
 def read_header(file: BinaryIO, path: str | Path) -> Header:
-    """Read a header and nothing behind it; raises UserError for what is none.
+    """Read a header and nothing behind it; raises UserError for an invalid one.
 
-    Of the properties, nothing is looked at: plyfile reads them.
+    Properties are not checked here: plyfile reads them.
     """
     head = file.read(MAX_HEADER_BYTES)
     found = re.match(rb"ply(\r\n|\n|\r)", head)
@@ -87,7 +87,7 @@ def _add_comment(comments: Comments, line: str) -> None:
 
 
 def comment_lines(comments: Comments) -> list[str]:
-    """The comments as plyfile takes them; raises UserError for more than a reader would take."""
+    """Return the comments as plyfile takes them; raises UserError when a reader would refuse their number."""
     lines = []
     for key, value in comments.items():
         lines += [f"{_escape(key)}: {_escape(value)}"] if key else [_escape(v) for v in value.split("\n")]
@@ -99,7 +99,7 @@ def comment_lines(comments: Comments) -> list[str]:
 
 
 def _escape(text: str) -> str:
-    """Printable ASCII without line breaks; spaces at the ends, which readers strip, are escaped too."""
+    """Escape to printable ASCII without line breaks; also spaces at the ends, which readers strip."""
     escaped = text.encode("unicode_escape").decode("ascii")
     stripped = escaped.strip(" ")
     leading = len(escaped) - len(escaped.lstrip(" "))
@@ -115,7 +115,7 @@ def _unescape(text: str) -> str:
 
 
 class Guarded(io.BufferedIOBase):
-    """A checked header, then the rows of the file as they are; plyfile reads and maps it like the file."""
+    """A file-like object: a checked header, then the rows of the file; plyfile reads and maps it like the file."""
 
     def __init__(self, header: bytes, file: BinaryIO, start: int) -> None:
         self._header, self._file = io.BytesIO(header), file

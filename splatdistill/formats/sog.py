@@ -119,15 +119,15 @@ def write_sog(path: str | Path, gaussians: ParameterDict, comments: dict[str, st
 
 
 def _short(values: np.ndarray) -> list[float]:
-    """Numbers with the digits that a float32 holds."""
+    """Round numbers to the digits that a float32 holds."""
     return [float(f"{value:.8g}") for value in values]
 
 
 def codebook(values: np.ndarray, iterations: int = 20) -> tuple[np.ndarray, np.ndarray]:
-    """Bytes, shaped as the values, that index 256 numbers close to them; k-means in one dimension.
+    """Quantize values to byte indices into 256 numbers close to them; k-means in one dimension.
 
-    It starts from an even grid, so that rare large values are kept, and moves each number to the mean of what
-    is nearest to it.
+    It starts from an even grid, so that rare large values are kept, and moves each number to the mean of the
+    values nearest to it.
     """
     flat = values.reshape(-1).astype(np.float64)
     centers = np.linspace(flat.min(), flat.max(), CODES)
@@ -141,7 +141,7 @@ def codebook(values: np.ndarray, iterations: int = 20) -> tuple[np.ndarray, np.n
 
 
 def palette(rows: np.ndarray, bits: int) -> tuple[np.ndarray, np.ndarray]:
-    """Labels [N] into at most 2^bits rows close to those given [N, D]; exact where that many are enough.
+    """Quantize rows [N, D] to labels [N] into at most 2^bits rows; exact when that many suffice.
 
     Median cut: groups of equal size are split `bits` times where they are widest; a group becomes its mean.
     """
@@ -162,11 +162,12 @@ def palette(rows: np.ndarray, bits: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def read_sog(path: str | Path, note: Note = warn) -> tuple[ParameterDict, dict[str, str]]:
-    """Read a scene of version 2, and the comments in meta.json. note is told nothing: all is kept.
+    """Read a scene of version 2, and the comments in meta.json; nothing is ever left out, so note is not called.
 
-    Raises UserError for anything that is not whole and sound, and for pictures much larger than their
-    Gaussians need. Memory: that of the result, at most 4 GiB, and four bytes a Gaussian for each of up to
-    seven pictures.
+    Memory: that of the result, at most 4 GiB, and four bytes a Gaussian for each of up to seven images.
+
+    Raises:
+        UserError: a damaged file, or images much larger than their Gaussians need.
     """
     try:
         with opened(path) as file, zipfile.ZipFile(file) as archive:
@@ -196,7 +197,7 @@ def read_sog(path: str | Path, note: Note = warn) -> tuple[ParameterDict, dict[s
 
 
 class _Meta:
-    """What meta.json says, and the pictures that it names; raises UserError for what is not there."""
+    """The contents of meta.json and the images it names; raises UserError for what is missing."""
 
     def __init__(self, archive: zipfile.ZipFile, path: str | Path) -> None:
         self.archive, self.path = archive, path
@@ -227,7 +228,7 @@ class _Meta:
         return value
 
     def numbers(self, part: str, name: str, length: int) -> np.ndarray:
-        """A list of finite numbers of meta.json, or of up to 256 for length 0, filled up."""
+        """Return a list of finite numbers of meta.json; for length 0, up to 256 numbers, padded."""
         values = self._part(part).get(name)
         lengths = range(1, CODES + 1) if not length else (length,)
         if (
@@ -239,7 +240,7 @@ class _Meta:
         return np.resize(np.array(values, np.float64), length or CODES)
 
     def pixels(self, part: str, index: int, count: int, width: int | None = None) -> np.ndarray:
-        """A picture's pixels [at least count, 4]; width: what it must have."""
+        """Return an image's pixels [at least count, 4]; raises UserError when it does not have this width."""
         files = self._part(part).get("files")
         if not isinstance(files, list) or len(files) <= index or not isinstance(files[index], str):
             raise UserError(f"{self.path} names no picture of {part} in meta.json; copy it again")

@@ -39,9 +39,9 @@ def write_dot_splat(
 
 
 def read_dot_splat(path: str | Path, note: Note = warn) -> tuple[ParameterDict, dict[str, str]]:
-    """Read a scene, and no comments. Raises UserError for a file that is not whole rows.
+    """Read a scene; the format has no comments. Raises UserError for a file that is not whole rows.
 
-    A scale of 0 gives a log scale of -inf, a negative one NaN. note is told nothing: all is kept.
+    A scale of 0 gives a log scale of -inf, a negative one NaN. Nothing is left out, so note is not called.
     """
     with opened(path) as file:
         size = os.fstat(file.fileno()).st_size

@@ -96,7 +96,7 @@ def write_spz(
 
 
 def _encode(splats: Splats, fraction: int) -> list[np.ndarray]:
-    """The bytes of the attributes, with so many bits behind the point of the centers."""
+    """Return the bytes of the attributes, with `fraction` fractional bits for the centers."""
     fixed = np.rint(splats.means * np.float64(1 << fraction)).astype("<i4")
     largest, others = smallest_three(splats.quats[:, [1, 2, 3, 0]].astype(np.float64))  # xyzw
     words = largest.astype(np.uint32)
@@ -114,7 +114,7 @@ def _encode(splats: Splats, fraction: int) -> list[np.ndarray]:
 
 
 def _streams(head: tuple[int, int, int], flags: int, parts: list[bytes], up: str) -> bytes:
-    """A file of version 4; head: count, degree, fractional bits."""
+    """Write a file of version 4; head: count, degree, fractional bits."""
     compressor = _zstandard().ZstdCompressor(level=12)
     records = b""
     if up in OUR_AXES:
@@ -135,7 +135,7 @@ def _zstandard() -> ModuleType:
 
 
 class _Layout(NamedTuple):
-    """What the header says."""
+    """The fields of the header."""
 
     version: int
     count: int
@@ -145,7 +145,7 @@ class _Layout(NamedTuple):
 
     @property
     def widths(self) -> tuple[int, ...]:
-        """Bytes a Gaussian of the centers, opacities, colors, scales, rotations and higher bands."""
+        """Return the bytes a Gaussian of the centers, opacities, colors, scales, rotations and higher bands."""
         centers, rotations = 6 if self.version == 1 else 9, 3 if self.version < 3 else 4
         return centers, 1, 3, 3, rotations, 3 * self.degree * (self.degree + 2)
 
@@ -219,7 +219,7 @@ def _read_streams(file: BinaryIO, path: str | Path) -> tuple[_Layout, ParameterD
 
 
 def _layout(head: bytes, path: str | Path, versions: tuple[int, ...]) -> _Layout:
-    """Parse the first 16 bytes; raises UserError for what is none, and for a scene larger than 4 GiB."""
+    """Parse the first 16 bytes; raises UserError for an invalid header, or a scene larger than 4 GiB."""
     if len(head) < HEADER.size:
         raise UserError(f"{path} ends within its header; export or copy it again")
     magic, version, count, degree, fraction, flags, _ = HEADER.unpack(head)
@@ -240,7 +240,7 @@ def _layout(head: bytes, path: str | Path, versions: tuple[int, ...]) -> _Layout
 
 
 def _check_length(stream: _Readable, length: int, path: str | Path) -> None:
-    """Inflate so many bytes and keep none; raises UserError when the stream ends before."""
+    """Inflate `length` bytes and discard them; raises UserError when the stream is shorter."""
     while length > 0:
         content = stream.read(min(length, 1 << 20))
         if not content:
@@ -251,7 +251,7 @@ def _check_length(stream: _Readable, length: int, path: str | Path) -> None:
 def _decode(
     layout: _Layout, source: Callable[[int], _Readable], records: bytes, path: str | Path
 ) -> ParameterDict:
-    """Decode the attributes in turn, some Gaussians at a time; source opens an attribute's stream."""
+    """Decode the attributes in turn, in pieces; source opens an attribute's stream."""
     degree = min(layout.degree, MAX_DEGREE)
     axes = _axes(records, path)
     arrays = allocate(layout.count, degree)
@@ -288,21 +288,21 @@ def _decode(
 
 
 def _fixed(rows: np.ndarray, fraction: int) -> np.ndarray:
-    """Centers [N, 3] of three bytes a coordinate, the last of which holds the sign."""
+    """Decode centers [N, 3] of three bytes a coordinate, sign-extended."""
     fixed = np.zeros((len(rows), 3, 4), "u1")
     fixed[:, :, 1:] = rows.reshape(-1, 3, 3)
     return fixed.view("<i4")[:, :, 0] / np.float32(1 << 8 + fraction)
 
 
 def _first_three(rows: np.ndarray) -> np.ndarray:
-    """Quaternions wxyz of versions 1 and 2: x y z over [-1, 1], w not negative."""
+    """Decode quaternions wxyz of versions 1 and 2: x y z over [-1, 1], w not negative."""
     xyz = rows / np.float32(127.5) - 1
     w = np.sqrt(np.maximum(0, 1 - (xyz * xyz).sum(1)))
     return np.column_stack([w, xyz])
 
 
 def _smallest_three(rows: np.ndarray) -> np.ndarray:
-    """Quaternions wxyz of version 3 and 4."""
+    """Decode quaternions wxyz of version 3 and 4."""
     words = np.ascontiguousarray(rows).view("<u4")[:, 0]
     fields = words[:, None] >> np.array([20, 10, 0], np.uint32)  # sign and 9 bits each
     others = (fields & 511) / np.float32(OTHERS_STEPS)
@@ -311,7 +311,7 @@ def _smallest_three(rows: np.ndarray) -> np.ndarray:
 
 
 def _axes(records: bytes, path: str | Path) -> str:
-    """The axes that a record (type, length, value) names, or ours; raises UserError for a number of none."""
+    """Return the axes that a record (type, length, value) names, or the default; raises UserError."""
     stream, number = io.BytesIO(records), 0
     while len(head := stream.read(8)) == 8:
         kind, length = struct.unpack("<II", head)

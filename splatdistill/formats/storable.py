@@ -1,4 +1,4 @@
-"""Which Gaussians a file can hold and a renderer can draw, and what the others become: decided here alone."""
+"""The one place that decides which Gaussians can be stored and drawn, and how other values are fixed."""
 
 from typing import NamedTuple
 
@@ -15,7 +15,7 @@ LARGEST = 40.0  # log scale: the covariance of a larger one, e^80 and beyond, ov
 
 
 class Account(NamedTuple):
-    """How many Gaussians were left out and changed, by what it was, out of how many."""
+    """Counts of Gaussians left out and changed, by reason, and their total number."""
 
     count: int
     left_out: dict[str, int]
@@ -23,11 +23,11 @@ class Account(NamedTuple):
 
     @property
     def dropped(self) -> int:
-        """How many were left out."""
+        """The number of Gaussians left out."""
         return sum(self.left_out.values())
 
     def __str__(self) -> str:
-        """One line; empty when nothing was left out or changed."""
+        """Return one line; empty when nothing was left out or changed."""
         parts = [f"{n} {what}" for what, n in self.changed.items() if n]
         if self.dropped:
             reasons = ", ".join(f"{n} {why}" for why, n in self.left_out.items() if n)
@@ -37,7 +37,7 @@ class Account(NamedTuple):
 
 @torch.no_grad()
 def storable(gaussians: ParameterDict, reach: float = torch.inf) -> tuple[ParameterDict, Account]:
-    """The Gaussians whose values are finite and drawable, and an account of the rest; in their order.
+    """Return the Gaussians with finite, drawable values, in order, and an account of the rest.
 
     A logit opacity of +inf is alpha 1 and becomes OPAQUE; one of -inf is alpha 0, which nobody sees, and is
     left out. A log scale of -inf is a thickness of 0 and becomes FLAT; above LARGEST it is cut to that. What

@@ -1,4 +1,4 @@
-"""CLIP as the judge of pictures, without a diffusion model: the baseline of Dream Fields and CLIP-Mesh."""
+"""Optimization against CLIP without a diffusion model: the baseline of Dream Fields and CLIP-Mesh."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SMALLEST_CROP = 0.8  # as a share of the side
 
 
 class LoadedScorer(State):
-    """The CLIP model of a run; it does not change."""
+    """The CLIP model of a run, which is constant."""
 
     def __init__(self, scorer: Scorer) -> None:
         self.scorer = scorer

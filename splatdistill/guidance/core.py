@@ -79,7 +79,7 @@ class Method:
         return one(prior, t)
 
     def third_text(self, negative: str, open_vocabulary: bool) -> str | None:
-        """Return a text that `compare` asks for beside the prompt and the null text; None for none.
+        """Return a text that `compare` needs beside the prompt and the null text; None for none.
 
         Args:
             negative: the run's negative prompt; empty for none.
@@ -96,7 +96,7 @@ class Method:
 
 @dataclass(frozen=True, eq=False)
 class FixedNoise(Method):
-    """A given noise eps [B,C,h,w], whatever z: a run's own, or the last prediction (cached SDI)."""
+    """Comparison with a given noise eps [B,C,h,w], independent of z: a run's own, or the last prediction."""
 
     name: ClassVar[str] = "fixed"
 
@@ -113,15 +113,15 @@ class FixedNoise(Method):
 
 @dataclass(frozen=True, eq=False)
 class Distillation:
-    """One evaluation of the skeleton; everything but `loss` is without gradient.
+    """The result of one evaluation; everything but `loss` is without gradient.
 
     Args:
         loss: scalar whose gradient at z is gradient / B.
         gradient: [B,C,h,w].
         target: z - gradient (x0_hat, for SDI), [B,C,h,w].
         x0_hat: the guided estimate of the clean latents, [B,C,h,w].
-        noise: what the prediction was compared with, [B,C,h,w].
-        z_t: where, [B,C,h,w].
+        noise: eps that the prediction was compared with, [B,C,h,w].
+        z_t: the noisy latents at which it was predicted, [B,C,h,w].
     """
 
     loss: Tensor

@@ -14,14 +14,14 @@ from splatdistill.priors.base import Prior
 
 
 class PathStart(State):
-    """The noise that the paths of a run start from: [C,h,w] for all views, or [B,C,h,w], one each."""
+    """The initial noise of a run's DDIM paths: [C,h,w] shared by all views, or [B,C,h,w], one for each."""
 
     def __init__(self, noise: Tensor) -> None:
         self.noise = noise
 
     @classmethod
     def of_seed(cls, prior: Prior, seed: int) -> "PathStart":
-        """Return the start [C,h,w] that a seed decides."""
+        """Draw the noise [C,h,w] from a seed."""
         noise = torch.randn(prior.latent_shape, generator=torch.Generator().manual_seed(seed))
         return cls(noise.to(prior.device))
 
@@ -30,7 +30,7 @@ class PathStart(State):
         return {"noise": self.noise}
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
-        """Take the noise over."""
+        """Restore the noise."""
         self.noise = saved["noise"].to(self.noise.device)
 
 
@@ -60,7 +60,7 @@ class DSD(Method):
             raise ValueError("dsd: expected steps >= 1, spread >= 0 and 0 <= lowest < 1")
 
     def start(self, prior: Prior, seed: int) -> PathStart:
-        """Return the path's start that the seed decides."""
+        """Draw the initial noise of the paths from the seed."""
         return PathStart.of_seed(prior, seed)
 
     def compare(self, query: Query, state: PathStart) -> Comparison:
@@ -77,7 +77,7 @@ class DSD(Method):
         return sds_weight(prior, t)
 
     def further(self, query: Query) -> Tensor:
-        """Draw t_delta [B], from 1 to T - 1; draws nothing where spread is 0."""
+        """Draw t_delta [B], from 1 to T - 1; no random number is drawn where spread is 0."""
         last = query.levels - 1
         if self.spread == 0.0:
             return query.t.clamp(1, last)

@@ -1,4 +1,4 @@
-"""From a step's pictures to one loss: a prior, a method, a prompt, and the state of a run."""
+"""From a step's images to one loss: a prior, a method, a prompt, and the state of a run."""
 
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -36,7 +36,7 @@ class Views:
 
 @dataclass(frozen=True, eq=False)
 class Guided:
-    """The answer of a guide: a scalar loss, the timesteps t [V], and how a teacher came to it."""
+    """The result of a guide: a scalar loss, the timesteps t [V], and the teacher's evaluation."""
 
     loss: Tensor
     t: Tensor
@@ -106,14 +106,14 @@ class Guide:
         names: list[str] | None = None,
         source: Tensor | None = None,
     ) -> Guided:
-        """Return the loss of a step's pictures, and what the teacher made of them.
+        """Return the loss of a step's images, with the teacher's evaluation of them.
 
         Args:
-            rgb: pictures [V,H,W,3] in [0,1], of any size.
+            rgb: images [V,H,W,3] in [0,1], of any size.
             progress: the share of the run that is done, in [0,1].
             cameras: [V]; needed for view prompts and by priors that read cameras.
             generator: source of timesteps and noise; None for torch's global one.
-            background: plain colors behind the pictures [V,3]; None for white.
+            background: plain colors behind the images [V,3]; None for white.
             names: the backgrounds' names, for a teacher whose captions name them.
             source: of an edit, the same views [V,H,W,3] of the source.
 

@@ -1,4 +1,4 @@
-"""Distillation of latents, one picture each, without a scene."""
+"""Distillation of latents, one image each, without a scene."""
 
 from collections.abc import Callable
 
@@ -28,7 +28,7 @@ def branches(prior: Prior, text: str, guidance: float, count: int, null: str = "
 
 
 def unwatched(step: int, z: Tensor, found: Distillation) -> None:
-    """Do nothing."""
+    """Do nothing; the default callback."""
 
 
 def distill_latents(
@@ -82,7 +82,7 @@ def cached_sdi(
 
 @torch.no_grad()
 def dsd_star(prior: Prior, cond: Conditioning, steps: int, seed: int, count: int) -> Tensor:
-    """Run DSD with as many steps as its DDIM path has, the target assigned: the path's end [B,C,h,w].
+    """Run DSD for as many steps as its DDIM path has, replacing z by the target: the path's end [B,C,h,w].
 
     Source: DSD* of 2412.06780. Each step takes its noise from the path at the level before.
     """
@@ -99,6 +99,6 @@ def dsd_star(prior: Prior, cond: Conditioning, steps: int, seed: int, count: int
 
 
 def from_noise(prior: Prior, z_T: Tensor, t: int) -> tuple[Tensor, Tensor]:
-    """Return clean latents and noise that mix to z_T [B,C,h,w] at t, the noise being z_T itself."""
+    """Return clean latents and noise that mix to z_T [B,C,h,w] at t, where the noise is z_T itself."""
     ab = prior.alphas_cumprod[t].item()
     return z_T * ((1.0 - (1.0 - ab) ** 0.5) / ab**0.5), z_T.contiguous()

@@ -1,4 +1,4 @@
-"""The methods: each the skeleton of core.py with its own comparison, weight and published settings."""
+"""The methods: each implements the skeleton of core.py with its own comparison, weight and settings."""
 
 from dataclasses import dataclass
 from typing import ClassVar

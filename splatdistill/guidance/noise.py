@@ -1,4 +1,4 @@
-"""DDIM inversion and other walks along a trajectory, each sample on its own timetable."""
+"""DDIM inversion and other trajectories, with a timetable for each sample."""
 
 from dataclasses import dataclass
 

@@ -23,11 +23,11 @@ F_SIDE_FRONT = (4.0, 0.5, -2.426)  # "side" between front and side
 
 @dataclass(frozen=True)
 class ViewPrompts:
-    """A prompt that follows the camera; `negative` takes the empty text's place in the null branch.
+    """A prompt that follows the camera; `negative` replaces the empty text in the null branch.
 
-    With view_words False it does not name the view, for a teacher that is told the cameras. `fit` is that of
-    the prior which reads the texts: a prompt that is too long is cut by it, the same in all views, and never
-    the words behind it; None for no cut.
+    With view_words False the view is not named, for a teacher conditioned on cameras. `fit` is that of the
+    prior that reads the texts: it cuts a prompt that is too long, at the same place in all views, and never
+    the words after it; None for no cut.
     """
 
     prompt: str
@@ -37,7 +37,7 @@ class ViewPrompts:
     _cut: dict[tuple[str, tuple[str, ...]], str] = field(default_factory=dict, repr=False, compare=False)
 
     def text(self, view: str, background: str | None = None) -> str:
-        """The prompt with its view words and, where the background has a name, "NAME background"."""
+        """Return the prompt with its view words and, where the background has a name, "NAME background"."""
         words = [
             self.read(self.prompt, background, VIEW_WORDS if self.view_words else ("",)),
             view if self.view_words else "",
@@ -46,13 +46,13 @@ class ViewPrompts:
         return ", ".join(word for word in words if word)
 
     def null_text(self, background: str | None = None) -> str:
-        """The text of the null branch: `negative`, and the background, so that guidance leaves that alone."""
+        """Return the text of the null branch: `negative` and the background, which is thus not guided."""
         parts = [self.read(self.negative, background, ("",))]
         parts += [f"{background} background"] if background else []
         return ", ".join(filter(None, parts))
 
     def read(self, text: str, background: str | None, views: Sequence[str]) -> str:
-        """Return as much of a text as is read with any of the view words and the background behind it."""
+        """Return the part of a text that is read with any of the view words and the background behind it."""
         tail = f", {background} background" if background else ""
         suffixes = tuple(f", {view}{tail}" if view else tail for view in views)
         if self.fit is not None and (text, suffixes) not in self._cut:
@@ -60,7 +60,7 @@ class ViewPrompts:
         return self._cut.get((text, suffixes), text)
 
     def left_out(self, backgrounds: Iterable[str | None] = (None,)) -> list[str]:
-        """Return a line for each text that is cut, which says what of it is never read."""
+        """Return a line for each text that is cut, with the part that is never read."""
         lines, backgrounds = [], list(backgrounds)
         views = VIEW_WORDS if self.view_words else ("",)
         for name, text, words in (("prompt", self.prompt, views), ("negative prompt", self.negative, ("",))):
@@ -86,13 +86,13 @@ class ViewPrompts:
 
 @dataclass
 class PromptCache:
-    """Embeds each distinct text once."""
+    """A cache of embeddings; each distinct text is encoded once."""
 
     prior: Prior
     embeddings: dict[str, Tensor] = field(default_factory=dict)
 
     def __call__(self, texts: Sequence[str]) -> Tensor:
-        """Embeddings [n,L,D] of `texts`; new ones go through the text encoder together."""
+        """Return embeddings [n,L,D] of `texts`; new ones go through the text encoder together."""
         new = [text for text in dict.fromkeys(texts) if text not in self.embeddings]
         if new:
             self.embeddings.update(zip(new, self.prior.embed(new), strict=True))
@@ -102,7 +102,7 @@ class PromptCache:
 def pick_backgrounds(
     palette: Mapping[str, RGB], count: int, generator: torch.Generator
 ) -> tuple[list[str], Tensor]:
-    """`count` random entries of `palette`: their names and colors [V,3]."""
+    """Draw `count` random entries of `palette`: their names and colors [V,3]."""
     names = list(palette)
     picked = [names[i] for i in torch.randint(len(names), (count,), generator=generator).tolist()]
     return picked, torch.tensor([palette[name] for name in picked])
@@ -110,8 +110,11 @@ def pick_backgrounds(
 
 @dataclass(frozen=True)
 class PerpNegMix:
-    """Perp-neg branches: positive [V,4] mixes the texts of VIEW_WORDS into the positive embedding;
-    weights [2,V] are those of the negatives "front view" and "side view", relative to the positive."""
+    """Perp-neg branches (2304.04968).
+
+    positive [V,4] mixes the texts of VIEW_WORDS into the positive embedding; weights [2,V] are those of the
+    negatives "front view" and "side view", relative to the positive.
+    """
 
     positive: Tensor
     weights: Tensor
@@ -123,7 +126,7 @@ def _decay(abc: tuple[float, float, float], r: Tensor) -> Tensor:
 
 
 def perp_neg_mix(azimuth_deg: Tensor, elevation_deg: Tensor) -> PerpNegMix:
-    """The interpolation and weights of Perp-Neg (2304.04968) at azimuth_deg, elevation_deg [V].
+    """Return the interpolation and weights of Perp-Neg (2304.04968) at azimuth_deg, elevation_deg [V].
 
     From front (r = 1) to side (r = 0) and from side (r = 1) to back (r = 0); overhead has no negatives.
     """

@@ -1,4 +1,4 @@
-"""What a method is asked with: latents, timesteps and conditioning; and the answers."""
+"""The inputs of a method (latents, timesteps and conditioning) and its results."""
 
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -12,7 +12,7 @@ from splatdistill.scene.cameras import Cameras
 
 
 class Comparison(NamedTuple):
-    """What the guided prediction is compared with: eps, at z_t; both [B,C,h,w] and without gradient.
+    """The noise or prediction eps to compare with, at z_t; both [B,C,h,w] and without gradient.
 
     eps is the noise in z_t, or another prediction at z_t.
     """
@@ -29,7 +29,7 @@ class State:
         return {}
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
-        """Continue from a state_dict, on the device where this state is."""
+        """Restore a state_dict on the device of this state."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +64,7 @@ class Query:
 
     @property
     def levels(self) -> int:
-        """T, the number of timesteps."""
+        """The number of timesteps T."""
         return len(self.prior.alphas_cumprod)
 
     @property

@@ -10,7 +10,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Linear:
-    """From `start` to `end` in a straight line."""
+    """Linear interpolation from `start` to `end`."""
 
     start: float
     end: float
@@ -22,7 +22,7 @@ class Linear:
 
 @dataclass(frozen=True)
 class SqrtAnneal:
-    """From `start` to `end` with the square root of progress: fast at first (DSD, 2412.06780)."""
+    """Interpolation from `start` to `end` with the square root of progress (DSD, 2412.06780)."""
 
     start: float
     end: float

@@ -1,4 +1,4 @@
-"""Pictures in a row: an animated WebP everywhere, an .mp4 where ffmpeg is found."""
+"""Animations: an animated WebP always, an .mp4 where ffmpeg is found."""
 
 import contextlib
 import itertools
@@ -34,9 +34,9 @@ def write_webp(path: str | Path, frames: Sequence[np.ndarray], seconds: float) -
 
 
 def write_mp4(path: str | Path, frames: Iterable[np.ndarray], fps: float) -> bool:
-    """Write frames [H, W, 3] uint8, all of one size, as a film; return False where no ffmpeg does it.
+    """Write frames [H, W, 3] uint8, all of one size, as an .mp4; return False when no ffmpeg can encode it.
 
-    They are taken one by one. Raises UserError when the file cannot be written.
+    The frames are consumed one by one. Raises UserError when the file cannot be written.
     """
     program = find_ffmpeg()
     if program is None:
@@ -66,7 +66,7 @@ def write_mp4(path: str | Path, frames: Iterable[np.ndarray], fps: float) -> boo
 
 
 def find_ffmpeg() -> str | None:
-    """The ffmpeg of this machine, or that of the [video] extra; None where there is neither."""
+    """Return the path of ffmpeg, from the system or the [video] extra; None when neither has it."""
     if found := shutil.which("ffmpeg"):
         return found
     try:

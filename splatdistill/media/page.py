@@ -1,6 +1,6 @@
-"""report.html: one file that shows a run anywhere, asks no host for anything, and is not allowed to.
+"""report.html: one self-contained page of a run that loads nothing from the network.
 
-Every text of the user's is escaped; the page's policy admits its own script and style by their hashes.
+All user text is escaped; the content security policy admits only the page's own script and style, by hash.
 """
 
 import base64
@@ -34,10 +34,18 @@ def report_page(
     camera: dict[str, float],
     background: Sequence[float],
 ) -> str:
-    """The page as HTML: texts as they are, `settings` as YAML, a line of metrics.jsonl a record.
+    """Return the page as HTML.
 
-    turntable: a WebP; filmstrip: a PNG or None; camera: azimuth, elevation and fov in radians, distance in
-    world units; background in [0, 1].
+    Args:
+        gaussians: the scene of the interactive viewer.
+        title: heading.
+        facts: line below the heading.
+        settings: configuration as YAML.
+        records: the lines of metrics.jsonl, for the plots.
+        turntable: a WebP animation.
+        filmstrip: a PNG, or None.
+        camera: azimuth, elevation and fov in radians, distance in world units.
+        background: color in [0, 1].
     """
     style, script = asset("style.css"), asset("viewer.js")
     splats, left_out = pack_splats(gaussians)
@@ -85,25 +93,26 @@ def report_page(
 
 
 def asset(name: str) -> str:
-    """The text of a file in assets/report."""
+    """Return the text of a file in assets/report."""
     return files("splatdistill").joinpath("assets", "report", name).read_text(encoding="utf-8")
 
 
 def digest(text: str) -> str:
-    """How a content security policy names an inline script or style."""
+    """Return the hash by which a content security policy admits an inline script or style."""
     return f"'sha256-{encoded(hashlib.sha256(text.encode()).digest())}'"
 
 
 def encoded(content: bytes) -> str:
-    """Bytes as base64 text."""
+    """Return bytes as base64 text."""
     return base64.b64encode(content).decode()
 
 
 @torch.no_grad()
 def pack_splats(gaussians: ParameterDict) -> tuple[bytes, int]:
-    """The scene as viewer.js reads it, and how many Gaussians were left out for size.
+    """Pack the scene for viewer.js; also return how many Gaussians were left out to bound the size.
 
-    N rows of nine float32 (mean; covariance xx xy xz yy yz zz), then N of four bytes (RGB, opacity).
+    The format is N rows of nine float32 (mean; covariance xx xy xz yy yz zz), then N of four bytes (RGB,
+    opacity).
     """
     finite = select(gaussians, finite_mask(gaussians))
     means, quats, scales, opacities, sh = (value.cpu() for value in activated(finite))
@@ -117,7 +126,7 @@ def pack_splats(gaussians: ParameterDict) -> tuple[bytes, int]:
 
 
 def plot(records: Sequence[dict[str, Any]], key: str, name: str) -> str:
-    """A line over the steps as SVG; empty where there are not two finite values."""
+    """Return a line plot over steps as SVG; empty with fewer than two finite values."""
     points = [(r["step"], r[key]) for r in records if isinstance(r.get(key), int | float) and "step" in r]
     if len(points) < 2 or points[-1][0] <= 0:
         return ""
@@ -149,13 +158,13 @@ def plot(records: Sequence[dict[str, Any]], key: str, name: str) -> str:
 
 
 def extent(values: Sequence[float]) -> tuple[float, float]:
-    """The range of values, widened where it is a single one."""
+    """Return the range of values, widened if they are all equal."""
     low, high = min(values), max(values)
     return (low, high) if high > low else (low - 1, high + 1)
 
 
 def ticks(low: float, high: float) -> list[float]:
-    """Three to seven round numbers, evenly spaced, that enclose a range."""
+    """Return three to seven round numbers, evenly spaced, that enclose a range."""
     raw = (high - low) / 4
     unit = 10.0 ** math.floor(math.log10(raw))
     step = next(unit * factor for factor in (1, 2, 5, 10) if unit * factor >= raw)

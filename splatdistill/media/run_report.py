@@ -1,4 +1,4 @@
-"""The pictures and the page that a finished run leaves."""
+"""The images and the report page of a finished run."""
 
 import math
 from pathlib import Path
@@ -31,9 +31,9 @@ SECONDS = 4.0  # that a turn takes
 
 
 def write_report(gaussians: ParameterDict, directory: str | Path, config: Config) -> None:
-    """Write a result's preview.png, turntable.webp, filmstrip.png and report.html into the folder of its run.
+    """Write preview.png, turntable.webp, filmstrip.png and report.html of a result into its folder.
 
-    turntable.mp4 as well, where there is an ffmpeg. Raises UserError when a file cannot be written.
+    Also turntable.mp4 where there is an ffmpeg. Raises UserError when a file cannot be written.
     """
     folder, look = Path(directory), config.report
     camera: dict[str, Any] = {
@@ -52,7 +52,7 @@ def write_report(gaussians: ParameterDict, directory: str | Path, config: Config
 
 
 def write_page(gaussians: ParameterDict, folder: Path, config: Config) -> None:
-    """Write report.html of a run whose pictures are in its folder; raises UserError when it cannot."""
+    """Write report.html from the images in the run's folder; raises UserError when it cannot be written."""
     look = config.report
     page = report_page(
         gaussians,

@@ -1,4 +1,4 @@
-"""Still pictures of splats: contact sheets, filmstrips and comparisons."""
+"""Still images of splats: contact sheets, filmstrips and comparisons."""
 
 import math
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ LABEL = 22  # pixels under a picture of the filmstrip
 
 
 def render_views(gaussians: ParameterDict, cameras: Cameras, background: Sequence[float] = WHITE) -> Tensor:
-    """Images [V, H, W, 3] uint8 on the CPU, rendered one view at a time to bound the memory.
+    """Render images [V, H, W, 3] uint8 on the CPU, one view at a time to bound the memory.
 
     background: a color in [0, 1].
     """
@@ -43,10 +43,21 @@ def contact_sheet(
     distance: float = 3.2,
     fov_deg: float = 40.0,
 ) -> None:
-    """Write a PNG of `views` views all around, `columns` in a row, the front at the top left.
+    """Write a PNG of a turntable, the front view at the top left.
 
-    size in pixels of one view, angles in degrees, distance in world units. Raises UserError when the file
-    cannot be written.
+    Args:
+        gaussians: the scene.
+        path: output file.
+        views: number of views.
+        size: width and height of a view in pixels.
+        background: color in [0, 1].
+        columns: views in a row.
+        elevation_deg: of the cameras.
+        distance: of the cameras, in world units.
+        fov_deg: of the cameras.
+
+    Raises:
+        UserError: the file cannot be written.
     """
     cameras = turntable(views, elevation_deg, distance, fov_deg, size)
     images = render_views(gaussians, cameras, background)  # [views, size, size, 3]
@@ -60,7 +71,7 @@ def contact_sheet(
 
 
 def filmstrip(scenes: Sequence[tuple[str, ParameterDict]], path: str | Path, look: ReportConfig) -> None:
-    """Write a PNG of scenes, each over its name, in one row from the same camera, half the report's size.
+    """Write a PNG of labeled scenes in one row from the same camera, at half the report's size.
 
     Raises UserError when the file cannot be written.
     """
@@ -77,7 +88,7 @@ def filmstrip(scenes: Sequence[tuple[str, ParameterDict]], path: str | Path, loo
 
 
 def compare(before: ParameterDict, after: ParameterDict, path: Path, look: ReportConfig) -> None:
-    """Write a PNG of four views of a splat, over the same views of what became of it.
+    """Write a PNG of four views of a splat, above the same views of its edited version.
 
     Raises UserError when the file cannot be written.
     """
@@ -90,9 +101,13 @@ def compare(before: ParameterDict, after: ParameterDict, path: Path, look: Repor
 def runs_sheet(
     splats: Sequence[Path], size: int = 96, columns: int = 4, names: Sequence[str] = ()
 ) -> Image.Image:
-    """Four views of each splat file beside each other, so many splats in a row; size in pixels of a view.
+    """Return an image of four views of each splat file.
 
-    names: one for each, written over its views; none for no writing.
+    Args:
+        splats: files to read.
+        size: width and height of a view in pixels.
+        columns: splats in a row.
+        names: a label for each splat; empty for no labels.
     """
     cameras = turntable(4, 15.0, 3.0, 40.0, size)
     strips = [torch.cat(list(render_views(read_ply(splat)[0], cameras)), 1) for splat in splats]
@@ -102,7 +117,7 @@ def runs_sheet(
 
 
 def titled(picture: Tensor, name: str) -> Tensor:
-    """A picture [H, W, 3] uint8 under its name: [LABEL + H, W, 3]."""
+    """Add a label above an image [H, W, 3] uint8: [LABEL + H, W, 3]."""
     height, width, _ = picture.shape
     sheet = Image.new("RGB", (width, LABEL + height), "white")
     sheet.paste(Image.fromarray(picture.numpy()), (0, LABEL))
@@ -111,5 +126,5 @@ def titled(picture: Tensor, name: str) -> Tensor:
 
 
 def grid(rows: Sequence[Sequence[Tensor]]) -> Image.Image:
-    """Rows of pictures [H, W, 3] uint8 as one."""
+    """Join rows of images [H, W, 3] uint8 into one."""
     return Image.fromarray(torch.cat([torch.cat(list(row), 1) for row in rows], 0).numpy())

@@ -1,4 +1,4 @@
-"""Loads the native extension splatdistill._C and keeps its thread count equal to torch's."""
+"""Load the native extension splatdistill._C and keep its thread count equal to torch's."""
 
 import warnings
 from importlib import import_module
@@ -26,12 +26,12 @@ except (ImportError, AttributeError, TypeError) as error:  # not built, does not
 
 
 def available() -> bool:
-    """Tell whether the native extension was built and loads here."""
+    """Return whether the native extension was built and loads here."""
     return _C is not None
 
 
 def cuda_available() -> bool:
-    """Tell whether the native extension holds CUDA kernels and torch sees a CUDA device."""
+    """Return whether the native extension has CUDA kernels and torch sees a CUDA device."""
     return _C is not None and _C.has_cuda and torch.cuda.is_available()
 
 

@@ -31,7 +31,7 @@ def rasterize(
     sh_degree: int,
     limits: Limits = GSPLAT,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Draw Gaussians: rgb [V,H,W,3], alpha and expected depth [V,H,W,1], means2d and radii [V,N,2].
+    """Render Gaussians: rgb [V,H,W,3], alpha and expected depth [V,H,W,1], means2d and radii [V,N,2].
 
     means [N,3], quats [N,4] wxyz of any length, scales [N,3] and opacities [N] activated, sh [N,K,3] of which
     (sh_degree+1)^2 coefficients are used, viewmats [V,4,4] world to camera, Ks [V,3,3], backgrounds [V,3] or
@@ -51,7 +51,7 @@ def rasterize(
 
 
 def _kernels():
-    """The extension, or a plain error: the ops below are not meant to be called without it."""
+    """Return the extension; raises a plain error when it is missing, as the ops below need it."""
     kernels = native.kernels()
     if kernels is None:
         raise RuntimeError("splatdistill._C was not built: call splatdistill.ops.rasterize, which falls back")
@@ -112,7 +112,7 @@ def project_backward(
     radii: Tensor,
     cotangents: Sequence[Tensor],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients (means [N,3], quats [N,4], scales [N,3], sh [N,K,3]) from those of `project`'s outputs.
+    """Return gradients (means [N,3], quats [N,4], scales [N,3], sh [N,K,3]) from those of `project`'s outputs.
 
     size: (width, height); radii: as `project` returned them; cotangents: of means2d, conics, depths, colors.
     """
@@ -197,7 +197,7 @@ def rasterize_tiles_backward(
     state: Tensor,
     cotangents: Sequence[Tensor | None],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients (means2d, conics, colors, opacities, depths, backgrounds) from those of the images.
+    """Return gradients (means2d, conics, colors, opacities, depths, backgrounds) from those of the images.
 
     `alpha` and `depth` [V,H,W,1] and `state` are outputs of `rasterize_tiles`; cotangents: of rgb, alpha and
     depth, None for an image that the loss leaves out.

@@ -1,4 +1,4 @@
-"""Slow pure-torch twins of every operation in splatdistill.ops: same names, same signatures."""
+"""Slow pure-torch twins of the operations in splatdistill.ops, with the same names and signatures."""
 
 from .ddim import (
     ddim_coefficients,

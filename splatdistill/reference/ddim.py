@@ -146,7 +146,7 @@ def check(
     noise: Tensor | None = None,
     perp_neg: bool = False,
 ) -> None:
-    """Raise ValueError where shapes or dtypes do not belong together (the native kernels check the same)."""
+    """Raise ValueError for inconsistent shapes or dtypes (the native kernels check the same)."""
     samples = len(x_t)
     if coefficients.shape != (samples, count):
         raise ValueError(f"coefficients must be [{samples}, {count}], got {list(coefficients.shape)}")

@@ -1,8 +1,8 @@
-"""The rasterizer in plain torch: the oracle of the tests, and the fallback without native kernels.
+"""The rasterizer in plain torch: the reference of the tests, and the fallback without native kernels.
 
-Every pixel of a tile looks at every Gaussian whose bounding box touches the tile; any float type, any device.
-Same thresholds as the kernels: alpha below 1/255 is skipped, alpha is clamped to 0.999, a pixel stops before
-its transmittance falls to 1e-4. Source: "3D Gaussian Splatting" (2308.04079).
+Every pixel of a tile evaluates every Gaussian whose bounding box touches the tile; any float type, any
+device. Same thresholds as the kernels: alpha below 1/255 is skipped, alpha is clamped to 0.999, a pixel stops
+before its transmittance falls to 1e-4. Source: "3D Gaussian Splatting" (2308.04079).
 """
 
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ SH3 = (
 
 
 class Limits(NamedTuple):
-    """Which Gaussians are drawn, and how small they may get on the image; gsplat's names and defaults."""
+    """Limits of what is drawn, and the blur of small Gaussians; gsplat's names and defaults."""
 
     near: float = 0.01  # depth
     far: float = 1e10
@@ -51,7 +51,7 @@ def rasterize(
     sh_degree: int,
     limits: Limits = GSPLAT,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The slow twin of `splatdistill.ops.rasterize`: same arguments, same results."""
+    """Render Gaussians; the slow twin of `splatdistill.ops.rasterize`, with the same arguments and results."""
     scene = (means, quats, scales, opacities, sh, viewmats, Ks)
     means2d, conics, depths, colors, radii = project(*scene, width, height, sh_degree, limits)
     rgb, alpha, depth = rasterize_tiles(
@@ -101,7 +101,7 @@ def project(
 
 
 def _project_all(means, quats, scales, sh, viewmats, Ks, width, height, sh_degree, eps2d, seen=None):
-    """means2d [V,N,2], covariances [V,N,3], depths [V,N,1], colors [V,N,3]; what is not seen is made up."""
+    """Return means2d [V,N,2], covariances [V,N,3], depths [V,N,1], colors [V,N,3]; unseen ones are filler."""
     means_c = means @ viewmats[:, :3, :3].mT + viewmats[:, None, :3, 3]  # [V,N,3]
     if seen is not None:
         means_c = torch.where(seen[..., None], means_c, means_c.new_tensor([0.0, 0.0, 1.0]))
@@ -116,7 +116,7 @@ def _project_all(means, quats, scales, sh, viewmats, Ks, width, height, sh_degre
 
 
 def _radii(opacities, means2d, covars2d, depths, colors, width, height, near, far, radius_clip) -> Tensor:
-    """Half sizes [V,N,2] int32 of the box in which alpha reaches 1/255; zero for what is culled."""
+    """Return half sizes [V,N,2] int32 of the box in which alpha reaches 1/255; zero for what is culled."""
     xx, xy, yy = covars2d.unbind(-1)
     det = (xx * yy - xy * xy)[..., None]
     # standard deviations until alpha = 1/255, at most 3.33 (2402.00525, section B.2)
@@ -130,7 +130,7 @@ def _radii(opacities, means2d, covars2d, depths, colors, width, height, near, fa
 
 
 def _ewa(means_c, quats, scales, viewmats, Ks, width, height, eps2d):
-    """Pinhole means2d [V,N,2] and blurred covariances (xx, xy, yy) [V,N,3] (2308.04079, eq. 5)."""
+    """Return pinhole means2d [V,N,2] and blurred covariances (xx, xy, yy) [V,N,3] (2308.04079, eq. 5)."""
     x, y, z = means_c.unbind(-1)  # [V,N]
     focal = Ks[:, None, [0, 1], [0, 1]]  # [V,1,2]
     center = Ks[:, None, [0, 1], [2, 2]]
@@ -148,7 +148,7 @@ def _ewa(means_c, quats, scales, viewmats, Ks, width, height, eps2d):
 
 
 def rotation_matrices(quats: Tensor) -> Tensor:
-    """Rotation matrices [N,3,3] of quaternions wxyz [N,4] of any length but zero."""
+    """Return rotation matrices [N,3,3] of quaternions wxyz [N,4] of any length but zero."""
     w, x, y, z = (quats / quats.norm(dim=-1, keepdim=True)).unbind(-1)
     rows = [
         1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y),
@@ -159,7 +159,7 @@ def rotation_matrices(quats: Tensor) -> Tensor:
 
 
 def sh_basis(directions: Tensor, degree: int) -> Tensor:
-    """Real spherical harmonics [..., (degree+1)^2] at unit directions [...,3], in the order of 2308.04079."""
+    """Return real spherical harmonics [..., (degree+1)^2] at unit directions [...,3], in 2308.04079's order."""
     x, y, z = directions.unbind(-1)
     xx, yy, zz = x * x, y * y, z * z
     basis = [torch.full_like(x, SH0)]
@@ -208,7 +208,7 @@ def rasterize_tiles(
 
 
 def _blend(means2d, conics, opacities, features, radii, left, top, width, height) -> Tensor:
-    """One tile [h,w,5] of color, depth and alpha, from the Gaussians that reach it, near to far."""
+    """Return one tile [h,w,5] of color, depth and alpha, from the Gaussians that reach it, near to far."""
     right, bottom = min(left + TILE, width), min(top + TILE, height)
     with torch.no_grad():
         low, high = means2d.new_tensor([left, top]), means2d.new_tensor([right, bottom])

@@ -158,7 +158,7 @@ def views(splat: Path, size: int = 64) -> tuple[Tensor, Tensor]:
 
 
 def outside(before: Tensor, alpha: Tensor, source: str) -> Tensor:
-    """Return a mask [V,1,S,S] of pixels that belong neither to what is edited nor to its border, by nearest color."""
+    """Return a mask [V,1,S,S] of pixels away from what is edited and its border, by nearest color."""
     parsed = grammar.parse(source)
     named = [color for color in (parsed[1] if parsed else ()) if color]
     palette = torch.tensor([grammar.COLORS[color] for color in named] + [(1.0, 1.0, 1.0)])
@@ -170,7 +170,7 @@ def outside(before: Tensor, alpha: Tensor, source: str) -> Tensor:
 
 
 def edited(lab: Lab, run: Path, target: str, method: str, steps: int) -> Asked:
-    """Edit a run; return the folder of the edited run."""
+    """Return the run that edits a finished run."""
     out = lab.runs / "edits" / f"{method}-{steps}" / slug(target)
     flags = {"prompt": target, "method": method, "steps": steps, "edit": edit_settings(run)}
     return Asked(out, resolve(flags, None, [*GENTLE, *lab.overrides]))

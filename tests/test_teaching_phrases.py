@@ -1,5 +1,4 @@
 import numpy as np
-import pytest
 
 from splatdistill.teaching import phrases
 from splatdistill.teaching.assets import Entry
@@ -22,22 +21,6 @@ SAID = (
 )  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("said", "read"),
-    [
-        ("A chair.", "chair"),
-        ("a photo of a Jack-o'-lantern", "jack o lantern"),
-        ("A DSLR photo of a hamburger.", "hamburger"),
-        ("an apple, on the table", "apple on table"),
-        ("a high-quality 3D render of the red car!", "red car"),
-        ("my grandma's couch", "my grandma couch"),
-        ("", ""),
-    ],
-)
-def test_canonical_text(said, read):
-    assert phrases.canonical(said) == read
-
-
 def test_a_tinted_model_is_never_called_by_its_old_color():
     rng = np.random.default_rng(0)
     said = {phrases.name(CHAIR, "red", "", rng) for _ in range(200)}
@@ -46,13 +29,13 @@ def test_a_tinted_model_is_never_called_by_its_old_color():
     assert "small black office chair with wheels" in said and "small office chair" in said
 
 
-def test_read_words_ends_in_padding():
-    known = {"red": 2, "car": 3}
-    numbers = phrases.read_words("red flying car", known)
-    assert numbers[:4] == [2, 1, 3, 0] and len(numbers) == phrases.MAX_WORDS
-    assert phrases.read_words("red " * 50, known)[-1] == 0
-
-
 def test_vocabulary_has_every_word_that_a_caption_can_say():
     words = set(phrases.vocabulary([CHAIR], ["red"]))
     assert {*SAID} == words
+
+
+def test_names_lead_to_their_nouns_and_a_noun_to_itself():
+    seat = Entry("s", "s.glb", "chair", ("seat",), (), 0.0, False, True, 0)
+    told = phrases.describe_vocabulary([CHAIR, seat])
+    assert told["things"] == {"office chair": ["chair", "furniture"], "chair": ["seat"]}
+    assert told["names"]["chair"] == "chair" and told["names"]["furniture"] == "office chair"

@@ -45,8 +45,9 @@ class PatchCodec(ModelMixin, ConfigMixin):
         self.inverse: Any = nn.ConvTranspose2d(latent_channels, 3, patch_size, stride=patch_size)
         self.spread = nn.Conv2d(latent_channels, width, 3, padding=1)
         self.blocks = nn.ModuleList(Residual(width) for _ in range(layers))
-        self.mend = nn.Conv2d(width, 3 * patch_size**2, 1)
+        self.mend: Any = nn.Conv2d(width, 3 * patch_size**2, 1)
         nn.init.zeros_(self.mend.weight)
+        nn.init.zeros_(self.mend.bias)
 
     def fit(self, pictures: Tensor) -> None:
         """Set the basis from pictures [B, 3, H, W] in [-1, 1]: the best linear code of their patches."""
@@ -62,7 +63,8 @@ class PatchCodec(ModelMixin, ConfigMixin):
             self.basis.weight.copy_((basis * scale).view_as(self.basis.weight))
             self.basis.bias.copy_(-(basis * scale) @ mean)
             self.inverse.weight.copy_((basis / scale).view_as(self.inverse.weight))
-            self.inverse.bias.copy_(mean.view(3, -1).mean(1))
+            self.inverse.bias.zero_()
+            self.mend.bias.copy_(mean)
 
     def encode(self, pictures: Tensor) -> Any:
         """`.latents` [B, C, h, w] of pictures [B, 3, H, W] in [-1, 1]."""

@@ -61,7 +61,7 @@ class ViewTransformer(ModelMixin, ConfigMixin):
     variance, plus what the network adds: F of EDM (2206.00364, eq. 7), for each channel by itself.
 
     Args:
-        in_channels, sample_size: of the latents.
+        in_channels, out_channels, sample_size: of the latents; the two are the same.
         patch_size: of the outer layers' patches.
         outer_width, outer_layers: of the layers that see one view, half before and half after the others.
         width, layers: of the layers that see all views together.
@@ -75,6 +75,7 @@ class ViewTransformer(ModelMixin, ConfigMixin):
     def __init__(
         self,
         in_channels: int = 24,
+        out_channels: int = 24,
         sample_size: int = 16,
         patch_size: int = 2,
         outer_width: int = 256,
@@ -91,9 +92,8 @@ class ViewTransformer(ModelMixin, ConfigMixin):
         self.patch = patch_size
         self.side = sample_size // patch_size
         entering = in_channels * patch_size**2
-        self.out_channels = in_channels
-        self.register_buffer("mean", torch.tensor(means or [0.0] * in_channels).view(-1, 1, 1), False)
-        self.register_buffer("std", torch.tensor(deviations or [1.0] * in_channels).view(-1, 1, 1), False)
+        self.register_buffer("mean", torch.tensor(means or [0.0] * in_channels).view(-1, 1, 1))
+        self.register_buffer("std", torch.tensor(deviations or [1.0] * in_channels).view(-1, 1, 1))
         self.embed = nn.Linear(entering + RAY, outer_width)
         self.places = nn.Parameter(torch.randn(self.side**2, outer_width) * 0.02)
         self.embed_time = nn.Sequential(nn.Linear(TIME, told), nn.SiLU(), nn.Linear(told, told))

@@ -1,34 +1,14 @@
-"""What is said of scenes of real things: canonical texts, names, colors and sizes.
-
-A text is reduced to plain words before it is tokenized, in training and in use alike: lower case, no
-articles, no punctuation, none of the ways to say that it is a picture.
-"""
+"""What is said of scenes of real things: their names, colors and sizes, in canonical words."""
 
 from __future__ import annotations
 
-import re
-
 import numpy as np
 
+from splatdistill.priors.reading import BETWEEN, canonical
 from splatdistill.teaching.assets import Entry
 
-ARTICLES = frozenset(("a", "an", "the"))
-PICTURE = re.compile(
-    r"^(?:an? |the )?(?:(?:dslr|hd|4k|high|quality|realistic|detailed|close|up|zoomed|out|3d|"
-    r"beautiful|single) )*"
-    r"(?:photo|photograph|picture|image|model|render|rendering|view)s? of "
-)
-BETWEEN = ("on top of", "next to", "and")
 SIZES = {"small": 0.55, "big": 0.92}
 USUAL_SIZE = 0.78
-MAX_WORDS = 20  # of a text that are read; the last place stays empty
-
-
-def canonical(text: str) -> str:
-    """The words of a text that are read: "A photo of a Jack-o'-lantern." gives "jack o lantern"."""
-    text = text.lower().replace("'s ", " ").replace("'", " ").replace("-", " ")
-    text = PICTURE.sub("", " ".join(re.findall(r"[a-z0-9]+", text)))
-    return " ".join(word for word in text.split() if word not in ARTICLES)
 
 
 def name(entry: Entry, color: str | None, size: str, rng: np.random.Generator) -> str:
@@ -53,7 +33,15 @@ def vocabulary(entries: list[Entry], colors: list[str]) -> list[str]:
     return sorted(set(words))
 
 
-def read_words(text: str, known: dict[str, int]) -> list[int]:
-    """The numbers of a canonical text's words, MAX_WORDS of them: 0 for none, 1 for an unknown one."""
-    numbers = [known.get(word, 1) for word in text.split()][: MAX_WORDS - 1]
-    return numbers + [0] * (MAX_WORDS - len(numbers))
+def describe_vocabulary(entries: list[Entry]) -> dict[str, dict]:
+    """What a teacher's folder says of its things: each noun's classes, and each name's noun."""
+    things: dict[str, list[str]] = {}
+    names: dict[str, str] = {}
+    for entry in entries:
+        classes = things.setdefault(entry.noun, [])
+        classes.extend(name for name in entry.also if name not in classes)
+    for noun, classes in things.items():
+        for name in (noun, *classes):
+            names.setdefault(canonical(name), noun)
+    names.update({canonical(noun): noun for noun in things})
+    return {"things": things, "names": names}

@@ -17,10 +17,10 @@ from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from splatdistill.files import atomic_write
+from splatdistill.priors.reading import MAX_WORDS, word_numbers
 from splatdistill.priors.view_transformer import CLEAN, ViewTransformer, describe_cameras, patch_rays
 from splatdistill.teaching.compositions import RING, VIEWS
 from splatdistill.teaching.muon import Muon
-from splatdistill.teaching.phrases import MAX_WORDS, read_words
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +73,7 @@ class Examples:
         for path in paths:
             with np.load(path) as arrays:
                 latents.append(torch.from_numpy(arrays["latents"]))
-                said = [[read_words(text, words) for text in row] for row in arrays["captions"]]
+                said = [[word_numbers(text, words) for text in row] for row in arrays["captions"]]
                 ids.append(torch.tensor(said))
                 cameras.append(torch.from_numpy(arrays["cameras"]).float())
                 backgrounds.append(torch.from_numpy(arrays["backgrounds"]).float())
@@ -103,8 +103,9 @@ def draw_batch(settings: PupilSettings, step: int, examples: Examples, steps: in
     """The batch of one step, which (seed, step) alone decide. t is the larger of two uniform draws."""
     device = examples.latents.device
     rng = torch.Generator().manual_seed(settings.seed * 1_000_003 + step)
-    mode = MODES[int(torch.multinomial(torch.tensor(settings.shares), 1, generator=rng))]
-    views = 1 if mode == "single" else RING
+    shares = torch.tensor(settings.shares, dtype=torch.float32)
+    mode = MODES[int(torch.multinomial(shares, 1, generator=rng))]
+    views = {"single": 1, "together": RING, "picture": VIEWS}[mode]
     scenes = settings.batch // views
     rows = torch.randint(len(examples.latents), (scenes, 1), generator=rng)
     if mode == "together":
@@ -187,6 +188,7 @@ class Pupil:
         self.settings, self.device = settings, torch.device(device)
         denoiser = ViewTransformer(
             in_channels=len(channels["means"]),
+            out_channels=len(channels["means"]),
             means=channels["means"],
             deviations=channels["deviations"],
             patch_size=settings.patch_size,

@@ -2,8 +2,8 @@
 
 Stages, each continuing where an interrupted run stopped: `render` draws shards of pictures; `encode` fits the
 codec to the first of them, trains its decoder and turns all that are there into latents; `train` teaches
-the denoiser and the text encoder; `export` writes DIR/teacher, which `--prior DIR/teacher` loads; `sheet`
-draws samples of it.
+the denoiser and the text encoder; `table` maps other English words to known names; `export` writes
+DIR/teacher, which `--prior DIR/teacher` loads; `sheet` draws samples of it.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import shutil
 import sys
 from dataclasses import asdict, fields, replace
 from pathlib import Path
@@ -30,6 +31,11 @@ log = logging.getLogger(__name__)
 SIZE = 128
 TRAINING, VALIDATION = 1, 2  # seeds
 FIT = 8  # shards that the codec is fitted to
+SHOWN = (
+    "chair", "red car", "palm tree", "dog", "hamburger", "castle", "blue mug", "airplane",
+    "sofa", "mushroom", "robot", "snowman", "red apple", "guitar", "pirate ship", "bookcase",
+    "red car on top of blue cube", "teapot on top of table", "cat next to dog", "green cube",
+)  # fmt: skip
 
 
 def all_entries(bundle: Path) -> list[Entry]:
@@ -147,7 +153,77 @@ def validate(made: pupil.Pupil, options: argparse.Namespace) -> list[float]:
     return losses
 
 
-STAGES = {"render": render, "encode": encode, "train": train}
+def table(options: argparse.Namespace) -> None:
+    """Make DIR/nearest.tsv, the names that are taken for other English words."""
+    from splatdistill.teaching.nearest import WordNet, nearest_names
+
+    wordnet = WordNet.load()
+    names = phrases.describe_vocabulary(all_entries(options.bundle))["names"]
+    found = nearest_names(wordnet, names, wordnet.visible_words(), options.encoder)
+    lines = "".join(f"{word}\t{name}\n" for word, name in sorted(found.items()))
+    (options.out / "nearest.tsv").write_text(lines, "utf-8")
+    log.info("%d words, %d bytes", len(found), len(lines))
+
+
+def export(options: argparse.Namespace) -> None:
+    """Write DIR/teacher from the averages: networks in float16, scheduler, words."""
+    made, folder = make_pupil(options, None), options.out / "teacher"
+    networks = made.average.module.cpu().half()
+    networks["denoiser"].save_pretrained(folder / "transformer")
+    networks["text"].save_pretrained(folder / "text_encoder")
+    config = folder / "text_encoder" / "config.json"  # transformers would load it in half precision by itself
+    config.write_text(config.read_text("utf-8").replace('"float16"', '"float32"'), "utf-8")
+    PatchCodec.from_pretrained(options.out / "codec").half().save_pretrained(folder / "vae")
+    pupil.make_scheduler().save_pretrained(folder / "scheduler")
+    parts = {
+        "transformer": ["splatdistill", "ViewTransformer"],
+        "vae": ["splatdistill", "PatchCodec"],
+        "text_encoder": ["transformers", "CLIPTextModel"],
+        "scheduler": ["diffusers", "DDIMScheduler"],
+    }
+    index = {"_class_name": "ViewPrior", "step": made.step} | parts
+    (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", "utf-8")
+    words = list(word_numbers(options.out))
+    told = phrases.describe_vocabulary(all_entries(options.bundle)) | {"words": words}
+    (folder / "vocabulary.json").write_text(json.dumps(told, indent=0) + "\n", "utf-8")
+    if (options.out / "nearest.tsv").is_file():
+        shutil.copy(options.out / "nearest.tsv", folder)
+    log.info("%s: step %d", folder, made.step)
+
+
+@torch.no_grad()
+def sheet(options: argparse.Namespace) -> None:
+    """Draw four views of each of some texts with DIR/teacher, 50 steps, guidance 4: DIR/sheet.png."""
+    from PIL import Image
+
+    from splatdistill.guidance import sample
+    from splatdistill.priors.base import cfg
+    from splatdistill.priors.views import ViewPrior
+    from splatdistill.scene.cameras import orbit
+
+    prior = ViewPrior.load(options.out / "teacher", device=options.device)
+    texts = options.texts or list(SHOWN)
+    rows = []
+    for number, text in enumerate(texts):
+        cameras = orbit([20, 110, 200, 290], 15, 3.0, 42.0, SIZE, SIZE)
+        cond = cfg(prior.embed([""] * 4), prior.embed([text] * 4), options.guidance)
+        cond = prior.with_cameras(cond, cameras, torch.ones(4, 3))
+        noise = torch.randn(4, *prior.latent_shape, generator=torch.Generator().manual_seed(number))
+        pictures = prior.decode(sample(prior, cond, noise, steps=options.steps))
+        rows.append(torch.cat(list(pictures.cpu()), 2))
+    rows += [torch.ones_like(rows[0])] * (-len(rows) % 4)
+    drawn = torch.cat([torch.cat(rows[i::4], 1) for i in range(4)], 2)
+    Image.fromarray((drawn.permute(1, 2, 0) * 255).round().byte().numpy()).save(options.out / "sheet.png")
+
+
+STAGES = {
+    "render": render,
+    "encode": encode,
+    "train": train,
+    "table": table,
+    "export": export,
+    "sheet": sheet,
+}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -166,6 +242,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=float("inf"), help="end training after so long")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--encoder", type=Path, help="sentence encoder of the table, in transformers' layout")
+    parser.add_argument("--texts", nargs="*", help="what the sheet shows; default: a choice")
+    parser.add_argument("--guidance", type=float, default=4.0, help="of the sheet")
+    parser.add_argument("--steps", type=int, default=50, help="of the sheet")
     for name, kind in (
         ("batch", int), ("matrix_rate", float), ("learning_rate", float), ("outer_width", int),
         ("outer_layers", int), ("width", int), ("layers", int), ("patch_size", int),

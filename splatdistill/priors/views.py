@@ -1,0 +1,125 @@
+"""The prior of the shipped teacher: a transformer told of cameras, by text, by a picture, or by both."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from splatdistill.priors.base import Conditioning, alpha_bar_at
+from splatdistill.priors.latent import LatentPrior, load_network
+from splatdistill.priors.reading import Vocabulary, canonical
+from splatdistill.priors.view_transformer import CLEAN, ViewTransformer, describe_cameras, patch_rays
+from splatdistill.scene.cameras import Cameras
+from splatdistill.scene.pictures import Reference
+
+PART = "transformer"  # the denoiser's folder
+VIEWS = 4  # of a scene that are denoised together
+USUAL = (0.0, math.radians(15.0), 3.0, math.radians(42.0), 0.0, 1.0, 1.0, 1.0, 0.0)  # where nothing is told
+TOLD = len(USUAL)  # of each view: azimuth, elevation, distance, field of view, relative, background, shown
+
+
+class ViewPrior(LatentPrior):
+    """A `LatentPrior` that knows cameras and backgrounds as such; see `LatentPrior.load` and `look_at`.
+
+    Samples come in groups of VIEWS of one scene; without cameras, each on its own and from the front.
+    After `look_at` the text's branch is shown the picture as one more view of the scene, without noise, and
+    azimuths count from it.
+    """
+
+    group = VIEWS
+    view_words = False
+    _reference: Reference | None = None
+
+    def __init__(
+        self, name: str, unet: Any, vae: Any, scheduler: Any, vocabulary: Vocabulary, text_encoder: Any
+    ) -> None:
+        super().__init__(name, unet, vae, text_encoder, None, scheduler)
+        self.reader = vocabulary
+
+    @classmethod
+    def _load_unet(cls, folder: Path, place: str, dtype: torch.dtype) -> Any:
+        network: Any = ViewTransformer.from_pretrained(
+            folder / PART, use_safetensors=True, local_files_only=True, dtype=dtype
+        )
+        return network
+
+    @classmethod
+    def _load_reader(cls, folder: Path, device: torch.device | str) -> dict[str, Any]:
+        text_encoder = load_network(folder, "text_encoder", torch.float32).to(device)
+        return {"text_encoder": text_encoder, "vocabulary": Vocabulary.load(folder)}
+
+    def look_at(self, reference: Reference | None) -> None:
+        """Take this as the picture, None for none; expected before `with_cameras`."""
+        self._reference = None if reference is None else reference.resized(self.image_size).to(self.device)
+
+    @torch.no_grad()
+    def embed(self, texts: list[str]) -> Tensor:
+        """Hidden states [n,L,D] of the text encoder, float32."""
+        ids = torch.tensor([self.reader.numbers(canonical(text)) for text in texts], device=self.device)
+        return self.text_encoder(input_ids=ids)[0].float()
+
+    def with_cameras(self, cond: Conditioning, cameras: Cameras, background: Tensor) -> Conditioning:
+        """The conditioning with what is told of cameras [B], backgrounds [B,3] and the picture, if any."""
+        reference, branches = self._reference, len(cond.weights)
+        first = 0.0 if reference is None else float(reference.camera.azimuth_deg[0])
+        told = self._told(cameras, background, first, reference is not None)
+        if reference is None:
+            return replace(cond, extra=told.to(self.device).expand(branches, -1, -1))
+        groups = background[:: self.group]
+        latents = self.encode(reference.before(groups.to(self.device))).flatten(1)  # [G, C * h * w]
+        pictured = self._told(reference.camera, groups[:1], first, True).expand(len(groups), -1)
+        shown = torch.cat([pictured.to(latents), latents], 1).repeat_interleave(self.group, 0)
+        extra = torch.cat([told.to(shown), shown], 1).repeat(branches, 1, 1)
+        extra[1:, :, TOLD - 1] = 1.0
+        return replace(cond, extra=extra)
+
+    def _told(self, cameras: Cameras, background: Tensor, first_deg: float, relative: bool) -> Tensor:
+        azimuth = (cameras.azimuth_deg - first_deg).deg2rad()
+        fov = cameras.fov_deg.deg2rad()
+        orbit = torch.stack([azimuth, cameras.elevation_deg.deg2rad(), cameras.distance, fov], 1)
+        flag = torch.full_like(orbit[:, :1], float(relative))
+        return torch.cat([orbit, flag, background.to(orbit), torch.zeros_like(flag)], 1)  # [B, TOLD]
+
+    def network(self, z_t: Tensor, t: Tensor, embeddings: Tensor, *extra: Tensor) -> Tensor:
+        """Raw float32 outputs [n,C,h,w] at z_t [n,C,h,w], t [n], texts [n,L,D], told extra[0]."""
+        if not extra:
+            told = torch.tensor(USUAL, device=z_t.device).expand(len(z_t), -1)
+            return self._draw(z_t, t, embeddings, told, 1)
+        told = extra[0]
+        shown = told[:: self.group, TOLD - 1] > 0  # [G]
+        if told.shape[1] == TOLD or not shown.any():
+            return self._draw(z_t, t, embeddings, told[:, :TOLD], self.group)
+        out = torch.empty_like(z_t, dtype=torch.float32)
+        each = shown.repeat_interleave(self.group)
+        if not shown.all():
+            rest = ~each
+            out[rest] = self._draw(z_t[rest], t[rest], embeddings[rest], told[rest, :TOLD], self.group)
+        out[each] = self._draw_beside(z_t[each], t[each], embeddings[each], told[each])
+        return out
+
+    def _draw_beside(self, z_t: Tensor, t: Tensor, embeddings: Tensor, told: Tensor) -> Tensor:
+        """As `_draw`, of groups each of which has a picture beside it."""
+        views, told = told.unflatten(0, (-1, self.group)), told[:, :TOLD]
+        picture = views[:, :1, 2 * TOLD :].unflatten(2, z_t.shape[1:]).to(z_t)  # [G, 1, C, h, w]
+        z_t = torch.cat([picture, z_t.unflatten(0, (-1, self.group))], 1).flatten(0, 1)
+        clean = torch.full_like(t[:: self.group], CLEAN)[:, None]
+        t = torch.cat([clean, t.unflatten(0, (-1, self.group))], 1).flatten()
+        told = torch.cat([views[:, :1, TOLD : 2 * TOLD], told.unflatten(0, (-1, self.group))], 1).flatten(
+            0, 1
+        )
+        texts = embeddings[:: self.group].repeat_interleave(self.group + 1, 0)
+        out = self._draw(z_t, t, texts, told, self.group + 1)
+        return out.unflatten(0, (-1, self.group + 1))[:, 1:].flatten(0, 1)
+
+    def _draw(self, z_t: Tensor, t: Tensor, embeddings: Tensor, told: Tensor, views: int) -> Tensor:
+        azimuth, elevation, distance, fov, relative = told[:, :5].float().unbind(1)
+        alpha_bar = alpha_bar_at(self, t).to(z_t.device, torch.float32)
+        cameras = describe_cameras(azimuth, elevation, distance, fov, relative)
+        rays = patch_rays(azimuth, elevation, distance, fov, self.unet.side)
+        text = embeddings[::views].to(self.dtype)
+        return self.unet(z_t.float(), t, alpha_bar, text, cameras, rays, told[:, 5:8].float(), views)

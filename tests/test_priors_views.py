@@ -1,0 +1,142 @@
+import json
+from typing import Any
+
+import pytest
+import torch
+from diffusers import DDIMScheduler
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from splatdistill.priors import load_prior
+from splatdistill.priors.base import cfg
+from splatdistill.priors.patch_codec import PatchCodec
+from splatdistill.priors.reading import MAX_WORDS
+from splatdistill.priors.view_transformer import ViewTransformer
+from splatdistill.priors.views import ViewPrior
+from splatdistill.scene.cameras import orbit
+from splatdistill.scene.pictures import Reference
+
+SIZE, CHANNELS, TEXT = 64, 6, 16
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A whole teacher of random weights, tiny."""
+    path = tmp_path_factory.mktemp("teacher")
+    torch.manual_seed(0)
+    codec = PatchCodec(latent_channels=CHANNELS, width=8, layers=1, scaling_factor=0.7)
+    codec.save_pretrained(path / "vae")
+    sizes: dict[str, Any] = dict(
+        in_channels=CHANNELS, out_channels=CHANNELS, sample_size=8, outer_width=16, width=32
+    )
+    denoiser = ViewTransformer(**sizes, layers=1, head=16, told=16, cross_attention_dim=TEXT)
+    for p in denoiser.parameters():
+        torch.nn.init.normal_(p, std=0.2)
+    denoiser.save_pretrained(path / "transformer")
+    text = CLIPTextConfig(
+        vocab_size=6, hidden_size=TEXT, intermediate_size=TEXT, num_hidden_layers=1, num_attention_heads=2,
+        max_position_embeddings=MAX_WORDS, bos_token_id=0, eos_token_id=0, pad_token_id=0,
+    )  # fmt: skip
+    CLIPTextModel(text).save_pretrained(path / "text_encoder")
+    DDIMScheduler(prediction_type="v_prediction", beta_schedule="scaled_linear").save_pretrained(
+        path / "scheduler"
+    )
+    words = {"things": {"car": []}, "names": {"car": "car"}, "words": ["car", "red", "blue", "tree"]}
+    (path / "vocabulary.json").write_text(json.dumps(words))
+    (path / "model_index.json").write_text("{}")
+    return path
+
+
+@pytest.fixture(scope="module")
+def prior(folder):
+    return load_prior(str(folder), dtype=torch.float32)
+
+
+def ring(count: int = 4, first: float = 0.0):
+    return orbit([first + 360.0 / count * i for i in range(count)], 15.0, 3.0, 42.0, SIZE, SIZE)
+
+
+def condition(prior, text="red car", count: int = 4, first: float = 0.0, g: float = 3.0, background=1.0):
+    cond = cfg(prior.embed([""] * count), prior.embed([text] * count), g)
+    return prior.with_cameras(cond, ring(count, first), torch.full((count, 3), background))
+
+
+def noise(count: int = 4):
+    return torch.randn(count, CHANNELS, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+def test_the_folder_says_what_it_is(prior):
+    assert isinstance(prior, ViewPrior)
+    assert prior.latent_shape == (CHANNELS, 8, 8) and prior.image_size == SIZE
+    assert prior.group == 4 and not prior.view_words and prior.prediction_type == "v_prediction"
+
+
+def test_outputs_depend_on_text_camera_and_background(prior):
+    t = torch.full((4,), 500)
+    first = prior.predict(noise(), t, condition(prior))
+    assert first.shape == (2, 4, CHANNELS, 8, 8) and first.dtype == torch.float32
+    assert not torch.allclose(first[0], first[1], atol=1e-4)
+    for other in (
+        condition(prior, "blue tree"),
+        condition(prior, first=30.0),
+        condition(prior, background=0.0),
+    ):
+        assert not torch.allclose(prior.predict(noise(), t, other)[1], first[1], atol=1e-4)
+
+
+def test_canonical_words_are_all_that_counts(prior):
+    plain, dressed = prior.embed(["red car", "A photo of a red car, front view, white background."])
+    assert torch.equal(plain, dressed)
+
+
+def test_groups_do_not_see_each_other(prior):
+    t, z = torch.full((8,), 300), noise(8)
+    both = prior.predict(z, t, condition(prior, count=8))
+    cond = condition(prior, count=8).select(torch.arange(4))
+    torch.testing.assert_close(prior.predict(z[:4], t[:4], cond), both[:, :4], atol=1e-4, rtol=1e-4)
+
+
+def test_without_cameras_each_sample_is_on_its_own(prior):
+    cond = cfg(prior.embed([""] * 3), prior.embed(["red car"] * 3), 2.0)
+    out = prior.predict(noise(3), torch.full((3,), 500), cond)
+    one = prior.predict(noise(3)[:1], torch.full((1,), 500), cond.select(torch.tensor([0])))
+    torch.testing.assert_close(out[:, :1], one, atol=1e-4, rtol=1e-4)
+
+
+def test_the_picture_is_shown_to_the_text_s_branch_alone(prior):
+    def picture(value: float) -> Reference:
+        return Reference(
+            torch.full((3, SIZE, SIZE), value),
+            torch.ones(1, SIZE, SIZE),
+            orbit(50.0, 10.0, 3.0, 42.0, SIZE, SIZE),
+        )
+
+    t = torch.full((4,), 500)
+    try:
+        prior.look_at(picture(0.2))
+        dark = prior.predict(noise(), t, condition(prior, first=50.0))
+        prior.look_at(picture(0.9))
+        bright = prior.predict(noise(), t, condition(prior, first=50.0))
+    finally:
+        prior.look_at(None)
+    assert torch.equal(dark[0], bright[0])
+    assert not torch.allclose(dark[1], bright[1], atol=1e-4)
+
+
+def test_azimuths_count_from_the_picture(prior):
+    def seen(azimuth: float):
+        camera = orbit(azimuth, 10.0, 3.0, 42.0, SIZE, SIZE)
+        prior.look_at(Reference(torch.full((3, SIZE, SIZE), 0.5), torch.ones(1, SIZE, SIZE), camera))
+        return prior.predict(noise(), torch.full((4,), 500), condition(prior, first=azimuth + 20))
+
+    try:
+        torch.testing.assert_close(seen(10.0), seen(130.0), atol=1e-3, rtol=1e-3)
+    finally:
+        prior.look_at(None)
+
+
+def test_encoding_carries_gradients_and_nothing_else_does(prior):
+    rgb = torch.rand(4, 3, SIZE, SIZE, requires_grad=True)
+    z = prior.encode(rgb)
+    assert not prior.predict(z, torch.full((4,), 500), condition(prior)).requires_grad
+    z.square().sum().backward()
+    assert rgb.grad is not None and rgb.grad.abs().sum() > 0

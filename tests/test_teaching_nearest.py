@@ -1,0 +1,60 @@
+from pathlib import Path
+
+import pytest
+
+from splatdistill.teaching.nearest import WordNet, nearest_names
+
+# number, words, kinds: a tree of WordNet's form, with "object" at its top
+TREE = (
+    (1, ("entity",), ()),
+    (2, ("object",), (1,)),
+    (3, ("substance",), (1,)),
+    (4, ("food",), (3,)),
+    (5, ("body_of_water",), (2,)),
+    (6, ("living_thing",), (2,)),
+    (7, ("imaginary_being",), (1,)),
+    (10, ("animal", "beast"), (6,)),
+    (11, ("dog", "hound"), (10,)),
+    (12, ("corgi",), (11,)),
+    (13, ("cat",), (10,)),
+    (20, ("furniture",), (2,)),
+    (21, ("sofa", "couch"), (20,)),
+    (30, ("idea",), (1,)),
+    (31, ("Rover",), (11,)),
+)
+
+
+@pytest.fixture
+def wordnet(tmp_path: Path) -> WordNet:
+    data, senses = ["  a licence"], {}
+    for number, words, kinds in TREE:
+        pointers = " ".join(f"@ {kind:08d} n 0000" for kind in kinds)
+        fields = f"{number:08d} 03 n {len(words):02x} " + " ".join(f"{w} 0" for w in words)
+        data.append(f"{fields} {len(kinds):03d} {pointers} | a gloss; with | signs")
+        for word in words:
+            senses.setdefault(word.lower(), []).append(number)
+    index = [
+        f"{word} n {len(numbers)} 1 @ {len(numbers)} 0 " + " ".join(f"{n:08d}" for n in numbers) + "  "
+        for word, numbers in sorted(senses.items())
+    ]
+    (tmp_path / "data.noun").write_text("\n".join(data) + "\n")
+    (tmp_path / "index.noun").write_text("\n".join(["  a licence", *index]) + "\n")
+    return WordNet.load(tmp_path)
+
+
+def test_what_can_be_seen_is_known_by_its_kind(wordnet):
+    words = wordnet.visible_words()
+    assert {"corgi", "couch", "animal"} <= set(words)
+    assert not {"idea", "entity", "Rover"} & set(words)
+
+
+def test_words_are_taken_for_the_nearest_name(wordnet):
+    names = {"dog": "dog", "cat": "cat", "sofa": "sofa"}
+    table = nearest_names(wordnet, names, ["corgi", "couch", "idea", "dog", "hound", "nonsense"])
+    assert table == {"corgi": "dog", "couch": "sofa", "hound": "dog"}
+
+
+def test_a_second_sense_counts_less(wordnet):
+    twice = WordNet(wordnet.synsets, {**wordnet.senses, "seat": (13, 21)})
+    table = nearest_names(twice, {"cat": "cat", "sofa": "sofa"}, ["seat"])
+    assert table == {"seat": "cat"}

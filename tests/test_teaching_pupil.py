@@ -113,3 +113,28 @@ def test_latents_stand_beside_all_else_of_a_shard(tmp_path):
         assert sorted(arrays.files) == ["captions", "latents"]
         expected = pictures[:, :, ::8, ::8].transpose(0, 1, 4, 2, 3) / 255.0
         np.testing.assert_allclose(arrays["latents"], expected, atol=1e-3)
+
+
+def test_half_precision_as_on_a_gpu_learns_the_same(examples):
+    made = make(examples)
+    batch = pupil.draw_batch(SETTINGS, 0, examples)
+    full = made.loss(batch)
+    made.half = True
+    half = made.loss(batch)
+    half.backward()
+    torch.testing.assert_close(half, full, rtol=0.02, atol=0.0)
+    grads = [p.grad for p in made.networks.parameters() if p.grad is not None]
+    assert grads and all(bool(g.isfinite().all()) for g in grads)
+
+
+def test_packed_pictures_come_back(tmp_path):
+    shade = np.linspace(0, 255, 32).astype(np.uint8)
+    pictures = np.broadcast_to(shade[:, None, None], (3, VIEWS, 32, 32, 3)).copy()
+    pictures[1] //= 2
+    np.savez(tmp_path / "pictures-00000.npz", pictures=pictures, captions=np.array([["a"], ["b"], ["c"]]))
+    assert shards.pack(tmp_path, tmp_path / "pack", 1) == 3
+    (tmp_path / "out").mkdir()
+    assert shards.unpack(tmp_path / "pack", tmp_path / "out") == 1
+    with np.load(tmp_path / "out" / "pictures-00000.npz") as arrays:
+        assert arrays["captions"].tolist() == [["a"], ["b"], ["c"]]
+        assert np.abs(arrays["pictures"].astype(int) - pictures).mean() < 4

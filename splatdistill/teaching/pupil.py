@@ -30,6 +30,7 @@ LOG = 10  # steps between two lines
 WARMUP = 150  # steps
 MODES = ("single", "together", "picture")
 NO_TEXT = 0.1  # how often nothing is said
+RELATIVE = 0.7  # how often azimuths count from the picture that is shown
 NO_TEXT_BESIDE = 0.5  # how often nothing is said where a picture is shown
 
 
@@ -102,37 +103,36 @@ class Batch:
 def draw_batch(settings: PupilSettings, step: int, examples: Examples, steps: int = 1000) -> Batch:
     """The batch of one step, which (seed, step) alone decide. t is the larger of two uniform draws."""
     device = examples.latents.device
-    rng = torch.Generator().manual_seed(settings.seed * 1_000_003 + step)
-    shares = torch.tensor(settings.shares, dtype=torch.float32)
+    rng = torch.Generator(device).manual_seed(settings.seed * 1_000_003 + step)
+    drawn: Any = {"generator": rng, "device": device}
+    shares = torch.tensor(settings.shares, dtype=torch.float32, device=device)
     mode = MODES[int(torch.multinomial(shares, 1, generator=rng))]
     views = {"single": 1, "together": RING, "picture": VIEWS}[mode]
     scenes = settings.batch // views
-    rows = torch.randint(len(examples.latents), (scenes, 1), generator=rng)
+    rows = torch.randint(len(examples.latents), (scenes, 1), **drawn)
     if mode == "together":
-        columns = torch.arange(RING).repeat(scenes, 1)
+        columns = torch.arange(RING, device=device).repeat(scenes, 1)
     else:
-        columns = torch.rand(scenes, VIEWS, generator=rng).argsort(1)[:, :views]
-    t = torch.randint(steps, (2, scenes, 1), generator=rng).amax(0).repeat(1, views)
-    relative = torch.zeros(scenes, 1)
-    silent = torch.rand(scenes, 1, generator=rng) < (NO_TEXT_BESIDE if mode == "picture" else NO_TEXT)
-    spoken = torch.randint(examples.ids.shape[1], (scenes, 1), generator=rng)
+        columns = torch.rand(scenes, VIEWS, **drawn).argsort(1)[:, :views]
+    t = torch.randint(steps, (2, scenes, 1), **drawn).amax(0).repeat(1, views)
+    relative = torch.zeros(scenes, 1, device=device)
+    silent = torch.rand(scenes, 1, **drawn) < (NO_TEXT_BESIDE if mode == "picture" else NO_TEXT)
+    spoken = torch.randint(examples.ids.shape[1], (scenes, 1), **drawn)
     cameras = examples.cameras[rows, columns]
     if mode == "picture":
         t[:, 0] = CLEAN
-        relative = (torch.rand(scenes, 1, generator=rng) < 0.7).float()
-        cameras[..., 0] = cameras[..., 0] - relative.to(device) * cameras[:, :1, 0]
-    ids = examples.ids[rows[:, 0], spoken[:, 0]].masked_fill(silent.to(device), 0)
+        relative = (torch.rand(scenes, 1, **drawn) < RELATIVE).float()
+        cameras[..., 0] = cameras[..., 0] - relative * cameras[:, :1, 0]
     clean = examples.latents[rows, columns].flatten(0, 1).float()
-    noise = torch.randn(clean.shape, generator=rng)
     return Batch(
-        clean,
-        t.flatten().to(device),
-        ids,
-        cameras.flatten(0, 1),
-        relative.repeat(1, views).flatten().to(device),
-        examples.backgrounds[rows[:, 0]].repeat_interleave(views, 0),
-        noise.to(device),
-        views,
+        clean=clean,
+        t=t.flatten(),
+        ids=examples.ids[rows[:, 0], spoken[:, 0]].masked_fill(silent, 0),
+        cameras=cameras.flatten(0, 1),
+        relative=relative.repeat(1, views).flatten(),
+        backgrounds=examples.backgrounds[rows[:, 0]].repeat_interleave(views, 0),
+        noise=torch.randn(clean.shape, **drawn),
+        views=views,
     )
 
 
@@ -213,6 +213,7 @@ class Pupil:
             torch.optim.AdamW(others, lr=settings.learning_rate, **adam),
         ]
         self.step = 0
+        self.half = self.device.type == "cuda"  # the processors at hand are slower in bfloat16
         self.alphas_cumprod = make_scheduler().alphas_cumprod.to(self.device)
 
     @torch.no_grad()
@@ -230,7 +231,7 @@ class Pupil:
         azimuth, elevation, distance, fov = batch.cameras.unbind(1)
         cameras = describe_cameras(azimuth, elevation, distance, fov, batch.relative)
         rays = patch_rays(azimuth, elevation, distance, fov, networks["denoiser"].side)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half):
             text = networks["text"](input_ids=batch.ids).last_hidden_state
             known = (text, cameras, rays, batch.backgrounds, batch.views)
             return networks["denoiser"](z_t, batch.t, alpha_bar, *known), target
@@ -277,16 +278,19 @@ def train(
     fall: int = 0,
     minutes: float = 5.0,
     seconds: float = float("inf"),
+    fall_seconds: float = 0.0,
 ) -> None:
     """Train to step `until`; log each 10 steps to losses.jsonl, save every few `minutes` and at the end.
 
     The learning rates are constant after a warmup but for the last `fall` steps, which lower them to zero: so
-    a run can be ended at any time by a short one with `fall`. `seconds`: end early after so long.
+    a run can be ended at any time by a short one with `fall`. With `seconds` the run ends after so long, and
+    the last `fall_seconds` of them do the same.
     """
     start = saved = time.perf_counter()
     first, total, count = pupil.step, 0.0, 0
-    while pupil.step < until and time.perf_counter() - start < seconds:
+    while pupil.step < until and (left := seconds - (time.perf_counter() - start)) > 0:
         rate = min(1.0, (pupil.step + 1) / WARMUP, (until - pupil.step) / fall if fall else 1.0)
+        rate = min(rate, left / fall_seconds) if fall_seconds else rate
         pupil.networks.zero_grad(set_to_none=True)
         loss = pupil.loss(draw_batch(pupil.settings, pupil.step, examples))
         loss.backward()

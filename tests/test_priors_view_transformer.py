@@ -20,7 +20,8 @@ SMALL: dict[str, Any] = dict(
 
 def make(random: bool = True, **more) -> ViewTransformer:
     torch.manual_seed(0)
-    network = ViewTransformer(**SMALL | {"cross_attention_dim": 8} | more)
+    sizes: dict[str, Any] = SMALL | {"cross_attention_dim": 8} | more
+    network = ViewTransformer(**sizes)
     if random:
         for p in network.parameters():
             torch.nn.init.normal_(p, std=0.2)

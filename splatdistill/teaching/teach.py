@@ -235,15 +235,21 @@ def sheet(options: argparse.Namespace) -> None:
     Image.fromarray((drawn.permute(1, 2, 0) * 255).round().byte().numpy()).save(options.out / "sheet.png")
 
 
+def pack(options: argparse.Namespace) -> None:
+    """Pack the pictures for a machine that cannot render: DIR/pictures.pack."""
+    log.info("%d scenes", shards.pack(options.out / "pictures", options.out / PACK, options.shards))
+
+
+def unpack(options: argparse.Namespace) -> None:
+    """Unpack the pictures of DIR/pictures.pack."""
+    (options.out / "pictures").mkdir(exist_ok=True)
+    log.info("%d shards", shards.unpack(options.out / PACK, options.out / "pictures"))
+
+
 STAGES = {
-    "render": render,
-    "encode": encode,
-    "decode": decode,
-    "train": train,
-    "table": table,
-    "export": export,
-    "sheet": sheet,
-}
+    "render": render, "encode": encode, "decode": decode, "train": train, "table": table, "export": export,
+    "sheet": sheet, "pack": pack, "unpack": unpack,
+}  # fmt: skip
 
 
 def main(arguments: list[str] | None = None) -> int:

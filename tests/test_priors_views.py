@@ -1,4 +1,5 @@
 import json
+import shutil
 from typing import Any
 
 import pytest
@@ -6,8 +7,10 @@ import torch
 from diffusers import DDIMScheduler
 from transformers import CLIPTextConfig, CLIPTextModel
 
+from splatdistill.errors import UserError
 from splatdistill.priors import load_prior
 from splatdistill.priors.base import cfg
+from splatdistill.priors.loading import probe
 from splatdistill.priors.patch_codec import PatchCodec
 from splatdistill.priors.reading import MAX_WORDS
 from splatdistill.priors.view_transformer import ViewTransformer
@@ -48,7 +51,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def prior(folder):
-    return load_prior(str(folder), dtype=torch.float32)
+    return load_prior(folder, dtype=torch.float32)
 
 
 def ring(count: int = 4, first: float = 0.0):
@@ -111,13 +114,8 @@ def test_the_picture_is_shown_to_the_text_s_branch_alone(prior):
         )
 
     t = torch.full((4,), 500)
-    try:
-        prior.look_at(picture(0.2))
-        dark = prior.predict(noise(), t, condition(prior, first=50.0))
-        prior.look_at(picture(0.9))
-        bright = prior.predict(noise(), t, condition(prior, first=50.0))
-    finally:
-        prior.look_at(None)
+    told = [prior.condition_on(picture(value)) for value in (0.2, 0.9)]
+    dark, bright = (shown.predict(noise(), t, condition(shown, first=50.0)) for shown in told)
     assert torch.equal(dark[0], bright[0])
     assert not torch.allclose(dark[1], bright[1], atol=1e-4)
 
@@ -125,13 +123,11 @@ def test_the_picture_is_shown_to_the_text_s_branch_alone(prior):
 def test_azimuths_count_from_the_picture(prior):
     def seen(azimuth: float):
         camera = orbit(azimuth, 10.0, 3.0, 42.0, SIZE, SIZE)
-        prior.look_at(Reference(torch.full((3, SIZE, SIZE), 0.5), torch.ones(1, SIZE, SIZE), camera))
-        return prior.predict(noise(), torch.full((4,), 500), condition(prior, first=azimuth + 20))
+        gray = Reference(torch.full((3, SIZE, SIZE), 0.5), torch.ones(1, SIZE, SIZE), camera)
+        shown = prior.condition_on(gray)
+        return shown.predict(noise(), torch.full((4,), 500), condition(shown, first=azimuth + 20))
 
-    try:
-        torch.testing.assert_close(seen(10.0), seen(130.0), atol=1e-3, rtol=1e-3)
-    finally:
-        prior.look_at(None)
+    torch.testing.assert_close(seen(10.0), seen(130.0), atol=1e-3, rtol=1e-3)
 
 
 def test_encoding_carries_gradients_and_nothing_else_does(prior):
@@ -140,3 +136,19 @@ def test_encoding_carries_gradients_and_nothing_else_does(prior):
     assert not prior.predict(z, torch.full((4,), 500), condition(prior)).requires_grad
     z.square().sum().backward()
     assert rgb.grad is not None and rgb.grad.abs().sum() > 0
+
+
+def test_a_folder_without_its_words_is_one_clear_line(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "t")
+    (tmp_path / "t" / "vocabulary.json").unlink()
+    with pytest.raises(UserError, match=r"vocabulary\.json"):
+        load_prior(tmp_path / "t")
+
+
+def test_it_runs_as_a_run_tries_it(prior):
+    probe(prior)
+
+
+def test_long_prompts_are_cut_and_views_are_not_counted(prior):
+    assert prior.fit("red car", (", front view",)) == "red car"
+    assert len(prior.fit("red " * 60).split()) == MAX_WORDS - 1

@@ -149,9 +149,10 @@ def readers() -> Iterator[type[Prior]]:
     """Yield the prior classes: ours, then those of other packages."""
     from splatdistill.priors.latent import LatentPrior
     from splatdistill.priors.multiview import MultiViewPrior
+    from splatdistill.priors.views import ViewPrior
     from splatdistill.priors.zero123 import Zero123Prior
 
-    yield from (LatentPrior, MultiViewPrior, Zero123Prior)
+    yield from (LatentPrior, MultiViewPrior, Zero123Prior, ViewPrior)
     yield from map(_import, installed().values())
 
 

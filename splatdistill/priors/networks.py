@@ -17,10 +17,14 @@ from diffusers.utils import logging as diffusers_logging
 from safetensors.torch import load_file
 from transformers import CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection, PreTrainedModel
 
+from splatdistill.priors.patch_codec import PatchCodec
+from splatdistill.priors.view_transformer import ViewTransformer
+
 STEMS = {"text_encoder": "model", "image_encoder": "model"}  # others: diffusers' own
 STEM = "diffusion_pytorch_model"
 PARTS: dict[str, Any] = {  # the classes that each part may have
-    "vae": (AutoencoderKL, AutoencoderTiny),
+    "vae": (AutoencoderKL, AutoencoderTiny, PatchCodec),
+    "transformer": (ViewTransformer,),
     "text_encoder": (CLIPTextModel,),
     "image_encoder": (CLIPVisionModelWithProjection,),
 }

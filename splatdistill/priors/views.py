@@ -1,18 +1,21 @@
-"""The prior of the shipped teacher: a transformer told of cameras, by text, by a picture, or by both."""
+"""The prior of the teacher of real things: told of cameras, by text, by a picture, or by both."""
 
 from __future__ import annotations
 
+import copy
 import math
+from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
-from splatdistill.priors.base import Conditioning, alpha_bar_at
-from splatdistill.priors.latent import LatentPrior, load_network
-from splatdistill.priors.reading import Vocabulary, canonical
+from splatdistill.priors.base import Conditioning, alpha_bar_at, cut_to_fit
+from splatdistill.priors.latent import LatentPrior
+from splatdistill.priors.loading import Folder
+from splatdistill.priors.networks import load_network
+from splatdistill.priors.reading import MAX_WORDS, Vocabulary, canonical
 from splatdistill.priors.view_transformer import CLEAN, ViewTransformer, describe_cameras, patch_rays
 from splatdistill.scene.cameras import Cameras
 from splatdistill.scene.pictures import Reference
@@ -24,16 +27,21 @@ TOLD = len(USUAL)  # of each view: azimuth, elevation, distance, field of view, 
 
 
 class ViewPrior(LatentPrior):
-    """A `LatentPrior` that knows cameras and backgrounds as such; see `LatentPrior.load` and `look_at`.
+    """A `LatentPrior` that knows cameras and backgrounds as such; see `LatentPrior.load`.
 
     Samples come in groups of VIEWS of one scene; without cameras, each on its own and from the front.
-    After `look_at` the text's branch is shown the picture as one more view of the scene, without noise, and
-    azimuths count from it.
+    With `condition_on` the text's branch is shown the picture as one more view of the scene, without noise,
+    and azimuths count from it.
     """
 
     group = VIEWS
     view_words = False
     _reference: Reference | None = None
+
+    @classmethod
+    def reads(cls, folder: Folder) -> bool:
+        """Tell whether its denoiser is a ViewTransformer, in a folder of that part's name."""
+        return folder.json(f"{PART}/config.json").get("_class_name") == ViewTransformer.__name__
 
     def __init__(
         self, name: str, unet: Any, vae: Any, scheduler: Any, vocabulary: Vocabulary, text_encoder: Any
@@ -42,20 +50,28 @@ class ViewPrior(LatentPrior):
         self.reader = vocabulary
 
     @classmethod
-    def _load_unet(cls, folder: Path, place: str, dtype: torch.dtype) -> Any:
-        network: Any = ViewTransformer.from_pretrained(
-            folder / PART, use_safetensors=True, local_files_only=True, dtype=dtype
-        )
-        return network
+    def load(cls, folder: Folder, device: torch.device | str, dtype: torch.dtype | None) -> Self:
+        """Load a folder in diffusers' layout whose denoiser is in transformer/; see `LatentPrior.load`."""
+        return super().load(replace(folder, place=PART), device, dtype)
 
     @classmethod
-    def _load_reader(cls, folder: Path, device: torch.device | str) -> dict[str, Any]:
-        text_encoder = load_network(folder, "text_encoder", torch.float32).to(device)
-        return {"text_encoder": text_encoder, "vocabulary": Vocabulary.load(folder)}
+    def _load_unet(cls, folder: Folder, dtype: torch.dtype) -> Any:
+        return load_network(folder.root, PART, dtype)
 
-    def look_at(self, reference: Reference | None) -> None:
-        """Take this as the picture, None for none; expected before `with_cameras`."""
-        self._reference = None if reference is None else reference.resized(self.image_size).to(self.device)
+    @classmethod
+    def _load_reader(cls, folder: Folder, device: torch.device | str) -> dict[str, Any]:
+        text_encoder = load_network(folder.root, "text_encoder", torch.float32).to(device)
+        return {"text_encoder": text_encoder, "vocabulary": Vocabulary.load(folder.root)}
+
+    def condition_on(self, reference: Reference) -> Self:
+        """Return a copy of the prior, over the same networks, that is shown this picture."""
+        shown = copy.copy(self)
+        shown._reference = reference.resized(self.image_size).to(self.device)
+        return shown
+
+    def fit(self, text: str, suffixes: Sequence[str] = ("",)) -> str:
+        """Return `text`, cut so that all of it is read; views and backgrounds are not read as words."""
+        return cut_to_fit(text, ("",), lambda whole: len(canonical(whole).split()) < MAX_WORDS)
 
     @torch.no_grad()
     def embed(self, texts: list[str]) -> Tensor:
@@ -65,7 +81,7 @@ class ViewPrior(LatentPrior):
 
     def with_cameras(self, cond: Conditioning, cameras: Cameras, background: Tensor) -> Conditioning:
         """The conditioning with what is told of cameras [B], backgrounds [B,3] and the picture, if any."""
-        reference, branches = self._reference, len(cond.weights)
+        reference, branches = self._reference, len(cond.embeddings)
         first = 0.0 if reference is None else float(reference.camera.azimuth_deg[0])
         told = self._told(cameras, background, first, reference is not None)
         if reference is None:

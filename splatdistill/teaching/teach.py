@@ -216,11 +216,11 @@ def sheet(options: argparse.Namespace) -> None:
     from PIL import Image
 
     from splatdistill.guidance import sample
+    from splatdistill.priors import load_prior
     from splatdistill.priors.base import cfg
-    from splatdistill.priors.views import ViewPrior
     from splatdistill.scene.cameras import orbit
 
-    prior = ViewPrior.load(options.out / "teacher", device=options.device)
+    prior = load_prior(options.out / "teacher", options.device)
     texts = options.texts or list(SHOWN)
     rows = []
     for number, text in enumerate(texts):

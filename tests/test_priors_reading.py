@@ -80,3 +80,9 @@ def test_numbers_end_in_padding():
 
 def test_singulars():
     assert "berry" in singulars("berries") and "box" in singulars("boxes") and "glass" in singulars("glass")
+
+
+def test_a_tail_whose_words_are_unknown_goes_with_them():
+    assert VOCABULARY.understand("a chair with gargoyles")[0] == "chair"
+    assert VOCABULARY.understand("a chair with wooden legs")[0] == "chair with wooden legs"
+    assert VOCABULARY.understand("a dog with reds")[0] == "dog with red"

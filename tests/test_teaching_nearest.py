@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from splatdistill.teaching.nearest import WordNet, nearest_names
+from splatdistill.teaching.nearest import WordNet, corrected, nearest_names
 
 # number, words, kinds: a tree of WordNet's form, with "object" at its top
 TREE = (
@@ -58,3 +58,9 @@ def test_a_second_sense_counts_less(wordnet):
     twice = WordNet(wordnet.synsets, {**wordnet.senses, "seat": (13, 21)})
     table = nearest_names(twice, {"cat": "cat", "sofa": "sofa"}, ["seat"])
     assert table == {"seat": "cat"}
+
+
+def test_corrections_name_only_what_the_teacher_has():
+    table = corrected({"rose": "yucca", "three": "card"}, {"flower": "flower", "horse": "horse"})
+    assert table["rose"] == "flower" and table["unicorn"] == "horse"
+    assert "three" not in table and "violin" not in table

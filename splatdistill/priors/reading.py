@@ -30,6 +30,11 @@ RELATIONS = {  # what is said, and the words for it that were learned
     "next to": "next to", "beside": "next to", "near": "next to", "and": "and",
 }  # fmt: skip
 RELATION = re.compile(rf" ({'|'.join(RELATIONS)}) ")
+IRREGULAR = {
+    "mice": "mouse", "geese": "goose", "feet": "foot", "teeth": "tooth", "children": "child",
+    "people": "person", "oxen": "ox", "loaves": "loaf", "wolves": "wolf",
+}  # fmt: skip
+JOINING = frozenset(("of", "with", "in", "on", "at", "and", "to", "from", "for", "by"))  # say nothing alone
 BETWEEN = frozenset(RELATIONS.values())
 TAILS = ("with", "in", "holding", "wearing", "covered", "made", "from", "that", "which", "at", "under")
 
@@ -44,7 +49,8 @@ def canonical(text: str) -> str:
 def singulars(word: str) -> list[str]:
     """The word, and what it may be the plural of."""
     ends = (("ies", "y"), ("ves", "f"), ("ves", "fe"), ("es", ""), ("s", ""), ("men", "man"))
-    return [word] + [word[: -len(e)] + new for e, new in ends if word.endswith(e) and len(word) > len(e) + 1]
+    found = [word, IRREGULAR[word]] if word in IRREGULAR else [word]
+    return found + [word[: -len(e)] + new for e, new in ends if word.endswith(e) and len(word) > len(e) + 1]
 
 
 @dataclass(frozen=True)
@@ -138,12 +144,19 @@ class Vocabulary:
         )
 
     def _kept(self, words: list[str], notes: list[str]) -> list[str]:
-        """Those of the words beside a thing's name that were learned."""
+        """Those of the words beside a thing's name that were learned, or whose singulars were."""
         known = set(self.words)
+        kept = [next((s for s in singulars(word) if s in known), "") for word in words]
         notes.extend(
-            f"'{word}' is not a word of this teacher: left out" for word in words if word not in known
+            f"'{word}' is not a word of this teacher: left out"
+            for word, taken in zip(words, kept, strict=True)
+            if not taken
         )
-        return [word for word in words if word in known]
+        said = [word for word in kept if word]
+        joins = [word in JOINING for word in said]
+        while joins and joins[-1]:  # a tail whose words were left out
+            said.pop(), joins.pop()
+        return said
 
 
 def word_numbers(text: str, known: Mapping[str, int]) -> list[int]:

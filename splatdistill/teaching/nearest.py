@@ -31,6 +31,18 @@ STEPS = 8  # between two things' places in WordNet, at most
 ALIKE = 0.35  # of the encoder's cosine counts as nothing
 LEAST = 0.42  # of the vote for a word to be in the table
 NOUN = 0.08  # added for a name that is a noun of the teacher rather than a broader class
+# What the judges get wrong, by eye; names that a teacher does not have are passed over.
+CORRECTED = {
+    "rose": ("flower",), "roses": ("flower",), "excavator": ("tractor",), "backhoe": ("tractor",),
+    "submarine": ("ship", "boat"), "motorcycle": ("scooter", "bicycle"), "motorbike": ("scooter", "bicycle"),
+    "treehouse": ("playhouse", "house"), "mouse": ("rat",), "unicorn": ("horse",), "violin": ("guitar",),
+    "cello": ("guitar",), "blanket": ("rug",), "camera": ("security camera",), "chariot": ("cart",),
+    "queen": ("king",), "prince": ("king",), "princess": ("girl",), "lasagna": ("pie",), "pasta": ("ramen",),
+    "spaghetti": ("ramen",), "noodle": ("ramen",), "egg": ("egg",), "kitten": ("cat",), "settee": ("sofa",),
+}  # fmt: skip
+NUMBERS = frozenset(
+    ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "dozen", "hundred")
+)
 
 
 @dataclass(frozen=True)
@@ -182,7 +194,8 @@ def nearest_names(
         common: words to map; those that WordNet does not know are judged by the encoder alone.
         encoder: folder of the other judge; without it, WordNet decides.
     """
-    words = sorted({w for w in common if w not in names and all(c.isalpha() or c == " " for c in w)})
+    plain = {w for w in common if all(c.isalpha() or c == " " for c in w)}
+    words = sorted(plain - names.keys() - NUMBERS)
     known = sorted(names)
     of = likenesses(wordnet, known)
     places = {name: i for i, name in enumerate(known)}
@@ -205,3 +218,10 @@ def nearest_names(
         if scores[best] >= LEAST:
             table[word] = known[best]
     return table
+
+
+def corrected(table: dict[str, str], names: Mapping[str, str]) -> dict[str, str]:
+    """A table with CORRECTED's first known name for each of its words, and without NUMBERS."""
+    better = {w: next((n for n in ns if n in names), "") for w, ns in CORRECTED.items() if w not in names}
+    whole = table | {word: name for word, name in better.items() if name}
+    return {word: name for word, name in whole.items() if word not in NUMBERS}

@@ -174,11 +174,11 @@ def validate(made: pupil.Pupil, options: argparse.Namespace) -> dict[str, float]
 
 def table(options: argparse.Namespace) -> None:
     """Make DIR/nearest.tsv, the names that are taken for other English words."""
-    from splatdistill.teaching.nearest import WordNet, nearest_names
+    from splatdistill.teaching.nearest import WordNet, corrected, nearest_names
 
     wordnet = WordNet.load()
     names = phrases.describe_vocabulary(all_entries(options.bundle))["names"]
-    found = nearest_names(wordnet, names, wordnet.visible_words(), options.encoder)
+    found = corrected(nearest_names(wordnet, names, wordnet.visible_words(), options.encoder), names)
     lines = "".join(f"{word}\t{name}\n" for word, name in sorted(found.items()))
     (options.out / "nearest.tsv").write_text(lines, "utf-8")
     log.info("%d words, %d bytes", len(found), len(lines))

@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def overview() -> str:
-    """The verbs, a line each."""
+    """Return the list of verbs, one line each."""
     lines = [f"  {name:10s} {does}" for name, does in VERBS.items()]
     return "\n".join(
         [

@@ -1,4 +1,4 @@
-"""What the commands share: mistakes told in one line, notes beside the progress, exit statuses."""
+"""Shared parts of the commands: parsing, one-line errors, notes beside the progress, exit statuses."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ MOST_VIEWS = 64  # of a picture on the way
 
 
 class Parser(argparse.ArgumentParser):
-    """Mistakes end in one line and status 2."""
+    """An argument parser whose errors are one line, with exit status 2."""
 
     def error(self, message: str) -> NoReturn:
         """Exit with one line instead of the whole usage."""
         self.exit(2, f"error: {message}; --help lists the options\n")
 
     def parse_intermixed_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Parse; words beside the options are settings, and others most likely a prompt without its flag."""
+        """Parse; positional words are settings, and others most likely a prompt without its flag."""
         parsed = super().parse_intermixed_args(args, namespace)
         if words := " ".join(word for word in parsed.overrides if "=" not in word):
             flag = "--target-prompt" if hasattr(parsed, "target_prompt") else "--prompt"
@@ -52,7 +52,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def add_settings(parser: argparse.ArgumentParser) -> None:
-    """Add the options of what distills: the teacher, the length, the seed, the device, and any setting."""
+    """Add the options of distillation: teacher, length, seed, device, and arbitrary settings."""
     add = parser.add_argument
     add(
         "--prior",
@@ -70,13 +70,13 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
 
 
 def chosen(args: argparse.Namespace, *names: str) -> dict[str, Any]:
-    """The options of these names, and the teacher, that were given, as settings."""
+    """Return the given options of these names, and the teacher, as settings."""
     flags = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     return flags if args.prior is None else flags | {"prior": {"name": args.prior}}
 
 
 def add_viewer(parser: argparse.ArgumentParser) -> None:
-    """Add the options of a run that can be looked at."""
+    """Add the options of a run that can be viewed."""
     parser.add_argument(
         "--viewer",
         nargs="?",
@@ -89,7 +89,7 @@ def add_viewer(parser: argparse.ArgumentParser) -> None:
 
 
 def add_logging(parser: argparse.ArgumentParser) -> None:
-    """Add the options of a run that is logged, or keeps pictures on its way."""
+    """Add the options of logging a run and keeping intermediate images."""
     add = parser.add_argument
     add("--log", choices=("tensorboard", "wandb"), help="send the metrics there; each is an extra package")
     pictures = "keep N views at every tenth of the run in OUT/validation"
@@ -97,17 +97,17 @@ def add_logging(parser: argparse.ArgumentParser) -> None:
 
 
 def folder(text: str) -> Path:
-    """Return the folder that an option names; an empty name, which would mean this folder, is refused."""
+    """Return the folder of an option; an empty name, which would mean this folder, is refused."""
     if not text.strip():
         raise argparse.ArgumentTypeError("the name of the folder is empty")
     return Path(text)
 
 
 def exit_status(command: Callable[[], int], interrupted: str) -> int:
-    """Run a command and return its status.
+    """Run a command and return its exit status.
 
-    1 and one line when a run came to nothing, 2 and one line after a user's mistake or where the system
-    refuses, 130 and this note when interrupted.
+    1 and one line when a run diverged; 2 and one line after a user error or when the system refuses; 130 and
+    the note `interrupted` on an interrupt.
     """
     try:
         return command()
@@ -127,13 +127,13 @@ def exit_status(command: Callable[[], int], interrupted: str) -> int:
 
 
 def note(text: str) -> None:
-    """Print one line for the user, beside the progress; nobody has to be there to read it."""
+    """Print one line for the user beside the progress; a closed stream is ignored."""
     with suppress(OSError, ValueError):
         print(text, file=sys.stderr, flush=True)
 
 
 def say(text: str) -> None:
-    """Print what was asked for; when its reader has left (`| head -1`), the rest goes nowhere, quietly."""
+    """Print a result; a closed pipe (`| head -1`) is ignored."""
     try:
         print(text, flush=True)
     except BrokenPipeError:
@@ -141,7 +141,7 @@ def say(text: str) -> None:
 
 
 def numbers(text: str, option: str) -> list[int]:
-    """The whole numbers that "0,1" or "0-7" stand for; raises UserError for other text."""
+    """Return the integers in text such as "0,1" or "0-7"; raises UserError for other text."""
     try:
         result: list[int] = []
         for part in text.split(","):
@@ -155,7 +155,7 @@ def numbers(text: str, option: str) -> list[int]:
 
 
 def make(config: Config, out: Path, args: argparse.Namespace, *, resume: bool = False) -> RunResult:
-    """Make or continue a run before the terminal and, where asked, the viewer; return what came of it.
+    """Make or continue a run, shown in the terminal and, if wanted, in the viewer; return its result.
 
     args: the options of `add_settings`, `add_viewer` and `add_logging`, and --overwrite.
     """
@@ -178,12 +178,12 @@ def make(config: Config, out: Path, args: argparse.Namespace, *, resume: bool = 
 
 
 def status_of(result: RunResult) -> int:
-    """Return the exit status that a run stands for."""
+    """Return the exit status of a run's result."""
     return 0 if result.finished else 130
 
 
 def viewer_address(args: argparse.Namespace) -> Address | None:
-    """Return where the run is to be shown, or None; raises UserError for what is no address."""
+    """Return the viewer's address, or None; raises UserError for an invalid one."""
     if args.viewer is None:
         return None
     from splatdistill.viewer import free_port, parse_address
@@ -219,7 +219,7 @@ def watched(
 
 
 class Audience(NullWatcher):
-    """The terminal, the log, the viewer where there is one, and the signals that stop a run."""
+    """The observers of a run: terminal, log, optional viewer, and the signals that stop it."""
 
     def __init__(
         self, progress: Watcher, logged: Watcher, session: Session | None, interrupted: Callable[[], bool]
@@ -228,25 +228,25 @@ class Audience(NullWatcher):
         self._session, self._interrupted = session, interrupted
 
     def on_views(self, view: Render, distillation: Distillation) -> None:
-        """Pass them to the viewer."""
+        """Pass the views to the viewer."""
         if self._session is not None:
             self._session.on_views(view, distillation)
 
     def on_step(self, step: int, metrics: Metrics) -> None:
-        """Pass them to all."""
+        """Pass a step's metrics to all observers."""
         self._progress.on_step(step, metrics)
         self._logged.on_step(step, metrics)
         if self._session is not None:
             self._session.on_step(step, metrics)
 
     def should_stop(self) -> bool:
-        """Tell whether a signal came, or the viewer says so."""
+        """Return whether a signal arrived or the viewer asks to stop; may block while the viewer is paused."""
         if self._session is not None:
             return self._session.should_stop(self._interrupted)
         return self._interrupted()
 
     def on_result(self, result: RunResult) -> None:
-        """Say what came out, and leave the viewer open while a page looks at it."""
+        """Print the result, and keep the viewer open while a page is connected."""
         self._progress.on_result(result)
         self._logged.on_result(result)
         out = result.out
@@ -271,7 +271,7 @@ class Audience(NullWatcher):
 
 @contextmanager
 def viewed(job: Job, address: Address) -> Iterator[Session]:
-    """Show a run at an address, while the block lasts."""
+    """Serve a run at an address while the block lasts."""
     from splatdistill.training.monitor import Session
     from splatdistill.viewer import Scenes, serve
 

@@ -1,4 +1,4 @@
-"""`python -m splatdistill.doctor`: what was found on this machine, and what to do about what was not."""
+"""`python -m splatdistill.doctor`: check this machine, and say what to do about what is missing."""
 
 import importlib.metadata
 import os
@@ -21,7 +21,7 @@ TEACHER_PARTS = ("model_index.json", "unet", "vae", "text_encoder", "tokenizer",
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the report; a run needs those that are `required`."""
+    """One line of the report; a run needs all that are `required`."""
 
     name: str
     ok: bool
@@ -31,7 +31,7 @@ class Finding:
 
 
 def examine() -> Iterator[Finding]:
-    """Yield what matters to a run on this machine, most important first."""
+    """Yield findings about this machine, most important first."""
     yield Finding(
         "python", sys.version_info >= (3, 11), sys.version.split()[0], "install 3.11 or newer", True
     )
@@ -46,7 +46,7 @@ def examine() -> Iterator[Finding]:
 
 
 def machine() -> dict[str, Any]:
-    """Processor, cores, threads, GPU and versions, as they stand beside what was measured."""
+    """Return processor, cores, threads, GPU and versions, as recorded beside measurements."""
     import torch
 
     model, listing = platform.processor(), Path("/proc/cpuinfo")
@@ -71,7 +71,7 @@ def _package(name: str) -> Finding:
 
 
 def _teacher(folder: Path) -> Finding:
-    """The shipped weights: every part of the diffusers folder, and no empty weight file."""
+    """Check the shipped weights: every part of the diffusers folder, and no empty weight file."""
     missing = [part for part in TEACHER_PARTS if not (folder / part).exists()]
     weights = list(folder.rglob("*.safetensors"))
     size = sum(path.stat().st_size for path in weights) / 2**20

@@ -1,6 +1,6 @@
-"""`python -m splatdistill.edit`: change what a splat shows, as far as two prompts differ. Parses; no maths.
+"""`python -m splatdistill.edit`: change a splat by the difference of two prompts.
 
-It is a run like any other, from the splat instead of a blob, by a method that compares with it.
+A run like any other, initialized from the splat instead of a blob, by a method that compares with it.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def start(args: argparse.Namespace) -> int:
-    """Find the splat and its prompt, and run; return the exit status."""
+    """Read the splat and its prompt, and run; return the exit status."""
     if not args.target_prompt.strip():
         raise UserError("the target prompt is empty; say what it should show: --target-prompt 'a red car'")
     edit = edit_settings(Path(args.splat), args.source_prompt, note)

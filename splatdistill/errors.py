@@ -1,11 +1,15 @@
-"""The exceptions that commands tell in one line: a user's mistake, and a run that came to nothing."""
+"""Exceptions that commands report in one line: user errors and diverged runs."""
 
 
 class UserError(ValueError):
-    """A mistake in what the user gave: its message is one line that says what was wrong,
-    what was expected and what to do. Commands print it and exit with status 2."""
+    """An error in the user's input, reported in one line with exit status 2.
+
+    The message says what was wrong, what was expected and what to do.
+    """
 
 
 class Diverged(RuntimeError):
-    """A run that came to nothing, although it was asked for rightly: too many bad steps, no Gaussian left, a
-    teacher that predicts NaN. Commands print its one line and exit with status 1."""
+    """A run that failed although its input was valid, reported in one line with exit status 1.
+
+    Causes: too many bad steps, no Gaussian left, a teacher that predicts NaN.
+    """

@@ -1,7 +1,7 @@
-"""`python -m splatdistill.evaluate RUN...` or `--suite NAME`: finished runs as a table, JSON and a picture.
+"""`python -m splatdistill.evaluate RUN...` or `--suite NAME`: metrics of runs as a table, JSON and an image.
 
-With a suite, the runs of its prompts, priors, methods and seeds are made first, where they are missing.
-Everything heavy is imported where it is needed, so help and mistakes answer at once.
+With a suite, missing runs of its prompts, priors, methods and seeds are made first. Heavy imports are
+deferred, so that help and errors answer at once.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def report(args: argparse.Namespace) -> int:
 
 
 def check(args: argparse.Namespace) -> None:
-    """Raise UserError for what no evaluation can have, before anything is loaded or made."""
+    """Raise UserError for invalid options before anything is loaded or made."""
     if args.jobs is not None and args.jobs < 1:
         raise UserError(f"--jobs {args.jobs}: expected 1 or more")
     check_clip(args.clip)
@@ -114,7 +114,7 @@ def check(args: argparse.Namespace) -> None:
 
 
 def read_lines(path: Path) -> list[str]:
-    """The lines of a file that are not empty; raises UserError when it cannot be read."""
+    """Return the non-empty lines of a file; raises UserError when it cannot be read."""
     try:
         return [line.strip() for line in path.read_text("utf-8").splitlines() if line.strip()]
     except (OSError, UnicodeError) as error:
@@ -122,7 +122,7 @@ def read_lines(path: Path) -> list[str]:
 
 
 def cells(groups: dict[str, dict[str, Any]]) -> list[list[str]]:
-    """The summaries as a table of text: a heading, and a row a figure with means and 95 % intervals."""
+    """Return the summaries as text cells: a heading, and a row for each figure with means and 95 % intervals."""
     from splatdistill.measure.runs import MEANS, SHARES
 
     names = [name for name in (*SHARES, *MEANS) if any(name in g["summary"] for g in groups.values())]
@@ -139,7 +139,7 @@ def cells(groups: dict[str, dict[str, Any]]) -> list[list[str]]:
 
 
 def table(groups: dict[str, dict[str, Any]]) -> Table:
-    """The summaries for a terminal."""
+    """Format the summaries for a terminal."""
     from rich.table import Table
     from rich.text import Text  # plain: names may hold what would be markup
 
@@ -153,13 +153,13 @@ def table(groups: dict[str, dict[str, Any]]) -> Table:
 
 
 def markdown(groups: dict[str, dict[str, Any]]) -> str:
-    """The summaries for a document."""
+    """Format the summaries as Markdown."""
     lines = [f"| {' | '.join(row)} |" for row in cells(groups)]
     return "\n".join([lines[0], "|---" * (len(groups) + 1) + "|", *lines[1:]]) + "\n"
 
 
 def cell(value: dict[str, Any] | None) -> str:
-    """A figure and its interval."""
+    """Format a figure and its interval."""
     if value is None:
         return ""
     digits = 1 if value["high"] > 10 else 2

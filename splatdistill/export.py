@@ -1,6 +1,6 @@
-"""`python -m splatdistill.export IN OUT`: a splat in another format, or as a mesh. Parses and runs; no maths.
+"""`python -m splatdistill.export IN OUT`: convert a splat to another format, or to a mesh.
 
-Everything heavy is imported after the arguments were read, so help and mistakes answer at once.
+Heavy imports are deferred until the arguments are parsed, so that help and errors answer at once.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def export(args: argparse.Namespace) -> int:
-    """Read, prune, turn, write and tell; return the exit status."""
+    """Read, prune, rotate and write a scene; return the exit status."""
     mesh = args.mesh or args.target.suffix.lower() == ".obj"
     check(args, mesh)
     source = source_of(args.source)
@@ -112,7 +112,7 @@ def write_triangles(args: argparse.Namespace, gaussians: ParameterDict, comments
 
 
 def source_of(path: Path) -> Path:
-    """The file to read: that, or the result in a run's folder; raises UserError where there is none."""
+    """Return the file to read: the path itself, or the result in a run's folder; raises UserError."""
     if not path.exists():
         raise UserError(f"cannot read {path}: there is no such file")
     if not path.is_dir():
@@ -123,7 +123,7 @@ def source_of(path: Path) -> Path:
 
 
 def check(args: argparse.Namespace, mesh: bool) -> None:
-    """Raise UserError for options that do not fit together, and for a file that would be lost."""
+    """Raise UserError for incompatible options, and for a file that would be overwritten."""
     if args.prune is not None and not 0 <= args.prune <= 1:
         raise UserError(f"--prune {args.prune}: expected an opacity from 0 to 1")
     if mesh and args.target.suffix.lower() not in (".obj", ".glb"):
@@ -141,7 +141,7 @@ def check(args: argparse.Namespace, mesh: bool) -> None:
 
 
 def prune(gaussians: ParameterDict, opacity: float) -> ParameterDict:
-    """The Gaussians of at least this opacity, and those whose opacity is no number: writing counts them."""
+    """Keep Gaussians of at least this opacity, and those with NaN opacity, which the writer counts."""
     from splatdistill.scene.gaussians import select
 
     return select(gaussians, ~(gaussians["opacities"].detach().sigmoid() < opacity))

@@ -1,4 +1,4 @@
-"""Writing files so that a reader never meets half of one."""
+"""Atomic file writing: a reader never sees a partial file."""
 
 import errno
 import os
@@ -21,9 +21,9 @@ def temporary_of(path: Path) -> Path:
 def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
     """Open a file for writing that appears under its name only when complete.
 
-    The bytes go to a hidden file in the same folder, reach the disk, and are renamed over `path`; after a
-    crash at any moment `path` holds the old content or the new. A symbolic link stays, and its target is
-    written. Raises UserError when it cannot be written, or is there and no file.
+    The bytes go to a hidden file in the same folder, are synced to disk, and replace `path` by renaming;
+    after a crash at any moment `path` holds the old content or the new. A symbolic link is kept, and its
+    target is written. Raises UserError when it cannot be written, or exists and is not a file.
     """
     target = Path(os.path.realpath(path))
     if os.path.exists(target) and not target.is_file():
@@ -45,12 +45,12 @@ def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
 
 
 def cannot_write(path: str | Path, error: OSError, advice: str) -> UserError:
-    """Return the mistake to raise when the system refused to write a file.
+    """Return the UserError to raise when the system refused to write a file.
 
     Args:
-        path: what was to be written, named as the user named it.
-        error: what the system said.
-        advice: what to do, unless there is simply no room left.
+        path: the file, as the user named it.
+        error: the system's error.
+        advice: what to do, unless the disk is full.
     """
     reason = error.strerror or str(error)
     advice = "make room on the disk" if error.errno in NO_ROOM else advice
@@ -64,7 +64,7 @@ def discard(path: Path) -> None:
 
 
 def writable_folder(path: Path) -> None:
-    """Make the folder if it is not there; raises UserError when nothing can be written to it."""
+    """Create the folder if it is missing; raises UserError when it is not writable."""
     probe = path / ".writable"
     try:
         path.mkdir(parents=True, exist_ok=True)

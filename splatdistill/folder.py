@@ -1,6 +1,6 @@
-"""What the folder of a run holds: the name of every file, and its metrics, one line of JSON a step.
+"""The layout of a run's folder: all file names, and metrics.jsonl with one line of JSON a step.
 
-Who may write to it, and what becomes of an older run in it, is in training/claim.py.
+Locking and replacing an older run is in training/claim.py.
 """
 
 import json
@@ -58,12 +58,12 @@ def checkpoint_path(run: Path, step: int, suffix: str = ".pt") -> Path:
 
 
 def step_of(path: Path) -> int:
-    """Return the step that a file of `checkpoint_path` was written after."""
+    """Return the step in a file name of `checkpoint_path`."""
     return int(path.stem.removeprefix("step-"))
 
 
 def is_piece(path: Path) -> bool:
-    """Tell whether a name is one of `checkpoint_path`."""
+    """Return whether a name is one of `checkpoint_path`."""
     return re.fullmatch(r"step-\d{8,}\.(pt|ply)", path.name) is not None
 
 
@@ -73,16 +73,16 @@ def kept_scenes(run: Path) -> list[Path]:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The records of a metrics.jsonl, without lines that a crash tore; none where there is no such file."""
+    """Return the records of a metrics.jsonl without torn lines; empty when there is no such file."""
     lines = _lines_before(path, sys.maxsize) if path.is_file() else []
     return [json.loads(line) for line in lines]
 
 
 class MetricsWriter:
-    """Appends one JSON object a line to a file: a line is on its way to the disk when `write` returns.
+    """A writer of one JSON object a line; each is flushed to the operating system when `write` returns.
 
-    Opening keeps the lines of steps before resume_step and drops the others, with a torn last one: a resumed
-    run repeats those steps; 0 starts the file anew. Raises UserError when the file cannot be written.
+    Opening keeps the lines of steps before resume_step and drops later and torn ones, since a resumed run
+    repeats those steps; 0 starts the file anew. Raises UserError when the file cannot be written.
     """
 
     def __init__(self, path: str | Path, resume_step: int = 0) -> None:
@@ -97,7 +97,7 @@ class MetricsWriter:
             raise cannot_write(path, error, "give another output folder") from error
 
     def write(self, step: int, **values: float | int | str | None) -> None:
-        """Append the values of a step; numbers that are not finite, which JSON lacks, become null."""
+        """Append the metrics of a step; numbers that are not finite become null."""
         record: dict[str, Any] = {"step": step}
         for name, value in values.items():
             record[name] = None if isinstance(value, float) and not math.isfinite(value) else value
@@ -120,7 +120,7 @@ class MetricsWriter:
 
 
 def _lines_before(path: Path, step: int) -> list[bytes]:
-    """Return the whole lines of the steps before one; what a crash tore or a stranger wrote is left out."""
+    """Return the complete lines of earlier steps; torn and foreign lines are left out."""
     kept = []
     for line in path.read_bytes().splitlines(keepends=True):
         try:

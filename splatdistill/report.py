@@ -1,6 +1,6 @@
-"""`python -m splatdistill.report RUN`: make the pictures and the page of a finished run anew.
+"""`python -m splatdistill.report RUN`: make the images and the page of a finished run again.
 
-Everything heavy is imported where it is needed, so help and mistakes answer at once.
+Heavy imports are deferred, so that help and errors answer at once.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""`python -m splatdistill.reproduce [CLAIM...]`: what the papers claim, measured on the shipped teacher.
+"""`python -m splatdistill.reproduce [CLAIM...]`: test claims of the papers on the shipped teacher.
 
-Writes OUT/reproduction/CLAIM.json, a plot of what has curves, and OUT/REPRODUCTION.md from all JSON files
-that are there. What an interrupted command has measured and made is kept there, and not done again.
+Writes OUT/reproduction/CLAIM.json, plots of curves, and OUT/REPRODUCTION.md from all JSON files there.
+Existing runs and results are reused, so an interrupted command can be continued.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def start(args: argparse.Namespace) -> int:
-    """Measure, write and tell; return the exit status."""
+    """Measure and write; return the exit status."""
     if min(args.prompts, args.seeds, args.draws) < 2 or args.steps < 2:
         raise UserError("--prompts, --seeds, --draws and --steps: expected 2 or more, for an interval")
     if args.prompts > PROMPTS:
@@ -113,7 +113,7 @@ def start(args: argparse.Namespace) -> int:
 
 
 def plot(findings: Findings, path: Path) -> None:
-    """Draw the curves with their intervals."""
+    """Plot the curves with their intervals."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
@@ -138,7 +138,7 @@ def plot(findings: Findings, path: Path) -> None:
 
 
 def document(folder: Path, claims: dict[str, Claim]) -> str:
-    """The page for the records in a folder, in the claims' order."""
+    """Return the Markdown page of the records in a folder, in the claims' order."""
     parts = [
         "# What the papers claim, on the shipped teacher\n",
         "Made by `python -m splatdistill.reproduce` from the JSON files in `reproduction/`. Numbers are",
@@ -163,12 +163,12 @@ def document(folder: Path, claims: dict[str, Claim]) -> str:
 
 
 def measured(path: Path) -> dict[str, Any]:
-    """The record of a claim that was measured, or nothing."""
+    """Return the record of a measured claim, or None."""
     return json.loads(path.read_text("utf-8")) if path.is_file() else {}
 
 
 def table(record: dict[str, Any]) -> list[str]:
-    """The rows of a record in Markdown."""
+    """Return the rows of a record as a Markdown table."""
     heading = ["", *record["columns"]]
     lines = [f"| {' | '.join(heading)} |", "|---" * len(heading) + "|"]
     for label, cells in record["rows"]:
@@ -177,7 +177,7 @@ def table(record: dict[str, Any]) -> list[str]:
 
 
 def cell(value: Any) -> str:
-    """A number, or a mean with its interval; empty for None."""
+    """Format a number, or a mean with its interval; None is empty."""
     if value is None:
         return ""
     if isinstance(value, list):

@@ -1,7 +1,7 @@
-"""`python -m splatdistill.sample2d --prompt TEXT`: a distillation method on flat pictures instead of a splat.
+"""`python -m splatdistill.sample2d --prompt TEXT`: distillation of 2D images instead of a splat.
 
-Writes picture.png, trajectory.png (from left to right over the run: above what is optimized, below what the
-teacher made of it) and metrics.json, with the distance to the teacher's own DDIM samples.
+Writes picture.png, trajectory.png (left to right over the run: the optimized latents above, the teacher's x_0
+estimate below) and metrics.json, with the distance to the teacher's own DDIM samples.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def start(args: argparse.Namespace) -> int:
-    """Distill, write and tell; return the exit status."""
+    """Run the distillation, write its files and print the results; return the exit status."""
     from splatdistill.config.load import resolve
     from splatdistill.files import atomic_write, writable_folder
     from splatdistill.priors.loading import probe
@@ -112,9 +112,9 @@ def start(args: argparse.Namespace) -> int:
 def play(
     config: Config, prior: Prior, mode: str, count: int, rate: float
 ) -> tuple[Tensor, dict[str, Any], list[tuple[Tensor, Tensor]]]:
-    """Latents [count,C,h,w] of the method, how far they are from DDIM samples, and how they came about.
+    """Distill latents [count,C,h,w]; return them, their distances to DDIM samples, and the trajectory.
 
-    The trajectory holds pairs of the first picture's latents and of what the teacher made of them.
+    The trajectory holds pairs of the first image's latents and the teacher's x_0 estimate.
     """
     import torch
 
@@ -161,7 +161,7 @@ def play(
 
 
 def row(pictures: Tensor) -> Image:
-    """Pictures [n,3,H,W] in [0,1] beside each other."""
+    """Join images [n,3,H,W] in [0,1] horizontally."""
     from PIL import Image
 
     pixels = (pictures.permute(2, 0, 3, 1).flatten(1, 2) * 255).round().byte()
@@ -169,7 +169,7 @@ def row(pictures: Tensor) -> Image:
 
 
 def strip(prior: Prior, trajectory: list[tuple[Tensor, Tensor]]) -> Image:
-    """The states above, the teacher's answers below."""
+    """Join the trajectory's latents (above) and x_0 estimates (below), decoded."""
     import torch
 
     above, below = (prior.decode(torch.cat(side)) for side in zip(*trajectory, strict=True))

@@ -1,6 +1,6 @@
-"""`python -m splatdistill.train --prompt TEXT`: text to a 3D Gaussian splat. Parses, builds, runs; no maths.
+"""`python -m splatdistill.train --prompt TEXT`: text to a 3D Gaussian splat.
 
-Everything heavy is imported after the arguments were read, so help and mistakes answer at once.
+Heavy imports are deferred until the arguments are parsed, so that help and errors answer at once.
 """
 
 from __future__ import annotations
@@ -78,17 +78,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def start(args: argparse.Namespace) -> int:
-    """Run from the first step in a new folder; return the exit status."""
+    """Start a run in a new folder; return the exit status."""
     config = configure(args)
     out = args.out or Path("outputs") / f"{name_of(config)}-{config.seed}"
     return status_of(make(config, out, args))
 
 
 def several(args: argparse.Namespace) -> int:
-    """Make a run for each seed and each setting of a sweep, and one picture of all.
+    """Make a run for each seed and each combination of a sweep, and one image of all.
 
     Returns:
-        The exit status, that of the worst run.
+        The highest exit status of the runs.
     """
     from splatdistill.config.load import load
     from splatdistill.files import atomic_write
@@ -125,9 +125,9 @@ def several(args: argparse.Namespace) -> int:
 
 
 def swept(sweeps: Sequence[str]) -> list[list[str]]:
-    """The settings of each run of a sweep: of KEY=V,V each value of each with each of the others.
+    """Return the settings of each run of a sweep: the product of all KEY=V,V.
 
-    Commas inside brackets part no values. Raises UserError for other text.
+    Commas inside brackets do not separate values. Raises UserError for other text.
     """
     choices = []
     for sweep in sweeps:
@@ -156,7 +156,7 @@ def resume(args: argparse.Namespace) -> int:
 
 
 def configure(args: argparse.Namespace, seed: int | None = None, words: Sequence[str] = ()) -> Config:
-    """Return the configuration that the command line asks for, with one of several seeds and settings."""
+    """Return the configuration of the command line, with one of several seeds and settings."""
     if args.prompt is not None and not args.prompt.strip():
         raise UserError("the prompt is empty; say what to make, such as --prompt 'a red mushroom'")
     if not (args.prompt or args.image or args.config or args.overrides or words):

@@ -1,6 +1,6 @@
-"""`python -m splatdistill.view FILE|RUN`: look at a splat, or at a finished run, in the browser.
+"""`python -m splatdistill.view FILE|RUN`: show a splat, or a finished run, in the browser.
 
-Everything heavy is imported after the arguments were read, so help and mistakes answer at once.
+Heavy imports are deferred until the arguments are parsed, so that help and errors answer at once.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def view(args: argparse.Namespace) -> int:
-    """Read, show, and wait for Ctrl-C; return the exit status."""
+    """Read and show a scene until Ctrl-C; return the exit status."""
     source_file(args.source)  # before anything heavy is imported
     from splatdistill.viewer import parse_address, serve
 
@@ -61,7 +61,7 @@ def view(args: argparse.Namespace) -> int:
 
 
 def source_file(source: Path) -> Path:
-    """Return the file to show: that, or a run's result; raises UserError where there is none."""
+    """Return the file to show: the path itself, or a run's result; raises UserError where there is none."""
     file = source / RESULT if source.is_dir() else source
     if source.is_dir() and not file.is_file():
         raise UserError(f"{source} holds no finished run (no {RESULT}); give another, or a file")
@@ -71,7 +71,7 @@ def source_file(source: Path) -> Path:
 
 
 def open_scenes(source: Path, up: str | None = None, program: str | None = None) -> tuple[Scenes, str, str]:
-    """The scenes of a file or a run, and what to call it: its prompt or name, and its method or format.
+    """Return the scenes of a file or run, its title (prompt or name), and its subtitle (method or format).
 
     up, program: as in `formats.read_splat`. Raises UserError when there is none, or it cannot be read.
     """

@@ -86,7 +86,7 @@ def dump(config: Config) -> str:
 
 
 def plain(value: Any) -> Any:
-    """Return dataclasses as dicts, a method with its name first, and tuples as lists, all the way down."""
+    """Convert dataclasses to dicts, a method with its name first, and tuples to lists, recursively."""
     if dataclasses.is_dataclass(value):
         named = {"name": value.name} if isinstance(value, Method) else {}
         return named | {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
@@ -96,7 +96,7 @@ def plain(value: Any) -> Any:
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses aliases, which can make a small file large."""
+    """A YAML loader that refuses aliases, which can make a small file large."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
@@ -105,7 +105,7 @@ class _Loader(yaml.SafeLoader):
 
 
 def parse_yaml(text: str) -> Any:
-    """Return the plain value of a YAML text; raises ValueError with one line for what cannot be read."""
+    """Return the plain value of a YAML text; raises ValueError with one line when it is malformed."""
     try:
         return yaml.load(text, _Loader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
@@ -135,7 +135,7 @@ def parse_word(word: str) -> dict[str, Any]:
 
 
 def _overrides(words: list[str]) -> list[Layer]:
-    """Return the words as one layer, since settings that belong together may come as several words."""
+    """Merge words into one layer, since dependent settings may come as several words."""
     source = " ".join(f"override '{word}'" for word in words[:3]) + " ..." * (len(words) > 3)
     result: dict[str, Any] = {}
     for word in words:
@@ -159,9 +159,9 @@ def _nested(key: str, value: Any) -> Any:
 
 
 def canonical(values: Mapping[str, Any], source: str) -> dict[str, Any]:
-    """Return the values under the keys of the schema: aliases replaced, a lone method or prior as its name.
+    """Return values under the schema's keys: aliases replaced, a bare method or prior name expanded.
 
-    Raises UserError, naming `source`, for a key that is no text and for one that is given under two names.
+    Raises UserError, naming `source`, for a key that is not a string and for one given under two names.
     """
     result: dict[str, Any] = {}
     for path, value in _leaves(values, source):
@@ -197,7 +197,7 @@ def _leaves(values: Mapping[str, Any], source: str, path: tuple[str, ...] = ()) 
 
 
 def _last(layers: Iterable[Layer], group: str, key: str, default: str) -> str:
-    """Return the text that the last layer with this key gives it; another value is merge()'s to refuse."""
+    """Return the text of a key in the last layer that has it; merge() refuses values of another type."""
     for _, values in layers:
         found = values.get(group)
         if isinstance(found, dict) and isinstance(found.get(key), str):
@@ -206,7 +206,7 @@ def _last(layers: Iterable[Layer], group: str, key: str, default: str) -> str:
 
 
 def _method(name: str, layers: Iterable[Layer]) -> Method:
-    """Return the method of that name, with its defaults; take other methods' settings out of the layers."""
+    """Return the method of that name with its defaults; remove other methods' settings from the layers."""
     method = find_method(name)()
     for source, values in layers:
         settings = values.get("method")
@@ -235,11 +235,11 @@ def merge(config: Config, values: Mapping[str, Any], source: str) -> Config:
 
 
 class _UnknownKey(Exception):
-    """No setting has this dotted key."""
+    """There is no setting with this dotted key."""
 
 
 def _merged(current: Any, values: Mapping[str, Any], prefix: str) -> Any:
-    """Return a dataclass with values of its groups merged one by one, and those of its own by OmegaConf."""
+    """Return a dataclass with its groups merged one by one, and its own fields by OmegaConf."""
     changes, leaves = {}, {}
     for name, value in values.items():
         if name not in _fields(current):
@@ -264,7 +264,7 @@ def _merged(current: Any, values: Mapping[str, Any], prefix: str) -> Any:
 
 @functools.cache
 def _leaf_schema(cls: type) -> Any:
-    """Return OmegaConf's structured form of a dataclass's own settings, without its groups."""
+    """Return OmegaConf's structured form of a dataclass's own fields, without its groups."""
     hints = typing.get_type_hints(cls)
     leaves = [f for f in dataclasses.fields(cls) if not dataclasses.is_dataclass(hints[f.name])]
     fields = [
@@ -277,7 +277,7 @@ def _leaf_schema(cls: type) -> Any:
 
 
 def _parsed(value: Any, field: Any, key: str) -> Any:
-    """Return text for another than a text field as YAML where it is a list or a mapping."""
+    """Parse text for a field of another type as YAML when it is a list or a mapping."""
     if not isinstance(value, str) or isinstance(field, str) or value.lstrip()[:1] not in ("[", "{"):
         return value
     try:
@@ -287,7 +287,7 @@ def _parsed(value: Any, field: Any, key: str) -> Any:
 
 
 def _escaped(value: Any) -> Any:
-    """Return a value whose strings OmegaConf takes literally: no interpolation, and no `???` for missing.
+    """Return a value whose strings OmegaConf takes literally: no interpolation, no `???` for missing.
 
     Lists become tuples.
     """
@@ -317,7 +317,7 @@ def _fields(value: Any) -> list[str]:
 
 
 def _hint(key: str, config: Config) -> str:
-    """Return one line on a key that does not exist, with the nearest one."""
+    """Return one line about an unknown key, with the nearest existing one."""
     known = [name for name, _ in leaf_values(config)] + [name for name in ALIASES if "." in name]
     close = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
     if key.startswith("method."):

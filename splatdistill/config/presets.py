@@ -13,13 +13,13 @@ def preset_folder() -> Path:
 
 
 def named(config: str) -> Path:
-    """Return the file that --config means: that file, or the preset of this name (sdi_published)."""
+    """Return the file that --config means: a path, or the name of a preset (sdi_published)."""
     preset = preset_folder() / f"{config}.yaml"
     return preset if preset.is_file() and not Path(config).exists() else Path(config)
 
 
 def is_embedded(prior: str) -> bool:
-    """Tell whether a prior is the shipped teacher or a folder with one like it, which lists its words."""
+    """Return whether a prior is the shipped teacher or a folder of that kind, with a list of its words."""
     folders = (Path(prior), Path(prior).parent)  # of a pipeline, or of one of its UNets
     return prior.split("-")[0] == "embedded" or any((path / "vocabulary.json").is_file() for path in folders)
 

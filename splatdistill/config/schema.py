@@ -41,7 +41,7 @@ class GuidanceConfig:
 
 @dataclass(frozen=True)
 class BackgroundConfig:
-    """The plain color behind a training view: one of `colors` by name; with no colors, a random gray."""
+    """The plain color behind a training view: one of `colors` by name, or a random gray without colors."""
 
     colors: dict[str, Color] = field(default_factory=dict)
     in_prompt: bool = False  # append "NAME background", for a teacher whose captions say so
@@ -55,7 +55,7 @@ class BackgroundConfig:
 
 @dataclass(frozen=True)
 class ImageConfig:
-    """A picture to start from, its camera (at azimuth 0), and how much its view counts."""
+    """A reference picture, its camera (at azimuth 0), and the weight of that view."""
 
     path: str = ""  # none
     elevation_deg: float = 15.0
@@ -73,7 +73,7 @@ class ImageConfig:
 
 @dataclass(frozen=True)
 class EditConfig:
-    """A splat to change, and what it shows; the prompt says what it should."""
+    """A splat to edit, and the prompt of what it shows; the run's prompt says what it should show."""
 
     splat: str = ""  # a splat file; none
     source_prompt: str = ""
@@ -103,7 +103,7 @@ class ViewConfig:
 
 @dataclass(frozen=True)
 class GaussiansConfig:
-    """The blob that the run starts from, its bound, and the last pruning."""
+    """The initial blob, the bound of the scene, and the final pruning."""
 
     count: int = 2000
     radius: float = 0.6
@@ -151,7 +151,7 @@ class OptimizerConfig:
 
 @dataclass(frozen=True)
 class GuardConfig:
-    """When a step counts as bad, and how many in a row end the run."""
+    """Limits beyond which a step counts as bad, and how many in a row end the run."""
 
     gradient_norm: float = 1e6  # largest norm of all parameter gradients together
     bad_steps: int = 10
@@ -162,7 +162,7 @@ class GuardConfig:
 
 @dataclass(frozen=True)
 class ReportConfig:
-    """The pictures made at the end."""
+    """The images made at the end."""
 
     size: int = 256
     frames: int = 60
@@ -177,7 +177,7 @@ class ReportConfig:
 
 @dataclass(frozen=True)
 class Config:
-    """Everything that a run depends on."""
+    """All settings of a run."""
 
     prompt: str = ""
     negative_prompt: str = ""

@@ -25,7 +25,7 @@ class Convention(NamedTuple):
     front: Axis
 
     def matrix(self) -> Tensor:
-        """The rotation [3, 3] (float64) from the file to the world frame: up to +Z, front to +X."""
+        """Return the rotation [3, 3] (float64) from the file to the world frame: up to +Z, front to +X."""
         up, front = (torch.tensor(axis, dtype=torch.float64) for axis in self)
         return torch.stack([front, torch.linalg.cross(up, front), up])
 

@@ -37,7 +37,7 @@ class Layout(NamedTuple):
     notes: list[str]
 
     def decode(self, rows: np.ndarray) -> dict[str, np.ndarray]:
-        """The values of some vertices, by the names of `gaussians.NAMES`."""
+        """Return the values of some vertices, by the names of `gaussians.NAMES`."""
         scales = gather(rows, self.scales)
         if len(self.scales) < 3:
             third = scales if len(self.scales) == 1 else np.full((len(rows), 1), FLAT, np.float32)
@@ -71,7 +71,7 @@ def gather(rows: np.ndarray, names: list[str]) -> np.ndarray:
 
 
 def _filtered(scales: np.ndarray, opacities: np.ndarray, width: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Apply a 3D filter of width [N, 1] to log scales [N, 3] and logit opacities [N, 1] (2311.16493, eq. 7)."""
+    """Apply a 3D filter of width [N, 1] to log scales [N, 3], logit opacities [N, 1] (2311.16493, eq. 7)."""
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
         wide = np.logaddexp(2.0 * scales, 2.0 * np.log(np.abs(width.astype(np.float64)))) / 2
         alpha = np.exp((scales - wide).sum(1, keepdims=True)) / (1 + np.exp(-opacities.astype(np.float64)))

@@ -117,7 +117,7 @@ class Binary(NamedTuple):
         return items[index]
 
     def values(self, index: object, width: int) -> np.ndarray:
-        """Return an accessor's rows [N, width] in its own type, mapped; raises UserError for an invalid one."""
+        """Return an accessor's rows [N, width] in its own type, mapped; raises UserError if invalid."""
         accessor = self.item("accessors", index)
         kind = KINDS.get(accessor.get("componentType", 0)) if _whole(accessor.get("componentType")) else None
         count, start = accessor.get("count"), accessor.get("byteOffset", 0)

@@ -119,10 +119,9 @@ def read_points(path: str | Path) -> tuple[np.ndarray, np.ndarray | None]:
 
 
 def read_elements(path: str | Path, wanted: Sequence[str]) -> tuple[dict[str, np.ndarray], Comments]:
-    """The wanted elements that a .ply has, as structured arrays [N] mapped from the file, and its comments.
+    """Return the wanted elements of a .ply as structured arrays [N], mapped, and its comments.
 
-    The header's claims are held against the size of the file before plyfile may believe them. Raises
-    UserError.
+    The header's counts are checked against the file size before plyfile uses them. Raises UserError.
     """
     with opened(path) as file:
         header = read_header(file, path)

@@ -115,7 +115,7 @@ def _unescape(text: str) -> str:
 
 
 class Guarded(io.BufferedIOBase):
-    """A file-like object: a checked header, then the rows of the file; plyfile reads and maps it like the file."""
+    """A file-like object for plyfile: a checked header, then the rows of the file, which can be mapped."""
 
     def __init__(self, header: bytes, file: BinaryIO, start: int) -> None:
         self._header, self._file = io.BytesIO(header), file

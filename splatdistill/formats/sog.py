@@ -162,7 +162,7 @@ def palette(rows: np.ndarray, bits: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def read_sog(path: str | Path, note: Note = warn) -> tuple[ParameterDict, dict[str, str]]:
-    """Read a scene of version 2, and the comments in meta.json; nothing is ever left out, so note is not called.
+    """Read a scene of version 2, and the comments in meta.json; note is not called, as nothing is dropped.
 
     Memory: that of the result, at most 4 GiB, and four bytes a Gaussian for each of up to seven images.
 

@@ -145,7 +145,7 @@ class _Layout(NamedTuple):
 
     @property
     def widths(self) -> tuple[int, ...]:
-        """Return the bytes a Gaussian of the centers, opacities, colors, scales, rotations and higher bands."""
+        """Return the bytes a Gaussian of centers, opacities, colors, scales, rotations and higher bands."""
         centers, rotations = 6 if self.version == 1 else 9, 3 if self.version < 3 else 4
         return centers, 1, 3, 3, rotations, 3 * self.degree * (self.degree + 2)
 

@@ -74,7 +74,7 @@ class Timesteps:
             count: number of views.
             num_timesteps: T.
             generator: source of random numbers; a range of zero width draws none.
-            group: each so many views in turn share one.
+            group: number of consecutive views that share one timestep.
         """
         if group > 1:
             shared = self.sample(progress, count // group, num_timesteps, generator)

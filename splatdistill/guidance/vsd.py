@@ -103,7 +103,7 @@ class Student(State):
             return in_z * z_t + in_output * self.output(query, z_t, query.t)
 
     def learn(self, query: Query, steps: int) -> None:
-        """Take `steps` steps toward denoising the latents of the query, at uniform timesteps."""
+        """Take `steps` optimizer steps of denoising the query's latents, at uniform timesteps."""
         scale = LOSS_SCALE if self.unet.dtype == torch.float16 else 1.0
         for _ in range(steps):
             t, eps = (query.levels * query.uniform()).long(), query.gaussian()
@@ -119,12 +119,12 @@ class Student(State):
             self.optimizer.zero_grad(set_to_none=True)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what was learned, and the optimizer."""
+        """Return the learned parameters and the optimizer's state."""
         learned = {name: p.detach() for name, p in self.learned.items()}
         return {"learned": learned, "optimizer": self.optimizer.state_dict()}
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
-        """Continue from there; the tensors move to the student's device.
+        """Restore a state_dict; the tensors move to the student's device.
 
         Raises ValueError, before anything is changed, for tensors of other shapes or that are not finite.
         """

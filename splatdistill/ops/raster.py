@@ -112,7 +112,7 @@ def project_backward(
     radii: Tensor,
     cotangents: Sequence[Tensor],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return gradients (means [N,3], quats [N,4], scales [N,3], sh [N,K,3]) from those of `project`'s outputs.
+    """Return gradients (means [N,3], quats [N,4], scales [N,3], sh [N,K,3]) from those of the outputs.
 
     size: (width, height); radii: as `project` returned them; cotangents: of means2d, conics, depths, colors.
     """

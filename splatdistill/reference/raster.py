@@ -1,8 +1,8 @@
 """The rasterizer in plain torch: the reference of the tests, and the fallback without native kernels.
 
-Every pixel of a tile evaluates every Gaussian whose bounding box touches the tile; any float type, any
-device. Same thresholds as the kernels: alpha below 1/255 is skipped, alpha is clamped to 0.999, a pixel stops
-before its transmittance falls to 1e-4. Source: "3D Gaussian Splatting" (2308.04079).
+Every pixel of a tile evaluates every Gaussian whose bounding box touches the tile; any float type and device.
+Same thresholds as the kernels: alpha below 1/255 is skipped, alpha is clamped to 0.999, a pixel stops before
+its transmittance falls to 1e-4. Source: "3D Gaussian Splatting" (2308.04079).
 """
 
 from collections.abc import Sequence
@@ -51,7 +51,7 @@ def rasterize(
     sh_degree: int,
     limits: Limits = GSPLAT,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Render Gaussians; the slow twin of `splatdistill.ops.rasterize`, with the same arguments and results."""
+    """Render Gaussians; the slow twin of `splatdistill.ops.rasterize`, with equal arguments and results."""
     scene = (means, quats, scales, opacities, sh, viewmats, Ks)
     means2d, conics, depths, colors, radii = project(*scene, width, height, sh_degree, limits)
     rgb, alpha, depth = rasterize_tiles(
@@ -159,7 +159,7 @@ def rotation_matrices(quats: Tensor) -> Tensor:
 
 
 def sh_basis(directions: Tensor, degree: int) -> Tensor:
-    """Return real spherical harmonics [..., (degree+1)^2] at unit directions [...,3], in 2308.04079's order."""
+    """Return real spherical harmonics [..., (degree+1)^2] at unit directions [...,3], as in 2308.04079."""
     x, y, z = directions.unbind(-1)
     xx, yy, zz = x * x, y * y, z * z
     basis = [torch.full_like(x, SH0)]

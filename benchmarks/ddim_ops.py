@@ -1,4 +1,4 @@
-"""How much faster are the fused diffusion steps than the best way to write them in torch?
+"""Measure the fused diffusion steps against the best torch formulation.
 
 python benchmarks/ddim_ops.py [--device cuda]: one thread on the CPU; writes benchmarks/results/ddim_ops.json
 On CUDA also: the memory bandwidth of large batches, as a share of what a copy on the device reaches.
@@ -59,7 +59,7 @@ def bandwidth(dtype: torch.dtype, shape: tuple[int, ...] = (1024, 4, 64, 64)) ->
 
 
 def device_seconds(function: Callable, number: int = 50) -> float:
-    """The shortest of five averages over `number` calls, by the device's own clock."""
+    """Return the shortest of five averages over `number` calls, by the device's own clock."""
     best = float("inf")
     for _ in range(6):
         start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))

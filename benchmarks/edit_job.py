@@ -1,4 +1,4 @@
-"""How well does an edit leave alone what it does not name, in a splat that this project did not train?
+"""Measure how well an edit preserves what it does not name, in splats trained by other code.
 
 `python benchmarks/edit_job.py [--edits N] [--method pds] [key=value ...]` fits splats of SH degree 3 to
 renders of held-out scenes, as photographs are fitted, writes them with plyfile in the layout of the Gaussian
@@ -54,14 +54,14 @@ RATES = {"means": 2e-3, "quats": 5e-3, "scales": 1e-2, "opacities": 5e-2, "sh0":
 
 
 def scene(index: int, things: tuple[str, ...], colors: tuple[str, ...], cameras: Cameras) -> Tensor:
-    """A held-out scene, RGBA [V, 4, S, S] with color times alpha: one shape in any colors."""
+    """Return a held-out scene, RGBA [V, 4, S, S] with color times alpha: one shape in any colors."""
     batch = scenes.build(things, 1, np.random.default_rng((SEED, index)), 1.0, colors)
     drawn = raycast(np.repeat(batch.table, len(cameras), axis=0), cameras)
     return torch.from_numpy(drawn).permute(0, 3, 1, 2) / 255
 
 
 def photographed(index: int, things: tuple[str, ...], colors: tuple[str, ...], steps: int) -> ParameterDict:
-    """A splat of SH degree 3 fitted to 60 renders of a scene, against random backgrounds."""
+    """Return a splat of SH degree 3 fitted to 60 renders of a scene, against random backgrounds."""
     generator = torch.Generator().manual_seed(index)
     cameras = orbit(
         [360.0 / 20 * k for k in range(60)],
@@ -90,7 +90,7 @@ def photographed(index: int, things: tuple[str, ...], colors: tuple[str, ...], s
 
 
 def write_foreign(path: Path, gaussians: ParameterDict) -> None:
-    """The layout of the original 3DGS code, written by plyfile."""
+    """Return the layout of the original 3DGS code, written by plyfile."""
     n, numbers = len(gaussians["means"]), {name: value.detach() for name, value in gaussians.items()}
     columns: dict[str, Tensor] = dict(zip("xyz", numbers["means"].T))
     columns |= {name: torch.zeros(n) for name in ("nx", "ny", "nz")}

@@ -1,4 +1,4 @@
-"""Do PlayCanvas' splat-transform and we show each other's files as the scene that was stored?
+"""Check that PlayCanvas' splat-transform and this package read each other's files as the same scene.
 
 `npm install @playcanvas/splat-transform`, then `python benchmarks/foreign_reader.py TOOL` with the path of
 its command: writes benchmarks/results/foreign_reader.json. What we write, it converts to a .ply; what it

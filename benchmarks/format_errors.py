@@ -1,4 +1,4 @@
-"""What do the splat formats lose, and how large are they?
+"""Measure the errors and the sizes of the splat formats.
 
 python benchmarks/format_errors.py: writes benchmarks/results/format_errors.json, a table in docs/FORMATS.md
 
@@ -93,7 +93,7 @@ def round_trip(path: Path, gaussians: ParameterDict) -> ParameterDict:
 
 
 def errors(original: ParameterDict, back: ParameterDict) -> dict[str, float]:
-    """The worst errors: center (units), scale (relative), rotation (degrees), opacity, color, SH above 0."""
+    """Return the worst errors: center, scale (relative), rotation (degrees), opacity, color, SH above 0."""
     a, b = ({name: t.detach().double() for name, t in s.items()} for s in (original, back))
     p, q = (torch.nn.functional.normalize(s["quats"], dim=-1) for s in (a, b))
     chord = torch.minimum((p - q).norm(dim=-1), (p + q).norm(dim=-1))  # q and -q are one rotation
@@ -122,7 +122,7 @@ def psnr(original: ParameterDict, back: ParameterDict) -> float:
 
 
 def table(rows: dict[str, dict[str, float]]) -> str:
-    """The rows in Markdown."""
+    """Return the rows in Markdown."""
     heads = "bytes (SH 0), bytes (SH 3), center, scale, rotation, opacity, color, SH 1-3, PSNR (SH 0), "
     heads += "PSNR (SH 3)"
     lines = ["| format | " + heads.replace(", ", " | ") + " |", "|---" + "|---:" * 10 + "|"]

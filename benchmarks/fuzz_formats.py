@@ -1,4 +1,4 @@
-"""Do files from strangers ever do more than fail with one clear error?
+"""Check that damaged and malicious files only ever fail with one clear error.
 
 python benchmarks/fuzz_formats.py [--cases 100000]: writes benchmarks/results/fuzz_formats.json
 
@@ -216,7 +216,7 @@ def dialects() -> list[bytes]:
 
 
 def rezipped(content: bytes, change: Callable[[bytes], bytes], random: np.random.Generator) -> bytes:
-    """A zip with one or all of its members changed; so damage gets past the checksums."""
+    """Return a zip with one or all of its members changed; so damage gets past the checksums."""
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         members = {name: archive.read(name) for name in archive.namelist()}
     names = list(members) if random.random() < 0.2 else [list(members)[random.integers(len(members))]]
@@ -228,7 +228,7 @@ def rezipped(content: bytes, change: Callable[[bytes], bytes], random: np.random
 
 
 def version_4(content: bytes, extensions: bytes = struct.pack("<III", 0xADBE0003, 4, 4)) -> bytes:
-    """An .spz of version 4 from the unpacked content of one of version 3."""
+    """Return an .spz of version 4 from the unpacked content of one of version 3."""
     import zstandard
 
     _, _, count, degree, fraction, *_ = struct.unpack("<IIIBBBB", content[:16])
@@ -245,7 +245,7 @@ def version_4(content: bytes, extensions: bytes = struct.pack("<III", 0xADBE0003
 
 
 def damaged(ending: str, seeds: list[bytes], random: np.random.Generator, case: int) -> bytes:
-    """The file of a case."""
+    """Return the file of a case."""
     if case % HEAVY_EVERY == HEAVY_EVERY - 1:
         return heavy(ending, random)
     content = seeds[random.integers(len(seeds))]
@@ -332,7 +332,7 @@ MUTATORS: tuple[Mutator, ...] = (flip, flip, extreme, extreme, digits, cut, spli
 
 
 def heavy(ending: str, random: np.random.Generator) -> bytes:
-    """A file that is larger, or that claims to be."""
+    """Return a file that is larger, or that claims to be."""
     count = int(random.integers(1, 40_000))
     if ending == ".splat":
         return random.bytes(32 * count)
@@ -380,7 +380,7 @@ def heavy(ending: str, random: np.random.Generator) -> bytes:
 
 
 def flat_pictures(count: int, side: int) -> bytes:
-    """A .sog that claims so many Gaussians, its pictures of one color and this side, whatever is needed."""
+    """Return a .sog that claims so many Gaussians, with uniform images of this side."""
     picture, packed = io.BytesIO(), io.BytesIO()
     Image.new("RGBA", (side, side), (0, 0, 0, 255)).save(picture, "WEBP", lossless=True)
     names = ["means_l", "means_u", "scales", "quats", "sh0"]

@@ -95,7 +95,7 @@ class Eager:
     def predict(
         self, x: Tensor, t: int, texts: Tensor, weights: list[float], perp_neg: bool, g: float
     ) -> Tensor:
-        """The guided noise [1, 4, h, w] of one view; texts [R, 77, D], weights [R] relative to the text's."""
+        """Return the guided noise [1, 4, h, w] of one view from texts [R, 77, D]."""
         branches = len(texts)
         batch = torch.cat([x] * branches).to(self.dtype)
         steps = torch.tensor([t] * branches, device=x.device)
@@ -110,7 +110,7 @@ class Eager:
         return null + g * total
 
     def noise(self, z: Tensor, t: int, texts: Tensor, weights: list[float], perp_neg: bool) -> Tensor:
-        """DDIM inversion of one view's latents [1, 4, h, w] to the noise at t."""
+        """DDIM inversion of one view from texts [R, 77, D]'s latents [1, 4, h, w] to the noise at t."""
         grid = list(range(0, t, len(self.alphas) // INVERSION_STEPS))
         x = z
         for now, then in zip(grid, [*grid[1:], t], strict=True):
@@ -122,7 +122,7 @@ class Eager:
         return (x - self.alphas[t].sqrt() * z) / (1 - self.alphas[t]).sqrt()
 
     def loss(self, z: Tensor, t: int, cond: Conditioning, stage: Callable[[str], None]) -> Tensor:
-        """The loss of SDI over views [V, 4, h, w]."""
+        """Return the loss of SDI over views [V, 4, h, w]."""
         weights = cond.weights / cond.weights[1]
         total = z.new_zeros(())
         for v in range(len(z)):
@@ -148,13 +148,13 @@ class Staged(Method):
     stage: Callable[[str], None] = print
 
     def compare(self, query: Query, state: State) -> Comparison:
-        """The inner method's comparison."""
+        """Return the inner method's comparison."""
         found = self.method.compare(query, state)
         self.stage("inversion")
         return found
 
     def weight(self, prior: Prior, t: Tensor) -> Tensor:
-        """The inner method's weight."""
+        """Return the inner method's weight."""
         return self.method.weight(prior, t)
 
 
@@ -167,7 +167,7 @@ class Ours:
         self.method = SDI(inversion=inversion)
 
     def loss(self, z: Tensor, t: int, cond: Conditioning, stage: Callable[[str], None]) -> Tensor:
-        """The loss of SDI over views [V, 4, h, w]."""
+        """Return the loss of SDI over views [V, 4, h, w]."""
         loss = distill(
             self.prior, z, torch.full((len(z),), t), cond, Staged(method=self.method, stage=stage)
         ).loss
@@ -242,7 +242,7 @@ def matmul_peak(device: str, dtype: torch.dtype, size: int) -> float:
 
 
 def evaluations(branches: int) -> float:
-    """UNet samples of one view and step, averaged over LEVELS."""
+    """UNet samples of one view from texts [R, 77, D] and step, averaged over LEVELS."""
     return branches * sum(len(range(0, t, 1000 // INVERSION_STEPS)) + 1 for t in LEVELS) / len(LEVELS)
 
 

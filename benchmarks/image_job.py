@@ -1,4 +1,4 @@
-"""How well does a splat made from one picture match the thing from other sides?
+"""Measure how well a splat made from one picture matches the object from other sides.
 
 `python benchmarks/image_job.py [--pictures N] [--prior NAME] [key=value ...]` renders held-out scenes, runs
 what `python -m splatdistill.train --image` runs on one view of each, and compares the splat with the scene on
@@ -39,12 +39,12 @@ VIEWS = 12
 
 
 def circle(first: float, size: int = SIZE) -> Cameras:
-    """The views that are compared, the picture's first."""
+    """Return the views that are compared, the picture's first."""
     return orbit([first + 360.0 * k / VIEWS for k in range(VIEWS)], ELEVATION, DISTANCE, FOV, size, size)
 
 
 def scene(index: int) -> tuple[str, Tensor]:
-    """A held-out scene: its description, and its views, RGBA [V, 4, S, S] with color times alpha."""
+    """Return a held-out scene: its description, and its views, RGBA [V, 4, S, S] with color times alpha."""
     rng = np.random.default_rng((SEED, index))
     thing = list(grammar.OBJECTS)[index * 5 % len(grammar.OBJECTS)]
     batch = scenes.build((thing,), 1, rng, 1.0)
@@ -53,7 +53,7 @@ def scene(index: int) -> tuple[str, Tensor]:
 
 
 def reconstruct(picture: Tensor, seed: int, words: list[str]) -> tuple[Tensor, Tensor, float]:
-    """The views of the splat made from a picture [4, S, S]: rgb on white, alpha, and the seconds it took."""
+    """Return the views of the splat made from a picture [4, S, S]: rgb on white, alpha, and seconds."""
     rgb, alpha = picture[:3] / picture[3:].clamp(min=1e-3), picture[3:]
     with tempfile.TemporaryDirectory() as folder:
         rgba = (torch.cat([rgb, alpha]).clamp(0, 1).permute(1, 2, 0) * 255).round().byte().numpy()

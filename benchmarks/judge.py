@@ -29,8 +29,10 @@ WEIGHTS = Path(__file__).resolve().parents[1] / "build" / "judge.pt"
 
 
 class Judge(nn.Module):
-    """Pictures [B, 3, 64, 64] in [0, 1] to the logits of things [B, 29], colors [B, 12] and sides [B, 3],
-    and of the things below [B, 30] and their colors [B, 12].
+    """A classifier of images [B, 3, 64, 64] in [0, 1].
+
+    Its logits are those of things [B, 29], colors [B, 12] and sides [B, 3], and of the things below [B, 30]
+    and their colors [B, 12].
     """
 
     def __init__(self) -> None:
@@ -50,15 +52,16 @@ class Judge(nn.Module):
 
     @torch.no_grad()
     def name(self, images: Tensor) -> list[Tensor]:
-        """The probabilities of what `forward` gives logits of, means over four pixel shifts."""
+        """Return the probabilities of what `forward` gives logits of, means over four pixel shifts."""
         shifted = [images, images.roll(2, -1), images.roll(-2, -1), images.roll(2, -2)]
         said = [self(image) for image in shifted]
         return [torch.stack(logits).softmax(-1).mean(0) for logits in zip(*said, strict=True)]
 
 
 def pictures(seed: int, count: int, pairs: bool = False) -> tuple[Tensor, Tensor]:
-    """Renders of single things, or of pairs, the upper ones all equally often: uint8 [n, 3, 64, 64]; and what
-    `Judge` is to say of each, [n, 5]: -1 where there is nothing to say.
+    """Render single things and pairs: uint8 [n, 3, 64, 64], with labels [n, 5], -1 for none.
+
+    The upper things of pairs are all equally frequent.
     """
     images, truth = [], []
     for i in range(-(-count // scenes.GROUP)):
@@ -113,7 +116,7 @@ def train_judge(count: int = 60_000, epochs: int = 5, batch: int = 128) -> Judge
 
 
 def load_judge() -> Judge:
-    """The judge, trained once and kept in build/."""
+    """Return the judge, trained once and kept in build/."""
     if not WEIGHTS.exists():
         WEIGHTS.parent.mkdir(exist_ok=True)
         torch.save(train_judge().state_dict(), WEIGHTS)

@@ -1,4 +1,4 @@
-"""Draw how a teacher learned: `python benchmarks/losses.py text=DIR multiview=DIR image=DIR`
+"""Plot a teacher's training: `python benchmarks/losses.py text=DIR multiview=DIR image=DIR`.
 
 Reads the losses.jsonl that training wrote in each folder (after a resumed run, the last word on each step);
 writes benchmarks/results/losses.json and docs/teacher_losses.png. Needs the [reproduce] extra.

@@ -1,4 +1,4 @@
-"""How long does the CPU rasterizer take, forward and backward, and how does it compare with dense torch?
+"""Measure the CPU rasterizer, forward and backward, against dense torch.
 
 python benchmarks/rasterizer.py [--repeats 20]: writes benchmarks/results/rasterizer.json
 
@@ -83,7 +83,7 @@ def draw_dense(gaussians: list[Tensor], size: int) -> tuple[Tensor, Tensor, Tens
 
 
 def best_ms(work: Callable[[], object], repeats: int) -> float:
-    """The shortest of `repeats` runs after one to warm up, in milliseconds."""
+    """Return the shortest of `repeats` runs after one to warm up, in milliseconds."""
     work()
     times = []
     for _ in range(repeats):

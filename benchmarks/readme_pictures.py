@@ -1,4 +1,4 @@
-"""Make the README's pictures: `PYTHONPATH=tests python benchmarks/readme_pictures.py [--prompt TEXT]`
+"""Make the README's pictures: `PYTHONPATH=tests python benchmarks/readme_pictures.py [--prompt TEXT]`.
 
 One run with the viewer open in a headless Chromium: docs/viewer.png is what it shows when half is done,
 docs/turntable.webp the run's own turntable.

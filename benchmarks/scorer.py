@@ -39,7 +39,7 @@ SEED = 66_000  # far from the teachers' and the scorer's
 def scene(
     index: int, size: int, things: tuple[str, ...] | None = None
 ) -> tuple[str, torch.Tensor, torch.Tensor]:
-    """A described scene, its colors named: its text and views [V, 3, S, S] in color and textureless."""
+    """Return a scene's text, with its colors, and its views [V, 3, S, S] in color and textureless."""
     rng = np.random.default_rng((SEED, index))
     batch = scenes.build(things or scenes.sample_structure(rng), 1, rng, 1.0)
     cameras = turntable(VIEWS, ELEVATION, DISTANCE, FOV, size)

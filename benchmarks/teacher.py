@@ -76,7 +76,7 @@ def evaluate(prior: Prior, judge: Judge, samples: int, guidance: float, steps: i
 
 @torch.no_grad()
 def views_followed(prior: Prior, judge: Judge, samples: int, guidance: float, steps: int) -> dict[str, float]:
-    """The share of samples of each thing with a front that the judge sees from the side that was asked for.
+    """Return the share of samples, of each thing with a front, in which the judge sees the requested side.
 
     Front and back, each `samples` times a thing; a multi-view teacher draws the two sides between as well.
     """
@@ -103,8 +103,10 @@ Pair = tuple[tuple[str, str], tuple[str, str]]  # two things, and their colors
 
 
 def pairs_shown(views: int) -> set[Pair]:
-    """The pairs in the pictures that `make teachers` shows the text teacher, and the multi-view one if views
-    are 4, by the random draws that come before the rendering.
+    """Return the pairs in the training set of `make teachers`.
+
+    It is that of the text teacher, or of the multi-view one if views are 4, by repeating the random draws
+    that come before the rendering.
     """
     settings, shown = DenoiserSettings(), set()
     for pictures, of_each in ((settings.pictures, 1), (128_000, 4))[: 1 + (views > 1)]:
@@ -120,7 +122,7 @@ def pairs_shown(views: int) -> set[Pair]:
 
 @torch.no_grad()
 def pairs_drawn(prior: Prior, pairs: list[Pair], guidance: float, steps: int) -> list[Tensor]:
-    """A sample of each pair from the front, or of four views; pictures [V, 3, S, S]."""
+    """Return a sample of each pair from the front, or of four views; pictures [V, 3, S, S]."""
     generator, drawn = torch.Generator().manual_seed(456), []
     for part in (pairs[k : k + 16] for k in range(0, len(pairs), 16)):
         count = len(part) * prior.group
@@ -137,7 +139,7 @@ def pairs_drawn(prior: Prior, pairs: list[Pair], guidance: float, steps: int) ->
 
 
 def pairs_rendered(pairs: list[Pair], views: int) -> list[Tensor]:
-    """What is to be drawn: a true render of each pair from the same cameras, [V, 3, 64, 64]."""
+    """Return what is to be drawn: a true render of each pair from the same cameras, [V, 3, 64, 64]."""
     cameras = orbit([90.0 * k for k in range(views)], 15.0, 3.0, 40.0, 64, 64)
     rendered = []
     for i, (things, colors) in enumerate(pairs):
@@ -148,8 +150,9 @@ def pairs_rendered(pairs: list[Pair], views: int) -> list[Tensor]:
 
 
 def pairs_named(judge: Judge, pairs: list[Pair], pictures: list[Tensor]) -> dict[str, float]:
-    """The shares of pairs of whose pictures the judge names both things, and both colors; and the shares of
-    single colored things in them that it names right.
+    """Return the shares of pairs named right by the judge.
+
+    The shares are of pairs with both things right, with both colors right, and of single things and colors.
     """
     right = []
     for ((upper, lower), (first, second)), images in zip(pairs, pictures, strict=True):
@@ -168,8 +171,9 @@ def pairs_named(judge: Judge, pairs: list[Pair], pictures: list[Tensor]) -> dict
 
 
 def choose_pairs(shown: set[Pair], seen: bool, each: int = 16) -> list[Pair]:
-    """Pairs of two colors on a common support that were shown, or never: so many of each upper thing, or all
-    where there are fewer.
+    """Choose pairs of two colors on a common support that were shown, or never.
+
+    There are `each` of every upper thing, or all where there are fewer.
     """
     rng, chosen = np.random.default_rng(8), []
     for upper in THINGS:

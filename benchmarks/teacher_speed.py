@@ -1,4 +1,4 @@
-"""Compare denoisers by speed: `python benchmarks/teacher_speed.py [--threads N]`
+"""Compare denoisers by speed: `python benchmarks/teacher_speed.py [--threads N]`.
 
 For each candidate: the forward pass of the default job's batch (4 views x 2 branches) in this machine's usual
 dtype, and a training step of 32 samples; floating-point operations counted by torch, and their rate as a
@@ -33,7 +33,7 @@ CANDIDATES: dict[str, dict[str, Any]] = {
 
 
 def peak(dtype: torch.dtype) -> float:
-    """The rate in GFLOP/s of the best of a few square matrix products."""
+    """Return the rate in GFLOP/s of the best of a few square matrix products."""
     best = 0.0
     for size in (512, 1024, 2048):
         a, b = (torch.randn(size, size).to(dtype) for _ in range(2))
@@ -55,7 +55,7 @@ def fastest(run: Callable[[], Any], times: int) -> float:
 def candidate(
     settings: dict[str, Any], count: int, dtype: torch.dtype
 ) -> tuple[Any, Callable[[], torch.Tensor]]:
-    """A network and a call of it on `count` samples, each VIEWS of one scene."""
+    """Return a network and a call of it on `count` samples, each VIEWS of one scene."""
     torch.manual_seed(0)
     t = torch.randint(1000, (count,))
     if "layers" in settings:

@@ -1,4 +1,4 @@
-"""What does a page that looks on cost a run?
+"""Measure what a connected viewer page costs a run.
 
 `python benchmarks/viewer.py [--steps N] [--repeats N]` makes the main job's loop alone, and with a client of
 each kind connected, in turns, and compares medians. The client draws nothing, as if on another machine.

@@ -240,7 +240,7 @@ class Audience(NullWatcher):
             self._session.on_step(step, metrics)
 
     def should_stop(self) -> bool:
-        """Return whether a signal arrived or the viewer asks to stop; may block while the viewer is paused."""
+        """Return whether a signal arrived or the viewer asks to stop; may block while the run is paused."""
         if self._session is not None:
             return self._session.should_stop(self._interrupted)
         return self._interrupted()

@@ -122,7 +122,7 @@ def read_lines(path: Path) -> list[str]:
 
 
 def cells(groups: dict[str, dict[str, Any]]) -> list[list[str]]:
-    """Return the summaries as text cells: a heading, and a row for each figure with means and 95 % intervals."""
+    """Return the summaries as text cells: a heading, then a row of means and intervals for each figure."""
     from splatdistill.measure.runs import MEANS, SHARES
 
     names = [name for name in (*SHARES, *MEANS) if any(name in g["summary"] for g in groups.values())]

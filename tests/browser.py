@@ -93,7 +93,7 @@ class Page:
         )
 
     def evaluate(self, script: str) -> Any:
-        """The value of a JavaScript expression; a promise is awaited."""
+        """Return the value of a JavaScript expression; a promise is awaited."""
         result = self.call("Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True)
         assert "exceptionDetails" not in result, result
         return result["result"].get("value")
@@ -145,7 +145,7 @@ class Page:
             self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", buttons=1, clickCount=1)
 
     def screenshot(self, path: Path | None = None) -> np.ndarray:
-        """The pixels [H, W, 3] of the window, also written to a .png."""
+        """Return the pixels [H, W, 3] of the window, also written to a .png."""
         data = base64.b64decode(self.call("Page.captureScreenshot", format="png")["data"])
         if path is not None:
             path.write_bytes(data)
@@ -164,7 +164,7 @@ class Page:
 
 @contextmanager
 def browser(folder: Path, width: int = 1280, height: int = 720) -> Iterator[Page]:
-    """A page of a new browser, whose files are in `folder`."""
+    """Return a page of a new browser, whose files are in `folder`."""
     assert PROGRAM is not None
     downloads = folder / "downloads"
     downloads.mkdir()
@@ -192,7 +192,7 @@ def browser(folder: Path, width: int = 1280, height: int = 720) -> Iterator[Page
 
 
 def page_path(address: str) -> str:
-    """The path of the first page's socket."""
+    """Return the path of the first page's socket."""
     from urllib.request import urlopen
 
     with urlopen(f"http://{address}/json", timeout=PATIENCE) as reply:

@@ -22,7 +22,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def teacher(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The folder of a tiny random pipeline in diffusers layout."""
+    """Return the folder of a tiny random pipeline in diffusers layout."""
     from tiny import make_pipeline
 
     return str(make_pipeline(tmp_path_factory.mktemp("teacher"), "AutoencoderTiny"))
@@ -30,6 +30,6 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture
 def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder to work in."""
+    """Return an empty folder to work in."""
     monkeypatch.chdir(tmp_path)
     return tmp_path

@@ -30,7 +30,7 @@ pytestmark = [
 
 
 def scene():
-    """A colored, lopsided thing: its views from other sides and upside down differ."""
+    """Return a colored, lopsided thing: its views from other sides and upside down differ."""
     blob = init_blob(300, 0.6, opacity=0.9, color_noise=0.0, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         blob["means"].mul_(torch.tensor([0.6, 1.0, 0.4]))
@@ -55,7 +55,7 @@ def open_viewer(page: Page, port: int) -> None:
 
 
 def canvas_of(page: Page, pixels: np.ndarray) -> np.ndarray:
-    """The part of a screenshot that the canvas covers."""
+    """Return the part of a screenshot that the canvas covers."""
     x, y, width, height = page.evaluate(
         """(() => {
             const it = document.querySelector("canvas"), box = it.getBoundingClientRect();
@@ -73,7 +73,7 @@ def likeness(shown: np.ndarray, expected: np.ndarray) -> float:
 
 
 def best_likeness(page: Page, expected: np.ndarray, enough: float, path: Path) -> float:
-    """The likeness of the canvas as soon as it is enough, else of its last picture; saved as a .png."""
+    """Return the likeness of the canvas once it is high enough, else of its last picture; saved as .png."""
     found = 0.0
     for _ in range(40):
         page.until("true")

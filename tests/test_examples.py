@@ -13,7 +13,7 @@ NOTEBOOK = Path(__file__).parents[1] / "examples" / "from_sds_to_ddim.ipynb"
 
 @pytest.fixture(scope="module")
 def ran() -> tuple[dict[str, Any], str]:
-    """What the cells define and print, with fewer steps."""
+    """Return what the cells define and print, with fewer steps."""
     cells = json.loads(NOTEBOOK.read_text("utf-8"))["cells"]
     names: dict[str, Any] = {}
     printed = io.StringIO()

@@ -24,7 +24,7 @@ def workplace(tmp_path, monkeypatch):
 
 
 def mistake(capfd, *arguments: str) -> str:
-    """The one line that a mistake prints; the status is 2 and nothing is written."""
+    """Return the one line that a mistake prints; the status is 2 and nothing is written."""
     before = {path: path.stat().st_mtime_ns for path in Path().iterdir()}
     try:
         status = main(arguments)

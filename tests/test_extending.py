@@ -15,7 +15,7 @@ PAGE = Path(__file__).parents[1] / "docs" / "EXTENDING.md"
 
 @pytest.fixture
 def package(tmp_path: Path) -> Path:
-    """The page's example as pip leaves it: a module, and metadata that name its entry points."""
+    """Return the page's example as pip leaves it: a module, and metadata that name its entry points."""
     text = PAGE.read_text("utf-8").partition("## A prior")[2]
     (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)[:1]
     (project,) = re.findall(r"```toml\n(.*?)```", text, re.DOTALL)[:1]

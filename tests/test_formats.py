@@ -120,7 +120,7 @@ BYTES = {  # SHA-256 of what the first version of each writer made of `counted(3
 
 
 def counted(count, degree):
-    """A scene of arithmetic alone: the same on every machine."""
+    """Return a scene of arithmetic alone: the same on every machine."""
 
     def ramp(*shape, step, low, high):
         numbers = np.arange(np.prod(shape), dtype=np.int64) * step % 1024 / np.float32(1024)

@@ -13,7 +13,7 @@ FORMS = [ending for ending in formats.FORMATS if ending != ".compressed.ply"]
 
 
 def figure(name):
-    """A splat in a program's axes: one Gaussian in the middle, one at the top, one at the front."""
+    """Return a splat in a program's axes: one Gaussian in the middle, one at the top, one at the front."""
     convention = CONVENTIONS[name]
     gaussians = scene(3, 0)
     with torch.no_grad():

@@ -109,7 +109,7 @@ def test_what_does_not_fit_the_container_is_a_user_error(tmp_path, monkeypatch):
 
 
 def rewritten(path, change):
-    """A copy of a .glb whose JSON was changed in place by a function."""
+    """Return a copy of a .glb whose JSON was changed in place by a function."""
     document, binary = document_of(path)
     change(document)
     text = json.dumps(document).encode()

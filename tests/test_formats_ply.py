@@ -190,7 +190,7 @@ def test_a_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
 
 
 def by_gaussforge(path, name):
-    """The splats of a file as gaussforge converts them to .ply, in the axes of the file."""
+    """Return the splats of a file as gaussforge converts them to .ply, in the axes of the file."""
     import gaussforge
 
     result = gaussforge.GaussForge().convert(path.read_bytes(), name, "ply")

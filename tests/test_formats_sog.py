@@ -93,7 +93,7 @@ def test_what_is_written_is_read(tmp_path, degree):
 
 
 def repacked(path, change):
-    """A copy of a .sog whose meta.json and pictures were changed in place by a function."""
+    """Return a copy of a .sog whose meta.json and pictures were changed in place by a function."""
     with zipfile.ZipFile(path) as archive:
         members = {name: archive.read(name) for name in archive.namelist()}
     meta = json.loads(members["meta.json"])

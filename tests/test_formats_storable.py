@@ -26,7 +26,7 @@ def changed(name, index, value, count=10, degree=1):
 
 
 def foreign_ply(path, gaussians):
-    """A .ply with values as they are, as another program writes it."""
+    """Return a .ply with values as they are, as another program writes it."""
     values = {name: tensor.detach().numpy() for name, tensor in gaussians.items()}
     columns = {"x": values["means"][:, 0], "y": values["means"][:, 1], "z": values["means"][:, 2]}
     columns |= {f"f_dc_{i}": values["sh0"][:, 0, i] for i in range(3)} | {"opacity": values["opacities"]}

@@ -15,7 +15,7 @@ def scorer() -> Scorer:
 
 
 def ball(color: tuple[float, float, float]) -> torch.Tensor:
-    """A disc on white, [1, 3, 64, 64]."""
+    """Return a disc on white, [1, 3, 64, 64]."""
     y, x = torch.meshgrid(torch.arange(64), torch.arange(64), indexing="ij")
     inside = ((x - 32) ** 2 + (y - 32) ** 2 < 400).float()
     return (inside * torch.tensor(color)[:, None, None] + (1 - inside))[None]

@@ -41,7 +41,7 @@ def at(values: torch.Tensor) -> torch.Tensor:
 
 
 def score(prior: ToyPrior, x: torch.Tensor, t: torch.Tensor, text: str) -> torch.Tensor:
-    """The optimal noise prediction for N(mean, variance), in float64."""
+    """Return the optimal noise prediction for N(mean, variance), in float64."""
     ab, mean = at(AB[t]), prior.mean[text].double()
     return (1 - ab).sqrt() * (x.double() - ab.sqrt() * mean) / (ab * VARIANCE + 1 - ab)
 
@@ -185,7 +185,7 @@ def test_ism_compares_with_the_null_prediction_before(prediction_type: str) -> N
 
 
 def _clean_score(prior: ToyPrior, x: torch.Tensor, prediction_type: str) -> torch.Tensor:
-    """What the network says of clean latents at timestep 0, read at the level that inversion gives them."""
+    """Return the prediction at clean latents and timestep 0, at the noise level that inversion uses."""
     t = torch.zeros(len(x), dtype=torch.long)
     e = score(prior, x, t, "")
     ab = AB[0]

@@ -68,7 +68,7 @@ class Published:
         self.clean = prior.clean_alpha_bar
 
     def output(self, x, t, mean):
-        """What a network trained on N(mean, VARIANCE) says at timestep t; its own alpha_bar is that of t."""
+        """Return the optimal prediction for N(mean, VARIANCE) at timestep t, with the alpha_bar of t."""
         ab = self.alpha_bar[t] if t >= 0 else self.clean
         x_0 = mean + math.sqrt(ab) * VARIANCE / (ab * VARIANCE + 1 - ab) * (x - math.sqrt(ab) * mean)
         eps = math.sqrt(1 - ab) * (x - math.sqrt(ab) * mean) / (ab * VARIANCE + 1 - ab)

@@ -73,7 +73,7 @@ def method_of(case: dict[str, Any]) -> Method:
 
 @pytest.fixture
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
-    """The next draws from N(0, I) are those in the list, then waves; uniform ones are UNIFORM."""
+    """Return the next draws from N(0, I) are those in the list, then waves; uniform ones are UNIFORM."""
     draws: list[Tensor] = []
     count = iter(range(1, 100))
 

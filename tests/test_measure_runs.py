@@ -138,7 +138,7 @@ def test_runs_of_one_method_are_parted_by_the_settings_in_which_they_differ() ->
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A tiny scorer and a tiny teacher."""
+    """Return a tiny scorer and a tiny teacher."""
     if not native.available():
         pytest.skip("needs the native extension")
     from splatdistill.teaching.scorer import ScorerSettings, export, train_scorer

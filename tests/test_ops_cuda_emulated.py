@@ -42,7 +42,7 @@ class Call(ctypes.Structure):
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory) -> ctypes.CDLL:
-    """The kernels of csrc/ddim/ddim_cuda.cu compiled with the emulation."""
+    """Return the kernels of csrc/ddim/ddim_cuda.cu compiled with the emulation."""
     target = tmp_path_factory.mktemp("emulated") / "emulated.so"
     source = ROOT / "tests" / "native" / "emulated_ddim.cpp"
     command = [

@@ -39,7 +39,7 @@ class Scene:
 
 
 def ball(count: int, width: int, height: int, views: int = 1, sh_degree: int = 0, seed: int = 0) -> Scene:
-    """A ball of Gaussians of radius 1 and cameras at distance 3, each with its own background."""
+    """Return a ball of Gaussians of radius 1 and cameras at distance 3, each with its own background."""
     rng = torch.Generator().manual_seed(seed)
     directions = torch.nn.functional.normalize(torch.randn(count, 3, generator=rng), dim=-1)
     viewmats = []
@@ -82,7 +82,7 @@ def draw(module, scene: Scene, leaves: dict[str, Tensor], **settings) -> dict[st
 
 
 def run(module, scene: Scene, dtype=torch.float32, images=("rgb", "alpha", "depth"), **settings):
-    """Outputs, and gradients of a random linear function of the images."""
+    """Return outputs, and gradients of a random linear function of the images."""
     leaves = leaves_of(scene, dtype)
     out = draw(module, scene, leaves, **settings)
     out["means2d"].retain_grad()

@@ -30,7 +30,7 @@ def prior(folder):
 
 @pytest.fixture
 def broken(tmp_path):
-    """A folder of its own to damage."""
+    """Return a folder of its own to damage."""
     return make_pipeline(tmp_path, "AutoencoderTiny")
 
 

@@ -30,7 +30,7 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def folder(pipeline: Path, tmp_path: Path) -> Path:
-    """A pipeline of its own to change."""
+    """Return a pipeline of its own to change."""
     return shutil.copytree(pipeline, tmp_path / "teacher")
 
 

@@ -47,7 +47,7 @@ TINY = MVDREAM | {
 
 
 def to_ldm(state: dict[str, torch.Tensor], config: dict[str, Any]) -> dict[str, torch.Tensor]:
-    """The tensors under LDM's names: the test's own inversion, longest prefix first."""
+    """Return the tensors under LDM's names: the test's own inversion, longest prefix first."""
     pairs = sorted(((new, old) for old, new in ldm_names(config)), key=lambda pair: -len(pair[0]))
     renamed = {}
     for key, tensor in state.items():
@@ -58,7 +58,7 @@ def to_ldm(state: dict[str, torch.Tensor], config: dict[str, Any]) -> dict[str, 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """The same pipeline twice: its UNet in diffusers' class and in MVDream's names."""
+    """Return the same pipeline twice: its UNet in diffusers' class and in MVDream's names."""
     root = tmp_path_factory.mktemp("multiview")
     make_pipeline(root, "AutoencoderKL").rename(root / "ours")
     torch.manual_seed(1)

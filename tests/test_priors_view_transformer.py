@@ -45,7 +45,7 @@ def inputs(n: int, views: int, alpha_bar: float = 0.5):
     }
 
 
-def test_fold_gathers_neighbours_and_unfold_is_its_inverse():
+def test_fold_gathers_neighbors_and_unfold_is_its_inverse():
     x = torch.arange(16.0).view(1, 16, 1).expand(1, 16, 3)
     folded = fold(x, 4)
     assert folded.shape == (1, 4, 12)

@@ -23,7 +23,7 @@ SIZE, CHANNELS, TEXT = 64, 6, 16
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A whole teacher of random weights, tiny."""
+    """Return a whole teacher of random weights, tiny."""
     path = tmp_path_factory.mktemp("teacher")
     torch.manual_seed(0)
     codec = PatchCodec(latent_channels=CHANNELS, width=8, layers=1, scaling_factor=0.7)

@@ -28,7 +28,7 @@ WIDTH = 16  # of CLIP's embedding and of the token
 
 @pytest.fixture(scope="module", params=["clip_camera_projection", "cc_projection"])
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A pipeline as published: eight-channel UNet, image encoder, projection; no text encoder."""
+    """Return a pipeline as published: eight-channel UNet, image encoder, projection; no text encoder."""
     root = tmp_path_factory.mktemp("zero123")
     pipeline = make_pipeline(root, "AutoencoderKL")
     shutil.rmtree(pipeline / "text_encoder")
@@ -57,7 +57,7 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 def picture(size: int = 32) -> Reference:
-    """A disc, green above and red below."""
+    """Return a disc, green above and red below."""
     y, x = torch.meshgrid(torch.arange(size), torch.arange(size), indexing="ij")
     alpha = ((x - size / 2) ** 2 + (y - size / 2) ** 2 < (size / 3) ** 2).float()[None]
     rgb = torch.stack([(y > size / 2).float(), (y <= size / 2).float(), torch.zeros(size, size)])

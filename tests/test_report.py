@@ -61,7 +61,7 @@ def test_render_views_gives_bytes_without_a_graph():
 
 
 def finished(folder, prompt="a red ball", **options):
-    """The folder of a run with two kept scenes, and its configuration."""
+    """Return the folder of a run with two kept scenes, and its configuration."""
     config = Config(prompt=prompt, steps=4, report=ReportConfig(size=16, frames=3), **options)
     (folder / "checkpoints").mkdir(parents=True)
     (folder / "config.yaml").write_text(dump(config))

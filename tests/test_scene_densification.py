@@ -19,7 +19,7 @@ def adam(scene) -> dict[str, torch.optim.Optimizer]:
 
 
 def setup(count=40, degree=1, stepped=True, **changes):
-    """A blob, its optimizers (after one step), and an initialized densifier that is due at step 10."""
+    """Return a blob, its optimizers (after one step), and an initialized densifier that is due at step 10."""
     scene = G.init_blob(count, sh_degree=degree, generator=torch.Generator().manual_seed(0))
     optimizers = adam(scene)
     if stepped:
@@ -35,7 +35,7 @@ def setup(count=40, degree=1, stepped=True, **changes):
 
 
 def info(gradient, views=2, size=64, visible=None):
-    """What a Render tells after a backward pass in which every view gave the same gradient [N, 2]."""
+    """Return what a Render tells after a backward pass in which every view gave the same gradient [N, 2]."""
     means2d = torch.zeros(views, *gradient.shape, requires_grad=True)
     means2d.grad = gradient.expand_as(means2d).clone()
     radii = torch.ones(means2d.shape, dtype=torch.int32)

@@ -16,7 +16,7 @@ from splatdistill.scene.pictures import FORMATS, LONGEST, Reference, joined_to_e
 
 
 def disc(mode: str, background: object, size: tuple[int, int] = (40, 40)) -> Image.Image:
-    """A red disc with a white hole of the background's color in the middle."""
+    """Return a red disc with a white hole of the background's color in the middle."""
     picture = Image.new(mode, size, background)  # pyright: ignore[reportArgumentType]
     draw = ImageDraw.Draw(picture)
     draw.ellipse((8, 8, 31, 31), fill=(200, 20, 20))
@@ -54,7 +54,7 @@ def test_a_wide_picture_becomes_square_with_the_thing_in_the_middle(tmp_path: Pa
 
 
 def landmarks(path: Path) -> tuple[tuple[float, float], ...]:
-    """The middles (x, y) of the red and the blue spot of a picture, as shares of its side."""
+    """Return the middles (x, y) of the red and the blue spot of a picture, as shares of its side."""
     rgb, alpha = read_picture(path)
     spots = []
     for high, low in ((0, 2), (2, 0)):
@@ -136,7 +136,7 @@ def test_every_mode_of_a_file_shows_the_same_gray_disc(tmp_path: Path, mode: str
 
 
 def png(width: int, height: int, depth: int, kind: int, rows: bytes, *chunks: tuple[bytes, bytes]) -> bytes:
-    """The bytes of a PNG file, for what Pillow does not write."""
+    """Return the bytes of a PNG file, for what Pillow does not write."""
     header = struct.pack(">IIBBBBB", width, height, depth, kind, 0, 0, 0)
     parts = [(b"IHDR", header), *chunks, (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
     return b"\x89PNG\r\n\x1a\n" + b"".join(

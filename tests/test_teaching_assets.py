@@ -25,7 +25,7 @@ def entry(**fields: Any) -> Entry:
 
 
 def glb(positions: np.ndarray, color=(0.5, 0.25, 0.125, 1.0), colors: np.ndarray | None = None) -> bytes:
-    """A binary glTF file of loose triangles; `colors` [n, 4] uint16 are normalized vertex colors."""
+    """Return a binary glTF file of loose triangles; `colors` [n, 4] uint16 are normalized vertex colors."""
     indices = np.arange(len(positions), dtype="<u2")
     parts = {"POSITION": (positions.astype("<f4"), 5126, "VEC3")}
     if colors is not None:

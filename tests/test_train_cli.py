@@ -33,7 +33,7 @@ def command(teacher: str, *arguments: str) -> list[str]:
 
 
 def mistake(capfd, *arguments: str) -> str:
-    """The one line that a mistake prints; the status is 2."""
+    """Return the one line that a mistake prints; the status is 2."""
     try:
         status = main(arguments)
     except SystemExit as stop:
@@ -291,9 +291,7 @@ def test_what_is_no_sweep_is_one_line(teacher, capfd, sweep):
 
 
 def test_a_mistake_in_the_last_value_of_a_sweep_is_told_before_the_first_is_made(teacher, capfd):
-    assert "guidance" in mistake(
-        capfd, *command(teacher, "--out", "runs", "--sweep", "guidance.scale=3,x")
-    )
+    assert "guidance" in mistake(capfd, *command(teacher, "--out", "runs", "--sweep", "guidance.scale=3,x"))
     assert not Path("runs").exists()
 
 

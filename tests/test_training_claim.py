@@ -15,7 +15,7 @@ from splatdistill.training import claim
 
 
 def make_folder(folder: Path, *names: str) -> Path:
-    """A run's folder with files that hold their own names."""
+    """Return a run's folder with files that hold their own names."""
     (folder / "checkpoints").mkdir(parents=True)
     for name in names:
         (folder / name).write_text(name)

@@ -42,7 +42,7 @@ def tiny(*words: str) -> Config:
 
 
 def toy() -> ToyPrior:
-    """A teacher whose every picture is a red square on gray."""
+    """Return a teacher whose every picture is a red square on gray."""
     mean = torch.zeros(3, 8, 8)
     mean[0, 2:6, 2:6], mean[1:, 2:6, 2:6] = 0.8, -0.8
     return ToyPrior(mean, variance=0.05)
@@ -207,7 +207,7 @@ def test_bad_steps_in_a_row_end_the_run_with_the_last_good_state(tmp_path):
 
 
 def counter(limit: int):
-    """True from the call after `limit` calls on."""
+    """Return True from the call after `limit` calls on."""
     calls = iter(range(10**6))
     return lambda: next(calls) >= limit
 

@@ -49,7 +49,7 @@ def outputs(folder: Path) -> dict[str, bytes]:
 
 @pytest.fixture(scope="module")
 def whole(teacher, tmp_path_factory) -> Path:
-    """A finished run of 4 steps; copy it to change it."""
+    """Return a finished run of 4 steps; copy it to change it."""
     out = tmp_path_factory.mktemp("whole") / "run"
     make_run(settings(teacher), out, device="cpu")
     return out
@@ -57,7 +57,7 @@ def whole(teacher, tmp_path_factory) -> Path:
 
 @pytest.fixture
 def old(whole) -> Path:
-    """A finished run in the folder `run`."""
+    """Return a finished run in the folder `run`."""
     shutil.copytree(whole, "run")
     return Path("run")
 

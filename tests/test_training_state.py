@@ -17,7 +17,7 @@ GROWING = ["densification.kind=default", "densification.start=100"]
 
 
 def stepped(*words: str):
-    """A state whose optimizers have moments, and its configuration."""
+    """Return a state whose optimizers have moments, and its configuration."""
     config = tiny("gaussians.count=6", *GROWING, *words)
     state = new_state(config, CPU)
     for _ in range(2):

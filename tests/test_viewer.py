@@ -261,7 +261,7 @@ def test_the_views_of_the_keys_are_around_the_thing():
 
 
 def pose(aspect: float = 1.5, **changes) -> Pose:
-    """The front view from a distance of 3."""
+    """Return the front view from a distance of 3."""
     values = {"wxyz": (0.5, -0.5, -0.5, 0.5), "position": (3.0, 0.0, 0.0), "fov_rad": 0.7, "aspect": aspect}
     return Pose(**(values | changes))
 

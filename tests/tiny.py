@@ -32,7 +32,7 @@ WORDS = ["a", "red", "mushroom", "dog", "front", "view", ","]
 
 
 def tiny_tokenizer(folder):
-    """A CLIP tokenizer of whole words: letters, their merges, and the words."""
+    """Return a CLIP tokenizer of whole words: letters, their merges, and the words."""
     letters = sorted(set("".join(WORDS)))
     tokens = letters + [letter + "</w>" for letter in letters]
     merges = []

@@ -1,4 +1,4 @@
-"""What every prior offers: the protocol, branches and their weights, and a toy with a closed-form score."""
+"""The protocol of priors, guidance branches and their weights, and a toy prior with a closed-form score."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Conditioning:
 
     @property
     def perp_neg(self) -> bool:
-        """Whether branches from 2 on are negatives whose part parallel to the text is taken out."""
+        """Whether branches from 2 on are negatives, of which the part parallel to the text is removed."""
         return self.negatives is not None
 
     @property
@@ -91,7 +91,7 @@ def cfg(null: Tensor, text: Tensor, g: float | None = None) -> Conditioning:
 
 @dataclass(frozen=True)
 class Adaptable:
-    """A denoiser that may be adapted without changing its prior: VSD's student is made of one.
+    """A denoiser that may be adapted without changing its prior, such as for VSD's student.
 
     module: modules of its own over the prior's weights; takes peft's `add_adapter`.
     network: as `run_branches` calls it, through this module; the hidden states may hold further tokens.
@@ -135,12 +135,12 @@ class Prior(Protocol):
 
     @classmethod
     def reads(cls, folder: Folder) -> bool:
-        """Tell from a folder's JSON files whether this class can load it."""
+        """Return whether this class can load a folder, from its JSON files."""
         return False
 
     @classmethod
     def load(cls, folder: Folder, device: torch.device | str, dtype: torch.dtype | None) -> Self:
-        """Load a folder that this class reads; whatever it raises becomes one line to the user."""
+        """Load a folder that this class reads; any exception becomes one line for the user."""
         raise UserError(f"{cls.__name__} cannot be loaded from a folder")
 
     def encode(self, rgb: Tensor) -> Tensor:
@@ -164,7 +164,7 @@ class Prior(Protocol):
         return cond
 
     def condition_on(self, reference: Reference) -> Self:
-        """Return the prior that is told this picture; this one itself where it reads none."""
+        """Return this prior conditioned on a picture; unchanged if it reads none."""
         return self
 
     def fit(self, text: str, suffixes: Sequence[str] = ("",)) -> str:
@@ -207,11 +207,10 @@ def alpha_bar_at(prior: Prior, t: Tensor) -> Tensor:
 
 
 def run_branches(network: Callable[..., Tensor], z_t: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
-    """Run `network(z [n,C,h,w], t [n], embeddings [n,L,D]) -> [n,C,h,w]` once, on all branches with weight.
+    """Run `network(z [n,C,h,w], t [n], embeddings [n,L,D]) -> [n,C,h,w]` on all branches with weight.
 
-    Where the conditioning has something extra, that is the fourth argument, [n,...].
-    z_t [B,C,h,w], t [B] -> [R,B,C,h,w]; a branch whose weight is zero for all samples is not evaluated and
-    stays zero.
+    z_t [B,C,h,w], t [B] -> [R,B,C,h,w], in one batch; a branch whose weight is zero for all samples is not
+    evaluated, and its output is zero. If the conditioning has `extra`, that is the fourth argument, [n,...].
     """
     active = (cond.weights != 0).any(dim=1)  # [R]
     if cond.perp_neg:
@@ -228,13 +227,13 @@ def run_branches(network: Callable[..., Tensor], z_t: Tensor, t: Tensor, cond: C
 
 
 def scaled_linear_alphas_cumprod(count: int = 1000, start: float = 0.00085, end: float = 0.012) -> Tensor:
-    """Stable Diffusion's alpha_bar [count], float64: betas linear in their square root."""
+    """Return Stable Diffusion's alpha_bar [count], float64: betas are linear in their square root."""
     betas = torch.linspace(start**0.5, end**0.5, count, dtype=torch.float64) ** 2
     return torch.cumprod(1.0 - betas, dim=0)
 
 
 class ToyPrior(Prior):
-    """Gaussian data N(mean, variance) per prompt, whose optimal prediction is known in closed form.
+    """A prior of Gaussian data N(mean, variance) per prompt, with the optimal prediction in closed form.
 
     `mean` is [C,h,w] for every text, or a mapping from text to [C,h,w]; `variance` a number or [C,h,w].
     A text's embedding is its mean, so interpolated embeddings are interpolated means. `encode` averages
@@ -260,31 +259,31 @@ class ToyPrior(Prior):
         self.variance = torch.as_tensor(variance, dtype=self.dtype, device=self.device)
 
     def encode(self, rgb: Tensor) -> Tensor:
-        """Latents [V,C,h,w] of images [V,3,H,W] in [0,1]; differentiable (linear)."""
+        """Return latents [V,C,h,w] of images [V,3,H,W] in [0,1]; differentiable (linear)."""
         channels, height, width = self.latent_shape
         cells = F.adaptive_avg_pool2d(2.0 * rgb - 1.0, (height, width))  # [V, 3, h, w]
         gray = cells.mean(dim=1, keepdim=True).expand(-1, max(channels - 3, 0), -1, -1)
         return torch.cat([cells[:, :channels], gray], dim=1)
 
     def decode(self, z: Tensor) -> Tensor:
-        """Images [V,3,H,W] in [0,1] whose cells are the first three channels of z [V,C,h,w]."""
+        """Return images [V,3,H,W] in [0,1] whose cells are the first three channels of z [V,C,h,w]."""
         rgb = (z[:, [min(c, z.shape[1] - 1) for c in range(3)]] * 0.5 + 0.5).clamp(0.0, 1.0)
         return F.interpolate(rgb, size=(self.image_size, self.image_size))
 
     def embed(self, texts: list[str]) -> Tensor:
-        """Embeddings [n,1,C*h*w]: the means of `texts`."""
+        """Return embeddings [n,1,C*h*w]: the means of `texts`."""
         means = [self.mean if isinstance(self.mean, Tensor) else self.mean[text] for text in texts]
         return torch.stack(means).flatten(1).unsqueeze(1)
 
     def predict(self, z_t: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
-        """The posterior-mean prediction [R,B,C,h,w] at z_t [B,C,h,w] and t [B], in `prediction_type`.
+        """Return the posterior-mean prediction [R,B,C,h,w] at z_t [B,C,h,w], t [B], in `prediction_type`.
 
         E[x0 | z_t] = mean + sqrt(ab) var (z_t - sqrt(ab) mean) / (ab var + 1 - ab), and eps from z_t and it.
         """
         return run_branches(self.network, z_t, t, cond)
 
     def network(self, z_t: Tensor, t: Tensor, embeddings: Tensor) -> Tensor:
-        """The prediction [n,C,h,w] at z_t [n,C,h,w], t [n] for texts [n,L,D]."""
+        """Return the prediction [n,C,h,w] at z_t [n,C,h,w], t [n] for texts [n,L,D]."""
         alpha_bar = alpha_bar_at(self, t).view(-1, 1, 1, 1)
         signal, sigma = (
             alpha_bar.sqrt().to(z_t),

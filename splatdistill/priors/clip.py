@@ -1,4 +1,4 @@
-"""How well pictures match texts: a CLIP model in transformers' layout."""
+"""Agreement of images with texts, by a CLIP model in transformers' layout."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Scorer:
 
     @torch.no_grad()
     def images(self, rgb: Tensor) -> Tensor:
-        """Unit embeddings [n,D] of pictures [n,3,H,W] in [0,1], resized to what the model reads."""
+        """Return unit embeddings [n,D] of images [n,3,H,W] in [0,1], resized to the model's input."""
         rgb = rgb.to(self.model.device)
         if rgb.shape[-2:] != (self.size, self.size):
             rgb = F.interpolate(rgb, (self.size, self.size), mode="bicubic", antialias=True).clamp(0, 1)
@@ -61,7 +61,7 @@ class Scorer:
 
     @torch.no_grad()
     def texts(self, texts: list[str]) -> Tensor:
-        """Unit embeddings [n,D] of texts, each embedded once; longer ones are cut to what the model reads."""
+        """Return unit embeddings [n,D] of texts (cached); longer ones are truncated."""
         new = [text for text in dict.fromkeys(texts) if text not in self._known]
         if new:
             length = self.text_length
@@ -74,7 +74,7 @@ class Scorer:
 
     @property
     def text_length(self) -> int:
-        """Tokens that the text encoder reads, the two marks of start and end among them."""
+        """The number of tokens that the text encoder reads, start and end tokens included."""
         return self.model.config.text_config.max_position_embeddings
 
     def fit(self, text: str, suffixes: Sequence[str] = ("",)) -> str:
@@ -86,12 +86,12 @@ class Scorer:
 
 
 def image_embeddings(model: CLIPModel, pixels: Tensor) -> Tensor:
-    """Unit embeddings [n,D] of normalized pictures [n,3,S,S], differentiable."""
+    """Return unit embeddings [n,D] of normalized images [n,3,S,S], differentiably."""
     pooled = model.vision_model(pixel_values=pixels).pooler_output
     return F.normalize(model.visual_projection(pooled), dim=-1)
 
 
 def text_embeddings(model: CLIPModel, ids: Tensor) -> Tensor:
-    """Unit embeddings [n,D] of token ids [n,L], differentiable."""
+    """Return unit embeddings [n,D] of token ids [n,L], differentiably."""
     pooled = model.text_model(input_ids=ids).pooler_output
     return F.normalize(model.text_projection(pooled), dim=-1)

@@ -1,4 +1,4 @@
-"""What a folder or file is that no prior reads: one phrase, from its JSON files and headers alone."""
+"""Descriptions of folders and files that no prior reads, from their JSON files and headers alone."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def _file(path: Path) -> str:
 
 
 def _weight_names(path: Path) -> str:
-    """The header of a safetensors file as text; empty for what is none."""
+    """Return the header of a safetensors file as text; empty if it has none."""
     try:
         with open(path, "rb") as file:
             length = int.from_bytes(file.read(8), "little")
@@ -88,7 +88,7 @@ def _no_pipeline(root: Path) -> str:
 
 
 def _denoiser(folder: Folder) -> str:
-    """What a denoiser wants to know that no prior here can tell it."""
+    """Return what a denoiser needs as input that no prior here provides."""
     config, name = folder.denoiser, str(folder.denoiser.get("_class_name"))[:80]
     if name != "UNet2DConditionModel":
         if number(config, "ip_dim"):
@@ -101,7 +101,7 @@ def _denoiser(folder: Folder) -> str:
 
 
 def _conditions(config: Mapping[str, Any]) -> str:
-    """What a UNet2DConditionModel reads beside the text."""
+    """Return what a UNet2DConditionModel reads beside the text."""
     added, hidden = config.get("addition_embed_type"), config.get("encoder_hid_dim_type")
     if added == "text_time":
         return "an SDXL UNet: it needs text_embeds and time_ids, from two text encoders"
@@ -124,7 +124,7 @@ def _conditions(config: Mapping[str, Any]) -> str:
 
 
 def _channels(config: Mapping[str, Any]) -> str:
-    """What the channels of a UNet2DConditionModel say that it reads."""
+    """Return what a UNet2DConditionModel reads, judged by its number of channels."""
     read, drawn = number(config, "in_channels"), number(config, "out_channels")
     known = {
         9: "an inpainting UNet: it also reads a mask and a masked picture",

@@ -1,4 +1,4 @@
-"""CUDA graphs: a network's thousand kernel launches become one, captured once for each batch shape."""
+"""CUDA graphs: a network's many kernel launches become one, captured once for each batch shape."""
 
 from collections.abc import Callable
 
@@ -20,7 +20,7 @@ class Graphed:
         self._graphs: dict[Shapes, tuple[torch.cuda.CUDAGraph, list[Tensor], Tensor]] = {}
 
     def __call__(self, *inputs: Tensor) -> Tensor:
-        """The network's output, in memory of its own."""
+        """Return the network's output, in memory of its own."""
         if not inputs[0].is_cuda:
             return self._network(*inputs)
         shapes = tuple((x.shape, x.dtype) for x in inputs)

@@ -56,7 +56,7 @@ def vae_dtype(dtype: torch.dtype, device: torch.device | str) -> torch.dtype:
 
 
 def reads_text_alone(config: dict[str, Any]) -> bool:
-    """Tell whether a UNet2DConditionModel reads noisy latents, a text, and nothing but perhaps a class."""
+    """Return whether a UNet2DConditionModel reads only noisy latents, a text, and perhaps a class."""
     return (
         config.get("_class_name") == "UNet2DConditionModel"
         and config.get("addition_embed_type") in (None, "text")
@@ -73,7 +73,7 @@ class LatentPrior(Prior):
 
     @classmethod
     def reads(cls, folder: Folder) -> bool:
-        """Tell whether it is a UNet that is told a text and nothing else."""
+        """Return whether the denoiser is a UNet conditioned on text only."""
         config = folder.denoiser
         same = number(config, "in_channels") == number(config, "out_channels")
         return reads_text_alone(config) and same and config.get("class_embed_type") is None
@@ -130,7 +130,7 @@ class LatentPrior(Prior):
 
     @classmethod
     def _load_reader(cls, folder: Folder, device: torch.device | str) -> dict[str, Any]:
-        """Load what reads the condition, as arguments of the class."""
+        """Load the encoder of the condition, as arguments of the class."""
         words = folder.root / "vocabulary.json"
         return {
             "text_encoder": load_network(folder.root, "text_encoder", torch.float32).to(device),
@@ -158,7 +158,7 @@ class LatentPrior(Prior):
 
     @property
     def text_length(self) -> int:
-        """Tokens that the text encoder reads, the two marks of start and end among them."""
+        """The number of tokens that the text encoder reads, start and end tokens included."""
         return min(self.tokenizer.model_max_length, self.text_encoder.config.max_position_embeddings)
 
     @torch.no_grad()
@@ -187,7 +187,7 @@ class LatentPrior(Prior):
         return self.unet(z_t.to(self.dtype), t, encoder_hidden_states=hidden, return_dict=False)[0].float()
 
     def adaptable(self) -> Adaptable:
-        """Return a copy of the UNet that may be adapted: modules of its own, and the prior's weights."""
+        """Return a copy of the UNet that may be adapted: its own modules, sharing the prior's weights."""
         width = self.unet.config.get("cross_attention_dim")
         if not isinstance(width, int) or not hasattr(self.unet, "add_adapter"):
             raise UserError(f"prior '{self.name}' has no UNet that could be adapted, which vsd needs")
@@ -197,7 +197,7 @@ class LatentPrior(Prior):
 
 
 def check_parts(folder: Folder) -> None:
-    """Raise ValueError where the JSON files already say that the parts do not belong together."""
+    """Raise ValueError when the JSON files show that the parts do not belong together."""
     config = folder.denoiser
     side_of(config.get("sample_size", config.get("image_size")))
     vae, drawn = read_json(folder.root / "vae" / "config.json"), number(config, "out_channels")

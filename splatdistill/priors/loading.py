@@ -1,6 +1,6 @@
-"""Where a teacher's folder lies, which prior reads it, and one line about every folder that none reads.
+"""Location of teachers, choice of the prior that reads a folder, and one-line errors.
 
-Light to import: what a folder is can be told from its JSON files alone, before torch is loaded.
+Light to import: the kind of a folder is known from its JSON files, before torch is loaded.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ CLIP_PATTERNS = ("*.json", "merges.txt", "model.safetensors")
 
 @dataclass(frozen=True)
 class Folder:
-    """A teacher's folder, as its JSON files describe it.
+    """A teacher's folder, as described by its JSON files.
 
     name: what the user called it; root: the pipeline's folder; place: the subfolder of its denoiser.
     """
@@ -57,7 +57,7 @@ class Folder:
     place: str = "unet"
 
     def json(self, path: str) -> dict[str, Any]:
-        """Return the object in a JSON file of the pipeline; an empty one where there is none."""
+        """Return the object in a JSON file of the pipeline; empty if it is missing."""
         try:
             given = json.loads((self.root / path).read_text("utf-8"))
         except (OSError, ValueError, RecursionError):
@@ -66,7 +66,7 @@ class Folder:
 
     @cached_property
     def denoiser(self) -> dict[str, Any]:
-        """The configuration of the denoiser; empty where it cannot be read."""
+        """The configuration of the denoiser; empty if it cannot be read."""
         return self.json(f"{self.place}/config.json")
 
 
@@ -123,12 +123,12 @@ def check_name(name: str) -> None:
 
 
 def expected() -> str:
-    """Return what a prior may be called, for a line to the user."""
+    """Return the valid names of priors, for an error message."""
     return f"one of {', '.join([*SHIPPED, *ALIASES, *installed()])}, or a local diffusers folder"
 
 
 def installed() -> dict[str, EntryPoint]:
-    """Return the priors that other packages bring, by name."""
+    """Return the priors of other packages, by name."""
     return {entry.name: entry for entry in entry_points(group=GROUP)}
 
 
@@ -193,7 +193,7 @@ def download(name: str, repository: str, revision: str, patterns: tuple[str, ...
 
 @contextmanager
 def user_errors(what: str, folder: Path, verb: str = "load") -> Iterator[None]:
-    """Turn whatever a broken folder makes the libraries raise into one UserError."""
+    """Turn any exception about a broken folder into one UserError."""
     try:
         yield
     except (UserError, Diverged):
@@ -217,7 +217,7 @@ def locate_clip(name: str) -> Path:
 
 
 def check_clip(name: str) -> None:
-    """Raise UserError for what `locate_clip` knows to be no CLIP model; nothing is read."""
+    """Raise UserError for names that cannot be a CLIP model; no file is read."""
     if name == "embedded" or Path(name).is_dir() or re.fullmatch(r"[\w.-]+/[\w.-]+@[0-9a-f]{40}", name):
         return
     if re.fullmatch(r"[\w.-]+/[\w.-]+(@.*)?", name):
@@ -232,13 +232,13 @@ def check_clip(name: str) -> None:
 
 
 def one_line(error: BaseException, most: int = 200) -> str:
-    """Return what an exception says, in one line of bounded length."""
+    """Return the message of an exception as one line of bounded length."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= most else text[: most - 3] + "..."
 
 
 def probe(prior: Prior) -> None:
-    """Run a prior once, on one group of views of a gray picture; UserError, in one line, where it cannot.
+    """Run a prior once on one group of gray views; raises UserError, in one line, if it fails.
 
     Meant to come before a run writes anything. A prior that needs a picture is conditioned on it already.
     Raises Diverged where its answer is not finite.
@@ -265,6 +265,6 @@ def probe(prior: Prior) -> None:
 
 
 def number(config: Mapping[str, Any], key: str) -> int:
-    """Return a whole number of a configuration, 0 where there is none."""
+    """Return an integer of a configuration, 0 if it is missing."""
     value = config.get(key)
     return value if isinstance(value, int) and not isinstance(value, bool) else 0

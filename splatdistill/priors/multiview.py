@@ -36,7 +36,7 @@ class MultiViewPrior(LatentPrior):
 
     @classmethod
     def reads(cls, folder: Folder) -> bool:
-        """Tell whether it is a UNet that is told a text and a camera."""
+        """Return whether the denoiser is a UNet conditioned on text and camera."""
         config = folder.denoiser
         if config.get("_class_name") == MVDREAM:
             return number(config, "camera_dim") == CAMERA and not number(config, "ip_dim")
@@ -53,21 +53,21 @@ class MultiViewPrior(LatentPrior):
         return unet
 
     def with_cameras(self, cond: Conditioning, cameras: Cameras, background: Tensor) -> Conditioning:
-        """The conditioning with the matrices of the cameras [B], the same in all branches."""
+        """Return the conditioning with the matrices of the cameras [B], the same in all branches."""
         matrices = camera_matrices(cameras).to(self.device)
         return replace(cond, extra=matrices.expand(len(cond.embeddings), -1, -1))
 
     def network(self, z_t: Tensor, t: Tensor, embeddings: Tensor, *extra: Tensor) -> Tensor:
-        """As in `LatentPrior`, n a multiple of four, seen by the cameras extra[0] [n,16]."""
+        """Return the outputs as in `LatentPrior`; n is a multiple of four, with cameras extra[0] [n,16]."""
         z_t, hidden, cameras = (x.to(self.dtype) for x in (z_t, embeddings, extra[0]))
         known = {"encoder_hidden_states": hidden, "class_labels": cameras, "return_dict": False}
         return self.unet(z_t, t, **known)[0].float()
 
 
 def camera_matrices(cameras: Cameras) -> Tensor:
-    """What the network is told of each camera [V, 16]: camera-to-world, OpenGL axes, at distance one.
+    """Return the network's camera inputs [V, 16]: camera-to-world, OpenGL axes, at distance one.
 
-    In MVDream's world the front of a thing faces -Y, in ours +X: a quarter turn about the vertical.
+    In MVDream's world the front of an object faces -Y, in ours +X: a quarter turn about the vertical.
     """
     poses = cameras.camtoworlds.clone()
     poses[:, :3, 1:3] *= -1.0  # OpenGL: y up, z backward
@@ -79,7 +79,7 @@ def camera_matrices(cameras: Cameras) -> Tensor:
 
 
 def orbit_matrices(azimuth: Tensor, elevation: Tensor) -> Tensor:
-    """The `camera_matrices` [V, 16] of cameras that look at the origin, from their angles [V] in radians."""
+    """Return the `camera_matrices` [V, 16] of cameras on an orbit, from their angles [V] in radians."""
     ca, sa, ce, se = azimuth.cos(), azimuth.sin(), elevation.cos(), elevation.sin()
     none = torch.zeros_like(ca)
     rows = [ca, -sa * se, sa * ce, sa * ce, sa, ca * se, -ca * ce, -ca * ce, none, ce, se, se]
@@ -87,20 +87,20 @@ def orbit_matrices(azimuth: Tensor, elevation: Tensor) -> Tensor:
 
 
 class JoinedViews:
-    """An attention processor in which the views of a group see each other: their tokens are one sequence."""
+    """An attention processor that joins the tokens of a group's views into one sequence."""
 
     def __init__(self, views: int, inner: Any) -> None:
         self.views, self.inner = views, inner
 
     def __call__(self, attn: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """hidden_states [n, L, D], n a multiple of the views, to the same."""
+        """Map hidden_states [n, L, D], n a multiple of the views, to the same shape."""
         count, length, width = hidden_states.shape
         joined = hidden_states.reshape(count // self.views, self.views * length, width)
         return self.inner(attn, joined, *args, **kwargs).reshape(count, length, width)
 
 
 def join_views(unet: Any, views: int) -> None:
-    """Let every self-attention of the UNet run over `views` consecutive samples, in place."""
+    """Make every self-attention of the UNet run over `views` consecutive samples, in place."""
     unet.set_attn_processor(
         {
             name: JoinedViews(views, processor) if name.endswith("attn1.processor") else processor
@@ -110,7 +110,7 @@ def join_views(unet: Any, views: int) -> None:
 
 
 def _load_mvdream(folder: Path, config: Mapping[str, Any], dtype: torch.dtype) -> Any:
-    """MVDream's published UNet as diffusers' class."""
+    """Load MVDream's published UNet as diffusers' class."""
     unet: Any = UNet2DConditionModel.from_config(diffusers_config(config))
     path = weights_file(folder, STEM)
     names = dict(ldm_names(config))
@@ -120,7 +120,7 @@ def _load_mvdream(folder: Path, config: Mapping[str, Any], dtype: torch.dtype) -
 
 
 def diffusers_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The configuration of UNet2DConditionModel for that of an LDM UNet with a camera."""
+    """Return the configuration of UNet2DConditionModel for that of an LDM UNet with a camera."""
     widths = [config["model_channels"] * factor for factor in config["channel_mult"]]
     attends = [2**level in config["attention_resolutions"] for level in range(len(widths))]
     return {
@@ -150,7 +150,7 @@ RESNET = {
 
 
 def ldm_names(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Pairs of prefixes (LDM's, diffusers') that name the same part of the UNet."""
+    """Return pairs of prefixes (LDM's, diffusers') that name the same part of the UNet."""
     yield from {
         "input_blocks.0.0": "conv_in",
         "time_embed.0": "time_embedding.linear_1",
@@ -189,7 +189,7 @@ def ldm_names(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def rename(key: str, names: Mapping[str, str]) -> str:
-    """The key with its longest known prefix replaced; empty where none is known."""
+    """Return the key with its longest known prefix replaced; empty if none is known."""
     parts = key.split(".")
     for count in range(len(parts) - 1, 0, -1):
         prefix = ".".join(parts[:count])

@@ -1,4 +1,4 @@
-"""The networks of a teacher's folder: safetensors only, no code of a stranger, and no notices."""
+"""Loading of the networks in a teacher's folder: safetensors only, no remote code, and no notices."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ def load_network(root: Path, part: str, dtype: torch.dtype, subfolder: str = "")
 
     Args:
         root: the pipeline's folder.
-        part: what it is: "unet", "vae", "text_encoder" or "image_encoder".
+        part: the kind: "unet", "vae", "text_encoder" or "image_encoder".
         dtype: of its weights.
-        subfolder: where it lies, when not in one named as the part.
+        subfolder: its folder, if not named as the part.
 
     Raises:
-        ValueError: another kind of network, or weights that are not all there as safetensors.
+        ValueError: another kind of network, or weights that are not complete as safetensors.
     """
     place = subfolder or part
     folder = root / place
@@ -125,9 +125,9 @@ def load_tokenizer(folder: Path) -> CLIPTokenizer:
 def load_beside(
     root: Path, place: str, dtype: torch.dtype, model: Any = UNet2DConditionModel, inside: str = ""
 ) -> Any:
-    """Load a denoiser that lies beside unet/, from where come the weights that its own file lacks.
+    """Load a denoiser that shares weights with unet/: those missing from its own file come from there.
 
-    Of a model that is more than a UNet, `inside` is what the names of the UNet's weights begin with.
+    For a model that contains a UNet, `inside` is the prefix of the UNet's weights.
     """
     network: Any = model.from_config(model.load_config(root / place, local_files_only=True))
     plain = {inside + name: value for name, value in load_file(weights_file(root / "unet", STEM)).items()}
@@ -171,9 +171,9 @@ def load_scheduler(root: Path) -> DDIMScheduler:
 
 
 def normalization(folder: Path) -> tuple[list[float], list[float]] | None:
-    """Return the mean and the standard deviation of the pictures that a CLIP model reads; None where untold.
+    """Return the image mean and standard deviation of a CLIP model; None if not stated.
 
-    Its folder tells them in preprocessor_config.json, or since transformers 5 in processor_config.json.
+    They are in preprocessor_config.json, or since transformers 5 in processor_config.json.
     """
     for name, inside in (("preprocessor_config.json", None), ("processor_config.json", "image_processor")):
         if (folder / name).is_file():
@@ -195,7 +195,7 @@ def side_of(sample_size: Any) -> int:
 
 
 def scale_of(config: Any) -> tuple[float, float]:
-    """Return what scales the latents of an autoencoder, and what is taken off before.
+    """Return the scale of an autoencoder's latents, and the shift subtracted before.
 
     Raises ValueError for a scale that is missing, zero or not finite, and for latents scaled by channel.
     """
@@ -211,7 +211,7 @@ def scale_of(config: Any) -> tuple[float, float]:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Load without the libraries' progress bars and notices; what matters is raised as an error."""
+    """Suppress the libraries' progress bars and notices while loading; errors are still raised."""
     loggers = (diffusers_logging, transformers.logging)
     levels = [logger.get_verbosity() for logger in loggers]
     bars = transformers.logging.is_progress_bar_enabled()

@@ -1,4 +1,4 @@
-"""The shipped teacher's autoencoder: an orthogonal basis of 8 x 8 patches, and a decoder that mends the rest.
+"""The shipped teacher's autoencoder: an orthogonal basis of 8 x 8 patches, and a residual decoder.
 
 Encoding is one linear map, the first principal components of patches of pictures: it costs next to nothing
 forward and backward, and a distance between latents is one between pictures. Each component is scaled by its
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 
 class PatchCodec(ModelMixin, ConfigMixin):
-    """Pictures [B, 3, H, W] in [-1, 1] to latents [B, C, H / 8, W / 8] and back, in AutoencoderTiny's manner.
+    """An autoencoder of images [B, 3, H, W] in [-1, 1] to latents [B, C, H / 8, W / 8], as AutoencoderTiny.
 
     Args:
         latent_channels: components that are kept.
@@ -26,7 +26,7 @@ class PatchCodec(ModelMixin, ConfigMixin):
         width: features of the decoder.
         layers: residual blocks of the decoder.
         scaling_factor: of the latents; the basis has the scale in it, so 1.
-        block_out_channels: tells, by its length, by how much latents are smaller, as diffusers' classes do.
+        block_out_channels: its length gives the downsampling factor, as in diffusers' classes.
     """
 
     @register_to_config
@@ -50,7 +50,7 @@ class PatchCodec(ModelMixin, ConfigMixin):
         nn.init.zeros_(self.mend.bias)
 
     def fit(self, pictures: Tensor) -> None:
-        """Set the basis from pictures [B, 3, H, W] in [-1, 1]: the best linear code of their patches."""
+        """Set the basis from images [B, 3, H, W] in [-1, 1]: the principal components of their patches."""
         size, count = self.patch, self.basis.out_channels
         patches = F.unfold(pictures.double(), size, stride=size).mT.flatten(0, 1)  # [n, 3 * size^2]
         mean = patches.mean(0)
@@ -67,11 +67,11 @@ class PatchCodec(ModelMixin, ConfigMixin):
             self.mend.bias.copy_(mean)
 
     def encode(self, pictures: Tensor) -> Any:
-        """`.latents` [B, C, h, w] of pictures [B, 3, H, W] in [-1, 1]."""
+        """Return `.latents` [B, C, h, w] of images [B, 3, H, W] in [-1, 1]."""
         return SimpleNamespace(latents=self.basis(pictures))
 
     def decode(self, latents: Tensor, return_dict: bool = True) -> Any:
-        """`.sample`, or a tuple of it: pictures [B, 3, H, W] of latents [B, C, h, w]."""
+        """Return `.sample`, or a tuple of it: images [B, 3, H, W] of latents [B, C, h, w]."""
         hidden = self.spread(latents)
         for block in self.blocks:
             hidden = block(hidden)
@@ -81,7 +81,7 @@ class PatchCodec(ModelMixin, ConfigMixin):
 
 
 class Residual(nn.Module):
-    """Features, mixed with their neighbors', added to themselves."""
+    """A residual block of 3 x 3 convolutions."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -89,5 +89,5 @@ class Residual(nn.Module):
         self.second = nn.Conv2d(width, width, 1)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """[B, width, h, w] to the same."""
+        """Map [B, width, h, w] to the same shape."""
         return hidden + self.second(F.relu(self.first(F.relu(hidden))))

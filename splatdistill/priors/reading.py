@@ -1,7 +1,7 @@
-"""How the teacher of real things reads a prompt: plain words, known names, and the nearest known ones.
+"""Parsing of prompts for the teacher of real objects: plain words, known names, nearest known names.
 
-A text is reduced to canonical words before it is tokenized, in training and in use alike: lower case, no
-articles, no punctuation, none of the ways to say that it is a picture, or from where.
+A text is reduced to canonical words before it is tokenized, in training and in use alike: lower case, without
+articles, punctuation, and phrases that say that it is a picture, or name the view.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ TAILS = ("with", "in", "holding", "wearing", "covered", "made", "from", "that", 
 
 
 def canonical(text: str) -> str:
-    """The words of a text that are read: "A photo of a Jack-o'-lantern." gives "jack o lantern"."""
+    """Return the words of a text that are read: "A photo of a Jack-o'-lantern." gives "jack o lantern"."""
     text = re.sub(r"['\u2019]s\b", " ", text.lower()).replace("'", " ").replace("-", " ")
     text = PICTURE.sub("", " ".join(re.findall(r"[a-z0-9]+", text)))
     return " ".join(word for word in VIEW.sub("", text).split() if word not in ARTICLES)
 
 
 def singulars(word: str) -> list[str]:
-    """The word, and what it may be the plural of."""
+    """Return the word, and the words that it may be the plural of."""
     ends = (("ies", "y"), ("ves", "f"), ("ves", "fe"), ("es", ""), ("s", ""), ("men", "man"))
     found = [word, IRREGULAR[word]] if word in IRREGULAR else [word]
     return found + [word[: -len(e)] + new for e, new in ends if word.endswith(e) and len(word) > len(e) + 1]
@@ -55,10 +55,10 @@ def singulars(word: str) -> list[str]:
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What a teacher's folder says of its words.
+    """The vocabulary in a teacher's folder.
 
-    things: each noun's broader classes; names: each name to the noun that it is a name of; words: all that
-    were learned, in the order of their numbers; nearest: names for other English words.
+    things: each noun's broader classes; names: each name to its noun; words: all trained words, in the order
+    of their indices; nearest: names for other English words.
     """
 
     things: Mapping[str, tuple[str, ...]]
@@ -77,14 +77,14 @@ class Vocabulary:
         return cls(things, told["names"], tuple(told["words"]), nearest)
 
     def numbers(self, text: str) -> list[int]:
-        """The numbers of a canonical text's words, MAX_WORDS of them: 0 for none, 1 for an unknown one."""
+        """Return the indices of a canonical text's words, MAX_WORDS of them: 0 for none, 1 for unknown."""
         known = {word: i + 2 for i, word in enumerate(self.words)}
         return word_numbers(text, known)
 
     def understand(self, text: str) -> tuple[str, list[str]]:
-        """The canonical text of known words that a prompt is taken for, and a line for each thing changed.
+        """Return a prompt as canonical text of known words, and a line for each change.
 
-        Raises UserError where no thing that the teacher knows, or anything near one, is named.
+        Raises UserError where it names no object that the teacher knows, nor anything near one.
         """
         notes: list[str] = []
         parts = self._parted(canonical(text))
@@ -94,7 +94,7 @@ class Vocabulary:
         return " ".join(" ".join(taken).split()[: MAX_WORDS - 1]), notes
 
     def _parted(self, said: str) -> list[str]:
-        """Texts of one thing each, with a value of RELATIONS between every two."""
+        """Split a text at RELATIONS: texts of one object each, with a relation between every two."""
         for found in RELATION.finditer(said):
             before, after = said[: found.start()], said[found.end() :]
             if found[1] == "and":  # may join colors, or parts of one thing
@@ -107,7 +107,7 @@ class Vocabulary:
         return [said]
 
     def _find(self, words: list[str]) -> tuple[int, int, str] | None:
-        """Where a name begins and ends, and the name: the longest, of several the last, ahead of any tail."""
+        """Return start, end and name of the longest name, of several the last, before any tail."""
         end = next((i for i, word in enumerate(words) if word in TAILS and i), len(words))
         for size in range(end, 0, -1):
             for start in range(end - size, -1, -1):
@@ -118,7 +118,7 @@ class Vocabulary:
         return None
 
     def _near(self, words: list[str]) -> tuple[int, int, str] | None:
-        """Where one or two words begin and end that are near a name, and the name; as `_find`."""
+        """Return start, end and name of one or two words that are near a name; as `_find`."""
         end = next((i for i, word in enumerate(words) if word in TAILS and i), len(words))
         for place in (*range(end - 1, -1, -1), *range(end, len(words))):
             for start in (place - 1, place) if place else (place,):
@@ -129,7 +129,7 @@ class Vocabulary:
         return None
 
     def _thing(self, words: list[str], text: str, notes: list[str]) -> list[str]:
-        """The known words for one thing."""
+        """Return the known words for one object."""
         if found := self._find(words):
             start, end, name = found
             return [*self._kept(words[:start], notes), *name.split(), *self._kept(words[end:], notes)]
@@ -144,7 +144,7 @@ class Vocabulary:
         )
 
     def _kept(self, words: list[str], notes: list[str]) -> list[str]:
-        """Those of the words beside a thing's name that were learned, or whose singulars were."""
+        """Return those words beside an object's name that were trained, or whose singulars were."""
         known = set(self.words)
         kept = [next((s for s in singulars(word) if s in known), "") for word in words]
         notes.extend(
@@ -160,6 +160,6 @@ class Vocabulary:
 
 
 def word_numbers(text: str, known: Mapping[str, int]) -> list[int]:
-    """The numbers of a canonical text's words, MAX_WORDS of them: 0 for none, 1 for an unknown one."""
+    """Return the indices of a canonical text's words, MAX_WORDS of them: 0 for none, 1 for unknown."""
     numbers = [known.get(word, 1) for word in text.split()][: MAX_WORDS - 1]
     return numbers + [0] * (MAX_WORDS - len(numbers))

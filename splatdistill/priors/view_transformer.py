@@ -24,7 +24,10 @@ TIME = 128  # features of the noise level
 
 
 class Layer(nn.Module):
-    """x + gate W_out [attention(q, k, v), relu(m)^2], with [q, k, v, m] = W_in (scale norm(x) + shift)."""
+    """A transformer layer with parallel attention and MLP.
+
+    x + gate W_out [attention(q, k, v), relu(m)^2], with [q, k, v, m] = W_in (scale norm(x) + shift).
+    """
 
     def __init__(self, width: int, head: int, told: int, text: int = 0, hidden: int = 4) -> None:
         """`told`: features of what modulates; `text`: those of words to attend to as well, 0 for none."""
@@ -39,7 +42,10 @@ class Layer(nn.Module):
         nn.init.zeros_(self.modulate.bias)
 
     def forward(self, x: Tensor, told: Tensor, text: Tensor | None = None) -> Tensor:
-        """x [G, views, tokens, D], told [G, views, 1, E], text [G, L, T] to x; attends within each of G."""
+        """Attend within each of G groups; returns x.
+
+        x [G, views, tokens, D]; told [G, views, 1, E] is the modulation vector; text [G, L, T].
+        """
         groups, views, tokens, width = x.shape
         scale, shift, gate = self.modulate(told).chunk(3, -1)
         normed = torch.addcmul(shift, F.rms_norm(x, (width,)), 1 + scale)
@@ -55,7 +61,7 @@ class Layer(nn.Module):
 
 
 class ViewTransformer(ModelMixin, ConfigMixin):
-    """Predicts v of noisy latents [n, C, h, w] of the views of scenes; see the module.
+    """A transformer that predicts v of noisy latents [n, C, h, w] of the views of scenes; see the module.
 
     Each channel is predicted as the best linear guess from the noisy latents and the channel's mean and
     variance, plus what the network adds: F of EDM (2206.00364, eq. 7), for each channel by itself.
@@ -72,7 +78,7 @@ class ViewTransformer(ModelMixin, ConfigMixin):
     """
 
     @register_to_config
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the keys of config.json
         self,
         in_channels: int = 24,
         out_channels: int = 24,
@@ -123,17 +129,17 @@ class ViewTransformer(ModelMixin, ConfigMixin):
         background: Tensor,
         views: int = 1,
     ) -> Tensor:
-        """The prediction v [n, C, h, w].
+        """Predict v [n, C, h, w].
 
         Args:
-            sample: latents [n, C, h, w], each `views` in turn of one scene.
+            sample: latents [n, C, h, w]; `views` consecutive ones belong to one scene.
             timestep: [n] in [0, 1000), or CLEAN.
             alpha_bar: of the timesteps, [n].
-            encoder_hidden_states: the scenes' words [n / views, L, T]; the last one stands for all.
+            encoder_hidden_states: the scenes' words [n / views, L, T]; the last one summarizes the text.
             cameras: [n, 9] of `describe_cameras`.
             rays: [n, side^2, 9] of `patch_rays`.
             background: [n, 3] in [0, 1].
-            views: of a scene.
+            views: number of views of a scene.
         """
         a, b = (x.view(-1, 1, 1, 1).to(sample) for x in (alpha_bar.sqrt(), (1 - alpha_bar).sqrt()))
         s, m = self.std.to(sample), self.mean.to(sample)
@@ -161,28 +167,28 @@ class ViewTransformer(ModelMixin, ConfigMixin):
         return a * b * (1 - s**2) / spread * centered - b * m + s * spread.rsqrt() * out
 
     def _tokens(self, normed: Tensor, rays: Tensor, views: int) -> Tensor:
-        """Tokens [G, views, side^2, D] of normalized latents."""
+        """Return tokens [G, views, side^2, D] of normalized latents."""
         patches = F.pixel_unshuffle(normed, self.patch).flatten(2).mT
         entering = torch.cat([patches, rays.to(patches)], -1).to(self.embed.weight.dtype)
         return (self.embed(entering) + self.places).unflatten(0, (-1, views))
 
 
 def fold(x: Tensor, side: int) -> Tensor:
-    """Tokens [..., side^2, D] of a square, four neighbors to one: [..., side^2 / 4, 4 D]."""
+    """Join tokens [..., side^2, D] of a square, four neighbors to one: [..., side^2 / 4, 4 D]."""
     half = side // 2
     x = x.unflatten(-2, (half, 2, half, 2)).transpose(-4, -3)  # [..., half, half, 2, 2, D]
     return x.flatten(-3).flatten(-3, -2)
 
 
 def unfold(x: Tensor, side: int) -> Tensor:
-    """The inverse of `fold`."""
+    """Invert `fold`."""
     half = side // 2
     x = x.unflatten(-2, (half, half)).unflatten(-1, (2, 2, -1))
     return x.transpose(-4, -3).flatten(-5, -2)
 
 
 def waves(timestep: Tensor, dtype: torch.dtype) -> Tensor:
-    """Features [n, TIME] of timesteps [n]."""
+    """Return Fourier features [n, TIME] of timesteps [n]."""
     rates = torch.exp(-math.log(1e4) * torch.arange(TIME // 2, device=timestep.device) / (TIME // 2))
     angles = timestep.float()[:, None] * rates
     return torch.cat([angles.cos(), angles.sin()], 1).to(dtype)
@@ -191,9 +197,9 @@ def waves(timestep: Tensor, dtype: torch.dtype) -> Tensor:
 def describe_cameras(
     azimuth: Tensor, elevation: Tensor, distance: Tensor, fov: Tensor, relative: Tensor
 ) -> Tensor:
-    """What the network is told of cameras, [n, 9]; angles in radians, all [n].
+    """Return the network's camera inputs [n, 9]; angles in radians, all [n].
 
-    `relative`: 1 where azimuths count from a clean view's and nothing is known of the thing's front.
+    `relative`: 1 where azimuths are relative to a clean view's and the object's front is unknown.
     """
     a, e = azimuth, elevation
     told = [a.sin(), a.cos(), (2 * a).sin(), (2 * a).cos(), (4 * a).cos(), 2 * e, distance - 3]
@@ -201,7 +207,7 @@ def describe_cameras(
 
 
 def patch_rays(azimuth: Tensor, elevation: Tensor, distance: Tensor, fov: Tensor, side: int) -> Tensor:
-    """Rays [n, side^2, 9] through the middles of patches, row by row, of cameras that look at the origin."""
+    """Return rays [n, side^2, 9] through patch centers, row by row, of cameras looking at the origin."""
     ca, sa, ce, se = azimuth.cos(), azimuth.sin(), elevation.cos(), elevation.sin()
     zero = torch.zeros_like(ca)
     right = torch.stack([-sa, ca, zero], 1)  # [n, 3]

@@ -1,4 +1,4 @@
-"""The embedded image-conditioned denoiser: reads what a picture shows, from where, and draws other views."""
+"""The shipped image-conditioned denoiser: reads a picture and predicts other views of its object."""
 
 import math
 from typing import Any
@@ -18,11 +18,11 @@ TURNS = 36  # azimuths between which is chosen
 
 
 class ViewUNet(ModelMixin, ConfigMixin):
-    """Takes the place of Zero-1-to-3's UNet, with its inputs: the multi-view teacher's, told by a picture.
+    """The multi-view teacher's UNet conditioned on a picture, with the inputs of Zero-1-to-3's UNet.
 
-    A few transformer layers read the picture: their tokens stand where the text's did, and they say from
-    which azimuth the thing is seen. From there on the camera of the view that is asked for is known in the
-    thing's own frame, in which the UNet has learned to draw.
+    A few transformer layers read the picture: their tokens replace the text's, and they estimate from which
+    azimuth the object is seen. With that, the camera of the requested view is known in the object's own
+    frame, in which the UNet was trained.
     """
 
     @register_to_config
@@ -55,7 +55,7 @@ class ViewUNet(ModelMixin, ConfigMixin):
                 module.set_processor(AttnProcessor())
 
     def read(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
-        """What pictures [n, C, h, w] show, tokens [n, L, D], and scores of their azimuths [n, 36]."""
+        """Encode pictures [n, C, h, w] as tokens [n, L, D], and return scores of their azimuths [n, 36]."""
         read = self.embed_picture(pixel_unshuffle(pictures, self.patch_size).flatten(2).mT)
         read = read + self.embed_positions
         for block in self.reading:
@@ -64,10 +64,10 @@ class ViewUNet(ModelMixin, ConfigMixin):
         return self.proj_tokens(read), self.azimuth(read.mean(1))
 
     def draw(self, noisy: Tensor, timestep: Tensor, tokens: Tensor, azimuth: Tensor, pose: Tensor) -> Tensor:
-        """The output [n, C, h, w] for noisy latents of the views that lie at poses [n, 5] from pictures.
+        """Return the output [n, C, h, w] for noisy latents of views at poses [n, 5] relative to the pictures.
 
-        tokens [n, L, D] are what the pictures show, from azimuths [n] in radians; a pose of zeros tells
-        nothing.
+        tokens [n, L, D] encode the pictures, taken from azimuths [n] in radians; a pose of zeros is the null
+        condition.
         """
         polar, aside, ahead, further, start = pose.float().unbind(1)
         cameras = orbit_matrices(azimuth + torch.atan2(aside, ahead), start - polar)
@@ -79,10 +79,10 @@ class ViewUNet(ModelMixin, ConfigMixin):
     def forward(
         self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, return_dict: bool = True
     ) -> tuple[Tensor]:
-        """The output [n, C, h, w] for noisy latents and the pictures', sample [n, 2 C, h, w].
+        """Return the output [n, C, h, w] for noisy latents and the pictures', sample [n, 2 C, h, w].
 
-        timestep [n]; encoder_hidden_states [n, 1, 5] are the poses; return_dict is for the look of other
-        denoisers, the result is a tuple.
+        timestep [n]; encoder_hidden_states [n, 1, 5] are the poses; return_dict is ignored: the result is a
+        tuple, as in other denoisers.
         """
         noisy, pictures = sample.chunk(2, dim=1)
         tokens, scores = self.read(pictures)
@@ -90,9 +90,9 @@ class ViewUNet(ModelMixin, ConfigMixin):
 
 
 def likeliest(scores: Tensor) -> Tensor:
-    """The azimuths [n] in radians of scores [n, 36]: the best and its neighbors by their probabilities.
+    """Return azimuths [n] in radians from scores [n, 36]: the best bin refined by its two neighbors.
 
-    Not the mean of all: of a table that may be turned either way it would be neither.
+    A mean over all bins would be wrong for ambiguous objects, such as a table with two equal sides.
     """
     best = one_hot(scores.argmax(1), TURNS)
     near = best + best.roll(1, 1) + best.roll(-1, 1)
@@ -102,7 +102,7 @@ def likeliest(scores: Tensor) -> Tensor:
 
 
 def between(azimuth: Tensor) -> Tensor:
-    """The probabilities [n, 36] that say azimuths [n] in radians: those on either side share in each."""
+    """Return soft labels [n, 36] of azimuths [n] in radians, linear between the two nearest bins."""
     place = azimuth * (TURNS / (2 * math.pi))
     below = place.floor()
     lower = one_hot(below.long() % TURNS, TURNS)

@@ -1,4 +1,4 @@
-"""The prior of the teacher of real things: told of cameras, by text, by a picture, or by both."""
+"""The prior of the teacher of real objects, conditioned on cameras, and on text, a picture, or both."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ TOLD = len(USUAL)  # of each view: azimuth, elevation, distance, field of view, 
 
 
 class ViewPrior(LatentPrior):
-    """A `LatentPrior` that knows cameras and backgrounds as such; see `LatentPrior.load`.
+    """A `LatentPrior` whose network reads cameras and backgrounds; see `LatentPrior.load`.
 
-    Samples come in groups of VIEWS of one scene; without cameras, each on its own and from the front.
-    With `condition_on` the text's branch is shown the picture as one more view of the scene, without noise,
-    and azimuths count from it.
+    Samples come in groups of VIEWS of one scene; without cameras, each is alone and from the front. With
+    `condition_on`, the text branch gets the picture as one more view of the scene, without noise, and
+    azimuths are relative to it.
     """
 
     group = VIEWS
@@ -40,7 +40,7 @@ class ViewPrior(LatentPrior):
 
     @classmethod
     def reads(cls, folder: Folder) -> bool:
-        """Tell whether its denoiser is a ViewTransformer, in a folder of that part's name."""
+        """Return whether the denoiser is a ViewTransformer, in a folder of that part's name."""
         return folder.json(f"{PART}/config.json").get("_class_name") == ViewTransformer.__name__
 
     def __init__(
@@ -64,7 +64,7 @@ class ViewPrior(LatentPrior):
         return {"text_encoder": text_encoder, "vocabulary": Vocabulary.load(folder.root)}
 
     def condition_on(self, reference: Reference) -> Self:
-        """Return a copy of the prior, over the same networks, that is shown this picture."""
+        """Return a copy of the prior, sharing its networks, conditioned on this picture."""
         shown = copy.copy(self)
         shown._reference = reference.resized(self.image_size).to(self.device)
         return shown
@@ -75,12 +75,12 @@ class ViewPrior(LatentPrior):
 
     @torch.no_grad()
     def embed(self, texts: list[str]) -> Tensor:
-        """Hidden states [n,L,D] of the text encoder, float32."""
+        """Return hidden states [n,L,D] of the text encoder, float32."""
         ids = torch.tensor([self.reader.numbers(canonical(text)) for text in texts], device=self.device)
         return self.text_encoder(input_ids=ids)[0].float()
 
     def with_cameras(self, cond: Conditioning, cameras: Cameras, background: Tensor) -> Conditioning:
-        """The conditioning with what is told of cameras [B], backgrounds [B,3] and the picture, if any."""
+        """Return the conditioning with cameras [B], backgrounds [B,3] and the picture, if any."""
         reference, branches = self._reference, len(cond.embeddings)
         first = 0.0 if reference is None else float(reference.camera.azimuth_deg[0])
         told = self._told(cameras, background, first, reference is not None)
@@ -102,7 +102,7 @@ class ViewPrior(LatentPrior):
         return torch.cat([orbit, flag, background.to(orbit), torch.zeros_like(flag)], 1)  # [B, TOLD]
 
     def network(self, z_t: Tensor, t: Tensor, embeddings: Tensor, *extra: Tensor) -> Tensor:
-        """Raw float32 outputs [n,C,h,w] at z_t [n,C,h,w], t [n], texts [n,L,D], told extra[0]."""
+        """Return raw float32 outputs [n,C,h,w] at z_t [n,C,h,w], t [n], texts [n,L,D], with extra[0]."""
         if not extra:
             told = torch.tensor(USUAL, device=z_t.device).expand(len(z_t), -1)
             return self._draw(z_t, t, embeddings, told, 1)
@@ -119,7 +119,7 @@ class ViewPrior(LatentPrior):
         return out
 
     def _draw_beside(self, z_t: Tensor, t: Tensor, embeddings: Tensor, told: Tensor) -> Tensor:
-        """As `_draw`, of groups each of which has a picture beside it."""
+        """Return outputs as `_draw`, for groups that each have a picture beside them."""
         views, told = told.unflatten(0, (-1, self.group)), told[:, :TOLD]
         picture = views[:, :1, 2 * TOLD :].unflatten(2, z_t.shape[1:]).to(z_t)  # [G, 1, C, h, w]
         z_t = torch.cat([picture, z_t.unflatten(0, (-1, self.group))], 1).flatten(0, 1)

@@ -1,7 +1,7 @@
 """The vocabulary of the shipped teacher, and the form of its captions.
 
-A caption reads "a small red car on top of a blue cube, front view, gray background"; every part but the thing
-is optional. Colors, sizes, views and backgrounds are named as below, and no others are known.
+A caption reads "a small red car on top of a blue cube, front view, gray background"; every part but the
+object is optional. The only colors, sizes, views and backgrounds are those named below.
 """
 
 import difflib
@@ -73,14 +73,17 @@ def _article(phrase: str) -> str:
 
 
 def describe(things: tuple[str, ...], colors: tuple[str | None, ...], size: str = "") -> str:
-    """Say what a scene holds: ("car", "cube"), ("red", None), "small": "a small red car on top of a cube"."""
+    """Return the caption of a scene.
+
+    ("car", "cube"), ("red", None), "small" gives "a small red car on top of a cube".
+    """
     phrases = [" ".join(filter(None, (color, thing))) for color, thing in zip(colors, things, strict=True)]
     phrases[0] = " ".join(filter(None, (size, phrases[0])))
     return " on top of ".join(_article(phrase) for phrase in phrases)
 
 
 def parse(text: str) -> tuple[tuple[str, ...], tuple[str | None, ...]] | None:
-    """The things and colors that `describe` would have said; None for text of another form."""
+    """Return the objects and colors of a caption by `describe`; None for text of another form."""
     names = {name: name for name in THINGS} | {short: name for name, short in SYNONYMS.items()}
     things, colors = [], []
     for phrase in text.lower().split(",")[0].split(" on top of "):
@@ -94,18 +97,18 @@ def parse(text: str) -> tuple[tuple[str, ...], tuple[str | None, ...]] | None:
 
 
 def words(text: str) -> list[str]:
-    """Split text into lower-case words; commas and full stops part them."""
+    """Split text into lower-case words, at spaces, commas and periods."""
     return re.findall(r"[^\s,.]+", text.lower())
 
 
 def vocabulary() -> frozenset[str]:
-    """Every word that the teacher knows."""
+    """Return every word that the teacher knows."""
     names = " ".join([*THINGS, *SYNONYMS.values(), *COLORS, *SIZES, *BACKGROUNDS])
     return frozenset([*names.split(), *FUNCTION_WORDS])
 
 
 def word_list() -> str:
-    """The vocabulary for people, by kind, one line a kind."""
+    """Return the vocabulary for display, one line for each kind."""
     lines = {
         "objects": [name + (f" ({SYNONYMS[name]})" if name in SYNONYMS else "") for name in OBJECTS],
         "shapes": [name + (f" ({SYNONYMS[name]})" if name in SYNONYMS else "") for name in PRIMITIVES],
@@ -118,7 +121,7 @@ def word_list() -> str:
 
 
 def check_prompt(text: str, allow_unknown: bool = False) -> list[str]:
-    """Look for words that the teacher never saw, and for more words than it reads.
+    """Check a prompt for words that the teacher never saw, and for more words than it reads.
 
     Returns:
         One warning line if there are unknown words and they are allowed, else an empty list.

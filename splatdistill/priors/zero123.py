@@ -1,8 +1,8 @@
-"""Image-conditioned priors: how a pictured thing looks from other cameras.
+"""Image-conditioned priors: novel views of a pictured object.
 
 Zero-1-to-3 (2303.11328): the denoiser reads the picture's latents beside the noisy ones, and instead of a
-text one token, a projection of the picture's CLIP embedding and of the way from its camera to the asked one.
-The embedded one takes the way alone, and the picture's elevation as well: it has a reader of its own.
+text one token, a projection of the picture's CLIP embedding and the relative camera pose. The shipped
+denoiser reads the relative pose and the picture's elevation, with its own image encoder.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ PROJECTIONS = (("clip_camera_projection", "proj"), ("cc_projection", "projection
 
 
 class Zero123Prior(LatentPrior):
-    """A `LatentPrior` that reads a picture and a camera where others read a text; see `condition_on`.
+    """A `LatentPrior` conditioned on a picture and a relative camera instead of text; see `condition_on`.
 
     Reads Zero-1-to-3's folders in diffusers layout, with safetensors, and the shipped one.
     """
@@ -42,7 +42,7 @@ class Zero123Prior(LatentPrior):
 
     @classmethod
     def reads(cls, folder: Folder) -> bool:
-        """Tell whether it is a UNet that is told a picture's latents, with the projection of its token."""
+        """Return whether the denoiser is a UNet that reads a picture's latents, with a token projection."""
         config = folder.denoiser
         if config.get("_class_name") == ViewUNet.__name__:
             return True
@@ -62,9 +62,10 @@ class Zero123Prior(LatentPrior):
         encoder: Any | None = None,
         normal: tuple[Tensor, Tensor] | None = None,
     ) -> None:
-        """`encoder` reads pictures of the mean and standard deviation `normal`, [3, 1, 1] each.
+        """Take the networks of a folder.
 
-        A `ViewUNet` has no projection, for it takes the pose as it is; ValueError for others without.
+        `encoder` reads pictures normalized by the mean and standard deviation `normal`, [3, 1, 1] each. A
+        `ViewUNet` takes the pose as it is and has no projection; ValueError for others without one.
         """
         super().__init__(name, unet, vae, None, None, scheduler)
         if projection is None and not isinstance(unet, ViewUNet):
@@ -91,7 +92,7 @@ class Zero123Prior(LatentPrior):
         return reader | {"encoder": encoder.to(device), "normal": (mean, std)}
 
     def condition_on(self, reference: Reference) -> Self:
-        """Return a copy of the prior, over the same networks, that is told this picture."""
+        """Return a copy of the prior, sharing its networks, conditioned on this picture."""
         told = copy.copy(self)
         told._reference = reference.resized(self.image_size).to(self.device)
         return told
@@ -104,17 +105,17 @@ class Zero123Prior(LatentPrior):
         return self._reference
 
     def embed(self, texts: list[str]) -> Tensor:
-        """Zeros [n,1,D]: this network reads no text."""
+        """Return zeros [n,1,D]: this network reads no text."""
         width = POSE if self.projection is None else self.projection.out_features
         return torch.zeros(len(texts), 1, width, device=self.device)
 
     def fit(self, text: str, suffixes: Sequence[str] = ("",)) -> str:
-        """Return the text: this network reads none of it."""
+        """Return the text unchanged: this network does not read it."""
         return text
 
     @torch.no_grad()
     def with_cameras(self, cond: Conditioning, cameras: Cameras, background: Tensor) -> Conditioning:
-        """Two branches for cameras [B]: nothing, and the picture before backgrounds [B,3] with the token."""
+        """Return two branches for cameras [B]: null, and the picture on backgrounds [B,3] with its token."""
         pictures = self.reference.before(background.to(self.device))  # [B, 3, S, S]
         latents = self.encode(pictures) / self._scale + self._shift  # as the autoencoder gives them
         token = relative_pose(self.reference.camera, cameras.to(self.device))
@@ -126,23 +127,23 @@ class Zero123Prior(LatentPrior):
         return Conditioning(embeddings, cond.scale, extra=torch.stack([torch.zeros_like(latents), latents]))
 
     def _embedding(self, pictures: Tensor) -> Tensor:
-        """CLIP's embeddings [B,F] of pictures [B,3,S,S] in [0,1]."""
+        """Return CLIP's embeddings [B,F] of pictures [B,3,S,S] in [0,1]."""
         encoder: Any = self.encoder
         side = encoder.config.image_size
         fitted = F.interpolate(pictures, (side, side), mode="bicubic", antialias=True).clamp(0.0, 1.0)
         return encoder((fitted - self.mean) / self.std).image_embeds
 
     def network(self, z_t: Tensor, t: Tensor, embeddings: Tensor, *extra: Tensor) -> Tensor:
-        """As in `LatentPrior`; extra[0] are the latents [n,C,h,w] of the picture."""
+        """Return the outputs as in `LatentPrior`; extra[0] are the picture's latents [n,C,h,w]."""
         z_t = torch.cat([z_t, extra[0]], dim=1).to(self.dtype)
         hidden = embeddings.to(self.dtype)
         return self.unet(z_t, timestep=t, encoder_hidden_states=hidden, return_dict=False)[0].float()
 
 
 def relative_pose(reference: Cameras, cameras: Cameras) -> Tensor:
-    """The way from cameras (one, or [V]) to others [V,5], in radians.
+    """Return relative poses from cameras (one, or [V]) to others: [V,5], in radians.
 
-    Polar angle down, sine and cosine of azimuth, further distance; and the elevation that it starts from.
+    Polar angle down, sine and cosine of azimuth, increase of distance; and the elevation of the first camera.
     """
     polar = (reference.elevation_deg - cameras.elevation_deg).deg2rad()
     azimuth = (cameras.azimuth_deg - reference.azimuth_deg).deg2rad()
@@ -152,7 +153,7 @@ def relative_pose(reference: Cameras, cameras: Cameras) -> Tensor:
 
 
 def load_projection(folder: Path) -> nn.Linear | None:
-    """The token's linear map, under either name that it is published with; None without one."""
+    """Load the token's linear map, under either published name; None if there is none."""
     for part, layer in PROJECTIONS:
         if (folder / part).is_dir():
             state = load_file(weights_file(folder / part, STEM))

@@ -1,1 +1,1 @@
-"""The shipped teacher: its scene grammar, renderer and training."""
+"""Training of the shipped teacher: scenes, renderer and networks."""

@@ -43,7 +43,7 @@ class Entry:
 
 
 def load_entries(bundle: Path) -> list[Entry]:
-    """The entries of a bundle's assets.json; raises UserError when it cannot be read."""
+    """Return the entries of a bundle's assets.json; raises UserError when it cannot be read."""
     path = bundle / "assets.json"
     try:
         return [_entry(row) for row in json.loads(path.read_text("utf-8"))]
@@ -61,9 +61,10 @@ def _entry(row: dict[str, Any]) -> Entry:
 
 
 def load_mesh(entry: Entry, bundle: Path, system: Path = Path("/")) -> Mesh:
-    """The model of an entry, standing on z = 0, front toward +X, longest side 1.
+    """Load the model of an entry, standing on z = 0, front toward +X, longest side 1.
 
-    `system` is where the Debian package's files lie. Raises UserError for a file that is missing or broken.
+    `system` is the folder of the Debian package's files. Raises UserError for a file that is missing or
+    broken.
     """
     try:
         if "!/" in entry.file:
@@ -86,13 +87,13 @@ def load_mesh(entry: Entry, bundle: Path, system: Path = Path("/")) -> Mesh:
 
 
 def _texture(data: bytes) -> np.ndarray:
-    """A picture file as [128, 128, 4] uint8."""
+    """Decode an image file as [128, 128, 4] uint8."""
     picture = Image.open(io.BytesIO(data)).convert("RGBA")
     return np.asarray(picture.resize((TEXTURE, TEXTURE), Image.Resampling.BOX))
 
 
 def read_glb(data: bytes) -> Mesh:
-    """The triangles of a binary glTF file whose meshes need no node transforms, in the file's axes."""
+    """Read the triangles of a binary glTF file without node transforms, in the file's axes."""
     length = struct.unpack_from("<I", data, 12)[0]
     tree = json.loads(data[20 : 20 + length])
     body = data[28 + length :]
@@ -137,7 +138,7 @@ def read_glb(data: bytes) -> Mesh:
 
 
 def _mesh(parts: list[tuple], textures: list[np.ndarray]) -> Mesh:
-    """A mesh of parts (positions, normals, colors, uvs or None, layer)."""
+    """Assemble a mesh of parts (positions, normals, colors, uvs or None, layer)."""
     none = np.zeros((0, TEXTURE, TEXTURE, 4), np.uint8)
     meshes = []
     for positions, normals, colors, uvs, layer in parts:
@@ -156,9 +157,9 @@ def _archive(path: str) -> zipfile.ZipFile:
 
 
 def read_obj(archive: zipfile.ZipFile, inside: str) -> Mesh:
-    """The triangles of an OBJ file with its MTL file and pictures in an archive, in the file's axes.
+    """Read the triangles of an OBJ file, with its MTL file and images in an archive, in the file's axes.
 
-    Kd is taken for what a screen shows (sRGB), as Sweet Home 3D does; a picture replaces it.
+    Kd is taken as display color (sRGB), as Sweet Home 3D does; a texture replaces it.
     """
     values: dict[str, list[str]] = {"v": [], "vt": [], "vn": []}
     faces: dict[str, list[list[str]]] = {}
@@ -209,7 +210,7 @@ def _numbers(lines: list[str], width: int) -> np.ndarray:
 
 
 def _corners(triangles: list[list[str]], counts: tuple[int, int, int]) -> np.ndarray:
-    """Indices [3 n, 3] of position, texture and normal from "7/1/3" or "-1//2"; -1 where there is none."""
+    """Return indices [3 n, 3] of position, texture and normal from "7/1/3" or "-1//2"; -1 for none."""
     table = []
     for corner in (c for triangle in triangles for c in triangle):
         row = [int(part) if part else 0 for part in (corner + "//").split("/")[:3]]
@@ -218,7 +219,7 @@ def _corners(triangles: list[list[str]], counts: tuple[int, int, int]) -> np.nda
 
 
 def _materials(text: str) -> dict[str, dict[str, str]]:
-    """MTL: for each material's name its last value of each key."""
+    """Parse MTL: the last value of each key, for each material's name."""
     found: dict[str, dict[str, str]] = {}
     current: dict[str, str] = {}
     for line in text.splitlines():
@@ -231,7 +232,7 @@ def _materials(text: str) -> dict[str, dict[str, str]]:
 
 
 def _picture(archive: zipfile.ZipFile, folder: PurePosixPath, name: str) -> np.ndarray | None:
-    """The texture of that name beside the OBJ file; None where the file names one that is not there."""
+    """Return the texture of that name beside the OBJ file; None if it is missing."""
     if not name:
         return None
     try:

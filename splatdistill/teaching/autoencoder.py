@@ -1,4 +1,4 @@
-"""Trains the teacher's autoencoder on procedural pictures."""
+"""Training of the teacher's autoencoder on procedural images."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ LATENT_NOISE = 0.05  # the decoder learns to forgive what a denoiser leaves
 
 
 def _reconstruction_loss(output: Tensor, target: Tensor) -> Tensor:
-    """L1 and squared error on pixels and, for edges and eyes, L1 on their differences to both sides.
+    """Return L1 and squared error on pixels plus L1 on their horizontal and vertical differences.
 
-    output, target [B, 3, H, W].
+    output, target [B, 3, H, W]. The differences sharpen edges and small details.
     """
     error = output - target
     dx, dy = error[..., 1:] - error[..., :-1], error[..., 1:, :] - error[..., :-1, :]
@@ -39,7 +39,7 @@ def _latent_loss(latents: Tensor) -> Tensor:
 
 
 def _foggy(images: Tensor, rng: torch.Generator) -> Tensor:
-    """Blur 15 % of the pictures and half-blend another 15 % with its neighbor, as early splats look."""
+    """Blur 15 % of the images and half-blend another 15 % with its neighbor, as early splats look."""
     kind = torch.rand(len(images), generator=rng)
     blurred = F.interpolate(F.avg_pool2d(images, 4), scale_factor=4, mode="bilinear", align_corners=False)
     weight = torch.rand(len(images), 1, 1, 1, generator=rng)
@@ -49,7 +49,7 @@ def _foggy(images: Tensor, rng: torch.Generator) -> Tensor:
 
 
 def _crops(images: np.ndarray, rng: torch.Generator) -> Tensor:
-    """One random crop of a picture each, [B, 3, CROP, CROP] in [-1, 1], mostly around the middle."""
+    """Return one random crop of each image, [B, 3, CROP, CROP] in [-1, 1], mostly around the center."""
     span = IMAGE_SIZE - CROP
     corner = (torch.rand(len(images), 2, generator=rng) + torch.rand(len(images), 2, generator=rng)) / 2
     corners = (corner * (span + 0.999)).long().tolist()

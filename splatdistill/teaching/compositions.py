@@ -1,4 +1,4 @@
-"""Scenes of real things: one alone, one on top of another, two side by side; and where they are seen from."""
+"""Scenes of real models: one alone, one on top of another, two side by side; and their cameras."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SUPPORTS = (
 
 @dataclass(frozen=True)
 class Scene:
-    """What is drawn: a mesh within radius 1 and its light; what is said of it, and what is in it."""
+    """A mesh within radius 1, its light, its captions and its contents."""
 
     mesh: Mesh
     light: Light
@@ -65,14 +65,14 @@ def draw_scene(shelf: Shelf, rng: np.random.Generator, kind: str | None = None) 
 def caption(
     entries: list[Entry], colors: tuple[str | None, ...], size: str, kind: str, rng: np.random.Generator
 ) -> str:
-    """One caption of a scene, in canonical words."""
+    """Return one caption of a scene, in canonical words."""
     sizes = [size] + [""] * len(entries)
     names = [phrases.name(e, c, s, rng) for e, c, s in zip(entries, colors, sizes, strict=False)]
     return f" {kind} ".join(names)
 
 
 def draw_entry(shelf: Shelf, rng: np.random.Generator) -> Entry:
-    """A model of a noun; nouns with many models come somewhat more often."""
+    """Draw a model by noun; nouns with many models are somewhat more frequent."""
     nouns = list(shelf.by_noun)
     weights = np.array([len(shelf.by_noun[noun]) for noun in nouns]) ** 0.4
     return _one(shelf.by_noun[str(rng.choice(nouns, p=weights / weights.sum()))], rng)
@@ -83,9 +83,9 @@ def _one(entries: list[Entry], rng: np.random.Generator) -> Entry:
 
 
 def varied(shelf: Shelf, entry: Entry, rng: np.random.Generator) -> tuple[Mesh, str | None]:
-    """A model, standing, with other proportions and turned a little; a noun's only model varies most.
+    """Vary a model's proportions and rotate it a little; a noun's only model varies most.
 
-    What looks alike from all sides is turned any way.
+    Rotationally symmetric models are rotated by any angle.
     """
     mesh, color = shelf.take(entry, rng)
     spread = 0.16 if len(shelf.by_noun[entry.noun]) == 1 else 0.08
@@ -96,7 +96,7 @@ def varied(shelf: Shelf, entry: Entry, rng: np.random.Generator) -> tuple[Mesh, 
 
 
 def stacked(upper: Mesh, lower: Mesh) -> Mesh:
-    """The upper mesh on the lower one, where that is highest under it; made smaller where it is too wide."""
+    """Put the upper mesh on the highest point of the lower one below it; scaled down if it is too wide."""
     low, high = lower.bounds
     width = float((high - low)[:2].min()) * 1.25
     low, high = upper.bounds
@@ -109,7 +109,7 @@ def stacked(upper: Mesh, lower: Mesh) -> Mesh:
 
 
 def height_at(mesh: Mesh, points: np.ndarray) -> float:
-    """The highest z of a mesh straight above or below points [k, 2]; its top where there is nothing."""
+    """Return the highest z of a mesh above or below points [k, 2]; its top where there is nothing."""
     a, b, c = mesh.positions.reshape(-1, 3, 3).transpose(1, 0, 2)
 
     def cross(u: np.ndarray, v: np.ndarray) -> np.ndarray:
@@ -130,7 +130,7 @@ def height_at(mesh: Mesh, points: np.ndarray) -> float:
 
 
 def beside(first: Mesh, second: Mesh) -> Mesh:
-    """Two meshes side by side: seen from the front, the first one is on the left."""
+    """Put two meshes side by side: seen from the front, the first one is on the left."""
     halves = [float(np.ptp(mesh.positions[:, 1])) / 2 for mesh in (first, second)]
     gap = 0.06
     left = first.moved(np.eye(3), np.array([0, -halves[0] - gap, 0]))
@@ -138,7 +138,7 @@ def beside(first: Mesh, second: Mesh) -> Mesh:
 
 
 def draw_light(rng: np.random.Generator) -> Light:
-    """A lamp above from anywhere, more or less strong."""
+    """Draw a lamp from any direction above, of random strength."""
     return Light(
         float(rng.uniform(0, 360)),
         float(rng.uniform(40, 75)),
@@ -149,7 +149,7 @@ def draw_light(rng: np.random.Generator) -> Light:
 
 
 def draw_background(rgba: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A plain color [3], white, gray, black or any, that what pictures [V, S, S, 4] show stands out from."""
+    """Draw a plain color [3] (white, gray, black or any) that contrasts with images [V, S, S, 4]."""
     covered = max(float(rgba[..., 3].sum()), 1.0)
     mean = rgba[..., :3].sum((0, 1, 2), dtype=float) / covered
     for _ in range(8):
@@ -161,7 +161,7 @@ def draw_background(rgba: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def draw_cameras(size: int, rng: np.random.Generator) -> Cameras:
-    """The views of one scene: RING evenly around, then FREE ones from anywhere."""
+    """Draw the views of one scene: RING evenly around, then FREE ones from anywhere."""
 
     def raised() -> float:
         return float(rng.uniform(-10, 45) if rng.random() < 0.88 else rng.uniform(45, 75))
@@ -178,6 +178,6 @@ def draw_cameras(size: int, rng: np.random.Generator) -> Cameras:
 
 
 def before(rgba: np.ndarray, background: np.ndarray) -> np.ndarray:
-    """Premultiplied pictures [V, S, S, 4] uint8 before a background [3] in [0, 1]: [V, S, S, 3] uint8."""
+    """Composite premultiplied images [V, S, S, 4] uint8 on a background [3] in [0, 1]: [V, S, S, 3] uint8."""
     rest = 255 - rgba[..., 3:].astype(np.float32)
     return (rgba[..., :3] + rest * background + 0.5).clip(0, 255).astype(np.uint8)

@@ -1,4 +1,4 @@
-"""Trains the part of the codec that draws what its linear basis leaves out; the basis stays as it is."""
+"""Training of the codec's decoder, which predicts what the linear basis leaves out; the basis is frozen."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SHARD_STEPS = 100  # between two shards of pictures
 
 
 def crops(pictures: np.ndarray, count: int, patch: int, rng: np.random.Generator) -> Tensor:
-    """Random crops [count, 3, CROP, CROP] in [-1, 1] of pictures [n, S, S, 3] uint8, on the patches' grid."""
+    """Return random crops [count, 3, CROP, CROP] in [-1, 1] of images [n, S, S, 3] uint8, on the grid."""
     side = pictures.shape[1]
     size = min(CROP, side)
     corners = rng.integers(0, (side - size) // patch + 1, (count, 2)) * patch
@@ -29,7 +29,7 @@ def crops(pictures: np.ndarray, count: int, patch: int, rng: np.random.Generator
 
 
 def loss_of(codec: Any, pictures: Tensor, noise: Tensor) -> Tensor:
-    """L1 and squared error on pixels and, for edges, L1 on their differences to both sides."""
+    """Return L1 and squared error on pixels plus L1 on their horizontal and vertical differences."""
     latents = codec.encode(pictures).latents
     error = codec.decode(latents + NOISE * latents.std((0, 2, 3), keepdim=True) * noise).sample - pictures
     dx, dy = error[..., 1:] - error[..., :-1], error[..., 1:, :] - error[..., :-1, :]
@@ -65,7 +65,7 @@ def train_decoder(codec: Any, paths: list[Path], steps: int, batch: int = 24, se
 
 @torch.no_grad()
 def psnr(codec: Any, pictures: np.ndarray, batch: int = 64) -> float:
-    """The peak signal to noise ratio in dB of decoded pictures [n, S, S, 3] uint8, over all of them."""
+    """Return the PSNR in dB of decoded images [n, S, S, 3] uint8, over all of them."""
     total = 0.0
     for part in np.array_split(pictures, -(-len(pictures) // batch)):
         seen = torch.from_numpy(part).permute(0, 3, 1, 2).float() / 127.5 - 1

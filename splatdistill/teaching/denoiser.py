@@ -1,4 +1,4 @@
-"""Trains the teacher's denoiser and text encoder together, on encoded procedural pictures held in memory."""
+"""Joint training of the teacher's denoiser and text encoder, on encoded procedural images in memory."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ AZIMUTH = 0.01  # the weight of how well it reads a picture's azimuth
 
 @dataclass(frozen=True)
 class DenoiserSettings:
-    """How the denoiser is trained; `pictures` are encoded once and reused over the epochs."""
+    """Settings of the training; `pictures` are encoded once and reused over the epochs."""
 
     steps: int = 7_500
     batch: int = 64
@@ -65,16 +65,16 @@ class DenoiserSettings:
 
     @property
     def views(self) -> int:
-        """Pictures of one scene in the training set."""
+        """The number of images of one scene in the training set."""
         return 1 if self.task == "text" else VIEWS
 
 
 @torch.no_grad()
 def encode_pictures(autoencoder: Any, path: Path, settings: DenoiserSettings) -> None:
-    """Render and encode the training set: an .npz of latents [n, 8, 16, 16] fp16, ids [n, 24] int16, the
-    cameras' azimuth and elevation in degrees and their distance, orbits [n, 3], and the latents' scale.
+    """Render and encode the training set, an .npz.
 
-    The autoencoder works where it is, in bfloat16.
+    It has latents [n, 8, 16, 16] fp16, ids [n, 24] int16, orbits [n, 3] (the cameras' azimuth and elevation
+    in degrees, and their distance), and the latents' scale. The autoencoder runs on its device, in bfloat16.
     """
     device = next(autoencoder.parameters()).device
     tokenizer = make_tokenizer(grammar.vocabulary())
@@ -104,7 +104,7 @@ def encode_pictures(autoencoder: Any, path: Path, settings: DenoiserSettings) ->
 
 
 def noised(scheduler: DDIMScheduler, latents: Tensor, noise: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-    """z_t and the v target, sqrt(ab) eps - sqrt(1 - ab) z (Salimans and Ho, 2202.00512).
+    """Return z_t and the v target, sqrt(ab) eps - sqrt(1 - ab) z (Salimans and Ho, 2202.00512).
 
     latents, noise and both results [B, C, h, w]; t [B].
     """
@@ -114,9 +114,9 @@ def noised(scheduler: DDIMScheduler, latents: Tensor, noise: Tensor, t: Tensor) 
 
 
 def make_networks(task: str, tokenizer: Any) -> torch.nn.ModuleDict:
-    """The denoiser, "unet", and but for pictures what reads its condition, "text".
+    """Make the denoiser, "unet", and, except for pictures, the encoder of its condition, "text".
 
-    Of one beside the plain teacher only that is trained which they do not share.
+    For the multi-view and image tasks, only weights not shared with the text UNet are trained.
     """
     unet: Any = make_view_unet() if task == "image" else make_unet(task == "multiview")
     networks = torch.nn.ModuleDict({"unet": unet.to(memory_format=torch.channels_last)})
@@ -155,11 +155,11 @@ class Denoiser:
         self.step = 0
 
     def trained(self) -> Iterator[tuple[str, Tensor]]:
-        """Names and values of what the optimizers move."""
+        """Return names and values of the trained parameters."""
         return ((name, p) for name, p in self.networks.named_parameters() if p.requires_grad)
 
     def start_from(self, teacher: LatentPrior) -> None:
-        """Take over the weights of another teacher; what it has none for stays as it is."""
+        """Copy the weights of another teacher; parameters that it lacks stay as they are."""
         averages: Any = self.average.module
         both: list[Any] = [self.networks, averages]
         for networks in both:
@@ -170,7 +170,7 @@ class Denoiser:
                 networks["text"].load_state_dict(teacher.text_encoder.state_dict())
 
     def check_gradients(self) -> None:
-        """Raise RuntimeError where a trained weight got no gradient: it would silently stay as it is."""
+        """Raise RuntimeError when a trained weight got no gradient: it would silently stay unchanged."""
         still = [name for name, p in self.trained() if p.grad is None or not p.grad.any()]
         if still:
             raise RuntimeError(f"{len(still)} weights get no gradient, such as {still[0]}")
@@ -194,12 +194,12 @@ class Denoiser:
         cameras: Tensor | None = None,
         pictures: Tensor | None = None,
     ) -> Tensor:
-        """Mean squared error of v over a batch.
+        """Return the mean squared error of v over a batch.
 
-        z_t [B, C, h, w], target [B, C, h, w], t [B], ids told [B, L], cameras [B, 16] for several views. With
-        pictures [n, C, h, w] of scenes in turn, told are the poses [B, 5] of all but each scene's first from
-        that, zeros where nothing is told, and cameras the pictures' azimuths [n] in radians, whose reading
-        from every picture is part of the loss.
+        z_t [B, C, h, w], target [B, C, h, w], t [B]. For text: token ids `told` [B, L], and cameras [B, 16]
+        for several views. With pictures [n, C, h, w], one for each scene: `told` are the poses [B, 5] of the
+        other views relative to it, zeros for the null condition, and cameras the pictures' azimuths [n] in
+        radians; the error of the azimuths read from every picture is added.
         """
         unet: Any = self.networks["unet"]
         with torch.autocast(self.device.type, torch.bfloat16):
@@ -224,7 +224,7 @@ class Denoiser:
         temporary.replace(path)
 
     def load(self, path: Path) -> None:
-        """Continue from what `save` wrote."""
+        """Restore what `save` wrote."""
         state = torch.load(path, weights_only=True, map_location=self.device)
         self.networks.load_state_dict(state["networks"])
         self.average.load_state_dict(state["average"])
@@ -235,7 +235,7 @@ class Denoiser:
 
 @dataclass(frozen=True)
 class Dataset:
-    """What `encode_pictures` wrote, in memory: latents [n, C, h, w], ids [n, L], orbits [n, 3] and scale."""
+    """The output of `encode_pictures` in memory: latents [n, C, h, w], ids [n, L], orbits [n, 3], scale."""
 
     latents: Tensor
     ids: Tensor
@@ -245,7 +245,7 @@ class Dataset:
 
     @classmethod
     def load(cls, path: Path, tokenizer: Any, device: torch.device) -> Dataset:
-        """The arrays of an .npz, on the device."""
+        """Load the arrays of an .npz onto the device."""
         with np.load(path) as arrays:
             read = [torch.as_tensor(arrays[name]) for name in ("latents", "ids", "orbits", "scale")]
         nothing, sides, things = (
@@ -257,7 +257,7 @@ class Dataset:
         return cls(*(x.to(device) for x in (*read, facing)))
 
     def cameras(self, rows: Tensor) -> Cameras:
-        """The cameras [B] of some pictures."""
+        """Return the cameras [B] of some images."""
         azimuth, elevation, distance = self.orbits[rows].cpu().T
         return orbit(azimuth, elevation, distance, 40.0, IMAGE_SIZE, IMAGE_SIZE)
 
@@ -265,12 +265,12 @@ class Dataset:
 def draw_batch(
     settings: DenoiserSettings, step: int, dataset: Dataset, scheduler: DDIMScheduler
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
-    """The arguments of `Denoiser.loss` at one step, which (seed, step) alone decide.
+    """Return the arguments of `Denoiser.loss` at one step, determined by (seed, step).
 
-    t is the larger of two uniform draws: the text decides most where there is most noise. Views of one scene
-    come together and share it. The first of each scene may be the picture that the others are seen from: then
-    t is in the noisiest tenth for half of them, where the picture alone says what is there, and nothing is
-    told of some.
+    t is the larger of two uniform draws: the text matters most where there is most noise. Views of one scene
+    are consecutive and share t. The first view of each scene may be the reference picture of the others: then
+    t is in the noisiest tenth for half of them, where only the picture determines the content, and some get
+    the null condition.
     """
     device, views = dataset.latents.device, settings.views
     rng = torch.Generator(device).manual_seed(settings.seed * 1_000_003 + step)
@@ -315,9 +315,9 @@ def compile_blocks(unet: torch.nn.Module) -> None:
 
 
 def train_reader(denoiser: Denoiser, dataset: Path, compiled: bool = True) -> None:
-    """Teach a new image-conditioned network to read azimuths, before it draws.
+    """Train the reader of a new image-conditioned network to estimate azimuths, before the denoiser.
 
-    Reading is cheap and drawing is not: in steps of their own it sees many more pictures. Step k depends on
+    Reading is cheaper than denoising, so in steps of its own it sees many more images. Step k depends on
     (seed, k) alone; arguments as of `train_denoiser`.
     """
     settings, device = denoiser.settings, denoiser.device

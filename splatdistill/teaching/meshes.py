@@ -1,4 +1,4 @@
-"""Triangle meshes in memory: what the asset files and the procedural solids become before they are drawn."""
+"""Triangle meshes in memory, from asset files and procedural solids."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Mesh:
     textures: np.ndarray
 
     def moved(self, matrix: np.ndarray, offset: np.ndarray | float = 0.0) -> Mesh:
-        """The mesh with p -> matrix @ p + offset; matrix [3, 3] is invertible, offset [3]."""
+        """Return the mesh with p -> matrix @ p + offset; matrix [3, 3] is invertible, offset [3]."""
         normals = self.normals @ np.linalg.inv(matrix).astype(np.float32)
         positions = self.positions @ matrix.T.astype(np.float32) + np.float32(offset)
         return replace(self, positions=positions, normals=normals)
@@ -39,14 +39,14 @@ class Mesh:
         return self.positions.min(0), self.positions.max(0)
 
     def grounded(self, scale: np.ndarray | float = 1.0) -> Mesh:
-        """The mesh standing centered on z = 0, its longest side `scale` (a number, or [3] for each axis)."""
+        """Return the mesh centered on z = 0, with longest side `scale` (a number, or [3] for each axis)."""
         low, high = self.bounds
         matrix = np.eye(3) * scale / max(float((high - low).max()), 1e-9)
         base = np.array([(low[0] + high[0]) / 2, (low[1] + high[1]) / 2, low[2]])
         return self.moved(matrix, -matrix @ base)
 
     def fitted(self, half: float) -> Mesh:
-        """The mesh centered on the origin, longest half side `half`, half diagonal at most 1.25 `half`."""
+        """Return the mesh centered, with longest half side `half` and half diagonal at most 1.25 `half`."""
         low, high = self.bounds
         size = (high - low) / 2
         scale = half / max(size.max(), np.linalg.norm(size) / 1.25, 1e-9)
@@ -54,7 +54,7 @@ class Mesh:
 
 
 def joined(meshes: list[Mesh]) -> Mesh:
-    """One mesh of several."""
+    """Concatenate several meshes."""
     first = np.cumsum([0] + [len(mesh.textures) for mesh in meshes])
     layers = [np.where(m.layers < 0, -1, m.layers + k) for m, k in zip(meshes, first, strict=False)]
     return Mesh(
@@ -68,7 +68,7 @@ def joined(meshes: list[Mesh]) -> Mesh:
 
 
 def plain(positions: np.ndarray, color: np.ndarray, normals: np.ndarray | None = None) -> Mesh:
-    """Triangles [n, 3] of linear RGBA colors [4] or [n, 4]; flat where no normals are given."""
+    """Make a mesh of triangles [n, 3] of linear RGBA colors [4] or [n, 4]; flat without normals."""
     positions = positions.astype(np.float32)
     if normals is None:
         normals = face_normals(positions)
@@ -83,7 +83,7 @@ def plain(positions: np.ndarray, color: np.ndarray, normals: np.ndarray | None =
 
 
 def face_normals(positions: np.ndarray) -> np.ndarray:
-    """The unit normal of each triangle at its three vertices, [n, 3]."""
+    """Return the unit normal of each triangle at its three vertices, [n, 3]."""
     corners = positions.reshape(-1, 3, 3)
     normals = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
     normals /= np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-12)
@@ -91,19 +91,19 @@ def face_normals(positions: np.ndarray) -> np.ndarray:
 
 
 def to_linear(srgb: np.ndarray) -> np.ndarray:
-    """Linear light of sRGB values in [0, 1]."""
+    """Convert sRGB values in [0, 1] to linear light."""
     srgb = np.clip(srgb, 0.0, 1.0)
     return np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
 
 
 def to_srgb(linear: np.ndarray) -> np.ndarray:
-    """The sRGB values in [0, 1] of linear light."""
+    """Convert linear light to sRGB values in [0, 1]."""
     linear = np.clip(linear, 0.0, 1.0)
     return np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
 
 
 def _grid(point, rows: int, columns: int) -> np.ndarray:
-    """Triangles [n, 3] of a surface: point(u, v) -> [..., 3] for u and v in [0, 1]."""
+    """Return triangles [n, 3] of a surface: point(u, v) -> [..., 3] for u and v in [0, 1]."""
     u, v = np.meshgrid(np.linspace(0, 1, rows + 1), np.linspace(0, 1, columns + 1), indexing="ij")
     p = point(u, v)
     a, b, c, d = p[:-1, :-1], p[1:, :-1], p[1:, 1:], p[:-1, 1:]
@@ -116,7 +116,7 @@ def _around(v: np.ndarray, radius: np.ndarray, z: np.ndarray) -> np.ndarray:
 
 
 def unit_solid(kind: int, parameter: float) -> np.ndarray:
-    """Triangles [n, 3] of one solid in its own frame, as the ray caster defines it."""
+    """Return triangles [n, 3] of one solid in its own frame, as the ray caster defines it."""
     half = ROUND // 2
     if kind == KINDS["ellipsoid"]:
         low = np.arcsin(max(-1.0, parameter))
@@ -155,7 +155,7 @@ def unit_solid(kind: int, parameter: float) -> np.ndarray:
 
 
 def of_solids(solids: Solids, variant: int = 0) -> Mesh:
-    """One variant of a batch of solids; its colors are taken for sRGB."""
+    """Return one variant of a batch of solids; its colors are taken as sRGB."""
     meshes = []
     for i, kind in enumerate(solids.kinds):
         axes, color = solids.axes[i][variant], to_linear(solids.colors[i][variant])
@@ -168,7 +168,7 @@ def of_solids(solids: Solids, variant: int = 0) -> Mesh:
 
 
 def _smoothed(mesh: Mesh) -> np.ndarray:
-    """Normals averaged over coinciding corners, [n, 3]."""
+    """Return normals averaged over coinciding corners, [n, 3]."""
     extent = max(float(np.ptp(mesh.positions, axis=0).max()), 1e-9)
     keys = np.round(mesh.positions / extent * 1e4).astype(np.int64)
     _, inverse = np.unique(keys, axis=0, return_inverse=True)

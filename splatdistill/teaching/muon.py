@@ -1,7 +1,7 @@
-"""Muon: momentum whose matrices are made orthogonal, so that every direction learns at one speed.
+"""Muon: momentum SGD with orthogonalized updates, so that all singular directions are updated equally.
 
 Jordan et al. 2024, with the update scale of Liu et al. (2502.16982), under which learning rates compare to
-AdamW's. On the teacher it binds words to pictures far faster than AdamW alone.
+AdamW's. On the teacher it learns the text condition far faster than AdamW alone.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ def orthogonalize(matrices: Tensor) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """For weights of two or more dimensions; convolutions count as [out, in * h * w].
+    """An optimizer of weights with two or more dimensions; convolutions count as [out, in * h * w].
 
     Args:
-        params: what to train.
+        params: the weights.
         lr: learning rate; an update's root mean square is about 0.2 lr.
         momentum: of the moving average of gradients (Nesterov).
         weight_decay: decoupled.

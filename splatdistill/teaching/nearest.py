@@ -1,7 +1,7 @@
-"""The table of English words for which a teacher takes the nearest name that it knows.
+"""The table that maps English words to the nearest name that a teacher knows.
 
-Two judges vote: WordNet (Debian package wordnet-base), which says what is a kind of what, and a sentence
-encoder, which says what is spoken of alike. Only words for things that can be seen are in the table.
+Two measures are combined: WordNet (Debian package wordnet-base), with its hypernyms, and a sentence encoder,
+with its similarities. Only words for visible things are in the table.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ NUMBERS = frozenset(
 
 @dataclass(frozen=True)
 class Synset:
-    """One meaning: its words, and what it is a kind (or a case) of."""
+    """One meaning: its words, and its hypernyms."""
 
     words: tuple[str, ...]
     kinds: tuple[int, ...]
@@ -55,13 +55,13 @@ class Synset:
 
 @dataclass(frozen=True)
 class WordNet:
-    """The nouns of WordNet: meanings by their number in the file, and each word's, the commonest first."""
+    """The nouns of WordNet: meanings by file offset, and each word's, the most frequent first."""
 
     synsets: Mapping[int, Synset]
     senses: Mapping[str, tuple[int, ...]]
 
     def visible_words(self) -> list[str]:
-        """Words of one or two parts, no proper names, for what can be seen; sorted."""
+        """Return words of one or two parts, no proper names, for visible things; sorted."""
         words = {w for number in self.visible for w in self.synsets[number].words}
         return sorted(w for w in words if w.islower() and w.count(" ") < 2)
 
@@ -87,7 +87,7 @@ class WordNet:
 
     @cached_property
     def children(self) -> dict[int, list[int]]:
-        """What is a kind of each meaning."""
+        """The hyponyms of each meaning."""
         found: dict[int, list[int]] = {}
         for number, synset in self.synsets.items():
             for kind in synset.kinds:
@@ -96,7 +96,7 @@ class WordNet:
 
     @cached_property
     def visible(self) -> set[int]:
-        """The meanings that can be seen."""
+        """The meanings of visible things."""
         waiting = deque(self.senses[word][0] for word in VISIBLE)
         found: set[int] = set()
         while waiting:
@@ -108,7 +108,7 @@ class WordNet:
 
     @cached_property
     def depth(self) -> dict[int, int]:
-        """Steps from the top to each meaning, along the longest way."""
+        """The steps from the root to each meaning, along the longest path."""
         found: dict[int, int] = {}
 
         def of(number: int) -> int:
@@ -122,7 +122,7 @@ class WordNet:
         return found
 
     def above(self, number: int) -> dict[int, int]:
-        """What a meaning is a kind of, near or far, and in how many steps; itself in none."""
+        """Return all hypernyms of a meaning with their number of steps; itself with none."""
         found, waiting = {number: 0}, deque([number])
         while waiting:
             current = waiting.popleft()
@@ -134,10 +134,10 @@ class WordNet:
 
 
 def likenesses(wordnet: WordNet, names: Iterable[str]) -> Callable[[str], dict[str, float]]:
-    """A function from a word to how like some of the names are to it, by WordNet: 1 for another word for it.
+    """Return a function from a word to its WordNet similarities to some of the names: 1 for a synonym.
 
-    Likeness is that of Wu and Palmer (1994): twice the depth of what both are kinds of, to the sum of theirs.
-    A word's second meaning counts somewhat less than its first, and what can't be seen for nothing.
+    The similarity is that of Wu and Palmer (1994): twice the depth of the common hypernym, over the sum of
+    the depths. A word's second meaning counts somewhat less than its first; invisible meanings do not count.
     """
     places: dict[int, list[tuple[str, int, int, float]]] = {}  # from what is above to the names below it
     for name in names:
@@ -164,7 +164,7 @@ def likenesses(wordnet: WordNet, names: Iterable[str]) -> Callable[[str], dict[s
 
 
 def encode_words(words: list[str], folder: Path) -> np.ndarray:
-    """Unit vectors [n, D] of words by a sentence encoder in transformers' layout: means of its tokens."""
+    """Return unit vectors [n, D] of words: mean tokens of a sentence encoder in transformers' layout."""
     import torch
     from transformers import AutoModel, AutoTokenizer
 
@@ -186,13 +186,13 @@ def encode_words(words: list[str], folder: Path) -> np.ndarray:
 def nearest_names(
     wordnet: WordNet, names: Mapping[str, str], common: Iterable[str], encoder: Path | None = None
 ) -> dict[str, str]:
-    """For English words that are no names, the name that the two judges find nearest, if one is near.
+    """Return the nearest name of English words that are no names themselves, if one is near.
 
     Args:
-        wordnet: one judge.
+        wordnet: the first measure.
         names: each name to its noun; the nouns themselves are preferred.
-        common: words to map; those that WordNet does not know are judged by the encoder alone.
-        encoder: folder of the other judge; without it, WordNet decides.
+        common: words to map; those that WordNet lacks are compared by the encoder alone.
+        encoder: folder of the second measure; without it, WordNet decides.
     """
     plain = {w for w in common if all(c.isalpha() or c == " " for c in w)}
     words = sorted(plain - names.keys() - NUMBERS)
@@ -221,7 +221,7 @@ def nearest_names(
 
 
 def corrected(table: dict[str, str], names: Mapping[str, str]) -> dict[str, str]:
-    """A table with CORRECTED's first known name for each of its words, and without NUMBERS."""
+    """Return a table with CORRECTED's first known name for each of its words, and without NUMBERS."""
     better = {w: next((n for n in ns if n in names), "") for w, ns in CORRECTED.items() if w not in names}
     whole = table | {word: name for word, name in better.items() if name}
     return {word: name for word, name in whole.items() if word not in NUMBERS}

@@ -1,4 +1,4 @@
-"""The shipped teacher's networks, tokenizer and folder: classes of diffusers and transformers, made small."""
+"""The shipped teacher's networks, tokenizer and folder, as small models of diffusers and transformers."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ START, END = "<|startoftext|>", "<|endoftext|>"
 
 
 def make_tokenizer(vocabulary: frozenset[str]) -> Any:
-    """A CLIP byte-pair tokenizer in which every known word is one token.
+    """Make a CLIP byte-pair tokenizer in which every known word is one token.
 
     Merges are learned on the vocabulary itself, most frequent pair first (ties in alphabetical order), until
     nothing is left to merge.
@@ -59,7 +59,7 @@ def _merge(parts: list[str], pair: tuple[str, str]) -> list[str]:
 
 
 def make_autoencoder() -> AutoencoderTiny:
-    """Pictures [B, 3, 64, 64] in [-1, 1] to latents [B, 8, 16, 16] and back."""
+    """Make the autoencoder of images [B, 3, 64, 64] in [-1, 1] and latents [B, 8, 16, 16]."""
     return AutoencoderTiny(
         encoder_block_out_channels=(32, 32, 32),
         decoder_block_out_channels=(32, 32, 32),
@@ -70,9 +70,9 @@ def make_autoencoder() -> AutoencoderTiny:
 
 
 def make_unet(multiview: bool = False) -> UNet2DConditionModel:
-    """The denoiser: attention to itself and to the text at 8x8 and 4x4, where it is cheap.
+    """Make the denoiser, with self-attention and cross-attention at 8x8 and 4x4, where they are cheap.
 
-    For several views it reads cameras, which at first change nothing, and attends across a group's views.
+    For several views it reads cameras, with zero-initialized effect, and attends across a group's views.
     """
     camera = {"class_embed_type": "projection", "projection_class_embeddings_input_dim": CAMERA}
     unet: Any = UNet2DConditionModel(
@@ -100,12 +100,12 @@ def make_unet(multiview: bool = False) -> UNet2DConditionModel:
 
 
 def make_view_unet() -> ViewUNet:
-    """The denoiser of a picture's other views: the multi-view one, each view by itself, and a reader."""
+    """Make the denoiser of a picture's other views: the multi-view UNet on single views, and a reader."""
     return ViewUNet(dict(make_unet(True).config), LATENT_SIZE, 2 * LATENT_CHANNELS, LATENT_CHANNELS)
 
 
 def make_text_encoder(tokenizer: Any) -> CLIPTextModel:
-    """Three CLIP layers, trained together with the denoiser."""
+    """Make three CLIP layers, trained together with the denoiser."""
     return CLIPTextModel(
         CLIPTextConfig(
             vocab_size=len(tokenizer),
@@ -122,7 +122,7 @@ def make_text_encoder(tokenizer: Any) -> CLIPTextModel:
 
 
 def make_scheduler() -> DDIMScheduler:
-    """Stable Diffusion's noise schedule, v-prediction."""
+    """Make Stable Diffusion's noise schedule with v-prediction."""
     return DDIMScheduler(
         beta_start=0.00085,
         beta_end=0.012,
@@ -135,7 +135,7 @@ def make_scheduler() -> DDIMScheduler:
 
 
 def tokenize(tokenizer: CLIPTokenizer, texts: list[str]) -> torch.Tensor:
-    """Token ids [n, 24], padded."""
+    """Return token ids [n, 24], padded."""
     return tokenizer(
         texts, padding="max_length", max_length=MAX_TOKENS, truncation=True, return_tensors="pt"
     ).input_ids
@@ -166,7 +166,7 @@ def export(
 
 
 def is_shared(name: str) -> bool:
-    """Whether a UNet's weight is the plain teacher's in every UNet beside it: convolutions in blocks."""
+    """Return whether a weight is shared by all three UNets: convolutions in blocks are."""
     return "_block" in name and ".conv" in name
 
 

@@ -1,7 +1,7 @@
-"""The things the shipped teacher knows: each is built from a few solids around the z axis, facing +X.
+"""The objects the shipped teacher knows: each is built from a few solids around the z axis, facing +X.
 
-A builder adds n variants of its thing to `s`; `c` [n, 3] is the color that the caption names. Sizes are
-free: scenes are scaled afterwards. Parts that are always alike (eyes, wheels, trunks) keep their colors.
+A builder adds n variants of its object to `s`; `c` [n, 3] is the color that the caption names. Sizes are
+arbitrary: scenes are scaled afterwards. Parts such as eyes, wheels and trunks have fixed colors.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ GLASS, STEEL = np.array([0.45, 0.70, 0.88]), np.array([0.62, 0.63, 0.66])
 
 
 def _pair(add, x, y, z, *rest, **options):
-    """The same solid on both sides of the body, at +y and -y."""
+    """Add the same solid on both sides of the body, at +y and -y."""
     add((x, y, z), *rest, **options)
     add((x, -y, z), *rest, **options)
 
 
 def snowman(s: Solids, c: np.ndarray) -> None:
-    """Three balls, a carrot nose, eyes, buttons and stick arms."""
+    """Build three balls, a carrot nose, eyes, buttons and stick arms."""
     low, mid, top = s.uniform(0.46, 0.54), s.uniform(0.34, 0.40), s.uniform(0.24, 0.29)
     z1 = low + 0.75 * (low + mid)
     z2 = z1 + 0.75 * (mid + top)
@@ -39,7 +39,7 @@ def snowman(s: Solids, c: np.ndarray) -> None:
 
 
 def mushroom(s: Solids, c: np.ndarray) -> None:
-    """A spotted cap on a cream stem."""
+    """Build a spotted cap on a cream stem."""
     stem, cap, tall = s.uniform(0.17, 0.25), s.uniform(0.55, 0.68), s.uniform(0.42, 0.58)
     s.frustum((0, 0, tall / 2), (stem * 1.25, stem * 1.25, tall / 2 + 0.02), CREAM, top=0.8)
     s.ellipsoid((0, 0, tall), (cap, cap, cap * 0.8), c, clip=0.0)
@@ -57,7 +57,7 @@ def mushroom(s: Solids, c: np.ndarray) -> None:
 
 
 def pine_tree(s: Solids, c: np.ndarray) -> None:
-    """Three tiers of green on a trunk."""
+    """Build three tiers of green on a trunk."""
     wide = s.uniform(0.52, 0.64)
     s.frustum((0, 0, 0.15), (0.11, 0.11, 0.17), BROWN)
     for level, share in enumerate((1.0, 0.78, 0.55)):
@@ -70,7 +70,7 @@ def pine_tree(s: Solids, c: np.ndarray) -> None:
 
 
 def rocket(s: Solids, c: np.ndarray) -> None:
-    """A hull with a pointed nose, four fins and a window in front."""
+    """Build a hull with a pointed nose, four fins and a window in front."""
     r, tall = s.uniform(0.22, 0.28), s.uniform(0.5, 0.62)
     s.frustum((0, 0, tall + 0.2), (r, r, tall), c)
     s.frustum((0, 0, 2 * tall + 0.42), (r, r, 0.24), c * 0.5, top=0.05)
@@ -83,7 +83,7 @@ def rocket(s: Solids, c: np.ndarray) -> None:
 
 
 def table(s: Solids, c: np.ndarray) -> None:
-    """A top on four legs."""
+    """Build a top on four legs."""
     x, y, tall = s.uniform(0.45, 0.6), s.uniform(0.6, 0.8), s.uniform(0.6, 0.8)
     s.box((0, 0, tall), (x, y, 0.06), c)
     for side in (-1, 1):
@@ -91,7 +91,7 @@ def table(s: Solids, c: np.ndarray) -> None:
 
 
 def chair(s: Solids, c: np.ndarray) -> None:
-    """A seat on four legs, its back at -X."""
+    """Build a seat on four legs, its back at -X."""
     w, seat, back = s.uniform(0.34, 0.42), s.uniform(0.48, 0.58), s.uniform(0.36, 0.46)
     s.box((0, 0, seat), (w, w, 0.06), c)
     s.box((-w + 0.05, 0, seat + back), (0.055, w, back), c)
@@ -100,7 +100,7 @@ def chair(s: Solids, c: np.ndarray) -> None:
 
 
 def house(s: Solids, c: np.ndarray) -> None:
-    """Walls, a gable roof, a chimney; the door is in front."""
+    """Build walls, a gable roof, a chimney; the door is in front."""
     x, y, tall, roof = (
         s.uniform(0.42, 0.52),
         s.uniform(0.52, 0.62),
@@ -117,7 +117,7 @@ def house(s: Solids, c: np.ndarray) -> None:
 
 
 def car(s: Solids, c: np.ndarray) -> None:
-    """A body with a glazed cabin toward the back and wheels; yellow lights in front, red ones behind."""
+    """Build a body with a cabin toward the back and wheels; yellow lights in front, red ones behind."""
     long, wide, low = s.uniform(0.80, 0.95), s.uniform(0.38, 0.44), s.uniform(0.17, 0.21)
     s.box((0, 0, 0.2 + low), (long, wide, low), c)
     z = 0.2 + 2 * low + 0.17
@@ -133,7 +133,7 @@ def car(s: Solids, c: np.ndarray) -> None:
 
 
 def robot(s: Solids, c: np.ndarray) -> None:
-    """Boxes with an antenna; eyes, mouth and panel in front."""
+    """Build boxes with an antenna; eyes, mouth and panel in front."""
     body, head = s.uniform(0.30, 0.38), s.uniform(0.22, 0.28)
     s.box((0, 0, 0.9), (0.22, body, 0.34), c)
     z = 1.28 + head * 0.8
@@ -148,7 +148,7 @@ def robot(s: Solids, c: np.ndarray) -> None:
 
 
 def duck(s: Solids, c: np.ndarray) -> None:
-    """A floating duck with a beak, wings and a tail."""
+    """Build a floating duck with a beak, wings and a tail."""
     long, wide, head = s.uniform(0.55, 0.65), s.uniform(0.38, 0.44), s.uniform(0.26, 0.31)
     s.ellipsoid((0, 0, 0.4), (long, wide, 0.38), c)
     s.ball((0.38, 0, 0.92), head, c)
@@ -159,7 +159,7 @@ def duck(s: Solids, c: np.ndarray) -> None:
 
 
 def dog(s: Solids, c: np.ndarray) -> None:
-    """Four legs, a snout, hanging ears and a tail."""
+    """Build four legs, a snout, hanging ears and a tail."""
     long, head = s.uniform(0.46, 0.56), s.uniform(0.23, 0.28)
     s.ellipsoid((0, 0, 0.62), (long, 0.24, 0.25), c)
     x, z = long + 0.08, 1.0
@@ -174,7 +174,7 @@ def dog(s: Solids, c: np.ndarray) -> None:
 
 
 def teddy_bear(s: Solids, c: np.ndarray) -> None:
-    """A sitting bear with round ears, a light snout, belly and soles."""
+    """Build a sitting bear with round ears, a light snout, belly and soles."""
     body, head = s.uniform(0.36, 0.42), s.uniform(0.30, 0.35)
     light = c * 0.45 + 0.5
     s.ellipsoid((0, 0, 0.45), (body * 0.85, body, 0.44), c)
@@ -191,7 +191,7 @@ def teddy_bear(s: Solids, c: np.ndarray) -> None:
 
 
 def mug(s: Solids, c: np.ndarray) -> None:
-    """A full cup with its handle at +Y."""
+    """Build a full cup with its handle at +Y."""
     r, tall = s.uniform(0.36, 0.44), s.uniform(0.42, 0.5)
     s.frustum((0, 0, tall), (r, r, tall), c)
     s.frustum((0, 0, 2 * tall), (r * 0.85, r * 0.85, 0.012), BROWN * 0.6)
@@ -199,7 +199,7 @@ def mug(s: Solids, c: np.ndarray) -> None:
 
 
 def lamp(s: Solids, c: np.ndarray) -> None:
-    """A table lamp: foot, pole and shade."""
+    """Build a table lamp: foot, pole and shade."""
     r, tall = s.uniform(0.42, 0.52), s.uniform(0.34, 0.46)
     s.frustum((0, 0, 0.05), (0.32, 0.32, 0.05), DARK)
     s.frustum((0, 0, tall + 0.1), (0.055, 0.055, tall), STEEL)
@@ -207,7 +207,7 @@ def lamp(s: Solids, c: np.ndarray) -> None:
 
 
 def cake(s: Solids, c: np.ndarray) -> None:
-    """Two tiers with icing and three candles on a plate."""
+    """Build two tiers with icing and three candles on a plate."""
     r, tall = s.uniform(0.55, 0.65), s.uniform(0.2, 0.25)
     s.frustum((0, 0, -0.02), (r + 0.18, r + 0.18, 0.03), WHITE * 0.85)
     s.frustum((0, 0, tall), (r, r, tall), c)
@@ -221,7 +221,7 @@ def cake(s: Solids, c: np.ndarray) -> None:
 
 
 def castle(s: Solids, c: np.ndarray) -> None:
-    """Walls and four towers; the gate is in front, the keep stands at the back."""
+    """Build walls and four towers; the gate is in front, the keep stands at the back."""
     w, tower = s.uniform(0.46, 0.54), s.uniform(0.5, 0.6)
     s.box((0, 0, 0.32), (w, w, 0.32), c)
     s.box((0.32 - w, 0, 0.75), (0.26, 0.3, 0.35), c * 0.9)
@@ -233,7 +233,7 @@ def castle(s: Solids, c: np.ndarray) -> None:
 
 
 def cactus(s: Solids, c: np.ndarray) -> None:
-    """A trunk with two arms in a pot."""
+    """Build a trunk with two arms in a pot."""
     r, left, right = s.uniform(0.16, 0.2), s.uniform(0.55, 0.75), s.uniform(0.75, 0.95)
     s.frustum((0, 0, 0.14), (0.24, 0.24, 0.15), ORANGE * 0.75, top=1.3)
     s.frustum((0, 0, 0.75), (r, r, 0.5), c)
@@ -246,7 +246,7 @@ def cactus(s: Solids, c: np.ndarray) -> None:
 
 
 def donut(s: Solids, c: np.ndarray) -> None:
-    """A ring with icing and sprinkles, tilted toward the front."""
+    """Build a ring with icing and sprinkles, tilted toward the front."""
     tube = s.uniform(0.42, 0.5)
     turn, up = (0.0, 50.0, 0.0), np.array([np.sin(np.radians(50)), 0, np.cos(np.radians(50))])
     s.torus((0, 0, 0), 0.6, tube, TAN, turn=turn)
@@ -261,7 +261,7 @@ def donut(s: Solids, c: np.ndarray) -> None:
 
 
 def ice_cream_cone(s: Solids, c: np.ndarray) -> None:
-    """A scoop with a cherry on a cone."""
+    """Build a scoop with a cherry on a cone."""
     r, tall = s.uniform(0.34, 0.4), s.uniform(0.46, 0.56)
     s.frustum((0, 0, tall), (r, r, tall), TAN, top=0.04, turn=(180, 0, 0))
     s.torus((0, 0, 2 * tall), r * 0.92, 0.22, c * 0.92)
@@ -270,7 +270,7 @@ def ice_cream_cone(s: Solids, c: np.ndarray) -> None:
 
 
 def boat(s: Solids, c: np.ndarray) -> None:
-    """A hull with a deck, a mast and a sail."""
+    """Build a hull with a deck, a mast and a sail."""
     long, sail = s.uniform(0.72, 0.82), s.uniform(0.42, 0.5)
     s.ellipsoid((0, 0, 0.36), (long, 0.3, 0.34), c, turn=(180, 0, 0), clip=0.0)
     s.box((0, 0, 0.38), (long * 0.72, 0.2, 0.03), TAN)
@@ -280,7 +280,7 @@ def boat(s: Solids, c: np.ndarray) -> None:
 
 
 def penguin(s: Solids, c: np.ndarray) -> None:
-    """A standing penguin; belly, eyes, beak and feet in front."""
+    """Build a standing penguin; belly, eyes, beak and feet in front."""
     body, head = s.uniform(0.36, 0.42), s.uniform(0.25, 0.29)
     s.ellipsoid((0, 0, 0.56), (body, body, 0.52), c)
     s.ellipsoid((body * 0.32, 0, 0.52), (body * 0.78, body * 0.76, 0.42), WHITE)
@@ -294,7 +294,7 @@ def penguin(s: Solids, c: np.ndarray) -> None:
 
 
 def umbrella(s: Solids, c: np.ndarray) -> None:
-    """An open umbrella with a hooked handle."""
+    """Build an open umbrella with a hooked handle."""
     r, tall = s.uniform(0.62, 0.74), s.uniform(0.5, 0.6)
     s.ellipsoid((0, 0, 2 * tall), (r, r, r * 0.62), c, clip=0.0)
     s.frustum((0, 0, 2 * tall + r * 0.66), (0.03, 0.03, 0.07), DARK)
@@ -303,7 +303,7 @@ def umbrella(s: Solids, c: np.ndarray) -> None:
 
 
 def lighthouse(s: Solids, c: np.ndarray) -> None:
-    """A striped tower with a lantern; the door is in front."""
+    """Build a striped tower with a lantern; the door is in front."""
     r = s.uniform(0.28, 0.34)
     s.frustum((0, 0, 0.06), (r + 0.14, r + 0.14, 0.08), STEEL * 0.8)
     for level in range(4):
@@ -316,7 +316,7 @@ def lighthouse(s: Solids, c: np.ndarray) -> None:
 
 
 def airplane(s: Solids, c: np.ndarray) -> None:
-    """A fuselage with wings, engines, a tail, and in front a cockpit and a steel nose."""
+    """Build a fuselage with wings, engines, a tail, and in front a cockpit and a steel nose."""
     long, span = s.uniform(0.82, 0.95), s.uniform(0.82, 0.98)
     s.ellipsoid((0, 0, 0), (long, 0.19, 0.19), c)
     s.box((0.08, 0, -0.03), (0.2, span, 0.035), c * 0.8)
@@ -328,29 +328,29 @@ def airplane(s: Solids, c: np.ndarray) -> None:
 
 
 def sphere(s: Solids, c: np.ndarray) -> None:
-    """A ball."""
+    """Build a ball."""
     s.ball((0, 0, 0), 1.0, c)
 
 
 def cube(s: Solids, c: np.ndarray) -> None:
-    """A box with equal edges."""
+    """Build a box with equal edges."""
     s.box((0, 0, 0), (1.0, 1.0, 1.0), c)
 
 
 def cylinder(s: Solids, c: np.ndarray) -> None:
-    """An upright cylinder."""
+    """Build an upright cylinder."""
     r = s.uniform(0.6, 0.8)
     s.frustum((0, 0, 0), (r, r, 1.0), c)
 
 
 def cone(s: Solids, c: np.ndarray) -> None:
-    """An upright cone."""
+    """Build an upright cone."""
     r = s.uniform(0.7, 0.9)
     s.frustum((0, 0, 0), (r, r, 1.0), c, top=0.0)
 
 
 def ring(s: Solids, c: np.ndarray) -> None:
-    """A torus, tilted toward the front."""
+    """Build a torus, tilted toward the front."""
     s.torus((0, 0, 0), 1.0, s.uniform(0.25, 0.32), c, turn=(0.0, 65.0, 0.0))
 
 

@@ -1,4 +1,4 @@
-"""What is said of scenes of real things: their names, colors and sizes, in canonical words."""
+"""Captions of scenes of real models: names, colors and sizes, in canonical words."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ USUAL_SIZE = 0.78
 
 
 def name(entry: Entry, color: str | None, size: str, rng: np.random.Generator) -> str:
-    """One way to name a model: by its phrase, its noun, or one of its other names and classes.
+    """Draw a name of a model: its phrase, its noun, or one of its other names and classes.
 
-    A phrase tells the colors that the model came with, so a tinted one is called by the others.
+    A phrase contains the model's original colors, so a tinted one gets another name.
     """
     kind = rng.random()
     if color is None and entry.phrases and kind < 0.35:
@@ -27,14 +27,14 @@ def name(entry: Entry, color: str | None, size: str, rng: np.random.Generator) -
 
 
 def vocabulary(entries: list[Entry], colors: list[str]) -> list[str]:
-    """Every word that training can say, sorted."""
+    """Return every word in training captions, sorted."""
     texts = [text for e in entries for text in (e.noun, *e.also, *e.phrases)]
     words = " ".join(canonical(text) for text in [*texts, *colors, *SIZES, *BETWEEN]).split()
     return sorted(set(words))
 
 
 def describe_vocabulary(entries: list[Entry]) -> dict[str, dict]:
-    """What a teacher's folder says of its things: each noun's classes, and each name's noun."""
+    """Return what a teacher's folder stores of its objects: each noun's classes, and each name's noun."""
     things: dict[str, list[str]] = {}
     names: dict[str, str] = {}
     for entry in entries:

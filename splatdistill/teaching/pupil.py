@@ -1,4 +1,4 @@
-"""Trains the shipped teacher's denoiser and text encoder together, for all three of its uses at once."""
+"""Joint training of the shipped teacher's denoiser and text encoder on all three tasks."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ NO_TEXT_BESIDE = 0.5  # how often nothing is said where a picture is shown
 
 @dataclass(frozen=True)
 class PupilSettings:
-    """How the denoiser learns, and how large it is.
+    """Settings of the training and sizes of the networks.
 
-    shares: of the steps with single views, with RING views together, and with one of them shown.
+    shares: of the steps with single views, with RING views together, and with one of them clean.
     """
 
     batch: int = 64
@@ -88,7 +88,7 @@ class Examples:
 
 @dataclass(frozen=True)
 class Batch:
-    """What one step learns from; n samples, `views` in turn of one scene. Fields as in ViewTransformer."""
+    """The inputs of one step, as in ViewTransformer: n samples, `views` consecutive ones of one scene."""
 
     clean: Tensor  # [n, C, h, w]
     t: Tensor  # [n], CLEAN for what is shown
@@ -101,7 +101,7 @@ class Batch:
 
 
 def draw_batch(settings: PupilSettings, step: int, examples: Examples, steps: int = 1000) -> Batch:
-    """The batch of one step, which (seed, step) alone decide. t is the larger of two uniform draws."""
+    """Draw the batch of one step, determined by (seed, step). t is the larger of two uniform draws."""
     device = examples.latents.device
     rng = torch.Generator(device).manual_seed(settings.seed * 1_000_003 + step)
     drawn: Any = {"generator": rng, "device": device}
@@ -137,7 +137,7 @@ def draw_batch(settings: PupilSettings, step: int, examples: Examples, steps: in
 
 
 def make_scheduler() -> DDIMScheduler:
-    """Stable Diffusion's noise schedule, v-prediction."""
+    """Make Stable Diffusion's noise schedule with v-prediction."""
     return DDIMScheduler(
         beta_start=0.00085,
         beta_end=0.012,
@@ -150,7 +150,7 @@ def make_scheduler() -> DDIMScheduler:
 
 
 def make_text_encoder(words: int) -> Any:
-    """Two CLIP layers; word 0 pads and ends, so that the last place has read all."""
+    """Make two CLIP layers; word 0 pads and ends the text, so that the last token attends to all."""
     config = CLIPTextConfig(
         vocab_size=words,
         hidden_size=TEXT_WIDTH,
@@ -168,7 +168,7 @@ def make_text_encoder(words: int) -> Any:
 
 
 def statistics(latents: Tensor) -> dict[str, tuple[float, ...]]:
-    """The mean and the standard deviation of each channel of latents [..., C, h, w]."""
+    """Return the mean and the standard deviation of each channel of latents [..., C, h, w]."""
     flat = latents.flatten(0, -4).float()
     mean, std = flat.mean((0, 2, 3)), flat.std((0, 2, 3))
     return {"means": tuple(mean.tolist()), "deviations": tuple(std.tolist())}
@@ -218,12 +218,12 @@ class Pupil:
 
     @torch.no_grad()
     def _follow(self, averages: Any, values: Any, _: Any) -> None:
-        """The moving average, short at first: a tenth of what was learned so far."""
+        """Return the moving average; its horizon is at most a tenth of the steps so far."""
         weight = max(1 - self.settings.ema, 1 / (1 + self.step / 10))
         torch._foreach_lerp_(averages, values, weight)
 
     def predict(self, batch: Batch, networks: Any = None) -> tuple[Tensor, Tensor]:
-        """The networks' v and the right one, both [n, C, h, w]."""
+        """Return the networks' v and the target, both [n, C, h, w]."""
         networks = self.networks if networks is None else networks
         alpha_bar = torch.where(batch.t < 0, 1.0, self.alphas_cumprod[batch.t.clamp(min=0)])
         a, b = (x.view(-1, 1, 1, 1) for x in (alpha_bar.sqrt(), (1 - alpha_bar).sqrt()))
@@ -237,7 +237,7 @@ class Pupil:
             return networks["denoiser"](z_t, batch.t, alpha_bar, *known), target
 
     def loss(self, batch: Batch, networks: Any = None) -> Tensor:
-        """Mean squared error of v over the views that are not shown."""
+        """Return the mean squared error of v over the noisy views."""
         predicted, target = self.predict(batch, networks)
         error = F.mse_loss(predicted.float(), target, reduction="none").mean((1, 2, 3))
         asked = (batch.t >= 0).float()
@@ -261,7 +261,7 @@ class Pupil:
             torch.save(state | {"optimizers": optimizers, "step": self.step}, file)
 
     def load(self, path: Path) -> None:
-        """Continue from what `save` wrote."""
+        """Restore what `save` wrote."""
         state = torch.load(path, weights_only=True, map_location=self.device)
         self.networks.load_state_dict(state["networks"])
         self.average.load_state_dict(state["average"])

@@ -1,4 +1,4 @@
-"""Draws meshes with moderngl on EGL: a GPU where there is one, else Mesa's llvmpipe."""
+"""Rendering of meshes with moderngl on EGL: a GPU where there is one, else Mesa's llvmpipe."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ void main() {
 
 @dataclass(frozen=True)
 class Light:
-    """How a scene is lit, fixed in the world but for a weak light at the camera; linear strengths."""
+    """A lamp fixed in the world and a weak light at the camera; linear strengths."""
 
     azimuth_deg: float = 40.0
     elevation_deg: float = 58.0
@@ -65,9 +65,9 @@ class Light:
 
 
 class Renderer:
-    """An off-screen OpenGL context for square pictures of one size.
+    """An off-screen OpenGL context for square images of one size.
 
-    Raises UserError where there is none to be had.
+    Raises UserError where none can be created.
     """
 
     def __init__(self, size: int) -> None:
@@ -91,7 +91,7 @@ class Renderer:
         self._gl.enable_direct(ALPHA_TO_COVERAGE)
 
     def draw(self, mesh: Mesh, cameras: Cameras, light: Light) -> np.ndarray:
-        """Pictures [V, S, S, 4] uint8 of a mesh, color multiplied by coverage; the cameras' size is S."""
+        """Render images [V, S, S, 4] uint8 of a mesh, premultiplied by coverage; S is the cameras' size."""
         rows = (mesh.positions, mesh.normals, mesh.colors, mesh.uvs, mesh.layers[:, None])
         buffer = self._gl.buffer(np.concatenate(rows, 1).astype(np.float32).tobytes())
         names = ("position", "normal", "color", "uv", "layer")
@@ -120,7 +120,7 @@ class Renderer:
 
 
 def projections(cameras: Cameras) -> np.ndarray:
-    """From the world to OpenGL's clip space, [V, 4, 4]."""
+    """Return matrices from the world to OpenGL's clip space, [V, 4, 4]."""
     viewmats, Ks = cameras.viewmats.double().numpy(), cameras.Ks.double().numpy()
     clip = np.zeros((len(cameras), 4, 4))
     clip[:, 0, 0] = 2 * Ks[:, 0, 0] / cameras.width

@@ -1,4 +1,4 @@
-"""Procedural scenes: their structure, cameras, captions and pictures, made in groups from a seed."""
+"""Procedural scenes (structure, cameras, captions and images), made in groups from a seed."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ SUPPORT_TOP = {"castle": 0.62, "cake": 0.80, "cone": 0.97, "house": 0.97}
 
 @dataclass(frozen=True)
 class Batch:
-    """Scenes that share one structure: packed solids [n, P, 17], and for each its words."""
+    """Scenes that share one structure: packed solids [n, P, 17], and the words of each."""
 
     table: np.ndarray
     things: tuple[str, ...]  # one or two names; the first stands on the second
@@ -41,7 +41,7 @@ class Batch:
     sizes: list[str]  # n, "" where usual
 
     def repeated(self, times: int) -> Batch:
-        """Every scene so many times in turn."""
+        """Return the batch with every scene repeated `times` times."""
         rows = np.repeat(np.arange(len(self.table)), times)
         colors, sizes = [self.colors[i] for i in rows], [self.sizes[i] for i in rows]
         return Batch(self.table[rows], self.things, colors, sizes)
@@ -118,10 +118,10 @@ def sample_cameras(
 def captions(
     batch: Batch, cameras: Cameras, backgrounds: list[str], rng: np.random.Generator, views: float = 0.7
 ) -> list[str]:
-    """Caption n pictures; 6 % are empty and 6 % name the background alone, for classifier-free guidance.
+    """Caption n images; 6 % are empty and 6 % name only the background, for classifier-free guidance.
 
-    A share `views` of the others carry the view words. Gray and black backgrounds are always named, white
-    ones in half.
+    A share `views` of the others have the view words. Gray and black backgrounds are always named, white ones
+    in half.
     """
     texts = []
     azimuths, elevations = cameras.azimuth_deg.tolist(), cameras.elevation_deg.tolist()
@@ -159,7 +159,7 @@ def sample_structure(rng: np.random.Generator) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Pictures:
-    """Pictures and what they show.
+    """Images with their captions and contents.
 
     images [n, S, S, 3] uint8; captions (n); things, colors as in Batch (n); cameras [n].
     """
@@ -183,17 +183,17 @@ def group(
 ) -> Pictures:
     """Render one group of scenes of one structure, drawn when `things` is None.
 
-    With several views, each scene fills so many pictures in turn, before one background, seen from evenly all
-    around at one elevation; with a reference, the first of them from anywhere, and no caption names a view.
+    With several views, each scene has that many consecutive images on one background, evenly around at one
+    elevation; with a reference, the first of them is from anywhere, and no caption names a view.
 
     Args:
         rng: source of everything random.
         size: pixels a side.
         things: one or two names of BUILDERS.
         threads: rendering threads.
-        count: number of pictures, a multiple of `views`.
-        views: pictures of each scene.
-        reference: the first view of each scene is a picture to start from.
+        count: number of images, a multiple of `views`.
+        views: images of each scene.
+        reference: the first view of each scene is a reference picture.
         textureless: everything in one light gray, and no color in the captions.
     """
     things = things or sample_structure(rng)

@@ -1,7 +1,7 @@
-"""Train a scorer from nothing: `python -m splatdistill.teaching.scorer --out DIR`.
+"""Train a scorer from scratch: `python -m splatdistill.teaching.scorer --out DIR`.
 
-A small CLIP model, contrasting pictures of the scene grammar with what they show. Its scenes have seeds of
-their own, so that it judges teachers on pictures that neither was trained on.
+A small CLIP model that contrasts images of procedural scenes with their captions. Its scenes have other seeds
+than the teachers', so that it judges them on images that neither was trained on.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ SEED = 55_000  # far from the teachers'
 
 @dataclass(frozen=True)
 class ScorerSettings:
-    """How the scorer is trained; `pictures` are rendered once and reused over the epochs."""
+    """Settings of the training; `pictures` are rendered once and reused over the epochs."""
 
     steps: int = 4_000
     batch: int = 128
@@ -50,7 +50,7 @@ class ScorerSettings:
 
 
 def make_scorer(vocab: int, start: int, end: int) -> CLIPModel:
-    """Pictures of 64x64 in patches of 8, texts of 24 tokens."""
+    """Make a CLIP model of 64x64 images in patches of 8 and texts of 24 tokens."""
     tower = {"hidden_size": WIDTH, "intermediate_size": 4 * WIDTH, "num_attention_heads": WIDTH // 32}
     text = {
         "num_hidden_layers": LAYERS - 2,
@@ -70,10 +70,10 @@ def make_scorer(vocab: int, start: int, end: int) -> CLIPModel:
 
 
 def descriptions(seed: int, count: int, threads: int) -> tuple[Tensor, list[str]]:
-    """Renders uint8 [n, 3, 64, 64] of random scenes, and what each shows in words.
+    """Render images uint8 [n, 3, 64, 64] of random scenes, with their captions.
 
     Colors are always named, sizes never, and the view in half of the texts. One group in six is without
-    colors, in picture and text.
+    colors, in image and text.
     """
     images, texts = [], []
     for i in range(-(-count // scenes.GROUP)):
@@ -88,7 +88,7 @@ def descriptions(seed: int, count: int, threads: int) -> tuple[Tensor, list[str]
 
 
 def spoiled(images: Tensor, rng: torch.Generator) -> Tensor:
-    """Shift, blur, fog and tint pictures [n, 3, S, S] in [0, 1], so that splats can be read as well."""
+    """Shift, blur, haze and tint images [n, 3, S, S] in [0, 1], so that the model can also read splats."""
     images = images.roll(torch.randint(-4, 5, (2,), generator=rng).tolist(), (-2, -1))
     blurred = F.avg_pool2d(F.pad(images, (2, 2, 2, 2), mode="replicate"), 5, 1)
     amount, gain = torch.rand(2, len(images), 1, 1, 1, generator=rng)
@@ -97,14 +97,14 @@ def spoiled(images: Tensor, rng: torch.Generator) -> Tensor:
 
 
 def contrast(images: Tensor, texts: Tensor, same: Tensor, scale: Tensor) -> Tensor:
-    """CLIP's symmetric loss of unit embeddings [n, D]; equal texts [n, n] are all right answers."""
+    """Return CLIP's symmetric loss of unit embeddings [n, D]; equal texts [n, n] all count as correct."""
     logits = scale * images @ texts.mT
     right = same.float() / same.sum(1, keepdim=True)
     return 0.5 * (F.cross_entropy(logits, right) + F.cross_entropy(logits.mT, right))
 
 
 def train_scorer(settings: ScorerSettings, threads: int) -> tuple[CLIPModel, Any]:
-    """Render, train; the model in eval mode, and its tokenizer."""
+    """Render and train; return the model in eval mode, and its tokenizer."""
     torch.manual_seed(settings.seed)
     tokenizer: Any = make_tokenizer(grammar.vocabulary())
     model = make_scorer(len(tokenizer), tokenizer.bos_token_id, tokenizer.eos_token_id)

@@ -96,7 +96,7 @@ def encode_shard(source: Path, target: Path, encode: Any, batch: int = 64) -> No
 
 
 def encode_shards(pictures: Path, folder: Path, encode: Any) -> int:
-    """Encode those shards of pictures that have no latents yet; how many were made."""
+    """Encode the shards of images that have no latents yet; return how many were made."""
     made = 0
     for source in sorted(pictures.glob("pictures-*.npz")):
         target = folder / source.name.replace("pictures", "latents")

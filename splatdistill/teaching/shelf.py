@@ -1,4 +1,4 @@
-"""The models that scenes are made of: read once, kept ready on disk, tinted when they are taken."""
+"""The models of scenes: read once, cached on disk, tinted when they are drawn."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ NEAR = 0.22  # distance in sRGB within which a color is the main one
 
 
 def procedural_entries(nouns: Iterable[str]) -> list[Entry]:
-    """The things built of solids that the bundle has no model of."""
+    """Return the procedural objects whose noun the bundle lacks."""
     known = set(nouns)
     broader = dict.fromkeys(PRIMITIVES, ("shape",))
     return [
@@ -39,7 +39,7 @@ def procedural_entries(nouns: Iterable[str]) -> list[Entry]:
 
 
 def is_held_out(entry: Entry, models: int) -> bool:
-    """Whether an entry is kept out of training; `models` are those of its noun."""
+    """Return whether an entry is kept out of training; `models` are those of its noun."""
     return models >= HOLD_OUT_FROM and entry.rank == 2
 
 
@@ -47,8 +47,8 @@ def is_held_out(entry: Entry, models: int) -> bool:
 class Shelf:
     """Entries to choose from, with their meshes kept in `cache`.
 
-    bundle: the folder of assets.json; cache: where read meshes are kept, one file each; renderer: what looks
-    at them.
+    bundle: the folder of assets.json; cache: the folder of cached meshes, one file each; renderer: used to
+    find their main colors.
     """
 
     entries: tuple[Entry, ...]
@@ -58,20 +58,20 @@ class Shelf:
 
     @cached_property
     def by_noun(self) -> dict[str, list[Entry]]:
-        """The entries of each noun, at most RANKS, in the order of their rank."""
+        """Return the entries of each noun, at most RANKS, in the order of their rank."""
         found: dict[str, list[Entry]] = {}
         for entry in sorted(self.entries, key=lambda e: (e.noun, e.rank)):
             found.setdefault(entry.noun, []).append(entry)
         return {noun: entries[:RANKS] for noun, entries in found.items()}
 
     def split(self, held_out: bool) -> Shelf:
-        """The shelf of the models that are held out, or of the others."""
+        """Return the shelf of the held-out models, or of the others."""
         counts = {noun: sum(e.noun == noun for e in self.entries) for noun in self.by_noun}
         kept = tuple(e for e in self.entries if is_held_out(e, counts[e.noun]) == held_out)
         return replace(self, entries=kept)
 
     def mesh(self, entry: Entry) -> tuple[Mesh, np.ndarray | None]:
-        """The mesh of a model and its main color, from the cache where they are there."""
+        """Return the mesh of a model and its main color, cached."""
         path = self.cache / f"{hashlib.sha1(entry.file.encode()).hexdigest()[:16]}.npz"
         names = [f.name for f in fields(Mesh)]
         if not path.exists():
@@ -86,7 +86,7 @@ class Shelf:
             return Mesh(**{name: arrays[name] for name in names}), main if len(main) else None
 
     def take(self, entry: Entry, rng: np.random.Generator, tint: float = 0.5) -> tuple[Mesh, str | None]:
-        """A model with a share `tint` of the tintable ones colored anew, and the name of its new color."""
+        """Return a model, recolored with probability `tint` if tintable, and the name of its new color."""
         name = str(rng.choice(list(COLORS))) if entry.tintable and rng.random() < tint else None
         jitter = rng.normal(0, 0.02, 3)
         if entry.file.startswith(PROCEDURAL):
@@ -103,7 +103,7 @@ class Shelf:
 
 
 def main_color(mesh: Mesh, renderer: Renderer) -> np.ndarray | None:
-    """The sRGB color [3] that most of what is seen of a mesh has; None where no color has enough of it."""
+    """Return the sRGB color [3] of most of a mesh's visible surface; None if no color has enough of it."""
     cameras = orbit([20, 110, 200, 290], [15, 35, 15, 35], 3.0, 40.0, renderer.size, renderer.size)
     rgba = renderer.draw(mesh.fitted(0.8), cameras, UNLIT).reshape(-1, 4)
     seen = rgba[rgba[:, 3] == 255, :3] / 255.0
@@ -115,7 +115,7 @@ def main_color(mesh: Mesh, renderer: Renderer) -> np.ndarray | None:
 
 
 def surface_colors(mesh: Mesh) -> tuple[np.ndarray, np.ndarray]:
-    """The sRGB color [t, 3] and the area [t] of each triangle."""
+    """Return the sRGB color [t, 3] and the area [t] of each triangle."""
     corners = mesh.positions.reshape(-1, 3, 3)
     area = np.linalg.norm(np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]), axis=1) / 2
     linear = mesh.colors[:, :3].reshape(-1, 3, 3).mean(1)
@@ -130,9 +130,9 @@ def surface_colors(mesh: Mesh) -> tuple[np.ndarray, np.ndarray]:
 
 
 def tinted(mesh: Mesh, main: np.ndarray, color: np.ndarray) -> Mesh:
-    """The mesh with its main color changed to another, both sRGB [3].
+    """Return the mesh with its main color changed to another, both sRGB [3].
 
-    Shades of the main color keep their brightness beside it; a texture that mostly has it is tinted whole.
+    Shades of the main color keep their relative brightness; a texture that mostly has it is tinted whole.
     """
     colors, area = surface_colors(mesh)
     layers = mesh.layers[::3].astype(int)
@@ -156,7 +156,7 @@ def tinted(mesh: Mesh, main: np.ndarray, color: np.ndarray) -> Mesh:
 
 
 def alike(colors: np.ndarray, main: np.ndarray) -> np.ndarray:
-    """Which sRGB colors [t, 3] are shades of the main one [3]: near it, or of its hue if both have one."""
+    """Return which sRGB colors [t, 3] are shades of the main one [3]: near it, or of its hue."""
     near = np.linalg.norm(colors - main, axis=1) < NEAR
 
     def chroma(c: np.ndarray) -> np.ndarray:

@@ -1,8 +1,8 @@
-"""Batches of scenes made of colored solids, and their pictures.
+"""Batches of scenes made of colored solids, and their images.
 
-A batch holds n variants of one kind of thing: every call adds one solid to all of them, and any number
-given may be a float or an array [n] (a color: [3] or [n, 3]). Lengths are world units, angles degrees,
-axes those of the package (+Z up, front toward +X).
+A batch holds n variants of one kind of object: every call adds one solid to all of them, and any number given
+may be a float or an array [n] (a color: [3] or [n, 3]). Lengths are world units, angles degrees, axes those
+of the package (+Z up, front toward +X).
 """
 
 from __future__ import annotations
@@ -55,33 +55,33 @@ class Solids:
     def ellipsoid(
         self, center: Triple, size: Triple, color: np.ndarray, turn: Triple = (0, 0, 0), clip: Number = -1.0
     ):
-        """Ellipsoid with half axes `size`; the part below `clip` (-1..1, local z) is cut off."""
+        """Add an ellipsoid with half axes `size`; the part below `clip` (-1..1, local z) is cut off."""
         self._add("ellipsoid", clip, center, size, color, turn)
 
     def ball(self, center: Triple, radius: Number, color: np.ndarray):
-        """Sphere."""
+        """Add a sphere."""
         self._add("ellipsoid", -1.0, center, (radius, radius, radius), color, (0, 0, 0))
 
     def box(self, center: Triple, size: Triple, color: np.ndarray, turn: Triple = (0, 0, 0)):
-        """Box with half edges `size`."""
+        """Add a box with half edges `size`."""
         self._add("box", 0.0, center, size, color, turn)
 
     def frustum(
         self, center: Triple, size: Triple, color: np.ndarray, top: Number = 1.0, turn: Triple = (0, 0, 0)
     ):
-        """Cylinder (top 1) to cone (top 0) with bottom radii size[:2] and half height size[2]."""
+        """Add a cylinder (top 1) to cone (top 0) with bottom radii size[:2] and half height size[2]."""
         self._add("frustum", top, center, size, color, turn)
 
     def prism(self, center: Triple, size: Triple, color: np.ndarray, turn: Triple = (0, 0, 0)):
-        """Gable: a triangle in the xz plane, apex up, extruded along y."""
+        """Add a gable: a triangle in the xz plane, apex up, extruded along y."""
         self._add("prism", 0.0, center, size, color, turn)
 
     def torus(self, center: Triple, ring: Number, tube: Number, color: np.ndarray, turn: Triple = (0, 0, 0)):
-        """Ring around z with radius `ring`; `tube` is its thickness as a share of `ring`."""
+        """Add a ring around z with radius `ring`; `tube` is its thickness as a share of `ring`."""
         self._add("torus", tube, center, (ring, ring, ring), color, turn)
 
     def extent(self) -> tuple[np.ndarray, np.ndarray]:
-        """Axis-aligned bounds of each variant, lower and upper corner, [n, 3] each."""
+        """Return axis-aligned bounds of each variant, lower and upper corner, [n, 3] each."""
         lows, highs = [], []
         for kind, parameter, axes, center in zip(
             self.kinds, self.parameters, self.axes, self.centers, strict=True
@@ -111,8 +111,10 @@ class Solids:
         self.centers = [c * scale[:, None] + offset for c in self.centers]
 
     def fit(self, half: Number = 0.8) -> None:
-        """Center the bounds on the origin; scale the longest half edge to `half`, the diagonal's half to
-        at most 1.25 `half`."""
+        """Center the bounds on the origin and scale them.
+
+        The longest half edge becomes `half`, but the half diagonal at most 1.25 `half`.
+        """
         low, high = self.extent()
         size = (high - low) / 2  # [n, 3]
         scale = np.asarray(half) / np.maximum(size.max(-1), np.linalg.norm(size, axis=-1) / 1.25)
@@ -124,7 +126,7 @@ class Solids:
             getattr(self, name).extend(getattr(other, name))
 
     def packed(self) -> np.ndarray:
-        """The renderer's table, [n, P, 17] float32: kind, parameter, world-to-local 3x4, color."""
+        """Return the renderer's table, [n, P, 17] float32: kind, parameter, world-to-local 3x4, color."""
         axes = np.stack(self.axes, 1)  # [n, P, 3, 3]
         centers = np.stack(self.centers, 1)  # [n, P, 3]
         inverse = np.linalg.inv(axes)
@@ -139,7 +141,7 @@ class Solids:
 
 
 def _rotation(turn_deg: np.ndarray) -> np.ndarray:
-    """Rz Ry Rx for angles [n, 3] in degrees, [n, 3, 3]."""
+    """Return Rz Ry Rx for angles [n, 3] in degrees, [n, 3, 3]."""
     (cx, cy, cz), (sx, sy, sz) = np.cos(np.radians(turn_deg)).T, np.sin(np.radians(turn_deg)).T
     rows = [
         [cz * cy, cz * sy * sx - sz * cx, cz * sy * cx + sz * sx],
@@ -177,6 +179,6 @@ def raycast(table: np.ndarray, cameras: Cameras, threads: int = 1) -> np.ndarray
 
 
 def composite(rgba: np.ndarray, background: np.ndarray) -> np.ndarray:
-    """Lay premultiplied pictures [B, S, S, 4] uint8 over backgrounds [B, 3] in [0, 1]: [B, S, S, 3] uint8."""
+    """Composite premultiplied [B, S, S, 4] uint8 on backgrounds [B, 3] in [0, 1]: [B, S, S, 3] uint8."""
     rest = 255.0 - rgba[..., 3:].astype(np.float32)  # [B, S, S, 1]
     return (rgba[..., :3] + rest * background[:, None, None, :] + 0.5).astype(np.uint8)

@@ -42,7 +42,7 @@ SHOWN = (
 
 
 def all_entries(bundle: Path) -> list[Entry]:
-    """The bundle's entries, and the things that are built of solids where it has none of that noun."""
+    """Return the bundle's entries, and procedural objects where it has none of that noun."""
     from splatdistill.teaching.shelf import procedural_entries
 
     entries = load_entries(bundle)
@@ -50,7 +50,7 @@ def all_entries(bundle: Path) -> list[Entry]:
 
 
 def word_numbers(folder: Path) -> dict[str, int]:
-    """The number of every word; 0 pads and 1 is any other."""
+    """Return the index of every word; 0 pads and 1 is any other."""
     words = json.loads((folder / "words.json").read_text("utf-8"))
     return {word: i + 2 for i, word in enumerate(words)}
 
@@ -114,7 +114,7 @@ def decode(options: argparse.Namespace) -> None:
 
 
 def load_examples(folder: Path, device: str, most: int | None = None) -> pupil.Examples:
-    """The latents of a folder, on a device."""
+    """Load the latents of a folder onto a device."""
     paths = sorted(folder.glob("latents-*.npz"))[:most]
     if not paths:
         raise UserError(f"no latents in {folder}: run the stages render and encode first")
@@ -122,7 +122,7 @@ def load_examples(folder: Path, device: str, most: int | None = None) -> pupil.E
 
 
 def make_pupil(options: argparse.Namespace, examples: pupil.Examples | None) -> pupil.Pupil:
-    """The pupil of DIR/RUN, begun anew where there is none; its settings and statistics lie beside it."""
+    """Load the pupil of DIR/RUN, or create it; its settings and statistics are stored beside it."""
     run = options.out / options.run
     run.mkdir(exist_ok=True)
     described = run / "pupil.json"
@@ -162,7 +162,7 @@ def train(options: argparse.Namespace) -> None:
 
 @torch.no_grad()
 def validate(made: pupil.Pupil, options: argparse.Namespace) -> dict[str, float]:
-    """The loss of the averages on held-out views and on held-out models, where they are: of eight batches."""
+    """Return the loss of the averaged weights on held-out views and models, eight batches each."""
     losses = {}
     for name in ("held_out_views", "held_out_models"):
         if (options.out / name).is_dir():
@@ -173,7 +173,7 @@ def validate(made: pupil.Pupil, options: argparse.Namespace) -> dict[str, float]
 
 
 def table(options: argparse.Namespace) -> None:
-    """Make DIR/nearest.tsv, the names that are taken for other English words."""
+    """Make DIR/nearest.tsv, the known names for other English words."""
     from splatdistill.teaching.nearest import WordNet, corrected, nearest_names
 
     wordnet = WordNet.load()

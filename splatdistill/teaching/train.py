@@ -1,10 +1,10 @@
-"""Train the shipped teacher from nothing: `python -m splatdistill.teaching.train --out DIR`.
+"""Train the shipped teacher from scratch: `python -m splatdistill.teaching.train --out DIR`.
 
-Stages: autoencoder, encoded pictures, denoiser, export. Each continues where an interrupted run stopped; the
+Stages: autoencoder, encoded images, denoiser, export. Each continues where an interrupted run stopped; the
 folder DIR/teacher then loads with StableDiffusionPipeline.from_pretrained and with `--prior DIR/teacher`.
-With `--task multiview` a finished teacher learns to draw four views together, and with `--task image` a
-network in its latents learns what a picture shows from elsewhere: DIR/unet_multiview and DIR/unet_image
-belong into its folder. Where that has them, the training goes on from them.
+With `--task multiview` a finished teacher is trained to denoise four views jointly, and with `--task image` a
+network with its latents is trained on novel views of a picture: DIR/unet_multiview and DIR/unet_image belong
+into its folder. If that has them already, the training continues from them.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ AUTOENCODER_STEPS = 10_000
 
 
 def load_autoencoder(path: Path) -> AutoencoderTiny:
-    """The averaged autoencoder; scaling_factor is 1 / the standard deviation of 2,048 encoded pictures."""
+    """Load the averaged autoencoder; scaling_factor is 1 / the standard deviation of 2,048 encoded images."""
     model: Any = make_autoencoder()
     average = torch.load(path, weights_only=True, map_location="cpu")["average"]
     model.load_state_dict(
@@ -134,7 +134,7 @@ def train(
     sheet: bool = True,
     device: torch.device | str = "cpu",
 ) -> Path:
-    """Run all stages in `folder`, skipping what is done; returns the teacher's folder.
+    """Run all stages in `folder`, skipping finished ones; return the teacher's folder.
 
     `compiled`: torch.compile the denoiser; `sheet`: end with samples.png.
     """
@@ -181,7 +181,7 @@ def train_beside(
 
 
 def nearest(teacher: str, task: str) -> str:
-    """The prior that training for a task goes on from: the teacher's own for it where there is one."""
+    """Return the prior that training for a task starts from: the teacher's own for it where there is one."""
     folder = locate(teacher).root
     trained = [folder / f"unet_{name}" for name in (task, "multiview")]
     return next((str(place) for place in trained if place.is_dir()), teacher)

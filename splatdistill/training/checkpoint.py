@@ -1,4 +1,4 @@
-"""Checkpoints that a crash cannot spoil: written whole, verified when read, the last few kept."""
+"""Crash-safe checkpoints: written atomically, verified when read, the last few kept."""
 
 import io
 import re
@@ -28,12 +28,11 @@ COUNTS = ("step", "skipped", "bad_in_a_row")
 
 
 def save(path: str | Path, state: dict[str, Any], *, keep: int = 2) -> None:
-    """Write a checkpoint atomically; then keep it and those before it, `keep` in all.
+    """Write a checkpoint atomically; then delete all but it and the `keep` - 1 before it.
 
-    state holds tensors, numbers, strings, and dicts, lists or tuples of them. Equal states are equal bytes,
-    wherever they come from. Later checkpoints in the folder
-    are deleted too: they were passed over as damaged, or belong to a run that this one replaces.
-    Raises UserError when the folder cannot be written.
+    state holds tensors, numbers, strings, and dicts, lists or tuples of them. Equal states give equal bytes.
+    Later checkpoints in the folder are deleted too: they were skipped as damaged, or belong to a run that
+    this one replaces. Raises UserError when the folder cannot be written.
     """
     path = Path(path)
     buffer = io.BytesIO()
@@ -47,7 +46,7 @@ def save(path: str | Path, state: dict[str, Any], *, keep: int = 2) -> None:
 
 
 def _interned(value: Any) -> Any:
-    """Return a value whose equal keys are one string: pickle writes a second string that is not the first."""
+    """Return a value whose equal keys are one string object, since pickle stores distinct objects twice."""
     if isinstance(value, dict):
         return {sys.intern(k) if isinstance(k, str) else k: _interned(v) for k, v in value.items()}
     return type(value)(map(_interned, value)) if isinstance(value, list | tuple) else value
@@ -75,10 +74,10 @@ def load(path: str | Path) -> dict[str, Any]:
 
 
 def latest(directory: str | Path, config: Config | None = None) -> dict[str, Any]:
-    """Return the state in the newest checkpoint of a folder that can be read; damaged ones are passed over.
+    """Return the state in the newest readable checkpoint of a folder; damaged ones are skipped.
 
-    config: what the run is now, which the state must fit; see `validate`. Raises UserError when there is no
-    checkpoint, or it does not fit.
+    config: the current configuration, which the state must match; see `validate`. Raises UserError when there
+    is no checkpoint, or it does not match.
     """
     paths = _newest_first(Path(directory))
     for path in paths:
@@ -96,8 +95,8 @@ def latest(directory: str | Path, config: Config | None = None) -> dict[str, Any
 def validate(saved: Mapping[str, Any], config: Config, path: str | Path) -> None:
     """Raise UserError for a state that a run of this configuration cannot continue from.
 
-    Names, shapes, types and values are looked at before any of them is used: an optimizer takes tensors of
-    any size, and reads beyond their end.
+    Names, shapes, types and values are checked before use: an optimizer accepts tensors of any size, and
+    reads beyond their end.
     """
     try:
         wrong = next(_faults(saved, config), None)
@@ -125,10 +124,10 @@ def validate(saved: Mapping[str, Any], config: Config, path: str | Path) -> None
 
 
 def changed(settings: str, config: Config) -> list[tuple[str, Any, Any]]:
-    """Return what differs from the settings of an earlier part of a run and must not: key, before, now.
+    """Return settings that differ from an earlier part of the run and must not: key, before, now.
 
-    settings: what `dump` gave then. Keys that only one of the two knows are of another version, and no
-    difference.
+    settings: the result of `dump` then. Keys known to only one of the two belong to another version, and do
+    not count.
     """
     before, now = (dict(_leaves(yaml.safe_load(text))) for text in (settings, dump(config)))
     keys = [key for key in now if key in before and not MAY_CHANGE.fullmatch(key)]

@@ -1,9 +1,9 @@
-"""Who may write to the folder of a run, and what becomes of an older run in it: nothing is lost.
+"""Locking of a run's folder, and safe replacement of an older run in it.
 
-One process at a time holds a folder, by a lock that the system takes back when the process ends. Only files
-of a run's names are ever touched, and only where config.yaml says that they are a run's. An older run that is
-to be replaced is set aside in previous-run/ when the new one begins, comes back when that fails before its
-first step is done, and goes when the new one has its result.
+One process at a time holds a folder, by a lock that the system releases when the process ends. Only files
+with a run's names are touched, and only where config.yaml marks the folder as a run's. A replaced run moves
+to previous-run/ when the new one begins, is restored when that fails before its first step is done, and is
+deleted when the new one has its result.
 """
 
 import errno
@@ -35,7 +35,7 @@ KEYS = {"prompt", "method", "prior", "steps", "seed", "gaussians"}  # of every c
 
 @contextmanager
 def claimed(out: Path) -> Iterator[None]:
-    """Hold the folder of a run against other processes, and make it; folders left empty go again.
+    """Create the folder of a run and lock it; a folder left empty is removed again.
 
     Raises UserError when it cannot be written, or another process holds it.
     """
@@ -67,7 +67,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def check_folder(out: Path, *, overwrite: bool, resume: bool) -> None:
-    """Raise UserError for a folder that a run must not be made in, or where there is none to continue."""
+    """Raise UserError for a folder where a run must not be made, or one without a run to continue."""
     try:
         if out.exists() and not out.is_dir():
             raise UserError(f"{out} is a file; give a folder with --out")
@@ -93,7 +93,7 @@ def check_folder(out: Path, *, overwrite: bool, resume: bool) -> None:
 
 
 def is_run(folder: Path) -> bool:
-    """Tell whether a folder holds a run: a config.yaml with a run's keys."""
+    """Return whether a folder holds a run: a config.yaml with a run's keys."""
     try:
         values = yaml.load((folder / CONFIG).read_text("utf-8"), yaml.CSafeLoader)
     except (OSError, ValueError, RecursionError, yaml.YAMLError):
@@ -110,7 +110,7 @@ def own_files(folder: Path) -> list[Path]:
 
 
 def leftovers(folder: Path) -> list[Path]:
-    """Return what killed writes left in the folder of a run."""
+    """Return the temporary files of killed writes in the folder of a run."""
     names = [temporary_of(folder / name) for name in OUTPUTS]
     pieces = (folder / CHECKPOINTS).glob(".step-*.tmp")
     found = [path for path in pieces if is_piece(Path(path.name[1:].removesuffix(".tmp")))]
@@ -118,7 +118,7 @@ def leftovers(folder: Path) -> list[Path]:
 
 
 def drop_run(folder: Path) -> None:
-    """Delete a run and no other file; config.yaml goes last, so that a rest of it is still known as a run."""
+    """Delete a run and no other file; config.yaml goes last, so that a partial run is still recognized."""
     for path in [*leftovers(folder), *own_files(folder)]:
         path.unlink()
     for name in (CHECKPOINTS, VALIDATION):
@@ -127,7 +127,7 @@ def drop_run(folder: Path) -> None:
 
 
 def move_run(source: Path, target: Path) -> None:
-    """Move a run, in place of one that is there; wherever it is cut off, both folders are known as runs."""
+    """Move a run, replacing one at the target; if interrupted, both folders are still recognized as runs."""
     drop_run(target)
     (target / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
     with atomic_write(target / CONFIG) as file:
@@ -139,9 +139,9 @@ def move_run(source: Path, target: Path) -> None:
 
 
 def set_aside(out: Path) -> None:
-    """Make room for a new run: an older one goes to previous-run/, in place of what was there.
+    """Make room for a new run: an older one moves to previous-run/, replacing any run there.
 
-    Where the run there is finished and this one is not, that one stays, and this one goes.
+    If the run in previous-run/ is finished and this one is not, that one is kept, and this one is deleted.
     """
     aside = out / PREVIOUS
     if is_run(out) and ((out / RESULT).exists() or not (aside / RESULT).exists()):
@@ -151,7 +151,7 @@ def set_aside(out: Path) -> None:
 
 
 def bring_back(out: Path) -> None:
-    """Undo `set_aside`, and what was begun since."""
+    """Undo `set_aside`, and delete what was begun since."""
     drop_run(out)
     if is_run(out / PREVIOUS):
         move_run(out / PREVIOUS, out)
@@ -168,7 +168,7 @@ def drop_previous(out: Path) -> None:
 
 
 def drop_later(out: Path, step: int) -> None:
-    """Delete the scenes kept after a step, which a run that continues from there makes again."""
+    """Delete the scenes kept after a step; a run that continues from there makes them again."""
     for path in kept_scenes(out):
         if step_of(path) > step:
             path.unlink()

@@ -1,6 +1,6 @@
-"""What a run is given: words, a device, a teacher, a picture, a splat; each is read and tried, or refused.
+"""Inputs of a run (words, device, teacher, picture, splat): each is read and checked, or refused.
 
-Everything heavy is imported where it is needed, so help and mistakes answer at once.
+Heavy imports are deferred, so that help and errors answer at once.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ LETTERS = 60  # of a prompt in the name of a folder
 def check_words(config: Config, allow_unknown: bool) -> list[str]:
     """Return warnings about the prompts of a run.
 
-    Raises UserError for what is no text, and for a word that the embedded teacher never saw.
+    Raises UserError for an empty text, and for a word that the shipped teacher never saw.
     """
     from splatdistill.config.presets import is_embedded
 
@@ -43,7 +43,7 @@ def check_words(config: Config, allow_unknown: bool) -> list[str]:
 
 
 def pick_device(name: str | None) -> torch.device:
-    """Return the device asked for, else CUDA where there is one; raises UserError when it is not there."""
+    """Return the named device, by default CUDA where there is one; raises UserError when it is missing."""
     import torch
 
     try:
@@ -60,7 +60,7 @@ def pick_device(name: str | None) -> torch.device:
 
 
 def check_kernels(device: torch.device) -> list[str]:
-    """Return a warning where a run has to do without the native kernels."""
+    """Return a warning when a run has to do without the native kernels."""
     from splatdistill.ops import native
 
     if device.type != "cpu" or native.available():
@@ -72,7 +72,7 @@ def check_kernels(device: torch.device) -> list[str]:
 
 
 def teacher_of(config: Config, device: torch.device) -> Prior:
-    """Load the teacher that a configuration names, in the precision that it asks for."""
+    """Load the teacher of a configuration, in the configured precision."""
     import torch
 
     from splatdistill.priors import load_prior
@@ -82,10 +82,10 @@ def teacher_of(config: Config, device: torch.device) -> Prior:
 
 
 def fit_teacher(config: Config, prior: Prior, picture: Reference | None) -> Prior:
-    """Return a teacher that is told the picture of a run, and was tried.
+    """Return a teacher conditioned on the run's picture, after a trial prediction.
 
-    Raises UserError when it wants other views or a text, or cannot answer, and Diverged when its answer is
-    not finite.
+    Raises UserError when it wants other views or a text, or cannot predict, and Diverged when its prediction
+    is not finite.
     """
     from splatdistill.priors.loading import probe
 
@@ -113,7 +113,7 @@ def left_out(config: Config, prior: Prior) -> list[str]:
 
 
 def read_reference(config: Config, path: Path) -> Reference | None:
-    """Return the picture that the run starts from, with its camera; None for a run from a text alone."""
+    """Return the reference picture with its camera; None for a run from text alone."""
     if not config.image.path:
         return None
     from splatdistill.scene.cameras import orbit
@@ -126,9 +126,9 @@ def read_reference(config: Config, path: Path) -> Reference | None:
 
 
 def read_source(config: Config, path: Path, device: torch.device, placed: bool) -> ParameterDict | None:
-    """Return the splat that is edited, in its place in the unit sphere; None for a run that makes one.
+    """Return the splat to edit, moved into the unit sphere; None for a run that makes one.
 
-    placed: whether the file has it there already.
+    placed: whether the file's scene is already there.
     """
     if not config.edit.splat:
         return None
@@ -144,15 +144,15 @@ def read_source(config: Config, path: Path, device: torch.device, placed: bool) 
 def edit_settings(
     path: Path, source_prompt: str | None = None, note: Callable[[str], None] = lambda text: None
 ) -> dict[str, Any]:
-    """Return the settings of an edit: the splat, what it shows, and the way into the unit sphere.
+    """Return the settings of an edit: the splat, its prompt, and its placement in the unit sphere.
 
     Args:
         path: a splat file, or the folder of a finished run.
-        source_prompt: what it shows; by default the run's own prompt.
-        note: is told what of the file is left out.
+        source_prompt: what the splat shows; by default the run's own prompt.
+        note: called with a line about what of the file is left out.
 
     Raises:
-        UserError: it cannot be read, holds nothing, or nobody says what it shows.
+        UserError: it cannot be read, is empty, or its prompt is unknown.
     """
     splat = path
     if path.is_dir():
@@ -175,7 +175,7 @@ def edit_settings(
 
 
 def name_of(config: Config) -> str:
-    """Return what the folder of a run is called, but for the seed."""
+    """Return the default name of a run's folder, without the seed."""
     return slug(config.prompt or Path(config.image.path).stem)
 
 

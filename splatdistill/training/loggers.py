@@ -1,6 +1,6 @@
-"""TensorBoard, Weights & Biases and pictures on the way, as watchers of a run.
+"""TensorBoard, Weights & Biases and intermediate images, as watchers of a run.
 
-Both services stand behind one small protocol; what goes wrong in one is told once, and the run goes on.
+Both services implement one small protocol; an error in one is reported once, and the run continues.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ MOMENTS = 10  # of a run, at which pictures are taken
 
 
 class Logger(Protocol):
-    """Where numbers and pictures of a run go."""
+    """The destination of a run's metrics and images."""
 
     def numbers(self, step: int, values: Metrics) -> None:
-        """Keep the metrics of a step."""
+        """Log the metrics of a step."""
         ...
 
     def picture(self, step: int, pixels: np.ndarray) -> None:
-        """Keep a picture [H, W, 3] uint8 of the scene after a step."""
+        """Log an image [H, W, 3] uint8 of the scene after a step."""
         ...
 
     def close(self) -> None:
-        """Write what is still to be written."""
+        """Flush and close."""
         ...
 
 
@@ -48,21 +48,21 @@ class TensorBoard:
         self._writer.add_text("prompt", config.prompt)
 
     def numbers(self, step: int, values: Metrics) -> None:
-        """Keep the metrics of a step."""
+        """Log the metrics of a step."""
         for name, value in values.items():
             self._writer.add_scalar(name, value, step)
 
     def picture(self, step: int, pixels: np.ndarray) -> None:
-        """Keep a picture."""
+        """Log an image."""
         self._writer.add_image("validation", pixels, step, dataformats="HWC")
 
     def close(self) -> None:
-        """Write the rest of the events."""
+        """Flush the events."""
         self._writer.close()
 
 
 class WandB:
-    """A run of the project "splatdistill"; wandb's own settings say where it goes (WANDB_MODE=offline)."""
+    """A run of the project "splatdistill"; wandb's own settings decide the rest (WANDB_MODE=offline)."""
 
     def __init__(self, module: Any, config: Config, out: Path) -> None:
         from splatdistill.config.load import plain
@@ -71,11 +71,11 @@ class WandB:
         self._run = module.init(project="splatdistill", name=out.name, dir=str(out), config=plain(config))
 
     def numbers(self, step: int, values: Metrics) -> None:
-        """Keep the metrics of a step."""
+        """Log the metrics of a step."""
         self._run.log(dict(values), step=step)
 
     def picture(self, step: int, pixels: np.ndarray) -> None:
-        """Keep a picture."""
+        """Log an image."""
         self._run.log({"validation": self._module.Image(pixels)}, step=step)
 
     def close(self) -> None:
@@ -91,7 +91,7 @@ LOGGERS: dict[str, tuple[str, Callable[[Any, Config, Path], Logger]]] = {  # wha
 
 
 def find_logger(name: str) -> MakeLogger:
-    """What makes the logger of this name for a run; raises UserError when its package is not installed."""
+    """Return the logger class of a name; raises UserError when its package is not installed."""
     module, make = LOGGERS[name]
     try:
         found = import_module(module)
@@ -147,7 +147,7 @@ class Logged(NullWatcher):
             self._guard(self._logger.close)
 
     def _guard(self, job: Callable[[], object]) -> None:
-        """Do what a logger's package does; when that fails, the run goes on without it."""
+        """Call a logger's package; after an error the run goes on without it."""
         try:
             job()
         except Exception as error:  # whatever it is, the run matters more
@@ -157,7 +157,7 @@ class Logged(NullWatcher):
 
 
 def picture(gaussians: ParameterDict, views: int, look: ReportConfig) -> np.ndarray:
-    """So many views of a scene, evenly around, beside each other: [H, views * H, 3] uint8."""
+    """Render `views` views of a scene, evenly around, side by side: [H, views * H, 3] uint8."""
     import torch
 
     from splatdistill.media.sheets import render_views

@@ -1,4 +1,4 @@
-"""The run, and its exact resume: cameras, render, encode, distill, regularize, step, densify, report."""
+"""The training loop, with exact resume: cameras, render, encode, distill, regularize, step, densify."""
 
 import math
 from pathlib import Path
@@ -28,9 +28,9 @@ SCENES = 10  # kept over a run, beside the first
 
 
 def save(state: TrainState, config: Config, out: Path, *, scene: bool = True) -> None:
-    """Write the state to the run's checkpoints, atomically, and before it the scene, where it is kept.
+    """Write the state to the run's checkpoints, and before it the scene where that is kept.
 
-    scene: whether it may be; it is when another tenth of the run is done.
+    scene: whether to keep it, if another tenth of the run is done.
     """
     state.drop_broken()
     before = max(state.step - config.checkpoint_every, -1)
@@ -43,7 +43,7 @@ def save(state: TrainState, config: Config, out: Path, *, scene: bool = True) ->
 def draw_backgrounds(
     config: BackgroundConfig, count: int, generator: torch.Generator
 ) -> tuple[list[str] | None, Tensor]:
-    """Return V plain backgrounds: their names where prompts mention them, else None; and colors [V,3]."""
+    """Draw V plain backgrounds: their names if prompts mention them, else None; and colors [V,3]."""
     if config.colors:
         names, colors = pick_backgrounds(config.colors, count, generator)
         return (names if config.in_prompt else None), colors
@@ -52,7 +52,7 @@ def draw_backgrounds(
 
 
 def guide_of(config: Config, prior: Prior, state: TrainState) -> Guide:
-    """Return the guide of a configuration; it goes on from the state of its method, or starts it."""
+    """Return the guide of a configuration, with the state of its method restored or started."""
     guide = Guide(
         prior,
         config.method,
@@ -69,7 +69,7 @@ def guide_of(config: Config, prior: Prior, state: TrainState) -> Guide:
 
 @torch.no_grad()
 def views_before(origin: torch.nn.ParameterDict, cameras: Cameras, background: Tensor) -> Tensor:
-    """Return the views [V,H,W,3] of the splat that is edited, as it was."""
+    """Render views [V,H,W,3] of the unedited splat."""
     return render(origin, cameras, background).rgb
 
 
@@ -81,7 +81,7 @@ def gradient_norm(gaussians: torch.nn.ParameterDict) -> float:
 def reference_loss(
     state: TrainState, reference: Reference, background: Tensor, degree: int, weights: ImageConfig
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Compare the view from the picture's camera with the picture; the loss and its terms' values."""
+    """Compare the view from the reference camera with the picture; return the loss and its terms."""
     view = render(state.gaussians, reference.camera, background, degree)
     shown = reference.before(background).permute(0, 2, 3, 1)  # [1, H, W, 3]
     rgb, mask = reference_errors(view, shown, reference.alpha[..., None])
@@ -100,16 +100,16 @@ def train(
 ) -> bool:
     """Run the remaining steps, writing checkpoints/ and metrics.jsonl in `out`; return whether all were run.
 
-    A run that the watcher stops is saved, as is one that diverges.
+    The state is saved when the watcher stops the run, and when it diverges.
 
     Args:
-        config: what to do.
+        config: the settings.
         prior: the teacher.
-        state: where to go on; changed in place.
+        state: the state to continue from; changed in place.
         out: the folder of the run, with checkpoints/ in it.
-        watcher: is told of every step, and may stop the run.
-        reference: a picture that the view from its camera is held to.
-        origin: the splat that is edited.
+        watcher: called for every step; may stop the run.
+        reference: a picture that the view from its camera should match.
+        origin: the unedited splat.
 
     Raises:
         Diverged: too many bad steps in a row; the state before them was saved.

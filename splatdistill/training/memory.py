@@ -1,4 +1,4 @@
-"""What a run will need at least of memory, told before it asks for it."""
+"""Lower bounds of a run's memory, checked before it is allocated."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ WEBP_SIDE = 16383  # pixels: the turntable's format knows no more
 
 
 def check_memory(config: Config, device: torch.device, available: int | None = None) -> None:
-    """Raise UserError for sizes of a run that cannot fit, with the setting that is to blame.
+    """Raise UserError, naming the setting, for sizes of a run that cannot fit.
 
-    Only what is certain counts, so that nothing which fits is refused. available: bytes, where they are not
-    to be asked of the machine.
+    Only certain needs are counted, so that nothing which fits is refused. available: free bytes, by default
+    those of the machine.
     """
     views, count = config.views, config.gaussians.count
     numbers = 11 + 3 * (config.gaussians.sh_degree + 1) ** 2  # of one Gaussian
@@ -30,7 +30,7 @@ def check_memory(config: Config, device: torch.device, available: int | None = N
 
 
 def check_report(look: ReportConfig, available: int | None = None) -> None:
-    """Raise UserError for a report whose pictures cannot be made; available as in `check_memory`."""
+    """Raise UserError for a report whose images cannot fit; available as in `check_memory`."""
     if look.size > WEBP_SIDE:
         raise UserError(f"report.size {look.size}: the turntable has at most {WEBP_SIDE} pixels a side")
     setting = f"report.size {look.size:,} for {look.frames} frames"
@@ -48,7 +48,7 @@ def check_fits(setting: str, needed: int, device: torch.device, available: int |
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that a process can have on a device at most: of the machine, within its control group's limit."""
+    """Return the bytes that a process can have on a device, within its control group's limit."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     listing, limit = Path("/proc/meminfo"), Path("/sys/fs/cgroup/memory.max")

@@ -1,7 +1,7 @@
-"""What the trainer and the viewer tell each other: frozen snapshots one way, a few commands the other.
+"""Communication of trainer and viewer: immutable snapshots one way, a few commands the other.
 
-The trainer never waits for the viewer, but where it was told to pause; nothing here draws random numbers or
-changes what a run computes.
+The trainer never waits for the viewer, except when paused; nothing here draws random numbers or changes what
+a run computes.
 """
 
 import math
@@ -29,7 +29,7 @@ GONE = 5.0  # seconds without a page after which a paused run goes on; a page th
 
 @dataclass(frozen=True, eq=False)
 class Snapshot:
-    """A scene that nothing changes any more, and the step that it was taken after.
+    """An immutable copy of a scene, and the step after which it was taken.
 
     It is on the CPU: a call to CUDA in the viewer's threads could break a graph that the trainer captures.
     """
@@ -40,7 +40,7 @@ class Snapshot:
 
 @dataclass(frozen=True, eq=False)
 class Lesson:
-    """What the teacher saw of one view, as pictures [H, W, 3] uint8: the view, its one-step x0, the noise."""
+    """The teacher's evaluation of one view as images [H, W, 3] uint8: view, one-step x0, noise."""
 
     step: int
     view: np.ndarray
@@ -50,7 +50,7 @@ class Lesson:
 
 @dataclass(frozen=True)
 class Status:
-    """Where a run is: metrics of its last step, its mean speed in steps a second (0: unknown)."""
+    """The progress of a run: metrics of its last step and mean steps a second (0: unknown)."""
 
     step: int = 0
     steps: int = 0
@@ -61,7 +61,7 @@ class Status:
 
 
 class Session(NullWatcher):
-    """The one object between a trainer and its viewer; every method may be called from any thread.
+    """The thread-safe object between a trainer and its viewer.
 
     gaussians: the scene of a run, read in the thread of the trainer only; decode: latents [V,C,h,w] to images
     [V,3,H,W] in [0,1]; tell: prints a line in the terminal. `showing` makes the session of a finished scene.
@@ -93,7 +93,7 @@ class Session(NullWatcher):
 
     @classmethod
     def showing(cls, gaussians: ParameterDict, step: int, steps: int) -> "Session":
-        """The session of a scene that no one trains."""
+        """Return the session of a finished scene."""
         session = cls(lambda: gaussians, lambda z: z, steps, step)
         session.finish(gaussians)
         return session
@@ -101,7 +101,7 @@ class Session(NullWatcher):
     # ---- called by the trainer ----
 
     def on_views(self, view: Render, distillation: Distillation) -> None:
-        """Keep what the teacher saw in the first view of a step, if anyone looks."""
+        """Keep the teacher's evaluation of the first view of a step, if a client watches."""
         with self._changed:
             now = self._clock()
             if not (self._lessons_wanted and self._watched) or now < self._last_lesson + 2 * INTERVAL:
@@ -117,7 +117,7 @@ class Session(NullWatcher):
             self._lesson = lesson
 
     def on_step(self, step: int, metrics: Metrics) -> None:
-        """Note the metrics of a step, and take a snapshot if anyone looks and the last one is old enough."""
+        """Record the metrics of a step; take a snapshot if a client watches and the last one is old."""
         with self._changed:
             now = self._clock()
             self._durations.append(now - self._resumed)
@@ -131,10 +131,10 @@ class Session(NullWatcher):
             self._publish(self._gaussians())
 
     def should_stop(self, interrupted: Callable[[], bool] = lambda: False) -> bool:
-        """Tell the trainer between two steps whether to stop; returns late while the run is paused.
+        """Return, between two steps, whether to stop; blocks while the run is paused.
 
-        interrupted: asked while it waits, and ends the waiting. A paused run goes on when every page that
-        could let it has left for good.
+        interrupted: polled while blocked; ends it. A paused run resumes when all pages that could resume it
+        are gone.
         """
         if self._waits():
             if not self._told:
@@ -156,13 +156,13 @@ class Session(NullWatcher):
             return self._stopped or interrupted()
 
     def finish(self, gaussians: ParameterDict) -> None:
-        """Show the result: no step comes any more."""
+        """Publish the final scene; no step follows."""
         with self._changed:
             self._status = replace(self._status, finished=True, paused=False)
         self._publish(gaussians)
 
     def wait_until_left(self, interrupted: Callable[[], bool]) -> None:
-        """Wait until no one looks any more, or interrupted() is true."""
+        """Block until no client watches any more, or interrupted() is true."""
         with self._changed:
             while self._watched and not interrupted():
                 self._changed.wait(POLL)
@@ -180,21 +180,21 @@ class Session(NullWatcher):
     # ---- called by the viewer ----
 
     def pause(self) -> None:
-        """Hold the run before its next step."""
+        """Pause the run before its next step."""
         with self._changed:
             if not self._status.finished:
                 self._status = replace(self._status, paused=True)
             self._notify()
 
     def resume(self) -> None:
-        """Let a paused run go on."""
+        """Resume a paused run."""
         with self._changed:
             self._status = replace(self._status, paused=False)
             self._steps_allowed = 0
             self._notify()
 
     def single_step(self) -> None:
-        """Pause, but for one step."""
+        """Run one step, then pause."""
         with self._changed:
             if not self._status.finished:
                 self._status = replace(self._status, paused=True)
@@ -208,7 +208,7 @@ class Session(NullWatcher):
             self._notify()
 
     def watch(self, someone: bool, lessons: bool = False) -> None:
-        """Say whether anyone looks, and whether at the teacher too; for no one, nothing is copied."""
+        """Set whether any client watches, and whether it shows the teacher; else nothing is copied."""
         with self._changed:
             if self._watched != someone:
                 self._left = None if someone else self._clock()
@@ -221,19 +221,19 @@ class Session(NullWatcher):
             self._notify()
 
     def wait(self, version: int, timeout: float) -> int:
-        """Wait until something changed since `version`, `timeout` seconds at most; return the new version."""
+        """Block until something changed since `version`, at most `timeout` seconds; return the version."""
         with self._changed:
             self._changed.wait_for(lambda: self._version != version, timeout)
             return self._version
 
     @property
     def watched(self) -> bool:
-        """Whether anyone looks."""
+        """Whether a client watches."""
         return self._watched
 
     @property
     def status(self) -> Status:
-        """Where the run is."""
+        """The progress of the run."""
         return self._status
 
     @property
@@ -243,7 +243,7 @@ class Session(NullWatcher):
 
     @property
     def lesson(self) -> Lesson | None:
-        """What the teacher saw last; None before anyone asked."""
+        """The teacher's last evaluation; None before a client watched."""
         return self._lesson
 
     def history(self) -> list[tuple[int, float, float]]:
@@ -257,5 +257,5 @@ class Session(NullWatcher):
 
 
 def to_bytes(rgb: Tensor) -> np.ndarray:
-    """Pixels [H, W, 3] uint8 on the CPU of colors in [0, 1]; others are clipped."""
+    """Return pixels [H, W, 3] uint8 on the CPU of colors in [0, 1]; others are clipped."""
     return rgb.clamp(0, 1).mul(255).round().to("cpu", torch.uint8).numpy()

@@ -1,4 +1,4 @@
-"""What a run tells while it goes on, and how it is asked to stop: a watcher is all that the loop knows.
+"""Progress output of a run and its interruption; the loop knows only the Watcher protocol.
 
 A terminal gets a live line, anything else a plain line every tenth of the run.
 """
@@ -22,56 +22,56 @@ LINE = "t {t:.0f}  loss {loss:.4g}  |g| {gradient_norm:.3g}  {gaussians:.0f} Gau
 
 
 class Watcher(Protocol):
-    """Looks at a run; it must not change what the run computes."""
+    """An observer of a run; it must not change what the run computes."""
 
     def on_views(self, view: Render, distillation: Distillation) -> None:
-        """See the views of a step and what the teacher made of them."""
+        """Receive the views of a step and the teacher's evaluation of them."""
         ...
 
     def on_step(self, step: int, metrics: Metrics) -> None:
-        """See the metrics after a step."""
+        """Receive the metrics after a step."""
         ...
 
     def should_stop(self) -> bool:
-        """Tell, between two steps, whether the run is to be saved and stopped; this may take its time."""
+        """Return, between two steps, whether to save and stop; may block (the viewer's pause)."""
         ...
 
     def on_result(self, result: RunResult) -> None:
-        """See what came out: of a whole run its files are there, of a stopped one its state is saved."""
+        """Receive the result: of a whole run its files exist, of a stopped one its state is saved."""
         ...
 
 
 class NullWatcher:
-    """A watcher that does nothing; others are made from it."""
+    """A watcher that does nothing; a base class of others."""
 
     def on_views(self, view: Render, distillation: Distillation) -> None:
-        """See nothing."""
+        """Do nothing."""
 
     def on_step(self, step: int, metrics: Metrics) -> None:
-        """See nothing."""
+        """Do nothing."""
 
     def should_stop(self) -> bool:
-        """Let the run go on."""
+        """Return False."""
         return False
 
     def on_result(self, result: RunResult) -> None:
-        """See nothing."""
+        """Do nothing."""
 
 
 class Steady:
-    """A text stream whose reader may leave, and whose disk may be full: then what is written is dropped."""
+    """A text stream that ignores write errors, such as a closed pipe or a full disk."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
 
     def write(self, text: str) -> int:
-        """Write what can be written; return the length of the text."""
+        """Write if possible; return the length of the text."""
         with suppress(OSError, ValueError):  # a run must not end because nobody reads what it says
             self._stream.write(text)
         return len(text)
 
     def flush(self) -> None:
-        """Pass on what can be passed on."""
+        """Flush if possible."""
         with suppress(OSError, ValueError):
             self._stream.flush()
 
@@ -80,14 +80,14 @@ class Steady:
 
 
 class Lines(NullWatcher):
-    """Prints a plain line every tenth of a run of `steps` that continues after `step`."""
+    """Print a plain line every tenth of a run of `steps` that continues after `step`."""
 
     def __init__(self, steps: int, step: int = 0, stream: TextIO | None = None) -> None:
         self._steps, self._first, self._stream = steps, step, stream
         self._begin = time.perf_counter()
 
     def on_step(self, step: int, metrics: Metrics) -> None:
-        """Print it, when it is its turn."""
+        """Print the metrics after every tenth of the run."""
         if step % max(self._steps // 10, 1) and step != self._steps:
             return
         speed = (step - self._first) / (time.perf_counter() - self._begin)
@@ -99,19 +99,19 @@ class Lines(NullWatcher):
 
 
 class Bar(NullWatcher):
-    """Keeps a line of a terminal up to date, by a task of a `rich` display."""
+    """Update a line of the terminal, as a task of a `rich` display."""
 
     def __init__(self, display: Any, steps: int, step: int) -> None:
         self._display, self._first, self._begin = display, step, time.perf_counter()
         self._task = display.add_task("loading", total=steps, completed=step, speed=0.0)
 
     def on_step(self, step: int, metrics: Metrics) -> None:
-        """Move it."""
+        """Update the line."""
         speed = (step - self._first) / (time.perf_counter() - self._begin)
         self._display.update(self._task, completed=step, description=describe(metrics), speed=speed)
 
     def on_result(self, result: RunResult) -> None:
-        """Leave the terminal to others."""
+        """Release the terminal."""
         self._display.stop()
 
 
@@ -144,7 +144,7 @@ def describe(metrics: Metrics) -> str:
 
 @contextmanager
 def interruptible() -> Iterator[Callable[[], bool]]:
-    """Yield a function that tells whether Ctrl-C, SIGTERM or SIGHUP (the terminal went) came.
+    """Yield a function that returns whether SIGINT, SIGTERM or SIGHUP was received.
 
     A second Ctrl-C interrupts at once. A SIGHUP that is ignored, as under nohup, stays so.
     """

@@ -1,6 +1,6 @@
-"""One run, from its configuration to the files that it leaves: prepare, fit, write.
+"""One run, from its configuration to its files: prepare, fit, write.
 
-Everything heavy is imported where it is needed, so help and mistakes answer at once.
+Heavy imports are deferred, so that help and errors answer at once.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Job:
-    """A run that can begin or go on: all that it needs is loaded and was tried."""
+    """A run that is ready to start or continue: everything it needs is loaded and was checked."""
 
     config: Config
     out: Path
@@ -63,7 +63,7 @@ class Job:
 
 @dataclass(frozen=True)
 class RunResult:
-    """What came of a run: a whole one has left its files in `out`, a stopped one can be continued."""
+    """The result of a run: a finished one has its files in `out`, a stopped one can be continued."""
 
     out: Path
     steps: int  # asked for
@@ -81,7 +81,7 @@ Watch = Callable[[Job], AbstractContextManager[Watcher]]
 
 
 def unwatched(job: Job) -> AbstractContextManager[Watcher]:
-    """Watch a run by no one."""
+    """Yield a watcher that does nothing."""
     return nullcontext(NullWatcher())
 
 
@@ -137,7 +137,7 @@ def make_run(
 
 
 def prepare(config: Config, out: Path, *, device: str | None = None, resume: bool = False) -> Job:
-    """Load and try all that a run needs, and touch nothing.
+    """Load and check everything that a run needs; write nothing.
 
     resume: go on from the newest checkpoint in `out`, with the run's own picture and source. Raises UserError
     for what cannot be used, and Diverged for a teacher that predicts what is not finite.
@@ -180,7 +180,7 @@ def prepare(config: Config, out: Path, *, device: str | None = None, resume: boo
 
 @contextmanager
 def begun(job: Job, resume: bool) -> Iterator[None]:
-    """Write what a run starts with, and make room for it; undo that when it fails before its first step."""
+    """Write the initial files of a run, after making room for it; undo both if its first step fails."""
     from splatdistill.config.load import dump
     from splatdistill.files import atomic_write
     from splatdistill.formats.ply import write_ply
@@ -231,9 +231,9 @@ def fit(job: Job, watcher: Watcher) -> bool:
 
 
 def write(job: Job) -> int:
-    """Prune what is not the object, write the pictures and splat.ply; return how many Gaussians are left.
+    """Prune the scene, write the images and splat.ply; return the number of Gaussians left.
 
-    splat.ply comes last, so that a folder which holds one holds all. Raises Diverged when none is left.
+    splat.ply comes last, so that a folder with it is complete. Raises Diverged when no Gaussian is left.
     """
     from splatdistill import __version__
     from splatdistill.formats.ply import write_ply

@@ -1,4 +1,4 @@
-"""All that changes during a run; it saves and restores itself, every part on the device of the run."""
+"""The mutable state of a run; it saves and restores itself on the run's device."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ LARGEST_RATE = 10.0  # of learning: beyond, nothing of a scene is left after a s
 
 @dataclass
 class TrainState:
-    """What a checkpoint holds, with the states of torch's global generators."""
+    """The contents of a checkpoint, except the states of torch's global generators."""
 
     gaussians: torch.nn.ParameterDict
     optimizers: dict[str, torch.optim.Optimizer]
@@ -32,7 +32,7 @@ class TrainState:
 
     @property
     def device(self) -> torch.device:
-        """Where the Gaussians are."""
+        """The device of the Gaussians."""
         return self.gaussians["means"].device
 
     def state_dict(self) -> dict[str, Any]:
@@ -51,10 +51,10 @@ class TrainState:
         }
 
     def load_state_dict(self, saved: Mapping[str, Any], device: torch.device) -> None:
-        """Continue from what `state_dict` gave, as if never interrupted, on a device.
+        """Restore what `state_dict` returned, on a device, as if the run was never interrupted.
 
-        The learning rates stay those of this state: a resumed run may have others. saved is taken to be
-        sound; see `checkpoint.validate`.
+        The learning rates stay those of this state: a resumed run may have others. saved must be valid; see
+        `checkpoint.validate`.
         """
         self.gaussians = from_tensors(**saved["gaussians"]).to(device)
         self.optimizers = make_optimizers(self.gaussians, self.rates)
@@ -74,7 +74,7 @@ class TrainState:
         self.bad_in_a_row = saved["bad_in_a_row"]
 
     def drop_broken(self) -> int:
-        """Remove Gaussians that are not finite any more, so that what is saved is sound; return how many.
+        """Remove Gaussians that are not finite, so that what is saved is valid; return how many.
 
         Raises Diverged when they are more than half.
         """
@@ -99,7 +99,7 @@ class TrainState:
 def new_state(
     config: Config, device: torch.device, origin: torch.nn.ParameterDict | None = None
 ) -> TrainState:
-    """Return the state before the first step: a blob that the seed decides, or the splat that is edited."""
+    """Return the state before the first step: a random blob, or the splat to edit."""
     torch.manual_seed(config.seed)  # what gsplat's strategies draw from
     generator = torch.Generator().manual_seed(config.seed)
     scene = config.gaussians

@@ -14,10 +14,10 @@ __all__ = ["Address", "Scenes", "Session", "free_port", "parse_address", "serve"
 
 @contextmanager
 def serve(scenes: Scenes, address: Address, prompt: str, method: str, live: bool) -> Iterator[Address]:
-    """Show scenes at an address, or the next free port, until the block ends; yield where.
+    """Serve scenes at an address, or the next free port, until the block ends; yield the URL.
 
-    live: whether a training goes on, which can be paused and stopped. Raises UserError when nothing can
-    listen there.
+    live: whether a training is in progress, which can be paused and stopped. Raises UserError when no port is
+    free.
     """
     server, address = start_server(address)
     try:

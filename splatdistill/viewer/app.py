@@ -1,4 +1,4 @@
-"""The viewer: one thread that keeps panel and canvas up to date, another for what takes long."""
+"""The viewer: one thread that updates panels and canvases, another for slow work."""
 
 import io
 import math
@@ -39,7 +39,7 @@ VIEWS = {str(k + 1): (45.0 * k, 20.0) for k in range(8)} | {"9": (0.0, 85.0), "R
 
 @dataclass(frozen=True)
 class Drawn:
-    """What a client's canvas shows: compared with what it should show."""
+    """The contents of a client's canvas, compared with what it should show."""
 
     camera: float  # time stamp
     scene: Snapshot | None
@@ -48,7 +48,7 @@ class Drawn:
 
 
 class App:
-    """Connects scenes, session, panels and clients until `close`; what goes wrong here stays here."""
+    """Connection of scenes, session, panels and clients until `close`; its errors never end a run."""
 
     def __init__(self, server: Server, scenes: Scenes, prompt: str, method: str, live: bool) -> None:
         self._server, self._scenes, self._session = server, scenes, scenes.session
@@ -79,7 +79,7 @@ class App:
         server.open()
 
     def close(self) -> None:
-        """End the threads; a film that is being made is given up."""
+        """End the threads; a film in progress is abandoned."""
         self._closed.set()
         self._session.watch(False)
         self._slow.shutdown(cancel_futures=True)
@@ -160,7 +160,7 @@ class App:
         point(client, Keyframe(place_of(*VIEWS[key]), (0.0, 0.0, 0.0), FOV))
 
     def _later(self, name: str, job: Callable[[], None]) -> None:
-        """Do what takes long in its own thread, unless the same is still to be done."""
+        """Run slow work in its own thread, unless the same is already queued."""
         if name in self._pending or self._closed.is_set():
             return
         self._pending.add(name)
@@ -172,7 +172,7 @@ class App:
         self._slow.submit(run)
 
     def _guard(self, job: Callable[[], object]) -> None:
-        """Do something that must not end the run; an error is told once."""
+        """Run something that must not end the run; each error is reported once."""
         try:
             job()
         except Exception as error:  # whatever it is, the run matters more
@@ -199,7 +199,7 @@ class App:
         return MOVING if any(drawn.rows == DRAFT_ROWS for drawn in list(self._drawn.values())) else IDLE
 
     def _rest(self, spent: float) -> None:
-        """Leave a training that goes on its share of the time."""
+        """Sleep, so that a training in progress keeps its share of the time."""
         if not self.panels.live:
             return
         share = float(np.clip(self.panels.share.value, 0.5, 0.99))
@@ -252,7 +252,7 @@ class App:
             self._guard(lambda client=client: self._show_canvas(client, shown, look, exact))
 
     def _show_canvas(self, client: viser.ClientHandle, shown: Snapshot, look: Look, exact: bool) -> None:
-        """Put the drawn scene, or behind the browser's own drawing the background, on a client's canvas."""
+        """Send the rendered image, or the background of the browser's own rendering, to a canvas."""
         stamp = client.camera.update_timestamp
         rows = min(int(self.panels.resolution.value), client.camera.image_height)
         if time.time() - stamp < STILL:
@@ -274,7 +274,7 @@ class App:
         self._drawn[client.client_id] = wanted
 
     def _send_splats(self, shown: Snapshot) -> None:
-        """Give the browsers the Gaussians, if they do not have these."""
+        """Send the Gaussians to the browsers, if they do not have them."""
         if self._splats is None:
             self._splats = self._server.scene.add_gaussian_splats(
                 "/splat", *splats_for_client(shown.gaussians)
@@ -302,7 +302,7 @@ class App:
             self._session.wake()
 
     def _fly(self) -> None:
-        """Move the camera of whoever asked for a preview."""
+        """Move the camera of the client that asked for a preview."""
         if self._preview is None:
             return
         client, begin = self._preview
@@ -358,20 +358,20 @@ class App:
 
 
 def pose_of(camera: viser.CameraHandle) -> Pose:
-    """The camera of a browser; raises ValueError for one that cannot be."""
+    """Return the camera of a browser; raises ValueError for an invalid one."""
     w, x, y, z = (float(value) for value in camera.wxyz)
     return Pose((w, x, y, z), triple(camera.position), float(camera.fov), camera.aspect)
 
 
 def place_of(azimuth_deg: float, elevation_deg: float) -> tuple[float, float, float]:
-    """Where a camera stands that looks at the middle from DISTANCE."""
+    """Return the position of a camera that looks at the origin from DISTANCE."""
     a, e = math.radians(azimuth_deg), math.radians(elevation_deg)
     flat = DISTANCE * math.cos(e)
     return (flat * math.cos(a), flat * math.sin(a), DISTANCE * math.sin(e))
 
 
 def point(client: viser.ClientHandle, key: Keyframe) -> None:
-    """Move a client's camera, +Z up."""
+    """Move a client's camera, with +Z up."""
     with client.atomic():
         client.camera.up_direction = (0.0, 0.0, 1.0)
         client.camera.position = key.position
@@ -380,6 +380,6 @@ def point(client: viser.ClientHandle, key: Keyframe) -> None:
 
 
 def triple(vector: np.ndarray) -> tuple[float, float, float]:
-    """Three plain numbers."""
+    """Return a vector as three plain numbers."""
     x, y, z = (float(value) for value in vector)
     return (x, y, z)

@@ -1,4 +1,4 @@
-"""What the viewer draws by our own rasterizer: cameras of a browser, channels as colors, films of a path."""
+"""Rendering for the viewer by our own rasterizer: browser cameras, channels as colors."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -24,7 +24,7 @@ CHANNELS: tuple[Channel, ...] = ("color", "alpha", "depth", "normal")
 
 @dataclass(frozen=True)
 class Look:
-    """How a scene is drawn: near and far are depths in world units between which centers count."""
+    """Rendering options: near and far are depths in world units between which centers are shown."""
 
     channel: Channel = "color"
     sh_degree: int = 3  # at most
@@ -35,9 +35,9 @@ class Look:
 
 @dataclass(frozen=True)
 class Pose:
-    """A camera in the world: OpenCV's rotation as a quaternion, its vertical field of view in radians.
+    """A browser's camera in the world: OpenCV's rotation as a quaternion, vertical field of view in radians.
 
-    It comes from a browser: raises ValueError for what no camera can be.
+    Raises ValueError for an invalid one, since it comes from a browser.
     """
 
     wxyz: tuple[float, float, float, float]
@@ -52,12 +52,12 @@ class Pose:
             raise ValueError(f"no camera can be at {self}")
 
     def size(self, height: int) -> tuple[int, int]:
-        """Width and height in pixels of a picture of so many rows, or of as many as are allowed."""
+        """Return width and height in pixels of an image with so many rows, within the limit."""
         height = min(max(height, 1), LARGEST, int(LARGEST / self.aspect))
         return max(round(height * self.aspect), 1), height
 
     def cameras(self, height: int) -> Cameras:
-        """The camera with `height` rows of pixels and the aspect's columns."""
+        """Return the camera with `height` rows of pixels and the aspect's columns."""
         pose = torch.eye(4, dtype=torch.float64)
         pose[:3, :3] = normalized_quat_to_rotmat(normalize(torch.tensor(self.wxyz).double(), dim=-1))
         pose[:3, 3] = torch.tensor(self.position, dtype=torch.float64)
@@ -66,7 +66,7 @@ class Pose:
 
 @torch.no_grad()
 def draw(gaussians: ParameterDict, cameras: Cameras, look: Look = Look()) -> np.ndarray:
-    """The picture [H, W, 3] uint8 of a scene from one camera."""
+    """Render the image [H, W, 3] uint8 of a scene from one camera."""
     background = torch.tensor(look.background)
     scene = between(gaussians, cameras, look.near, look.far)
     view = render(scene, cameras, background, min(look.sh_degree, sh_degree_of(scene)))
@@ -74,7 +74,7 @@ def draw(gaussians: ParameterDict, cameras: Cameras, look: Look = Look()) -> np.
 
 
 def between(gaussians: ParameterDict, cameras: Cameras, near: float, far: float) -> ParameterDict:
-    """The Gaussians whose centers lie between two depths of one camera: the same object where all do."""
+    """Return the Gaussians with centers between two depths of one camera; the same object if all are."""
     view = cameras.viewmats[0].to(gaussians["means"])
     depth = gaussians["means"] @ view[2, :3] + view[2, 3]
     kept = (depth >= near) & (depth <= far)
@@ -82,10 +82,10 @@ def between(gaussians: ParameterDict, cameras: Cameras, near: float, far: float)
 
 
 def colors(view: Render, cameras: Cameras, look: Look) -> Tensor:
-    """A channel of a rendered view as colors [V, H, W, 3].
+    """Return a channel of a rendered view as colors [V, H, W, 3].
 
-    Depth is white where nearest and black where farthest; normals are world axes, [-1, 1] as colors. Where
-    nothing is, there is the background.
+    Depth is white at the nearest and black at the farthest; normals are world axes, [-1, 1] as colors. Empty
+    pixels show the background.
     """
     if look.channel == "color":
         return view.rgb
@@ -104,7 +104,7 @@ def colors(view: Render, cameras: Cameras, look: Look) -> Tensor:
 
 @torch.no_grad()
 def splats_for_client(gaussians: ParameterDict) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Centers, covariances, colors and opacities for viser's shader, which draws SH degree 0."""
+    """Return centers, covariances, colors and opacities for viser's shader, which renders SH degree 0."""
     means, quats, scales, opacities, sh = (v[finite_mask(gaussians)].cpu() for v in activated(gaussians))
     rgb = sh0_to_rgb(sh[:, 0]).clamp(0, 1)
     return means.numpy(), covariances(quats, scales).numpy(), rgb.numpy(), opacities[:, None].numpy()

@@ -1,4 +1,4 @@
-"""The viewer's controls: what is on the panel, and where on it. What they do is in app.py."""
+"""The viewer's controls and their layout; app.py connects them."""
 
 import html
 
@@ -32,7 +32,7 @@ HELP = {
 
 
 class Panels:
-    """The handles of all controls, made once; `steps` above 0 add those that act on a training of so many."""
+    """The handles of all controls, made once; `steps` above 0 adds those of a training in progress."""
 
     def __init__(self, server: viser.ViserServer, prompt: str, method: str, steps: int, degree: int) -> None:
         gui = self._gui = server.gui
@@ -132,7 +132,7 @@ class Panels:
     def show_status(
         self, status: Status, count: int | None, scene_step: int | None, frame: float | None
     ) -> None:
-        """Bring the summary and the buttons up to date; frame: seconds that the last one took."""
+        """Update summary and buttons; frame: seconds that the last image took."""
         rows = {"method": self._method, "Gaussians": f"{count:,}" if count is not None else "-"}
         if status.steps:
             rows["step"] = f"{status.step} / {status.steps}"
@@ -158,24 +158,24 @@ class Panels:
             self.pause.icon = Icon.PLAYER_PLAY if status.paused else Icon.PLAYER_PAUSE
 
     def show_history(self, history: list[tuple[int, float, float]]) -> None:
-        """Draw the loss over the steps."""
+        """Plot the loss over the steps."""
         if len(history) > 1:
             every = max(len(history) // PLOTTED, 1)
             values = np.array(history[::-1][::every][::-1], np.float64)
             self.plot.data = (values[:, 0].copy(), np.where(np.isfinite(values[:, 1]), values[:, 1], np.nan))
 
     def show_lesson(self, lesson: Lesson) -> None:
-        """Draw the three pictures of what the teacher saw beside each other."""
+        """Show the three images of the teacher's evaluation side by side."""
         self.lesson.image = np.concatenate([tile(p) for p in (lesson.view, lesson.x0_hat, lesson.noise)], 1)
 
     def show_mode(self) -> None:
-        """Offer what the chosen way of drawing can do."""
+        """Enable the controls of the chosen rendering mode."""
         for handle in self.exact:
             _update(handle, visible=self.mode.value == RASTERIZER)
         _update(self.cells, visible=self.format.value in MESHES)
 
     def show_scenes(self, count: int) -> None:
-        """Offer so many stored scenes, and the newest as the last place of the slider."""
+        """Offer the stored scenes, and the newest as the last position of the slider."""
         newest = self.scene.value >= self.scene.max
         if count and self.scene.max != count:
             self.scene.max = count
@@ -184,7 +184,7 @@ class Panels:
         _update(self.scene, visible=count > 0)
 
     def show_keyframes(self, count: int) -> None:
-        """Say how many views the path goes through."""
+        """Show the number of keyframes of the path."""
         text = (
             f"{count} views on the path" if count else "Move to a view and add it; two or more make a path."
         )
@@ -200,7 +200,7 @@ STYLE = "padding: 2px 14px 6px; font-size: 0.85em"
 
 
 def summary(prompt: str, rows: dict[str, str]) -> str:
-    """The head of the panel as HTML, from plain texts."""
+    """Return the head of the panel as HTML, from plain texts."""
     return (
         f'<div style="{STYLE}; overflow-wrap: anywhere">'
         f'<div style="font-weight: 600; font-size: 1.15em; margin-bottom: 4px">{html.escape(prompt)}</div>'
@@ -209,7 +209,7 @@ def summary(prompt: str, rows: dict[str, str]) -> str:
 
 
 def cells(rows: dict[str, str]) -> str:
-    """Names and what they stand for as cells of a grid, from plain texts."""
+    """Return names and values as cells of an HTML grid, from plain texts."""
     return "".join(
         f'<div style="color: gray">{html.escape(name)}</div><div>{html.escape(value)}</div>'
         for name, value in rows.items()
@@ -217,7 +217,7 @@ def cells(rows: dict[str, str]) -> str:
 
 
 def tile(picture: np.ndarray) -> np.ndarray:
-    """A picture [H, W, 3] as TILE by TILE pixels, hard-edged, with a white margin."""
+    """Return an image [H, W, 3] as TILE by TILE pixels, nearest-neighbor, with a white margin."""
     inner = TILE - 4
     rows = np.arange(inner) * picture.shape[0] // inner
     columns = np.arange(inner) * picture.shape[1] // inner
@@ -225,7 +225,7 @@ def tile(picture: np.ndarray) -> np.ndarray:
 
 
 def _update(handle: object, **values: object) -> None:
-    """Set what differs: viser sends every assignment to every client."""
+    """Set only attributes that differ: viser sends every assignment to every client."""
     for name, value in values.items():
         if getattr(handle, name) != value:
             setattr(handle, name, value)

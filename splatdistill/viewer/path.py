@@ -19,20 +19,20 @@ WEBP_FPS = 12  # its frames are kept in memory until all are there
 
 @dataclass(frozen=True)
 class Keyframe:
-    """A camera of a path: its place and its target in the world, its vertical field of view in radians."""
+    """A camera of a path: position and target in the world, vertical field of view in radians."""
 
     position: tuple[float, float, float]
     look_at: tuple[float, float, float]
     fov_rad: float
 
     def cameras(self, width: int, height: int) -> Cameras:
-        """The camera, +Z up, with an image of so many pixels."""
+        """Return the camera, +Z up, for an image of this size in pixels."""
         poses = looking_at(torch.tensor([self.position]), torch.tensor([self.look_at]))
         return from_poses(poses, float(np.degrees(self.fov_rad)), width, height)
 
 
 def along(keyframes: list[Keyframe], share: float) -> Keyframe:
-    """The camera at a share in [0, 1] of the way through at least one keyframe: a Catmull-Rom spline."""
+    """Return the camera at a share in [0, 1] of a Catmull-Rom spline through at least one keyframe."""
     points = np.array([[*key.position, *key.look_at, key.fov_rad] for key in keyframes])
     place = float(np.clip(share, 0, 1)) * (len(points) - 1)
     i = min(int(place), max(len(points) - 2, 0))
@@ -52,9 +52,9 @@ def film(
     look: Look,
     given_up: Callable[[], bool] = lambda: False,
 ) -> tuple[str, bytes]:
-    """Name and bytes of a film along a path, `size` (width, height) in pixels; .webp without ffmpeg.
+    """Render a film along a path; return its file name and bytes (.webp without ffmpeg).
 
-    given_up: asked before each frame, and ends the film there.
+    size: (width, height) in pixels; given_up: polled before each frame, ends the film when true.
     """
     fps = FPS if find_ffmpeg() else WEBP_FPS
     count = max(round(seconds * fps), 2)

@@ -1,4 +1,4 @@
-"""The scenes that a viewer can show: the newest of a run, a file, and those kept over the training."""
+"""The scenes that a viewer can show: the newest of a run, a file, and those kept during training."""
 
 import tempfile
 from dataclasses import dataclass
@@ -14,9 +14,9 @@ from splatdistill.training.monitor import Session, Snapshot
 
 @dataclass(frozen=True, eq=False)
 class Scenes:
-    """What a session shows, newest last; file: where the result is stored, once it is; folder: of the run.
+    """The scenes of a session, newest last; file: the stored result, if any; folder: of the run.
 
-    comments: what exported files say of it.
+    comments: stored in exported files.
     """
 
     session: Session
@@ -25,11 +25,11 @@ class Scenes:
     folder: Path | None = None
 
     def kept(self) -> list[Path]:
-        """The scenes that the run stored on its way, in the order of their steps."""
+        """Return the scenes that the run stored, in the order of their steps."""
         return kept_scenes(self.folder) if self.folder else []
 
     def get(self, path: Path | None) -> Snapshot | None:
-        """The scene of a stored file, or for None the newest, on the CPU; None before there is one."""
+        """Return the scene of a stored file, or for None the newest, on the CPU; None before there is one."""
         if path is None:
             return self.session.snapshot
         gaussians, _ = formats.read_splat(path)
@@ -38,11 +38,11 @@ class Scenes:
     def export(
         self, path: Path | None, ending: str, up: str | None = None, prune: float = 0.0, cells: int = 0
     ) -> bytes:
-        """A scene in the format of an ending: the very bytes of its file where that has it as it is.
+        """Return a scene in the format of an ending; a stored file in that format is returned as it is.
 
-        path as in `get`; up: the axis that is up in it, by default the format's; prune: leave out Gaussians
-        of lower opacity; cells along the longest side of a mesh, 0 for splats. Raises UserError when the
-        format cannot hold it, or nothing is left.
+        path as in `get`; up: the up axis of the file, by default the format's; prune: leave out Gaussians of
+        lower opacity; cells along the longest side of a mesh, 0 for splats. Raises UserError when the format
+        cannot hold it, or nothing is left.
         """
         done = self.file is not None and self.session.status.finished and self.file.is_file()
         stored = self.file if path is None and done else path
@@ -69,4 +69,4 @@ class Scenes:
 
 
 def ignore(line: str) -> None:
-    """Take a note on what was left out: the panel has no place for it."""
+    """Ignore a note on what was left out: the panel has no place for it."""

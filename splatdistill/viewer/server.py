@@ -1,4 +1,4 @@
-"""A viser server that answers only pages of its own, and of these only what their controls can say.
+"""A viser server that serves only its own page, and accepts only messages that its controls can send.
 
 viser binds every interface, checks neither Host nor Origin, and lets any page open a public tunnel to it,
 upload without bound and set attributes of its objects.
@@ -39,7 +39,7 @@ _starting = threading.Lock()
 
 @dataclass(frozen=True)
 class Address:
-    """Where a viewer listens; remote: whether on more than this machine."""
+    """The address of a viewer; remote: whether other machines can reach it."""
 
     host: str = "127.0.0.1"
     port: int = PORT
@@ -54,7 +54,7 @@ class Address:
 
 
 def parse_address(text: str, remote: bool = False) -> Address:
-    """The address that `[HOST:]PORT` or an empty text stands for.
+    """Parse `[HOST:]PORT` or an empty text.
 
     Raises UserError for anything else, and for a host that other machines reach unless `remote` allows it.
     """
@@ -76,7 +76,7 @@ def parse_address(text: str, remote: bool = False) -> Address:
 
 
 def free_port(host: str, first: int) -> int:
-    """The first port from `first` on that is free (0: any); raises UserError when there is none."""
+    """Return the first free port from `first` on (0: any); raises UserError when there is none."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     for port in range(first, min(first + PORTS, 2**16)):
         with socket.socket(family, socket.SOCK_STREAM) as probe:
@@ -91,10 +91,10 @@ def free_port(host: str, first: int) -> int:
 
 
 def refusal(headers: Headers, remote: bool) -> str | None:
-    """Why a request must not be answered, or None.
+    """Return the reason to refuse a request, or None.
 
-    A page elsewhere may send requests here from a browser on this machine: its Origin gives it away, or, when
-    its own name was made to point here (DNS rebinding), the Host that the browser asks for.
+    A page elsewhere may send requests here from a browser on this machine: its Origin reveals it, or, when
+    its own name was made to point here (DNS rebinding), the browser's Host header.
     """
     hosts, origins = headers.get_all("Host"), headers.get_all("Origin")
     if len(hosts) != 1 or len(origins) > 1:
@@ -121,9 +121,9 @@ def _is_own_name(name: str, remote: bool) -> bool:
 
 
 def understood(raw: object, control: Callable[[str], Any] = lambda uuid: None) -> bool:
-    """Whether a client's message is a camera that can be, a command, or a value that a control can have.
+    """Return whether a client's message is a valid camera, a command, or a valid value of a control.
 
-    control: finds a control by its identifier; None where there is none.
+    control: finds a control by its identifier; None if there is none.
     """
     try:
         message = msgspec.msgpack.decode(raw) if isinstance(raw, bytes) else None
@@ -150,7 +150,7 @@ def understood(raw: object, control: Callable[[str], Any] = lambda uuid: None) -
 
 
 def allowed(handle: Any, value: Any) -> bool:
-    """Whether a control can have a value: one of its options, of its kind, finite and between its bounds."""
+    """Return whether a value is valid for a control: an option, of its type, finite and within bounds."""
     current = handle.value
     if (options := getattr(handle, "options", None)) is not None:
         return isinstance(value, str) and value in options
@@ -171,7 +171,7 @@ def allowed(handle: Any, value: Any) -> bool:
 
 
 class _Once(logging.Handler):
-    """Tells of the first error of a kind; a client must not fill the terminal."""
+    """A log filter that passes the first error of a kind, so that a client cannot flood the terminal."""
 
     def __init__(self) -> None:
         super().__init__(logging.ERROR)
@@ -186,7 +186,7 @@ class _Once(logging.Handler):
 
 
 class Server(viser.ViserServer):
-    """viser's server, quiet; it answers no one before `open`."""
+    """A quiet viser server that refuses all requests before `open`."""
 
     def __init__(self, host: str, port: int, ready: threading.Event) -> None:
         super().__init__(host, port, verbose=False)
@@ -204,17 +204,17 @@ class Server(viser.ViserServer):
         return self.gui._gui_input_handle_from_uuid.get(uuid)
 
     def open(self) -> None:
-        """Answer from now on: the panels are there."""
+        """Accept requests from now on: the panels exist."""
         self._ready.set()
 
     def stop(self) -> None:
-        """Stop without a word."""
+        """Stop without a message."""
         with contextlib.redirect_stdout(io.StringIO()):
             super().stop()
 
 
 def wake_from_any_thread(event: asyncio.Event, loop: asyncio.AbstractEventLoop) -> None:
-    """Let an event be set outside its loop, as viser does: by itself it is not made for that."""
+    """Make setting an event thread-safe, as viser sets it from outside its loop."""
     wake = event.set
 
     def set_in_loop() -> None:
@@ -225,9 +225,9 @@ def wake_from_any_thread(event: asyncio.Event, loop: asyncio.AbstractEventLoop) 
 
 
 def start_server(address: Address) -> tuple[Server, Address]:
-    """Start a guarded server at the first free port from the given one on; return where that is.
+    """Start a guarded server at the first free port from the given one on; return its address.
 
-    It has yet to be opened. Raises UserError when nothing can listen there.
+    It is not opened yet. Raises UserError when no port is free.
     """
     port = free_port(address.host, address.port)
     warnings.filterwarnings("ignore", "Queued a .* on a closed connection")  # a page may leave at any moment
@@ -252,7 +252,7 @@ def start_server(address: Address) -> tuple[Server, Address]:
 
 @dataclass
 class _Guard:
-    """What stands between a server and its clients: whether it does, and how it finds the controls."""
+    """The checks between a server and its clients: whether it is open, and how it finds controls."""
 
     hooked: threading.Event = field(default_factory=threading.Event)
     control: Callable[[str], Any] = lambda uuid: None
@@ -260,7 +260,7 @@ class _Guard:
 
 @contextlib.contextmanager
 def _guarded(remote: bool, logger: logging.Logger, ready: threading.Event) -> Iterator[_Guard]:
-    """Let a server that starts meanwhile ask `refusal` and `understood` first.
+    """Make a server that starts inside the block check `refusal` and `understood` first.
 
     viser builds its websocket server in a function of its own thread and keeps no handle to it: what it calls
     there is the one place to hook in.

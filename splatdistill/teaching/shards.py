@@ -38,9 +38,7 @@ def shard_path(folder: Path, kind: str, number: int) -> Path:
     return folder / f"{kind}-{number:05d}.npz"
 
 
-def render_shard(
-    path: Path, shelf: Shelf, renderer: Renderer, seed: Sequence[int], scenes: int = SCENES
-) -> None:
+def render_shard(path: Path, shelf: Shelf, renderer: Renderer, seed: Sequence[int], scenes: int) -> None:
     """Write one shard of pictures.
 
     pictures [n, V, S, S, 3] uint8; captions [n, K] text; cameras [n, V, 4]: azimuth, elevation in degrees,
@@ -76,7 +74,7 @@ def render_shards(folder: Path, shelf: Shelf, renderer: Renderer, numbers: range
     for number in numbers:
         path, start = shard_path(folder, "pictures", number), time.perf_counter()
         if not path.exists():
-            render_shard(path, shelf, renderer, (seed, number))
+            render_shard(path, shelf, renderer, (seed, number), SCENES)
             log.info("%s: %.1f scenes/s", path.name, SCENES / (time.perf_counter() - start))
 
 

@@ -70,9 +70,11 @@ def render(options: argparse.Namespace) -> None:
         ("held_out_views", False, VALIDATION),
         ("held_out_models", True, VALIDATION),
     ):
-        (options.out / name).mkdir(exist_ok=True)
-        chosen = numbers if name == "pictures" else range(2)
-        shards.render_shards(options.out / name, shelf.split(held_out), renderer, chosen, seed)
+        kept = shelf.split(held_out)
+        if kept.entries:
+            (options.out / name).mkdir(exist_ok=True)
+            chosen = numbers if name == "pictures" else range(2)
+            shards.render_shards(options.out / name, kept, renderer, chosen, seed)
 
 
 def encode(options: argparse.Namespace) -> None:

@@ -1,0 +1,82 @@
+"""Every stage of the teaching in miniature, from models to a teacher that draws."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_teaching_assets import glb
+
+from splatdistill.priors import load_prior
+from splatdistill.teaching import shards, teach
+from splatdistill.teaching.meshes import unit_solid
+from splatdistill.teaching.solids import KINDS
+
+SMALL = ["--batch", "10", "--width", "64", "--outer-width", "64", "--layers", "1"]
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory) -> Path:
+    """Two models of boxes, one flat and one tall."""
+    path = tmp_path_factory.mktemp("bundle")
+    rows = []
+    for noun, size in (("mat", (1.0, 0.1, 1.0)), ("tower", (0.3, 1.0, 0.3))):
+        (path / f"{noun}.glb").write_bytes(glb(unit_solid(KINDS["box"], 0.0) * size))
+        rows.append(
+            {
+                "id": noun,
+                "file": f"{noun}.glb",
+                "noun": noun,
+                "also": ["thing"],
+                "phrases": [f"a brown {noun}"],
+            }
+            | {"front_azimuth_deg": 90, "symmetric": False, "tintable": True, "rank": 0}
+        )
+    (path / "assets.json").write_text(json.dumps(rows))
+    return path
+
+
+def run(stage: str, out: Path, *more: str) -> None:
+    assert teach.main([stage, "--out", str(out), "--threads", "1", *more]) == 0
+
+
+@pytest.mark.slow
+def test_all_stages_end_in_a_teacher_that_draws(bundle, tmp_path, monkeypatch, capsys):
+    pytest.importorskip("moderngl")
+    monkeypatch.setattr(shards, "SCENES", 6)
+    given = ["--bundle", str(bundle)]
+    if teach.main(["render", "--out", str(tmp_path), *given, "--shards", "1"]):
+        pytest.skip(capsys.readouterr().err)
+    other = tmp_path / "gpu"
+    run("pack", tmp_path, "--shards", "1")
+    other.mkdir()
+    for name in ("words.json", teach.PACK):
+        (tmp_path / name).rename(other / name)
+    run("unpack", other)
+    with np.load(other / "pictures" / "pictures-00000.npz") as arrays:
+        assert arrays["pictures"].shape == (6, shards.VIEWS, 128, 128, 3)
+    run("encode", other)
+    run("decode", other, "--decoder-steps", "2")
+    run("train", other, "--until", "2", *SMALL)
+    run("train", other, "--until", "3", "--fall", "1")  # goes on, and remembers what it is
+    told = json.loads((other / "run" / "pupil.json").read_text())
+    assert told["settings"]["width"] == 64 and len(told["channels"]["means"]) == 24
+    run("export", other, *given)
+    run("sheet", other, "--steps", "2", "--texts", "brown tower", "mat")
+    assert (other / "sheet.png").is_file()
+    prior = load_prior(other / "teacher")
+    assert prior.latent_shape == (24, 16, 16) and prior.image_size == 128
+    text, notes = prior.reader.understand("a photo of a Brown tower on top of a mat")
+    assert text == "brown tower on top of mat" and not notes
+
+
+def test_stages_out_of_turn_are_one_clear_line(tmp_path, capsys):
+    for stage, said in (
+        ("encode", "render first"),
+        ("train", "no latents"),
+        ("export", "nothing was trained"),
+    ):
+        (tmp_path / "words.json").write_text("[]")
+        assert teach.main([stage, "--out", str(tmp_path)]) == 2
+        error = capsys.readouterr().err
+        assert said in error and error.count("\n") == 1

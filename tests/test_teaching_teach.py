@@ -8,6 +8,7 @@ import pytest
 from test_teaching_assets import glb
 
 from splatdistill.priors import load_prior
+from splatdistill.priors.views import ViewPrior
 from splatdistill.teaching import shards, teach
 from splatdistill.teaching.meshes import unit_solid
 from splatdistill.teaching.solids import KINDS
@@ -65,6 +66,7 @@ def test_all_stages_end_in_a_teacher_that_draws(bundle, tmp_path, monkeypatch, c
     run("sheet", other, "--steps", "2", "--texts", "brown tower", "mat")
     assert (other / "sheet.png").is_file()
     prior = load_prior(other / "teacher")
+    assert isinstance(prior, ViewPrior)
     assert prior.latent_shape == (24, 16, 16) and prior.image_size == 128
     text, notes = prior.reader.understand("a photo of a Brown tower on top of a mat")
     assert text == "brown tower on top of mat" and not notes

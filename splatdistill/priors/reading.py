@@ -153,9 +153,8 @@ class Vocabulary:
             if not taken
         )
         said = [word for word in kept if word]
-        joins = [word in JOINING for word in said]
-        while joins and joins[-1]:  # a tail whose words were left out
-            said.pop(), joins.pop()
+        while said and said[-1] in JOINING:  # a tail whose words were left out
+            said.pop()
         return said
 
 

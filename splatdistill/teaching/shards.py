@@ -121,9 +121,10 @@ def pack(folder: Path, path: Path, shards: int) -> int:
                 Image.fromarray(np.concatenate(list(scene), 1)).save(stream, "WEBP", quality=70, method=4)
                 strips.append(stream.getvalue())
     told = {name: np.concatenate(values) for name, values in rows.items()}
-    bytes_ = np.frombuffer(b"".join(strips), np.uint8)
+    joined = np.frombuffer(b"".join(strips), np.uint8)
     with atomic_write(path) as file:
-        np.savez_compressed(file, strips=bytes_, lengths=np.array([len(s) for s in strips]), **told)
+        lengths = np.array([len(strip) for strip in strips])
+        np.savez_compressed(file, allow_pickle=False, strips=joined, lengths=lengths, **told)
     return len(strips)
 
 

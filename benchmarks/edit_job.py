@@ -28,9 +28,9 @@ from torch.nn import ParameterDict
 
 from splatdistill.edit import main as edit
 from splatdistill.formats.ply import read_ply
-from splatdistill.measure.metrics import psnr
+from splatdistill.measure.metrics import psnr, psnr_of_error
 from splatdistill.priors import words as grammar
-from splatdistill.scene.cameras import Cameras, orbit, turntable
+from splatdistill.scene.cameras import EVALUATION_VIEW, Cameras, orbit, turntable
 from splatdistill.scene.gaussians import init_blob, moved
 from splatdistill.scene.rendering import render
 from splatdistill.teaching import scenes
@@ -120,7 +120,7 @@ def main() -> None:
     parser.add_argument("--fit-steps", type=int, default=500)
     parser.add_argument("overrides", nargs="*")
     options = parser.parse_intermixed_args()
-    judge, cameras = load_judge(), turntable(VIEWS, 15.0, 3.0, 40.0, SIZE)
+    judge, cameras = load_judge(), turntable(VIEWS, *EVALUATION_VIEW, SIZE)
     rows: list[dict[str, Any]] = []
     strips = []
     for index, (things, colors, new) in enumerate(EDITS[: options.edits]):
@@ -148,7 +148,7 @@ def main() -> None:
         said = [int(p.mean(0).argmax()) for p in judge.name(pictures[1])]
         row = {
             "edit": f"{source} -> {target}",
-            "outside_db": -10 * float(error.clamp(min=1e-10).log10()),
+            "outside_db": float(psnr_of_error(error)),
             "share_outside": outside.float().mean().item(),
             "object": THINGS[said[0]] == things[0],
             "color": COLORS[said[1]] == new,

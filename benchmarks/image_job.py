@@ -26,7 +26,7 @@ from splatdistill.measure.metrics import psnr
 from splatdistill.priors import load_prior
 from splatdistill.priors import words as grammar
 from splatdistill.priors.base import cfg
-from splatdistill.scene.cameras import Cameras, orbit
+from splatdistill.scene.cameras import EVALUATION_VIEW, Cameras, orbit
 from splatdistill.scene.pictures import Reference
 from splatdistill.scene.rendering import render
 from splatdistill.teaching import scenes
@@ -34,7 +34,8 @@ from splatdistill.teaching.solids import raycast
 from splatdistill.train import main as train
 
 SEED = 88_000  # far from the teachers' and the scorer's
-SIZE, ELEVATION, DISTANCE, FOV = 64, 15.0, 3.0, 40.0
+SIZE = 64
+ELEVATION, DISTANCE, FOV = EVALUATION_VIEW
 VIEWS = 12
 
 

@@ -28,7 +28,7 @@ from splatdistill.media.sheets import render_views
 from splatdistill.priors import load_prior
 from splatdistill.priors import words as grammar
 from splatdistill.priors.base import Prior
-from splatdistill.scene.cameras import turntable
+from splatdistill.scene.cameras import EVALUATION_VIEW, turntable
 from splatdistill.scene.gaussians import finite_mask
 from splatdistill.training.progress import NullWatcher
 from splatdistill.training.run import Job, fit, write
@@ -53,7 +53,7 @@ def run(prior: Prior, config: Config, out: Path) -> tuple[torch.nn.ParameterDict
 
 def look(gaussians: torch.nn.ParameterDict, count: int, size: int) -> torch.Tensor:
     """Turntable views on white, [count, 3, size, size]."""
-    views = render_views(gaussians, turntable(count, 15.0, 3.0, 40.0, size), (1.0, 1.0, 1.0))
+    views = render_views(gaussians, turntable(count, *EVALUATION_VIEW, size), (1.0, 1.0, 1.0))
     return views.permute(0, 3, 1, 2).float() / 255
 
 

@@ -17,9 +17,6 @@ from common import write_result
 
 from splatdistill.measure.metrics import bootstrap_interval, wilson_interval
 from splatdistill.measure.runs import (
-    DISTANCE,
-    ELEVATION,
-    FOV,
     VIEWS,
     colorless,
     ranked_first,
@@ -29,7 +26,7 @@ from splatdistill.measure.runs import (
 from splatdistill.measure.suites import compositions, distractors
 from splatdistill.priors import words as grammar
 from splatdistill.priors.clip import Scorer
-from splatdistill.scene.cameras import turntable
+from splatdistill.scene.cameras import EVALUATION_VIEW, turntable
 from splatdistill.teaching import scenes
 from splatdistill.teaching.solids import raycast
 
@@ -42,7 +39,7 @@ def scene(
     """Return a scene's text, with its colors, and its views [V, 3, S, S] in color and textureless."""
     rng = np.random.default_rng((SEED, index))
     batch = scenes.build(things or scenes.sample_structure(rng), 1, rng, 1.0)
-    cameras = turntable(VIEWS, ELEVATION, DISTANCE, FOV, size)
+    cameras = turntable(VIEWS, *EVALUATION_VIEW, size)
     pictures = []
     for plain in (False, True):
         table = np.repeat(batch.table, VIEWS, axis=0)

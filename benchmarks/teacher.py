@@ -24,7 +24,7 @@ from splatdistill.measure.metrics import psnr
 from splatdistill.priors import load_prior
 from splatdistill.priors import words as grammar
 from splatdistill.priors.base import Prior, cfg
-from splatdistill.scene.cameras import orbit
+from splatdistill.scene.cameras import EVALUATION_VIEW, orbit
 from splatdistill.scene.views import view_word
 from splatdistill.teaching import scenes
 from splatdistill.teaching.denoiser import DenoiserSettings
@@ -52,7 +52,7 @@ def evaluate(prior: Prior, judge: Judge, samples: int, guidance: float, steps: i
         if prior.group > 1:  # four views of one thing
             colors = [c for c in colors[:: prior.group] for _ in range(prior.group)]
             texts = [grammar.describe((thing,), (c,)) for c in colors]
-        cameras = orbit([90.0 * k for k in range(len(texts))], 15.0, 3.0, 40.0, 64, 64)
+        cameras = orbit([90.0 * k for k in range(len(texts))], *EVALUATION_VIEW, 64, 64)
         condition = cfg(prior.embed([""] * len(texts)), prior.embed(texts), guidance)
         condition = prior.with_cameras(condition, cameras, torch.ones(len(texts), 3))
         z_T = torch.randn(len(texts), *prior.latent_shape, generator=generator)
@@ -85,7 +85,7 @@ def views_followed(prior: Prior, judge: Judge, samples: int, guidance: float, st
         right: list[bool] = []
         for k in range(samples):
             azimuths = [0.0, 90.0, 180.0, 270.0] if prior.group == 4 else [0.0, 180.0]
-            cameras = orbit(azimuths, 15.0, 3.0, 40.0, prior.image_size, prior.image_size)
+            cameras = orbit(azimuths, *EVALUATION_VIEW, prior.image_size, prior.image_size)
             text = grammar.describe((thing,), (COLORS[(i + 5 * k) % len(COLORS)],))
             asked = [view_word(azimuth, 15.0) for azimuth in azimuths]
             null = prior.embed([""] * len(asked))
@@ -129,7 +129,9 @@ def pairs_drawn(prior: Prior, pairs: list[Pair], guidance: float, steps: int) ->
         texts = [grammar.describe(*pair) for pair in part for _ in range(prior.group)]
         if prior.view_words:
             texts = [f"{text}, front view" for text in texts]
-        cameras = orbit([90.0 * k for k in range(count)], 15.0, 3.0, 40.0, prior.image_size, prior.image_size)
+        cameras = orbit(
+            [90.0 * k for k in range(count)], *EVALUATION_VIEW, prior.image_size, prior.image_size
+        )
         condition = cfg(prior.embed([""] * count), prior.embed(texts), guidance)
         condition = prior.with_cameras(condition, cameras, torch.ones(count, 3))
         z_T = torch.randn(count, *prior.latent_shape, generator=generator)
@@ -140,7 +142,7 @@ def pairs_drawn(prior: Prior, pairs: list[Pair], guidance: float, steps: int) ->
 
 def pairs_rendered(pairs: list[Pair], views: int) -> list[Tensor]:
     """Return what is to be drawn: a true render of each pair from the same cameras, [V, 3, 64, 64]."""
-    cameras = orbit([90.0 * k for k in range(views)], 15.0, 3.0, 40.0, 64, 64)
+    cameras = orbit([90.0 * k for k in range(views)], *EVALUATION_VIEW, 64, 64)
     rendered = []
     for i, (things, colors) in enumerate(pairs):
         batch = scenes.build(things, 1, np.random.default_rng((789, i)), 1.0, colors)

@@ -163,7 +163,7 @@ def document(folder: Path, claims: dict[str, Claim]) -> str:
 
 
 def measured(path: Path) -> dict[str, Any]:
-    """Return the record of a measured claim, or None."""
+    """Return the record of a measured claim; empty where there is none."""
     return json.loads(path.read_text("utf-8")) if path.is_file() else {}
 
 

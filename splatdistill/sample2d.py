@@ -164,8 +164,9 @@ def row(pictures: Tensor) -> Image:
     """Join images [n,3,H,W] in [0,1] horizontally."""
     from PIL import Image
 
-    pixels = (pictures.permute(2, 0, 3, 1).flatten(1, 2) * 255).round().byte()
-    return Image.fromarray(pixels.cpu().numpy())
+    from splatdistill.scene.pictures import to_uint8
+
+    return Image.fromarray(to_uint8(pictures.permute(2, 0, 3, 1).flatten(1, 2)).cpu().numpy())
 
 
 def strip(prior: Prior, trajectory: list[tuple[Tensor, Tensor]]) -> Image:

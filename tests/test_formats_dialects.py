@@ -7,7 +7,7 @@ from plyfile import PlyData, PlyElement
 from splatdistill.errors import UserError
 from splatdistill.formats.ply import read_ply, read_points
 from splatdistill.formats.storable import FLAT
-from splatdistill.scene.gaussians import SH_C0
+from splatdistill.reference.raster import SH0
 
 PLAIN = ["x", "y", "z", "f_dc_0", "f_dc_1", "f_dc_2", "opacity", "scale_0", "scale_1", "scale_2"]
 PLAIN += [f"rot_{i}" for i in range(4)]
@@ -60,7 +60,7 @@ def test_red_green_blue_are_colors(tmp_path, kind, most):
     vertex = rows(names, types=dict.fromkeys(("red", "green", "blue"), kind))
     vertex["red"], vertex["green"], vertex["blue"] = most, 0, most * 0.4
     back, _ = read_ply(written(tmp_path / "a.ply", vertex))
-    rgb = back["sh0"][0, 0] * SH_C0 + 0.5
+    rgb = back["sh0"][0, 0] * SH0 + 0.5
     assert rgb.tolist() == pytest.approx([1, 0, 0.4], abs=1e-3)
 
 

@@ -29,8 +29,12 @@ def clip_score(images: Tensor, texts: Tensor) -> Tensor:
 
 def psnr(images: Tensor, others: Tensor) -> Tensor:
     """Return the peak signal-to-noise ratio [n] in dB of images [n, 3, H, W] in [0, 1]; at most 100."""
-    errors = (images - others).square().flatten(1).mean(1).clamp(min=1e-10)
-    return -10.0 * errors.log10()
+    return psnr_of_error((images - others).square().flatten(1).mean(1))
+
+
+def psnr_of_error(mse: Tensor) -> Tensor:
+    """Return the peak signal-to-noise ratio in dB of mean squared errors of values in [0, 1]; at most 100."""
+    return -10.0 * mse.clamp(min=1e-10).log10()
 
 
 def saturation(images: Tensor) -> Tensor:

@@ -28,21 +28,18 @@ from splatdistill.priors import load_prior
 from splatdistill.priors import words as grammar
 from splatdistill.priors.base import Prior, cfg
 from splatdistill.priors.clip import Scorer
-from splatdistill.scene.cameras import turntable
+from splatdistill.scene.cameras import EVALUATION_VIEW, turntable
 from splatdistill.scene.gaussians import finite_mask
 from splatdistill.scene.rendering import render
 from splatdistill.scene.shading import textureless
 from splatdistill.scene.views import view_word
 
 VIEWS = 12  # all around, at the training distance
-ELEVATION, DISTANCE, FOV = 15.0, 3.0, 40.0
 BEHIND = 120.0  # degrees of azimuth from which on a front is a second one
 SAMPLES = 8  # of the teacher, a prompt
-EMPTY, FOGGED, SATURATED = (
-    0.005,
-    0.9,
-    0.98,
-)  # covered shares of the picture; mean saturation of what is covered
+EMPTY = 0.005  # share of the image that is covered, below which a run failed
+FOGGED = 0.9  # the same, above which a run failed
+SATURATED = 0.98  # mean saturation of what is covered, above which a run failed
 
 
 @dataclass
@@ -63,7 +60,7 @@ def look(run: Path, size: int) -> Seen:
         raise UserError(f"{run}: there is no finished run (no {RESULT})")
     config = load(run / CONFIG)
     gaussians, _ = read_ply(run / RESULT)
-    cameras = turntable(VIEWS, ELEVATION, DISTANCE, FOV, size)
+    cameras = turntable(VIEWS, *EVALUATION_VIEW, size)
     with torch.no_grad():
         seen = render(gaussians, cameras, torch.ones(3))
         shape = textureless(seen, cameras)
@@ -113,11 +110,11 @@ def views_followed(scorer: Scorer, images: Tensor, prompt: str) -> tuple[float |
     parsed = grammar.parse(prompt)
     if parsed is None or len(parsed[0]) != 1 or parsed[0][0] not in grammar.FACING:
         return None, None
-    azimuths = turntable(len(images), ELEVATION, DISTANCE, FOV, 8).azimuth_deg
+    azimuths = turntable(len(images), *EVALUATION_VIEW, 8).azimuth_deg
     names = ("front view", "side view", "back view")
     texts = scorer.texts([f"{grammar.describe(*parsed)}, {name}" for name in names])
     said = [names[i] for i in (images @ texts.mT).argmax(-1).tolist()]
-    true = [view_word(azimuth, ELEVATION) for azimuth in azimuths.tolist()]
+    true = [view_word(azimuth, EVALUATION_VIEW[0]) for azimuth in azimuths.tolist()]
     behind = ((azimuths + 180) % 360 - 180).abs() > BEHIND
     fronts = sum(name == "front view" for name, there in zip(said, behind.tolist(), strict=True) if there)
     return sum(a == b for a, b in zip(said, true, strict=True)) / len(true), 2 * fronts > int(behind.sum())
@@ -140,7 +137,7 @@ def colorless(prompt: str) -> str:
 @torch.no_grad()
 def teacher_samples(prior: Prior, config: Config, seed: int = 0) -> Tensor:
     """Sample the teacher for a run's prompt, all around on white: [SAMPLES, 3, S, S]."""
-    cameras = turntable(SAMPLES, ELEVATION, DISTANCE, FOV, prior.image_size)
+    cameras = turntable(SAMPLES, *EVALUATION_VIEW, prior.image_size)
     cameras = cameras[torch.arange(SAMPLES).view(prior.group, -1).T.flatten()]  # each group evenly around
     background = torch.ones(SAMPLES, 3)
     prompts, names = ViewPrompts(config.prompt, config.negative_prompt, fit=prior.fit), None

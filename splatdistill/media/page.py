@@ -12,11 +12,11 @@ from collections.abc import Sequence
 from importlib.resources import files
 from typing import Any
 
-import numpy as np
 import torch
 from torch.nn import ParameterDict
 
 from splatdistill.scene.gaussians import activated, covariances, finite_mask, select, sh0_to_rgb
+from splatdistill.scene.pictures import to_uint8
 
 MOST_SPLATS = 60_000  # 3.2 MB of the file
 POINTS = 400  # of a plot, at most
@@ -120,9 +120,9 @@ def pack_splats(gaussians: ParameterDict) -> tuple[bytes, int]:
     weight = opacities * scales.sort(-1).values[:, 1:].prod(-1)  # its largest silhouette, in effect
     kept = weight.argsort(descending=True, stable=True)[:MOST_SPLATS].sort().values
     rgb = sh0_to_rgb(sh[:, 0])
-    rgba = torch.cat([rgb, opacities[:, None]], 1)[kept].clamp(0, 1).mul(255).round()
+    rgba = to_uint8(torch.cat([rgb, opacities[:, None]], 1)[kept])
     rows = torch.cat([means, cov], 1)[kept].numpy().astype("<f4")
-    return rows.tobytes() + rgba.numpy().astype(np.uint8).tobytes(), len(means) - len(kept)
+    return rows.tobytes() + rgba.numpy().tobytes(), len(means) - len(kept)
 
 
 def plot(records: Sequence[dict[str, Any]], key: str, name: str) -> str:

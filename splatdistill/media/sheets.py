@@ -13,7 +13,8 @@ from torch.nn import ParameterDict
 from splatdistill.config.schema import ReportConfig
 from splatdistill.files import atomic_write
 from splatdistill.formats.ply import read_ply
-from splatdistill.scene.cameras import Cameras, turntable
+from splatdistill.scene.cameras import EVALUATION_VIEW, Cameras, turntable
+from splatdistill.scene.pictures import to_uint8
 from splatdistill.scene.rendering import render
 
 WHITE = (1.0, 1.0, 1.0)
@@ -27,8 +28,8 @@ def render_views(gaussians: ParameterDict, cameras: Cameras, background: Sequenc
     """
     color = torch.tensor(background, dtype=torch.float32)
     with torch.no_grad():
-        images = [render(gaussians, camera, color).rgb[0].clamp(0, 1).mul(255).round() for camera in cameras]
-    return torch.stack(images).to("cpu", torch.uint8)
+        images = [to_uint8(render(gaussians, camera, color).rgb[0]) for camera in cameras]
+    return torch.stack(images).cpu()
 
 
 def contact_sheet(
@@ -62,7 +63,7 @@ def contact_sheet(
     cameras = turntable(views, elevation_deg, distance, fov_deg, size)
     images = render_views(gaussians, cameras, background)  # [views, size, size, 3]
     rows = math.ceil(views / columns)
-    sheet = (torch.tensor(background) * 255).round().to(torch.uint8).repeat(rows * size, columns * size, 1)
+    sheet = to_uint8(torch.tensor(background)).repeat(rows * size, columns * size, 1)
     for i, image in enumerate(images):
         top, left = i // columns * size, i % columns * size
         sheet[top : top + size, left : left + size] = image
@@ -109,7 +110,7 @@ def runs_sheet(
         columns: splats in a row.
         names: a label for each splat; empty for no labels.
     """
-    cameras = turntable(4, 15.0, 3.0, 40.0, size)
+    cameras = turntable(4, *EVALUATION_VIEW, size)
     strips = [torch.cat(list(render_views(read_ply(splat)[0], cameras)), 1) for splat in splats]
     strips = [titled(strip, name) for strip, name in zip(strips, names, strict=True)] if names else strips
     strips += [torch.full_like(strips[0], 255)] * (-len(strips) % columns)

@@ -13,8 +13,9 @@ from gsplat.utils import normalized_quat_to_rotmat
 from torch import Tensor
 from torch.nn import Parameter, ParameterDict
 
+from splatdistill.reference.raster import SH0
+
 NAMES = ("means", "scales", "quats", "opacities", "sh0", "shN")
-SH_C0 = 0.28209479177387814  # Y_00 = 1 / (2 sqrt(pi))
 Values = TypeVar("Values", Tensor, np.ndarray)
 
 
@@ -51,12 +52,12 @@ def covariances(quats: Tensor, scales: Tensor) -> Tensor:
 
 def rgb_to_sh0(rgb: Values) -> Values:
     """Return the degree-0 SH coefficient of a color in [0, 1], any shape."""
-    return (rgb - 0.5) / SH_C0
+    return (rgb - 0.5) / SH0
 
 
 def sh0_to_rgb(sh0: Values) -> Values:
     """Return the color of a degree-0 SH coefficient, any shape; the inverse of `rgb_to_sh0`."""
-    return sh0 * SH_C0 + 0.5
+    return sh0 * SH0 + 0.5
 
 
 def from_tensors(**tensors: Tensor) -> ParameterDict:

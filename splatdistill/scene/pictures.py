@@ -65,13 +65,18 @@ class Reference:
 
     def save(self, path: Path) -> None:
         """Write an RGBA file from which `read_picture` reads the same."""
-        rgba = torch.cat([self.rgb, self.alpha]).permute(1, 2, 0).mul(255).round().byte().cpu().numpy()
+        rgba = to_uint8(torch.cat([self.rgb, self.alpha]).permute(1, 2, 0)).cpu().numpy()
         with atomic_write(path) as file:
             Image.fromarray(rgba).save(file, "PNG")
 
     def to(self, device: torch.device | str) -> Reference:
         """Return the same picture on another device."""
         return Reference(self.rgb.to(device), self.alpha.to(device), self.camera.to(device))
+
+
+def to_uint8(values: Tensor) -> Tensor:
+    """Convert values in [0, 1] to uint8, rounded; values outside are clipped."""
+    return values.clamp(0, 1).mul(255).round().to(torch.uint8)
 
 
 def read_picture(path: Path) -> tuple[Tensor, Tensor]:

@@ -24,6 +24,7 @@ import torch
 from splatdistill.errors import UserError
 from splatdistill.priors.patch_codec import PatchCodec
 from splatdistill.priors.words import COLORS
+from splatdistill.scene.pictures import to_uint8
 from splatdistill.teaching import phrases, pupil, shards
 from splatdistill.teaching.assets import Entry, load_entries
 from splatdistill.teaching.decoder import psnr, train_decoder
@@ -234,7 +235,7 @@ def sheet(options: argparse.Namespace) -> None:
         rows.append(torch.cat(list(pictures.cpu()), 2))
     rows += [torch.ones_like(rows[0])] * (-len(rows) % 4)
     drawn = torch.cat([torch.cat(rows[i::4], 1) for i in range(4)], 2)
-    Image.fromarray((drawn.permute(1, 2, 0) * 255).round().byte().numpy()).save(options.out / "sheet.png")
+    Image.fromarray(to_uint8(drawn.permute(1, 2, 0)).numpy()).save(options.out / "sheet.png")
 
 
 def pack(options: argparse.Namespace) -> None:

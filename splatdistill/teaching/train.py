@@ -24,6 +24,7 @@ from splatdistill.errors import UserError
 from splatdistill.priors import load_prior
 from splatdistill.priors import words as grammar
 from splatdistill.priors.loading import locate
+from splatdistill.scene.pictures import to_uint8
 from splatdistill.teaching import scenes
 from splatdistill.teaching.autoencoder import train_autoencoder
 from splatdistill.teaching.denoiser import (
@@ -78,7 +79,7 @@ def sample_sheet(teacher: Path, path: Path, seed: int = 0) -> None:
         torch.cat(rows[k::3] + [torch.ones_like(rows[0])] * (len(rows[k::3]) < len(rows[::3])), 1)
         for k in range(3)
     ]
-    sheet = (torch.cat(columns, 2).permute(1, 2, 0) * 255).round().byte().numpy()
+    sheet = to_uint8(torch.cat(columns, 2).permute(1, 2, 0)).numpy()
     Image.fromarray(sheet).save(path)
 
 

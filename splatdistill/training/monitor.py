@@ -18,6 +18,7 @@ from torch.nn import ParameterDict
 
 from splatdistill.guidance import Distillation
 from splatdistill.scene.gaussians import from_tensors
+from splatdistill.scene.pictures import to_uint8
 from splatdistill.scene.rendering import Render
 from splatdistill.training.progress import Metrics, NullWatcher
 
@@ -258,4 +259,4 @@ class Session(NullWatcher):
 
 def to_bytes(rgb: Tensor) -> np.ndarray:
     """Return pixels [H, W, 3] uint8 on the CPU of colors in [0, 1]; others are clipped."""
-    return rgb.clamp(0, 1).mul(255).round().to("cpu", torch.uint8).numpy()
+    return to_uint8(rgb).cpu().numpy()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -37,7 +37,7 @@ class Lab:
 
     @property
     def texts(self) -> list[str]:
-        """Return the first prompts of the suite of objects."""
+        """The first prompts of the suite of objects."""
         return objects()[: self.prompts]
 
     def branches(self, text: str, guidance: float, count: int = 1) -> Conditioning:
@@ -48,6 +48,14 @@ class Lab:
         """Draw N(0, I) [count,C,h,w] from a seed."""
         generator = torch.Generator().manual_seed(seed)
         return torch.randn(count, *self.prior.latent_shape, generator=generator).to(self.prior.device)
+
+
+class Interval(NamedTuple):
+    """A mean with its 95 % interval."""
+
+    mean: float
+    low: float
+    high: float
 
 
 @dataclass(frozen=True)
@@ -89,15 +97,15 @@ class Claim:
     measure: Callable[[Lab], Findings]
 
 
-def interval(values: Sequence[float]) -> tuple[float, float, float]:
+def interval(values: Sequence[float]) -> Interval:
     """Return the mean of values with its 95 % bootstrap interval."""
     tensor = torch.tensor(list(values), dtype=torch.float64)
-    return (tensor.mean().item(), *metrics.bootstrap_interval(tensor))
+    return Interval(tensor.mean().item(), *metrics.bootstrap_interval(tensor))
 
 
-def share(hits: Sequence[bool]) -> tuple[float, float, float]:
+def share(hits: Sequence[bool]) -> Interval:
     """Return a rate with its 95 % Wilson interval."""
-    return (sum(hits) / max(len(hits), 1), *metrics.wilson_interval(sum(hits), len(hits)))
+    return Interval(sum(hits) / max(len(hits), 1), *metrics.wilson_interval(sum(hits), len(hits)))
 
 
 def line(label: str, x: Sequence[float], values: Sequence[Sequence[float]]) -> Line:
@@ -107,6 +115,6 @@ def line(label: str, x: Sequence[float], values: Sequence[Sequence[float]]) -> L
     return Line(label, list(x), mean, low, high)
 
 
-def below(a: tuple[float, float, float], b: tuple[float, float, float]) -> bool:
-    """Return whether interval a lies entirely below interval b."""
-    return a[2] < b[1]
+def below(a: Interval | None, b: Interval | None) -> bool:
+    """Return whether interval a lies entirely below interval b; False where one is None."""
+    return a is not None and b is not None and a.high < b.low

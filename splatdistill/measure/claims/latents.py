@@ -22,6 +22,7 @@ from splatdistill.guidance.noise import walk
 from splatdistill.guidance.query import add_noise, gaussian_like, predicted_noise
 from splatdistill.measure import metrics
 from splatdistill.measure.claims.base import Claim, Findings, Lab, below, interval, line
+from splatdistill.priors.base import Conditioning
 
 GUIDANCE = 4.0  # of samples and of every method, so that they aim at one thing
 RATE = 0.05
@@ -38,7 +39,7 @@ def psnr(lab: Lab, a: Tensor, b: Tensor) -> list[float]:
     return metrics.psnr(lab.prior.decode(a), lab.prior.decode(b)).tolist()
 
 
-def first_guess(lab: Lab, z_T: Tensor, cond) -> Tensor:
+def first_guess(lab: Lab, z_T: Tensor, cond: Conditioning) -> Tensor:
     """Return the teacher's x_0 estimate from pure noise [B,C,h,w]: the start of DDIM's own trajectory."""
     t = torch.full((len(z_T),), len(lab.prior.alphas_cumprod) - 1)
     ab = lab.prior.alphas_cumprod[-1]
@@ -46,7 +47,9 @@ def first_guess(lab: Lab, z_T: Tensor, cond) -> Tensor:
 
 
 @torch.no_grad()
-def assigned(lab: Lab, cond, method: Method, z: Tensor, steps: int, generator: torch.Generator) -> Tensor:
+def assigned(
+    lab: Lab, cond: Conditioning, method: Method, z: Tensor, steps: int, generator: torch.Generator
+) -> Tensor:
     """Run a method by replacing the latents with its target at every step, on its own timesteps."""
     for step in range(steps):
         t = method.timesteps.sample(step / (steps - 1), len(z), len(lab.prior.alphas_cumprod), generator)
@@ -58,7 +61,7 @@ def sdi_is_ddim(lab: Lab) -> Findings:
     """Measure the distance of SDI to the DDIM sample from the same noise."""
     sdi, sds = SDI(inversion=Inversion(steps=10, guidance=GUIDANCE, eta=0.0, tau=0.0)), SDS()
     found: dict[str, list[Tensor]] = {}
-    truths, others = [], []
+    truths = []
     for k, text in enumerate(lab.texts):
         noise = lab.noise(k, lab.seeds)
         cond, generator = lab.branches(text, GUIDANCE, lab.seeds), torch.Generator().manual_seed(k)
@@ -72,18 +75,15 @@ def sdi_is_ddim(lab: Lab) -> Findings:
             "DDIM from other noise": truth.roll(1, 0),
         }
         truths.append(truth)
-        others.append(text)
         for name, z in results.items():
             found.setdefault(name, []).append(z)
     truth = torch.cat(truths)
-    rows = []
-    for name, parts in found.items():
-        z = torch.cat(parts)
-        rows.append((name, [interval(rmse(z, truth)), interval(psnr(lab, z, truth))]))
-    figures = dict(rows)
-    exact = figures["cached noise, target assigned"][0][0] < 1e-3
-    nearer = below(figures["inversion, optimized"][0], figures["SDS, optimized"][0])
-    closest = below(figures["inversion, optimized"][0], figures["DDIM from other noise"][0])
+    ends = {name: torch.cat(parts) for name, parts in found.items()}
+    distance = {name: interval(rmse(z, truth)) for name, z in ends.items()}
+    rows = [(name, [distance[name], interval(psnr(lab, z, truth))]) for name, z in ends.items()]
+    exact = distance["cached noise, target assigned"].mean < 1e-3
+    nearer = below(distance["inversion, optimized"], distance["SDS, optimized"])
+    closest = below(distance["inversion, optimized"], distance["DDIM from other noise"])
     reading = (
         f"With the cached noise SDI {'is' if exact else 'is not'} DDIM to rounding. With inversion it ends "
         f"{'nearer to' if nearer else 'no nearer to'} that sample than SDS does, and "
@@ -101,7 +101,7 @@ def sds_varies(lab: Lab) -> Findings:
         "SDI, eta .3": SDI(inversion=Inversion(guidance=0.0)),
         "SDI, eta 0": SDI(inversion=Inversion(guidance=0.0, eta=0.0, tau=0.0)),
     }
-    lines, rows = [], []
+    lines, found = [], {}
     for name, method in methods.items():
         values: list[list[float]] = [[] for _ in times]
         for k, text in enumerate(lab.texts):
@@ -115,9 +115,9 @@ def sds_varies(lab: Lab) -> Findings:
                 spread = (g - mean).square().flatten(1).sum(1).mean()
                 values[i].append((spread / mean.square().sum().clamp(min=1e-12)).item())
         lines.append(line(name, times, values))
-        rows.append((name, [interval(v) for v in values]))
-    least = all(below(a, b) for a, b in zip(rows[1][1], rows[0][1], strict=True))
-    none = max(cell[2] for cell in rows[2][1]) < 1e-6
+        found[name] = [interval(v) for v in values]
+    least = all(below(a, b) for a, b in zip(found["SDI, eta .3"], found["SDS"], strict=True))
+    none = max(cell.high for cell in found["SDI, eta 0"]) < 1e-6
     reading = (
         f"SDS's gradient varies {'more than' if least else 'not everywhere more than'} that of SDI with its "
         f"eta of .3; without eta SDI's {'does not vary at all' if none else 'still varies'}."
@@ -125,7 +125,7 @@ def sds_varies(lab: Lab) -> Findings:
     columns = [f"V({t})" for t in times]
     axes = ("timestep", "relative variance of the gradient")
     conditions = {"draws": lab.draws, "guidance": GUIDANCE, "latents": "teacher samples"}
-    return Findings(columns, rows, least and none, reading, conditions, lines, axes, True)
+    return Findings(columns, list(found.items()), least and none, reading, conditions, lines, axes, True)
 
 
 def inversion_solves(lab: Lab) -> Findings:
@@ -158,10 +158,10 @@ def inversion_solves(lab: Lab) -> Findings:
         name: interval([sum(v) / len(v) for v in zip(*cells, strict=True)]) for name, cells in values.items()
     }
     best = below(total["inverted at -7.5, 10 steps"], total["random"])
-    worst = total["inverted at +7.5, 10 steps"][0] == max(
-        total[f"inverted at {scale:+g}, 10 steps"][0] for scale in scales
+    worst = total["inverted at +7.5, 10 steps"].mean == max(
+        total[f"inverted at {scale:+g}, 10 steps"].mean for scale in scales
     )
-    more = total["inverted at -7.5, 20 steps"][0] < total["inverted at -7.5, 3 steps"][0]
+    more = total["inverted at -7.5, 20 steps"].mean < total["inverted at -7.5, 3 steps"].mean
     found = dict(rows)
     where = [
         str(t)
@@ -170,7 +170,7 @@ def inversion_solves(lab: Lab) -> Findings:
     ]
     reading = (
         f"Noise inverted at -7.5 in 10 steps leaves {'a smaller' if best else 'no smaller'} residual than "
-        f"random noise over all t (surely smaller at t = {', '.join(where) or 'none of them'}); of the "
+        f"random noise over all t (significantly at t = {', '.join(where) or 'none of them'}); of the "
         f"three scales +7.5 is {'' if worst else 'not '}the worst; 20 steps leave "
         f"{'less' if more else 'no less'} than 3."
     )
@@ -194,8 +194,9 @@ def dsd_is_ddim(lab: Lab) -> Findings:
         found = dsd_star(lab.prior, cond, steps, k, 1)
         distances += rmse(found, ends[0])
         others += rmse(ends[1], ends[0])
-    rows = [("DSD*", [interval(distances)]), ("DDIM from other noise", [interval(others)])]
-    holds = rows[0][1][0][0] < 1e-3
+    distance = interval(distances)
+    rows = [("DSD*", [distance]), ("DDIM from other noise", [interval(others)])]
+    holds = distance.mean < 1e-3
     reading = (
         f"DSD with a step for each of DDIM's ends {'on' if holds else 'off'} the DDIM sample, to rounding."
     )
@@ -219,8 +220,8 @@ def dsd_is_diverse(lab: Lab) -> Findings:
         spread[name] = interval(distances)
         rows.append((name, [spread[name], interval(vendi), interval(fits)]))
     more = below(spread["SDS"], spread["DSD"]) and below(spread["SDI"], spread["DSD"])
-    close = spread["DSD"][0] > 0.5 * spread["DDIM"][0]
-    part = 100 * spread["DSD"][0] / spread["DDIM"][0]
+    close = spread["DSD"].mean > 0.5 * spread["DDIM"].mean
+    part = 100 * spread["DSD"].mean / spread["DDIM"].mean
     reading = (
         f"DSD's pictures over {seeds} seeds {'differ more' if more else 'do not differ more'} than those of "
         f"SDS and SDI; their distance is {part:.0f} % of that of the teacher's samples."

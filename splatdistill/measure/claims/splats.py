@@ -19,18 +19,41 @@ from splatdistill.files import atomic_write
 from splatdistill.folder import RESULT
 from splatdistill.formats.ply import read_ply
 from splatdistill.guidance import METHODS
-from splatdistill.measure.claims.base import Claim, Findings, Lab, Line, below, interval, line, share
+from splatdistill.measure import metrics
+from splatdistill.measure.claims.base import (
+    Claim,
+    Findings,
+    Interval,
+    Lab,
+    Line,
+    below,
+    interval,
+    line,
+    share,
+)
 from splatdistill.measure.runs import evaluate, right_names
 from splatdistill.measure.suites import Asked, make, make_runs
 from splatdistill.priors import words as grammar
-from splatdistill.scene.cameras import turntable
+from splatdistill.scene.cameras import EVALUATION_VIEW, turntable
 from splatdistill.scene.rendering import render
 from splatdistill.training.inputs import edit_settings, slug
 from splatdistill.training.progress import NullWatcher, Watcher
 from splatdistill.training.run import make_run
 
 GENERATORS = [name for name, method in METHODS.items() if not method.edits and "_published" not in name]
-FIGURES = ("object", "color", "r_precision", "saturation_to_teacher", "high_frequency_to_teacher")
+FIGURES = {  # figure of a group: heading of its column
+    "object": "object",
+    "color": "color",
+    "r_precision": "R-Precision",
+    "saturation_to_teacher": "saturation / teacher's",
+    "high_frequency_to_teacher": "high frequency / teacher's",
+}
+FRONT_FIGURES = {
+    "janus": "Janus rate",
+    "view": "views as they are",
+    "object": "object",
+    "diversity": "diversity over seeds",
+}
 
 
 def runs(
@@ -55,10 +78,15 @@ def evaluated(lab: Lab, folders: Sequence[Path], compare: bool = True) -> dict[s
     return next(iter(evaluate(folders, lab.scorer, compare=compare).values()))
 
 
-def figure(group: dict[str, Any], name: str) -> tuple[float, float, float] | None:
+def figure(group: dict[str, Any], name: str) -> Interval | None:
     """Return a mean with its interval; None where nothing was counted."""
     value = group["summary"].get(name)
-    return None if value is None else (value["mean"], value["low"], value["high"])
+    return None if value is None else Interval(value["mean"], value["low"], value["high"])
+
+
+def pairwise_distance(group: dict[str, Any]) -> float | None:
+    """Return the mean distance between splats of one prompt and different seeds; None with one seed."""
+    return group["diversity"]["pairwise_distance"] if group["diversity"] else None
 
 
 def facing(lab: Lab) -> list[str]:
@@ -110,18 +138,20 @@ def sds_smooths(lab: Lab) -> Findings:
         f"SDS, {longer[0]} steps (equal evaluations)": ("sds", [f"steps={longer[0]}"]),
         f"SDS, {longer[1]} steps (equal time)": ("sds", [f"steps={longer[1]}"]),
     }
-    rows = []
+    found = {}
     for label, (method, words) in variants.items():
         group = evaluated(lab, runs(lab, method, words))
-        rows.append((label, [figure(group, name) for name in FIGURES]))
-    sharper = all(below(row[1][4], rows[0][1][4]) for row in rows[1:])
-    paler = all(below(rows[0][1][3], row[1][3]) for row in rows[1:])
+        found[label] = {name: figure(group, name) for name in FIGURES}
+    sdi, *sds = found.values()
+    sharper = all(below(row["high_frequency_to_teacher"], sdi["high_frequency_to_teacher"]) for row in sds)
+    paler = all(below(sdi["saturation_to_teacher"], row["saturation_to_teacher"]) for row in sds)
     reading = (
         f"At equal cost SDI's splats {'are' if sharper else 'are not clearly'} sharper than SDS's and "
         f"{'are' if paler else 'are not clearly'} less saturated."
     )
-    columns = ["object", "color", "R-Precision", "saturation / teacher's", "high frequency / teacher's"]
-    return Findings(columns, rows, sharper and paler, reading, {"prompts": lab.prompts, "steps": lab.steps})
+    rows = [(label, list(figures.values())) for label, figures in found.items()]
+    conditions = {"prompts": lab.prompts, "steps": lab.steps}
+    return Findings([*FIGURES.values()], rows, sharper and paler, reading, conditions)
 
 
 def dsd_is_diverse_in_3d(lab: Lab) -> Findings:
@@ -153,7 +183,7 @@ GENTLE = [f"optimizer.{name}" for name in ("means=2e-3", "scales=4e-3", "quats=4
 def views(splat: Path, size: int = 64) -> tuple[Tensor, Tensor]:
     """Render a splat all around: images [8,3,S,S] on white and alpha [8,1,S,S]."""
     with torch.no_grad():
-        seen = render(read_ply(splat)[0], turntable(8, 15.0, 3.0, 40.0, size), torch.ones(3))
+        seen = render(read_ply(splat)[0], turntable(8, *EVALUATION_VIEW, size), torch.ones(3))
     return seen.rgb.clamp(0, 1).permute(0, 3, 1, 2), seen.alpha.permute(0, 3, 1, 2)
 
 
@@ -197,8 +227,7 @@ def pds_keeps(lab: Lab) -> Findings:
                 before, alpha = views(sources[source, target] / RESULT)
                 after, now = views(job.folder / RESULT)
                 same = outside(before, alpha, source).expand_as(before)
-                error = (after - before)[same].square().mean().clamp(min=1e-10)
-                kept.append((-10 * error.log10()).item())
+                kept.append(metrics.psnr_of_error((after - before)[same].square().mean()).item())
                 both = ((alpha > 0.5) & (now > 0.5)).sum() / ((alpha > 0.5) | (now > 0.5)).sum().clamp(min=1)
                 overlap.append(both.item())
                 named, colored = right_names(lab.scorer, lab.scorer.images(after), target)
@@ -208,10 +237,10 @@ def pds_keeps(lab: Lab) -> Findings:
             rows.append(
                 (f"{method.upper()}, {steps} steps", [share(done), interval(kept), interval(overlap)])
             )
-            points.append((share(done)[0], kept))
+            points.append((share(done).mean, kept))
         if points:
             lines.append(line(method.upper(), *zip(*points, strict=True)))
-        best[method] = max((interval(kept)[0] for hit, kept in points if hit >= 0.5), default=0.0)
+        best[method] = max((interval(kept).mean for hit, kept in points if hit >= 0.5), default=0.0)
     holds = best["pds"] > max(best["dds"], best["sds"])
     said = [f"{name.upper()} keeps the rest at {value:.1f} dB" for name, value in best.items() if value]
     reading = f"Where at least half of the edits succeed, {', '.join(said) or 'nothing is left to compare'}."
@@ -223,66 +252,66 @@ def pds_keeps(lab: Lab) -> Findings:
 
 def shading_helps(lab: Lab) -> Findings:
     """Compare geometry R-Precision with and without lit and textureless views."""
-    rows = []
-    for label, words in (
-        ("albedo alone", []),
-        ("lit and textureless views", ["shading.lambertian=0.25", "shading.textureless=0.25"]),
-    ):
+    columns = {
+        "r_precision_geometry": "geometry R-Precision",
+        "r_precision": "R-Precision",
+        "object": "object",
+    }
+    lit_words = ["shading.lambertian=0.25", "shading.textureless=0.25"]
+    found = {}
+    for label, words in (("albedo alone", []), ("lit and textureless views", lit_words)):
         group = evaluated(lab, runs(lab, "sdi", words, seeds=range(lab.seeds)), compare=False)
-        names = ("r_precision_geometry", "r_precision", "object")
-        rows.append((label, [figure(group, name) for name in names]))
-    holds = below(rows[0][1][0], rows[1][1][0])
+        found[label] = {name: figure(group, name) for name in columns}
+    albedo, lit = found.values()
+    holds = below(albedo["r_precision_geometry"], lit["r_precision_geometry"])
     reading = (
         f"Lit and textureless views {'raise' if holds else 'do not clearly raise'} geometry R-Precision."
     )
-    columns = ["geometry R-Precision", "R-Precision", "object"]
-    return Findings(columns, rows, holds, reading, {"prompts": lab.prompts, "seeds": lab.seeds})
+    rows = [(label, list(figures.values())) for label, figures in found.items()]
+    conditions = {"prompts": lab.prompts, "seeds": lab.seeds}
+    return Findings([*columns.values()], rows, holds, reading, conditions)
 
 
 def views_help(lab: Lab) -> Findings:
     """Measure second fronts without view words, with them, and with the other views as negatives."""
     texts = facing(lab)
-    rows = [
-        ("no view words", fronts(lab, texts, "sdi", words=["guidance.mode=plain"])),
-        ("view words", fronts(lab, texts, "sdi")),
-        ("perp-neg", fronts(lab, texts, "sdi", words=["guidance.mode=perp_neg"])),
-    ]
-    holds = all(below(row[1][0], rows[0][1][0]) for row in rows[1:])
+    plain = fronts(lab, texts, "sdi", words=["guidance.mode=plain"])
+    named = fronts(lab, texts, "sdi")
+    perp_neg = fronts(lab, texts, "sdi", words=["guidance.mode=perp_neg"])
+    holds = all(below(found["janus"], plain["janus"]) for found in (named, perp_neg))
+    found = {"no view words": plain, "view words": named, "perp-neg": perp_neg}
     reading = f"Second fronts are {'' if holds else 'not clearly '}rarer with view words and perp-neg."
-    return Findings(FRONTS, rows, holds, reading, {"things": len(texts), "seeds": lab.seeds})
+    rows = [(label, list(figures.values())) for label, figures in found.items()]
+    conditions = {"things": len(texts), "seeds": lab.seeds}
+    return Findings([*FRONT_FIGURES.values()], rows, holds, reading, conditions)
 
 
 def cameras_help(lab: Lab) -> Findings:
     """Measure second fronts of the plain and the multi-view teacher, and DSD's diversity with the latter."""
     texts = facing(lab)
     some = texts[: max(lab.prompts // 2, 2)]  # DSD takes the longest
-    rows = [
-        ("plain teacher, SDI", fronts(lab, texts, "sdi")),
-        ("multi-view teacher, SDI", fronts(lab, texts, "sdi", "embedded-multiview")),
-        ("multi-view teacher, DSD", fronts(lab, some, "dsd", "embedded-multiview")),
-    ]
-    rarer = below(rows[1][1][0], rows[0][1][0])
-    differ = [row[1][3] or 0.0 for row in rows[1:]]
-    diverse = differ[1] > 2 * differ[0]
+    plain = fronts(lab, texts, "sdi")
+    sdi = fronts(lab, texts, "sdi", "embedded-multiview")
+    dsd = fronts(lab, some, "dsd", "embedded-multiview")
+    rarer = below(sdi["janus"], plain["janus"])
+    diverse = (dsd["diversity"] or 0.0) > 2 * (sdi["diversity"] or 0.0)
+    found = {"plain teacher, SDI": plain, "multi-view teacher, SDI": sdi, "multi-view teacher, DSD": dsd}
     reading = (
         f"By SDI second fronts are {'' if rarer else 'not clearly '}rarer with the multi-view teacher; over "
         f"seeds DSD's splats with it differ {'more' if diverse else 'hardly more'} than SDI's."
     )
+    rows = [(label, list(figures.values())) for label, figures in found.items()]
     conditions = {"things": len(texts), "of_dsd": len(some), "seeds": lab.seeds}
-    return Findings(FRONTS, rows, rarer and diverse, reading, conditions)
-
-
-FRONTS = ["Janus rate", "views as they are", "object", "diversity over seeds"]
+    return Findings([*FRONT_FIGURES.values()], rows, rarer and diverse, reading, conditions)
 
 
 def fronts(
     lab: Lab, texts: Sequence[str], method: str, prior: str = "embedded", words: Sequence[str] = ()
-) -> list[Any]:
-    """Return the figures FRONTS of runs of objects that have a front."""
+) -> dict[str, Any]:
+    """Return FRONT_FIGURES of runs of objects that have a front."""
     group = evaluated(lab, runs(lab, method, words, prior, texts, range(lab.seeds)), compare=False)
-    spread = group["diversity"]
-    cells = [figure(group, "janus"), figure(group, "view"), figure(group, "object")]
-    return [*cells, spread["pairwise_distance"] if spread else None]
+    figures = {name: figure(group, name) for name in ("janus", "view", "object")}
+    return {**figures, "diversity": pairwise_distance(group)}
 
 
 def all_methods(lab: Lab) -> Findings:
@@ -291,17 +320,13 @@ def all_methods(lab: Lab) -> Findings:
     for method in GENERATORS:
         evaluations, seconds = cost(lab, method)
         group = evaluated(lab, runs(lab, method, texts=texts, seeds=range(lab.seeds)))
-        cells = [figure(group, name) for name in FIGURES]
-        spread = group["diversity"]
-        accuracy[method] = cells[0][0] if cells[0] else 0.0
-        rows.append(
-            (method.upper(), [*cells, spread["pairwise_distance"] if spread else None, seconds, evaluations])
-        )
+        figures = {name: figure(group, name) for name in FIGURES}
+        accuracy[method] = figures["object"].mean if figures["object"] else 0.0
+        rows.append((method.upper(), [*figures.values(), pairwise_distance(group), seconds, evaluations]))
     most = max(accuracy.values())
     best = ", ".join(name.upper() for name in accuracy if accuracy[name] == most)
     reading = f"On this teacher most things, {100 * most:.0f} %, are named right in splats by {best}."
-    columns = ["object", "color", "R-Precision", "saturation / teacher's", "high frequency / teacher's"]
-    columns += ["diversity", "seconds", "network evaluations"]
+    columns = [*FIGURES.values(), "diversity", "seconds", "network evaluations"]
     conditions = {"prompts": len(texts), "seeds": lab.seeds, "steps": lab.steps}
     return Findings(columns, rows, None, reading, conditions)
 

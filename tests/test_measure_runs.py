@@ -17,7 +17,7 @@ from splatdistill.config.load import resolve
 from splatdistill.config.schema import Config
 from splatdistill.evaluate import main, table
 from splatdistill.measure.runs import (
-    Seen,
+    RenderedRun,
     colorless,
     diverged,
     diversity,
@@ -83,9 +83,9 @@ def test_r_precision_ranks_the_own_text_first_or_not() -> None:
     assert colorless("a red car on top of a blue cube") == "a car on top of a cube"
 
 
-def seen(color: torch.Tensor, alpha: float, finite: bool = True) -> Seen:
+def seen(color: torch.Tensor, alpha: float, finite: bool = True) -> RenderedRun:
     pictures = color.view(1, 3, 1, 1).expand(2, 3, 8, 8)
-    return Seen(Path(), Config(), pictures, pictures, torch.full((2, 1, 8, 8), alpha), finite)
+    return RenderedRun(Path(), Config(), pictures, pictures, torch.full((2, 1, 8, 8), alpha), finite)
 
 
 def test_empty_fogged_burned_and_broken_runs_have_diverged() -> None:

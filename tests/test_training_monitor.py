@@ -48,7 +48,7 @@ def views() -> tuple[Render, Distillation]:
 def test_nothing_is_copied_while_no_one_looks(session):
     session.on_views(*views())
     session.on_step(1, METRICS)
-    assert session.snapshot is None and session.lesson is None
+    assert session.snapshot is None and session.teacher_view is None
     assert session.status.step == 1 and session.status.metrics == METRICS
 
 
@@ -76,20 +76,24 @@ def test_snapshots_keep_their_distance(session, clock):
     assert session.snapshot.step == 3
 
 
-def test_lessons_are_taken_only_when_wanted(session):
-    session.watch(True, lessons=False)
+def test_teacher_views_are_taken_only_when_wanted(session):
+    session.watch(True, teacher_views=False)
     session.on_views(*views())
-    assert session.lesson is None
-    session.watch(True, lessons=True)
+    assert session.teacher_view is None
+    session.watch(True, teacher_views=True)
     view, distillation = views()
     session.on_views(view, distillation)
-    lesson: Any = session.lesson
-    assert lesson.view.shape == (4, 4, 3) and lesson.x0_hat.shape == lesson.noise.shape == (2, 2, 3)
-    assert (lesson.view == view.rgb[0].mul(255).round().byte().numpy()).all()
+    teacher_view: Any = session.teacher_view
+    assert teacher_view.view.shape == (4, 4, 3) and teacher_view.x0_hat.shape == teacher_view.noise.shape == (
+        2,
+        2,
+        3,
+    )
+    assert (teacher_view.view == view.rgb[0].mul(255).round().byte().numpy()).all()
 
 
 def test_taking_part_draws_no_random_number(session):
-    session.watch(True, lessons=True)
+    session.watch(True, teacher_views=True)
     before = torch.get_rng_state()
     pair = views()
     torch.set_rng_state(before)

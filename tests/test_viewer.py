@@ -25,7 +25,7 @@ from splatdistill.training import loop
 from splatdistill.training.monitor import Session
 from splatdistill.training.state import new_state
 from splatdistill.viewer.app import VIEWS, App, place_of
-from splatdistill.viewer.drawing import CHANNELS, LARGEST, Look, Pose, draw, splats_for_client
+from splatdistill.viewer.drawing import CHANNELS, LARGEST, Pose, RenderOptions, draw, splats_for_client
 from splatdistill.viewer.panels import RASTERIZER, summary
 from splatdistill.viewer.path import Keyframe, along, film
 from splatdistill.viewer.scenes import Scenes
@@ -125,9 +125,9 @@ def test_a_watched_run_ends_in_the_same_bytes(tmp_path, words):
         app.panels.teacher.value = True
         clients = [Client(port) for _ in range(5)]
         wait_until_watched(session, True)
-        session.watch(True, lessons=True)
+        session.watch(True, teacher_views=True)
         assert train(config, tmp_path / "seen", session=session) == whole
-        assert session.snapshot is not None and session.lesson is not None
+        assert session.snapshot is not None and session.teacher_view is not None
         clients[-1].wait_for("BackgroundImageMessage")
         for client in clients:
             client.close()
@@ -298,7 +298,7 @@ def test_a_camera_that_cannot_be_is_refused(wrong):
 
 @pytest.mark.parametrize("channel", CHANNELS)
 def test_every_channel_is_a_picture_with_the_thing_in_the_middle(channel):
-    image = draw(scene(), pose().cameras(40), Look(channel=channel, background=(0.0, 0.0, 1.0)))
+    image = draw(scene(), pose().cameras(40), RenderOptions(channel=channel, background=(0.0, 0.0, 1.0)))
     assert image.shape == (40, 60, 3) and image.dtype == np.uint8
     outside = (0, 0, 0) if channel == "alpha" else (0, 0, 255)
     assert tuple(image[0, 0]) == outside and tuple(image[20, 30]) != outside
@@ -310,7 +310,8 @@ def test_what_is_not_between_near_and_far_is_left_out():
         two["means"].copy_(torch.tensor([[0.5, 0.0, 0.0], [-0.5, 0.0, 0.0]]))
     cameras = pose().cameras(40)
     near, far, none = (
-        draw(two, cameras, Look(near=low, far=high)) for low, high in ((2.0, 3.0), (3.0, 4.0), (5.0, 6.0))
+        draw(two, cameras, RenderOptions(near=low, far=high))
+        for low, high in ((2.0, 3.0), (3.0, 4.0), (5.0, 6.0))
     )
     assert (none == 255).all()
     assert (near != 255).any() and (far != 255).any() and (near != far).any()
@@ -342,7 +343,7 @@ def test_a_path_goes_through_its_keyframes_without_a_jump():
 def test_a_film_of_a_path_is_one_picture_after_another(monkeypatch):
     monkeypatch.setattr("splatdistill.media.films.find_ffmpeg", lambda: None)
     monkeypatch.setattr("splatdistill.viewer.path.find_ffmpeg", lambda: None)
-    name, content = film(scene(), [key(3.0), key(0.0, 3.0)], (24, 16), 0.5, Look())
+    name, content = film(scene(), [key(3.0), key(0.0, 3.0)], (24, 16), 0.5, RenderOptions())
     assert name == "path.webp" and content[:4] == b"RIFF"
 
 

@@ -3,7 +3,7 @@
 from splatdistill.guidance.clip import CLIP
 from splatdistill.guidance.core import Distillation, FixedNoise, Method, distill, sample
 from splatdistill.guidance.dsd import DSD, DSDPublished
-from splatdistill.guidance.guide import Guide, Guided
+from splatdistill.guidance.guide import Guide, GuideResult
 from splatdistill.guidance.methods import (
     CSD,
     DDS,
@@ -40,7 +40,7 @@ __all__ = [
     "Distillation",
     "FixedNoise",
     "Guide",
-    "Guided",
+    "GuideResult",
     "Inversion",
     "Method",
     "Query",

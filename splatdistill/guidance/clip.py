@@ -14,7 +14,7 @@ from splatdistill.guidance.query import State
 from splatdistill.priors.base import Prior
 
 if TYPE_CHECKING:
-    from splatdistill.guidance.guide import Guide, Guided, Views
+    from splatdistill.guidance.guide import Guide, GuideResult, Views
     from splatdistill.priors.clip import Scorer
 
 SCALE = 100.0  # CLIP's own, of its logits
@@ -52,14 +52,14 @@ class CLIP(Method):
 
     def evaluate(
         self, guide: Guide, views: Views, progress: float, generator: torch.Generator | None
-    ) -> Guided:
+    ) -> GuideResult:
         """Compare the pictures with the prompt, view and background named as for a teacher."""
-        from splatdistill.guidance.guide import Guided
+        from splatdistill.guidance.guide import GuideResult
 
         assert isinstance(guide.state, LoadedScorer)
         texts = guide.prompts.texts(views.cameras, views.names, len(views.rgb))
         loss = clip_loss(guide.state.scorer, views.rgb.permute(0, 3, 1, 2), texts, generator)
-        return Guided(self.guidance * loss, torch.zeros(len(texts)))
+        return GuideResult(self.guidance * loss, torch.zeros(len(texts)))
 
 
 def clip_loss(

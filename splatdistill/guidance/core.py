@@ -21,7 +21,7 @@ from splatdistill.priors.base import Conditioning, Prior, alpha_bar_at
 from splatdistill.scene.cameras import Cameras
 
 if TYPE_CHECKING:
-    from splatdistill.guidance.guide import Guide, Guided, Views
+    from splatdistill.guidance.guide import Guide, GuideResult, Views
 
 Weight = Callable[[Prior, Tensor], Tensor]
 
@@ -89,7 +89,7 @@ class Method:
 
     def evaluate(
         self, guide: "Guide", views: "Views", progress: float, generator: torch.Generator | None
-    ) -> "Guided":
+    ) -> "GuideResult":
         """Return the loss of a step's pictures: by distillation, unless a method judges pictures itself."""
         return guide.distill(views, progress, generator)
 

@@ -35,7 +35,7 @@ class Views:
 
 
 @dataclass(frozen=True, eq=False)
-class Guided:
+class GuideResult:
     """The result of a guide: a scalar loss, the timesteps t [V], and the teacher's evaluation."""
 
     loss: Tensor
@@ -105,7 +105,7 @@ class Guide:
         background: Tensor | None = None,
         names: list[str] | None = None,
         source: Tensor | None = None,
-    ) -> Guided:
+    ) -> GuideResult:
         """Return the loss of a step's images, with the teacher's evaluation of them.
 
         Args:
@@ -133,7 +133,7 @@ class Guide:
         views = Views(rgb, cameras, background, names, source)
         return self.method.evaluate(self, views, progress, generator)
 
-    def distill(self, views: Views, progress: float, generator: torch.Generator | None) -> Guided:
+    def distill(self, views: Views, progress: float, generator: torch.Generator | None) -> GuideResult:
         """Encode the pictures, draw timesteps, and distill; the default of `Method.evaluate`."""
         prior, method = self.prior, self.method
         z = prior.encode(views.rgb.permute(0, 3, 1, 2))  # [V, C, h, w]
@@ -141,7 +141,7 @@ class Guide:
         t = method.timesteps.sample(progress, len(z), levels, generator, prior.group)  # [V]
         cond, source = self.conditioning(self.prompts, views), self._source(views)
         found = distill(prior, z, t, cond, method, generator, source, views.cameras, self.state)
-        return Guided(found.loss, t, found)
+        return GuideResult(found.loss, t, found)
 
     def conditioning(self, prompts: ViewPrompts, views: Views) -> Conditioning:
         """Return the guidance branches of the pictures, at the method's scale."""

@@ -43,7 +43,7 @@ SATURATED = 0.98  # mean saturation of what is covered, above which a run failed
 
 
 @dataclass
-class Seen:
+class RenderedRun:
     """One run as it looks: pictures [V, 3, S, S] in [0, 1] on white, in color and textureless; alpha."""
 
     run: Path
@@ -54,7 +54,7 @@ class Seen:
     finite: bool
 
 
-def look(run: Path, size: int) -> Seen:
+def render_run(run: Path, size: int) -> RenderedRun:
     """Render a finished run; raises UserError where there is none."""
     if not (run / RESULT).is_file():
         raise UserError(f"{run}: there is no finished run (no {RESULT})")
@@ -65,10 +65,10 @@ def look(run: Path, size: int) -> Seen:
         seen = render(gaussians, cameras, torch.ones(3))
         shape = textureless(seen, cameras)
     first = [x.permute(0, 3, 1, 2).nan_to_num().clamp(0, 1).cpu() for x in (seen.rgb, shape, seen.alpha)]
-    return Seen(run, config, first[0], first[1], first[2], bool(finite_mask(gaussians).all()))
+    return RenderedRun(run, config, first[0], first[1], first[2], bool(finite_mask(gaussians).all()))
 
 
-def diverged(seen: Seen) -> bool:
+def diverged(seen: RenderedRun) -> bool:
     """Return whether a run failed: not finite, empty, covering everything, or oversaturated."""
     covered = seen.alpha.mean().item()
     if not seen.finite or not EMPTY < covered < FOGGED:
@@ -151,30 +151,30 @@ def teacher_samples(prior: Prior, config: Config, seed: int = 0) -> Tensor:
 
 
 def measure(
-    seen: Seen,
+    rendered: RenderedRun,
     scorer: Scorer,
     others: Sequence[str],
-    drawn: Tensor | None,
+    samples: Tensor | None,
     known: frozenset[str] | None = None,
 ) -> dict[str, Any]:
     """Return the figures of one run as a row.
 
     Args:
-        seen: the rendered run.
+        rendered: the run.
         scorer: the CLIP model.
         others: texts that R-Precision ranks against.
-        drawn: samples of the run's teacher to compare with, or None.
+        samples: of the run's teacher, to compare with, or None.
         known: words that the scorer knows, None for all; for a prompt with other words, figures are None.
     """
-    prompt = seen.config.prompt
+    prompt = rendered.config.prompt
     readable = bool(prompt) and (known is None or known.issuperset(grammar.words(prompt)))
-    color, geometry = scorer.images(seen.color).cpu(), scorer.images(seen.geometry).cpu()
+    color, geometry = scorer.images(rendered.color).cpu(), scorer.images(rendered.geometry).cpu()
     named, colored = right_names(scorer, color, prompt)
     followed, janus = views_followed(scorer, color, prompt)
     row = {
-        "run": str(seen.run),
+        "run": str(rendered.run),
         "prompt": prompt,
-        "seed": seen.config.seed,
+        "seed": rendered.config.seed,
         "r_precision": ranked_first(scorer, color, prompt, others) if readable else None,
         "r_precision_geometry": (
             ranked_first(scorer, geometry, colorless(prompt), [colorless(text) for text in others])
@@ -190,13 +190,13 @@ def measure(
         "color": colored,
         "view": followed,
         "janus": janus,
-        "diverged": diverged(seen),
+        "diverged": diverged(rendered),
     }
-    if drawn is not None:
-        shown = F.interpolate(seen.color, drawn.shape[-2:], mode="bilinear", antialias=True)
+    if samples is not None:
+        views = F.interpolate(rendered.color, samples.shape[-2:], mode="bilinear", antialias=True)
         for name in ("high_frequency_ratio", "saturation"):
-            ours, theirs = (getattr(metrics, name)(images).mean().item() for images in (shown, drawn))
-            row[f"{name.removesuffix('_ratio')}_to_teacher"] = ours / max(theirs, 1e-9)
+            of_run, of_teacher = (getattr(metrics, name)(images).mean().item() for images in (views, samples))
+            row[f"{name.removesuffix('_ratio')}_to_teacher"] = of_run / max(of_teacher, 1e-9)
     return row
 
 
@@ -298,7 +298,7 @@ def evaluate(
     samples: dict[tuple[Any, ...], Tensor] = {}
     names = group_names([load(run / CONFIG) for run in runs])
     for run, name in zip(runs, names, strict=True):
-        seen, drawn = look(run, scorer.size), None
+        seen, drawn = render_run(run, scorer.size), None
         config = seen.config
         if compare and not config.image.path:
             if config.prior.name not in teachers:

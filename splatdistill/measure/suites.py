@@ -75,7 +75,7 @@ def distractors() -> list[str]:
 
 
 @dataclass(frozen=True)
-class Asked:
+class RunSpec:
     """A run to be made: its folder and its configuration."""
 
     folder: Path
@@ -95,18 +95,18 @@ def make_runs(
 
     Raises UserError for invalid settings, words, methods and priors before the first run is made.
     """
-    asked: list[Asked] = []
+    specs: list[RunSpec] = []
     for prior, method in product(priors, methods):
         these = []
         for prompt, seed in product(prompts, seeds):
             flags = {"prompt": prompt, "prior": {"name": prior}, "method": method, "seed": seed}
             folder = out / f"{slug(prior)}-{method}" / f"{slug(prompt)}-{seed}"
-            these.append(Asked(folder, resolve(flags, None, overrides)))
+            these.append(RunSpec(folder, resolve(flags, None, overrides)))
             check_words(these[-1].config, allow_unknown=False)
         if missing := [one for one in these if not (one.folder / RESULT).exists()]:
             run.prepare(missing[0].config, missing[0].folder)  # loads and tries all, and touches nothing
-        asked += these
-    return make(asked, jobs)
+        specs += these
+    return make(specs, jobs)
 
 
 def tell(line: str) -> None:
@@ -114,17 +114,16 @@ def tell(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def make(asked: Sequence[Asked], jobs: int | None = 1, note: Callable[[str], None] = tell) -> list[Path]:
+def make(specs: Sequence[RunSpec], jobs: int | None = 1, note: Callable[[str], None] = tell) -> list[Path]:
     """Make the missing runs in parallel; an unfinished one is continued.
 
     The output of a run goes to log.txt in its folder; one that fails is reported and left out. The number of
     threads affects the order of sums, so runs with the same `jobs` repeat to the byte, and others nearly so.
 
     Args:
-        asked: all runs.
+        specs: all runs.
         jobs: number of processes, which share the cores. 1 makes the runs in this process. None is one for
-            each
-            core, but a single one where there is a GPU, which one run fills.
+            each core, but a single one where there is a GPU, which one run fills.
         note: called with a line for each run that failed.
 
     Returns:
@@ -133,7 +132,7 @@ def make(asked: Sequence[Asked], jobs: int | None = 1, note: Callable[[str], Non
     Raises:
         KeyboardInterrupt: a run was interrupted.
     """
-    missing = [one for one in asked if not (one.folder / RESULT).exists()]
+    missing = [one for one in specs if not (one.folder / RESULT).exists()]
     cores = os.cpu_count() or 1
     if jobs is None:
         jobs = 1 if torch.cuda.is_available() else cores
@@ -152,20 +151,20 @@ def make(asked: Sequence[Asked], jobs: int | None = 1, note: Callable[[str], Non
     for one, failure in zip(missing, failures, strict=True):
         if failure:
             note(f"{one.folder}: {failure}")
-    return [one.folder for one in asked if (one.folder / RESULT).exists()]
+    return [one.folder for one in specs if (one.folder / RESULT).exists()]
 
 
-def make_one(asked: Asked) -> str:
-    """Make or continue a run; return why it failed, or None.
+def make_one(spec: RunSpec) -> str:
+    """Make or continue a run; return why it failed, or an empty text.
 
     Raises KeyboardInterrupt when it was interrupted; its state is saved then.
     """
-    folder = asked.folder
+    folder = spec.folder
     folder.mkdir(parents=True, exist_ok=True)
     begun = (folder / CONFIG).exists()
     with open(folder / LOG, "a", encoding="utf-8") as log:
         try:
-            config = load(folder / CONFIG) if begun else asked.config
+            config = load(folder / CONFIG) if begun else spec.config
             result = run.make_run(config, folder, resume=begun, watch=partial(logged, log))
         except (UserError, Diverged) as error:
             print(f"error: {error}", file=log)

@@ -40,7 +40,7 @@ class Snapshot:
 
 
 @dataclass(frozen=True, eq=False)
-class Lesson:
+class TeacherView:
     """The teacher's evaluation of one view as images [H, W, 3] uint8: view, one-step x0, noise."""
 
     step: int
@@ -81,14 +81,14 @@ class Session(NullWatcher):
         self._changed = threading.Condition()
         self._status = Status(step, steps, finished=False)
         self._snapshot: Snapshot | None = None
-        self._lesson: Lesson | None = None
+        self._teacher_view: TeacherView | None = None
         self._history: list[tuple[int, float, float]] = []  # step, loss, gradient norm
         self._durations: deque[float] = deque(maxlen=SPEED_STEPS)
-        self._watched = self._lessons_wanted = self._stopped = False
+        self._watched = self._teacher_views_wanted = self._stopped = False
         self._told = False  # that it is paused
         self._steps_allowed = 0  # while paused
         self._version = 0
-        self._last_snapshot = self._last_lesson = -math.inf
+        self._last_snapshot = self._last_teacher_view = -math.inf
         self._left: float | None = None  # when the last page left
         self._resumed = clock()
 
@@ -105,17 +105,20 @@ class Session(NullWatcher):
         """Keep the teacher's evaluation of the first view of a step, if a client watches."""
         with self._changed:
             now = self._clock()
-            if not (self._lessons_wanted and self._watched) or now < self._last_lesson + 2 * INTERVAL:
+            if (
+                not (self._teacher_views_wanted and self._watched)
+                or now < self._last_teacher_view + 2 * INTERVAL
+            ):
                 return
-            self._last_lesson = now
+            self._last_teacher_view = now
         with torch.no_grad():
             x0_hat = self._decode(distillation.x0_hat[:1].detach())[0].permute(1, 2, 0)
             noise = distillation.noise[0, :3].detach().permute(1, 2, 0) / 6 + 0.5  # three deviations fit
-            lesson = Lesson(
+            teacher_view = TeacherView(
                 self._status.step + 1, to_bytes(view.rgb[0].detach()), to_bytes(x0_hat), to_bytes(noise)
             )
         with self._changed:
-            self._lesson = lesson
+            self._teacher_view = teacher_view
 
     def on_step(self, step: int, metrics: Metrics) -> None:
         """Record the metrics of a step; take a snapshot if a client watches and the last one is old."""
@@ -208,12 +211,12 @@ class Session(NullWatcher):
             self._stopped = True
             self._notify()
 
-    def watch(self, someone: bool, lessons: bool = False) -> None:
+    def watch(self, someone: bool, teacher_views: bool = False) -> None:
         """Set whether any client watches, and whether it shows the teacher; else nothing is copied."""
         with self._changed:
             if self._watched != someone:
                 self._left = None if someone else self._clock()
-            self._watched, self._lessons_wanted = someone, lessons
+            self._watched, self._teacher_views_wanted = someone, teacher_views
             self._notify()
 
     def wake(self) -> None:
@@ -243,9 +246,9 @@ class Session(NullWatcher):
         return self._snapshot
 
     @property
-    def lesson(self) -> Lesson | None:
+    def teacher_view(self) -> TeacherView | None:
         """The teacher's last evaluation; None before a client watched."""
-        return self._lesson
+        return self._teacher_view
 
     def history(self) -> list[tuple[int, float, float]]:
         """(step, loss, gradient norm) of every step since this session began."""

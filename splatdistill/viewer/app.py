@@ -17,8 +17,8 @@ from PIL import Image
 from splatdistill.cli import note
 from splatdistill.errors import UserError
 from splatdistill.scene.gaussians import sh_degree_of
-from splatdistill.training.monitor import Lesson, Snapshot
-from splatdistill.viewer.drawing import Look, Pose, draw, splats_for_client
+from splatdistill.training.monitor import Snapshot, TeacherView
+from splatdistill.viewer.drawing import Pose, RenderOptions, draw, splats_for_client
 from splatdistill.viewer.panels import AS_USUAL, FILM_SECONDS, MESHES, RASTERIZER, Panels
 from splatdistill.viewer.path import Keyframe, along, film
 from splatdistill.viewer.scenes import Scenes
@@ -38,12 +38,12 @@ VIEWS = {str(k + 1): (45.0 * k, 20.0) for k in range(8)} | {"9": (0.0, 85.0), "R
 
 
 @dataclass(frozen=True)
-class Drawn:
+class CanvasState:
     """The contents of a client's canvas, compared with what it should show."""
 
     camera: float  # time stamp
     scene: Snapshot | None
-    look: Look
+    options: RenderOptions
     rows: int  # 0: left to the browser
 
 
@@ -61,8 +61,8 @@ class App:
         self._chosen: Path | None = None  # a stored scene instead of the newest
         self._splats: viser.GaussianSplatHandle | None = None
         self._sent: Snapshot | None = None  # what they are
-        self._drawn: dict[int, Drawn] = {}
-        self._lesson: Lesson | None = None
+        self._drawn: dict[int, CanvasState] = {}
+        self._teacher_view: TeacherView | None = None
         self._history_length = 0
         self._told: set[str] = set()
         self._pending: set[str] = set()
@@ -99,8 +99,8 @@ class App:
         self._watch()
 
     def _watch(self) -> None:
-        lessons = self.panels.live and self.panels.teacher.value
-        self._session.watch(bool(self._server.get_clients()), lessons)
+        teacher_views = self.panels.live and self.panels.teacher.value
+        self._session.watch(bool(self._server.get_clients()), teacher_views)
 
     def _connect_controls(self) -> None:
         panels, session = self.panels, self._session
@@ -108,12 +108,9 @@ class App:
         if panels.live:
             on(panels.pause, lambda _: self._toggle_pause())
             self._command("Pause or go on", "space", lambda _: self._toggle_pause())
-            on(panels.step, lambda _: (session.single_step(), self._show_panels()))
+            on(panels.step, lambda _: self._single_step())
             on(panels.stop, lambda _: session.stop())
-            on(
-                panels.teacher,
-                lambda _: (setattr(panels.lesson, "visible", panels.teacher.value), self._watch()),
-            )
+            on(panels.teacher, lambda _: self._toggle_teacher())
         for handle in (panels.scene, panels.mode, panels.background, *panels.exact):
             on(handle, lambda _: session.wake())
         on(panels.reset, lambda client: self._go(client, "R"))
@@ -121,7 +118,7 @@ class App:
             label = "Reset the view" if key == "R" else f"View from {azimuth:.0f}, {elevation:.0f} degrees"
             self._command(label, key, lambda client, key=key: self._go(client, key))
         on(panels.add_key, lambda client: self._add_key(client))
-        on(panels.drop_key, lambda _: (self._keyframes and self._keyframes.pop(), session.wake()))
+        on(panels.drop_key, lambda _: self._drop_key())
         on(panels.preview, lambda client: self._start_preview(client))
         on(panels.download, lambda client: later("export", lambda: self._send_scene(client)))
         on(panels.export, lambda client: later("export", lambda: self._export(client)))
@@ -134,6 +131,19 @@ class App:
         else:
             self._session.pause()
         self._show_panels()
+
+    def _single_step(self) -> None:
+        self._session.single_step()
+        self._show_panels()
+
+    def _toggle_teacher(self) -> None:
+        self.panels.teacher_view.visible = self.panels.teacher.value
+        self._watch()
+
+    def _drop_key(self) -> None:
+        if self._keyframes:
+            self._keyframes.pop()
+        self._session.wake()
 
     def _on(self, handle: Any, act: Callable[[viser.ClientHandle], object]) -> None:
         """Call `act` with the client that used a control."""
@@ -233,42 +243,44 @@ class App:
         if len(history) != self._history_length:
             self._history_length = len(history)
             panels.show_history(history)
-        lesson = self._session.lesson
-        if lesson is not None and lesson is not self._lesson:
-            self._lesson = lesson
-            panels.show_lesson(lesson)
+        teacher_view = self._session.teacher_view
+        if teacher_view is not None and teacher_view is not self._teacher_view:
+            self._teacher_view = teacher_view
+            panels.show_teacher_view(teacher_view)
 
     def _show_canvases(self) -> None:
         shown = self._shown
         if shown is None:
             return
         exact = self.panels.mode.value == RASTERIZER
-        look = self._look()
+        options = self._render_options()
         if not exact:
             self._send_splats(shown)
         if self._splats is not None and self._splats.visible == exact:
             self._splats.visible = not exact
         for client in self._server.get_clients().values():
-            self._guard(lambda client=client: self._show_canvas(client, shown, look, exact))
+            self._guard(lambda client=client: self._show_canvas(client, shown, options, exact))
 
-    def _show_canvas(self, client: viser.ClientHandle, shown: Snapshot, look: Look, exact: bool) -> None:
+    def _show_canvas(
+        self, client: viser.ClientHandle, shown: Snapshot, options: RenderOptions, exact: bool
+    ) -> None:
         """Send the rendered image, or the background of the browser's own rendering, to a canvas."""
         stamp = client.camera.update_timestamp
         rows = min(int(self.panels.resolution.value), client.camera.image_height)
         if time.time() - stamp < STILL:
             rows = min(rows, DRAFT_ROWS)
         if exact:
-            wanted = Drawn(stamp, shown, look, rows)
+            wanted = CanvasState(stamp, shown, options, rows)
         else:
-            wanted = Drawn(0.0, None, Look(background=look.background), 0)
+            wanted = CanvasState(0.0, None, RenderOptions(background=options.background), 0)
         if wanted == self._drawn.get(client.client_id):
             return
         if exact:
             begin = time.perf_counter()
-            image = draw(shown.gaussians, pose_of(client.camera).cameras(rows), look)
+            image = draw(shown.gaussians, pose_of(client.camera).cameras(rows), options)
             self._frame = time.perf_counter() - begin
         else:
-            image = np.array(look.background)[None, None] * 255
+            image = np.array(options.background)[None, None] * 255
         quality = 75 if rows == DRAFT_ROWS else 95
         client.scene.set_background_image(image.astype(np.uint8), format="jpeg", jpeg_quality=quality)
         self._drawn[client.client_id] = wanted
@@ -283,11 +295,11 @@ class App:
             self._splats.set_gaussians(*splats_for_client(shown.gaussians))
         self._sent = shown
 
-    def _look(self) -> Look:
+    def _render_options(self) -> RenderOptions:
         panels = self.panels
         background = triple(np.clip(panels.background.value, 0, 255) / 255)
         near, far = panels.planes.value
-        return Look(panels.channel.value, int(panels.degree.value), background, near, far)
+        return RenderOptions(panels.channel.value, int(panels.degree.value), background, near, far)
 
     # ---- camera path ----
 
@@ -338,10 +350,14 @@ class App:
     def _send_screenshot(self, client: viser.ClientHandle) -> None:
         if self._shown is None:
             return
-        look = (
-            self._look() if self.panels.mode.value == RASTERIZER else Look(background=self._look().background)
+        options = (
+            self._render_options()
+            if self.panels.mode.value == RASTERIZER
+            else RenderOptions(background=self._render_options().background)
         )
-        image = draw(self._shown.gaussians, pose_of(client.camera).cameras(client.camera.image_height), look)
+        image = draw(
+            self._shown.gaussians, pose_of(client.camera).cameras(client.camera.image_height), options
+        )
         buffer = io.BytesIO()
         Image.fromarray(image).save(buffer, "PNG")
         client.send_file_download("screenshot.png", buffer.getvalue(), save_immediately=True)
@@ -352,7 +368,12 @@ class App:
         size = pose_of(client.camera).size(min(int(self.panels.resolution.value), FILM_ROWS))
         seconds = float(np.clip(self.panels.seconds.value, 0.5, FILM_SECONDS))
         name, content = film(
-            self._shown.gaussians, list(self._keyframes), size, seconds, self._look(), self._closed.is_set
+            self._shown.gaussians,
+            list(self._keyframes),
+            size,
+            seconds,
+            self._render_options(),
+            self._closed.is_set,
         )
         client.send_file_download(name, content, save_immediately=True)
 

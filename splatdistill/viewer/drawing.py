@@ -23,7 +23,7 @@ CHANNELS: tuple[Channel, ...] = ("color", "alpha", "depth", "normal")
 
 
 @dataclass(frozen=True)
-class Look:
+class RenderOptions:
     """Rendering options: near and far are depths in world units between which centers are shown."""
 
     channel: Channel = "color"
@@ -65,12 +65,12 @@ class Pose:
 
 
 @torch.no_grad()
-def draw(gaussians: ParameterDict, cameras: Cameras, look: Look = Look()) -> np.ndarray:
+def draw(gaussians: ParameterDict, cameras: Cameras, options: RenderOptions = RenderOptions()) -> np.ndarray:
     """Render the image [H, W, 3] uint8 of a scene from one camera."""
-    background = torch.tensor(look.background)
-    scene = between(gaussians, cameras, look.near, look.far)
-    view = render(scene, cameras, background, min(look.sh_degree, sh_degree_of(scene)))
-    return to_bytes(colors(view, cameras, look)[0])
+    background = torch.tensor(options.background)
+    scene = between(gaussians, cameras, options.near, options.far)
+    view = render(scene, cameras, background, min(options.sh_degree, sh_degree_of(scene)))
+    return to_bytes(colors(view, cameras, options)[0])
 
 
 def between(gaussians: ParameterDict, cameras: Cameras, near: float, far: float) -> ParameterDict:
@@ -81,19 +81,19 @@ def between(gaussians: ParameterDict, cameras: Cameras, near: float, far: float)
     return gaussians if kept.all() else select(gaussians, kept)
 
 
-def colors(view: Render, cameras: Cameras, look: Look) -> Tensor:
+def colors(view: Render, cameras: Cameras, options: RenderOptions) -> Tensor:
     """Return a channel of a rendered view as colors [V, H, W, 3].
 
     Depth is white at the nearest and black at the farthest; normals are world axes, [-1, 1] as colors. Empty
     pixels show the background.
     """
-    if look.channel == "color":
+    if options.channel == "color":
         return view.rgb
-    if look.channel == "alpha":
+    if options.channel == "alpha":
         return view.alpha.expand(-1, -1, -1, 3)
-    background = torch.tensor(look.background, device=view.alpha.device)
+    background = torch.tensor(options.background, device=view.alpha.device)
     hit = view.alpha > 0.5
-    if look.channel == "normal":
+    if options.channel == "normal":
         shown = normals(view.depth, cameras.to(view.depth.device)) * 0.5 + 0.5
     else:
         depths = view.depth[hit] if hit.any() else view.depth.new_tensor([0.0, 1.0])

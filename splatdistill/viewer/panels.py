@@ -8,7 +8,7 @@ from viser import uplot
 
 from splatdistill.formats import FORMATS
 from splatdistill.scene.orientation import UPS
-from splatdistill.training.monitor import Lesson, Status
+from splatdistill.training.monitor import Status, TeacherView
 from splatdistill.viewer.drawing import CHANNELS
 
 Icon = viser.Icon
@@ -86,7 +86,7 @@ class Panels:
             "Teacher's view", False, hint="what the teacher is shown and makes of it, once a second at most"
         )
         blank = np.full((TILE, 3 * TILE, 3), 255, np.uint8)
-        self.lesson = self._gui.add_image(
+        self.teacher_view = self._gui.add_image(
             blank, label="one view, its x0 in one step, the noise", visible=False
         )
 
@@ -164,9 +164,11 @@ class Panels:
             values = np.array(history[::-1][::every][::-1], np.float64)
             self.plot.data = (values[:, 0].copy(), np.where(np.isfinite(values[:, 1]), values[:, 1], np.nan))
 
-    def show_lesson(self, lesson: Lesson) -> None:
+    def show_teacher_view(self, teacher_view: TeacherView) -> None:
         """Show the three images of the teacher's evaluation side by side."""
-        self.lesson.image = np.concatenate([tile(p) for p in (lesson.view, lesson.x0_hat, lesson.noise)], 1)
+        self.teacher_view.image = np.concatenate(
+            [tile(p) for p in (teacher_view.view, teacher_view.x0_hat, teacher_view.noise)], 1
+        )
 
     def show_mode(self) -> None:
         """Enable the controls of the chosen rendering mode."""

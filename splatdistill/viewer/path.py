@@ -11,7 +11,7 @@ from torch.nn import ParameterDict
 
 from splatdistill.media.films import find_ffmpeg, write_mp4, write_webp
 from splatdistill.scene.cameras import Cameras, from_poses, looking_at
-from splatdistill.viewer.drawing import Look, draw
+from splatdistill.viewer.drawing import RenderOptions, draw
 
 FPS = 24
 WEBP_FPS = 12  # its frames are kept in memory until all are there
@@ -49,7 +49,7 @@ def film(
     keyframes: list[Keyframe],
     size: tuple[int, int],
     seconds: float,
-    look: Look,
+    options: RenderOptions,
     given_up: Callable[[], bool] = lambda: False,
 ) -> tuple[str, bytes]:
     """Render a film along a path; return its file name and bytes (.webp without ffmpeg).
@@ -63,7 +63,7 @@ def film(
         for i in range(count):
             if i and given_up():
                 return
-            yield draw(gaussians, along(keyframes, i / (count - 1)).cameras(*size), look)
+            yield draw(gaussians, along(keyframes, i / (count - 1)).cameras(*size), options)
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "path.mp4"

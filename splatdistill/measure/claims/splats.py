@@ -32,7 +32,7 @@ from splatdistill.measure.claims.base import (
     share,
 )
 from splatdistill.measure.runs import evaluate, right_names
-from splatdistill.measure.suites import Asked, make, make_runs
+from splatdistill.measure.suites import RunSpec, make, make_runs
 from splatdistill.priors import words as grammar
 from splatdistill.scene.cameras import EVALUATION_VIEW, turntable
 from splatdistill.scene.rendering import render
@@ -199,11 +199,11 @@ def outside(before: Tensor, alpha: Tensor, source: str) -> Tensor:
     return torch.nn.functional.max_pool2d(changes, 5, 1, 2) < 0.5
 
 
-def edited(lab: Lab, run: Path, target: str, method: str, steps: int) -> Asked:
+def edited(lab: Lab, run: Path, target: str, method: str, steps: int) -> RunSpec:
     """Return the run that edits a finished run."""
     out = lab.runs / "edits" / f"{method}-{steps}" / slug(target)
     flags = {"prompt": target, "method": method, "steps": steps, "edit": edit_settings(run)}
-    return Asked(out, resolve(flags, None, [*GENTLE, *lab.overrides]))
+    return RunSpec(out, resolve(flags, None, [*GENTLE, *lab.overrides]))
 
 
 def pds_keeps(lab: Lab) -> Findings:

@@ -18,17 +18,15 @@ from splatdistill.cli import note
 from splatdistill.errors import UserError
 from splatdistill.scene.gaussians import sh_degree_of
 from splatdistill.training.monitor import Snapshot, TeacherView
-from splatdistill.viewer.drawing import Pose, RenderOptions, draw, splats_for_client
+from splatdistill.viewer.drawing import Pose, RenderOptions, draw, splats_for_client, triple
 from splatdistill.viewer.panels import AS_USUAL, FILM_SECONDS, MESHES, RASTERIZER, Panels
 from splatdistill.viewer.path import Keyframe, along, film
 from splatdistill.viewer.scenes import Scenes
 from splatdistill.viewer.server import Server
 
-IDLE, MOVING, FRAME = (
-    0.5,
-    0.1,
-    1 / 30,
-)  # seconds between two looks at things: mostly; after a move; in a preview
+IDLE = 0.5  # seconds between two updates
+MOVING = 0.1  # the same, after a move of a camera
+FRAME = 1 / 30  # the same, in a preview
 STILL = 0.25  # seconds without a move until a view is drawn in full
 DRAFT_ROWS = 240  # pixels, while the camera moves
 FILM_ROWS = 720  # at most
@@ -398,9 +396,3 @@ def point(client: viser.ClientHandle, key: Keyframe) -> None:
         client.camera.position = key.position
         client.camera.look_at = key.look_at
         client.camera.fov = key.fov_rad
-
-
-def triple(vector: np.ndarray) -> tuple[float, float, float]:
-    """Return a vector as three plain numbers."""
-    x, y, z = (float(value) for value in vector)
-    return (x, y, z)

@@ -108,3 +108,9 @@ def splats_for_client(gaussians: ParameterDict) -> tuple[np.ndarray, np.ndarray,
     means, quats, scales, opacities, sh = (v[finite_mask(gaussians)].cpu() for v in activated(gaussians))
     rgb = sh0_to_rgb(sh[:, 0]).clamp(0, 1)
     return means.numpy(), covariances(quats, scales).numpy(), rgb.numpy(), opacities[:, None].numpy()
+
+
+def triple(vector: np.ndarray) -> tuple[float, float, float]:
+    """Return a vector as three plain numbers."""
+    x, y, z = (float(value) for value in vector)
+    return (x, y, z)

@@ -77,8 +77,12 @@ class EditConfig:
 
     splat: str = ""  # a splat file; none
     source_prompt: str = ""
-    shift: tuple[float, float, float] = (0.0, 0.0, 0.0)  # what moves it to the middle, the result goes back
-    scale: float = 1.0  # and then into the unit sphere
+    shift: tuple[float, float, float] = (
+        0.0,
+        0.0,
+        0.0,
+    )  # translation that centers the splat; undone in the result
+    scale: float = 1.0  # scale after it, into the unit sphere; undone too
 
     def __post_init__(self) -> None:
         require(self.scale > 0.0, f"edit.scale must be above 0, got {self.scale}")
@@ -90,7 +94,7 @@ class ViewConfig:
 
     count: int = 4
     size: int = 64  # pixels; resized to what the prior expects where the two differ
-    opposite: int = 1  # so many cameras of a step divide the circle evenly: 2 are antithetic (MV-SDI)
+    opposite: int = 1  # consecutive cameras that divide the circle evenly; 2: antithetic (MV-SDI)
     ranges: OrbitRanges = field(default_factory=OrbitRanges)
 
     def __post_init__(self) -> None:
@@ -109,11 +113,11 @@ class GaussiansConfig:
     radius: float = 0.6
     opacity: float = 0.1
     sh_degree: int = 0
-    sh_every: int = 1000  # steps between one more SH degree and the next; 0: all from the start
+    sh_every: int = 1000  # steps between increments of the SH degree; 0: full degree from the start
     bound: float = 0.95  # centers are clamped to a sphere of this radius
-    final_opacity: float = 0.15  # splats below are haze, and leave at the end
-    final_scale: float = 0.5  # splats above are fog
-    final_floaters: float = 0.02  # clusters with less than this share of all opacity are floaters
+    final_opacity: float = 0.15  # Gaussians of lower opacity are pruned at the end
+    final_scale: float = 0.5  # larger Gaussians are pruned at the end, world units
+    final_floaters: float = 0.02  # clusters with a smaller share of the total opacity are pruned
 
     def __post_init__(self) -> None:
         at_least_one(gaussians__count=self.count)

@@ -189,7 +189,7 @@ def viewer_address(args: argparse.Namespace) -> Address | None:
     from splatdistill.viewer import free_port, parse_address
 
     address = parse_address(args.viewer, args.viewer_remote)
-    free_port(address.host, address.port)  # a host that is not ours is told before anything is done
+    free_port(address.host, address.port)  # fail before the run if the host is not local
     return address
 
 

@@ -140,8 +140,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     table = Table("", "what", "found", "what to do", box=None)
     for finding in findings:
         mark = "[green]ok[/]" if finding.ok else "[red]MISSING[/]" if finding.required else "[yellow]-[/]"
-        told = (finding.name, finding.found, "" if finding.ok else finding.advice)
-        table.add_row(mark, *map(Text, told))  # plain: what was found may hold what would be markup
+        cells = (finding.name, finding.found, "" if finding.ok else finding.advice)
+        table.add_row(mark, *map(Text, cells))  # plain text: values may look like markup
     console = Console()
     console.print(table)
     able = all(finding.ok for finding in findings if finding.required)

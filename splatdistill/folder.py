@@ -27,8 +27,8 @@ COMPARED = "before_after.png"  # of an edit
 LOG = "log.txt"  # what a run of a list printed
 SEEDS = "seeds.png"  # in the folder that holds the runs of several seeds
 SWEEP = "sweep.png"  # in the folder that holds the runs of a sweep
-VALIDATION = "validation"  # a folder: step-N.png, pictures on the way where they were asked for
-TENSORBOARD = "tensorboard"  # a folder: event files, where they were asked for
+VALIDATION = "validation"  # a folder: step-N.png, intermediate images if enabled
+TENSORBOARD = "tensorboard"  # a folder: event files, if enabled
 PREVIOUS = "previous-run"  # a folder: the run that --overwrite replaces, until the new one has its result
 
 OUTPUTS = (

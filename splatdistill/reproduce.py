@@ -65,7 +65,7 @@ def start(args: argparse.Namespace) -> int:
     if args.jobs is not None and args.jobs < 1:
         raise UserError(f"--jobs {args.jobs}: expected 1 or more")
     words = [word for word in args.claims if "=" in word]
-    asked = [word for word in args.claims if "=" not in word]
+    names = [word for word in args.claims if "=" not in word]
 
     import torch
 
@@ -80,10 +80,10 @@ def start(args: argparse.Namespace) -> int:
     if args.list:
         say("\n".join(f"{name:8s} {claim.says}" for name, claim in CLAIMS.items()))
         return 0
-    unknown = [name for name in asked if name not in CLAIMS]
+    unknown = [name for name in names if name not in CLAIMS]
     if unknown:
         raise UserError(f"unknown claim '{unknown[0]}'; expected one of {', '.join(CLAIMS)}")
-    resolve({}, None, words)  # a mistyped setting is told before anything is measured
+    resolve({}, None, words)  # a mistyped setting fails before anything is measured
     place = args.out / "reproduction"
     writable_folder(place)
     prior = load_prior("embedded", dtype=torch.float32)
@@ -91,9 +91,9 @@ def start(args: argparse.Namespace) -> int:
     runs = place / "runs" / slug(" ".join(words)) if words else place / "runs"
     lab = Lab(prior, Scorer.load("embedded"), runs, **sizes, overrides=words, jobs=args.jobs)
     options = [word for name, value in sizes.items() for word in (f"--{name}", str(value))]
-    for name in asked or CLAIMS:
+    for name in names or CLAIMS:
         command = shlex.join(["python", "-m", "splatdistill.reproduce", name, *words, *options])
-        if not asked and measured(place / f"{name}.json").get("command") == command:
+        if not names and measured(place / f"{name}.json").get("command") == command:
             note(f"{name}: measured before; name it to measure it again")
             continue
         begin = time.perf_counter()
@@ -155,8 +155,8 @@ def document(folder: Path, claims: dict[str, Claim]) -> str:
         if record["lines"]:
             parts.append(f"![{name}](reproduction/{name}.png)\n")
         machine = record["machine"]
-        said = ", ".join(f"{key} {value}" for key, value in record["conditions"].items())
-        parts += [f"Conditions: {said}.\n"] if said else []
+        conditions = ", ".join(f"{key} {value}" for key, value in record["conditions"].items())
+        parts += [f"Conditions: {conditions}.\n"] if conditions else []
         parts.append(f"    {record['command']}\n")
         parts.append(f"{record['seconds']} s on {machine['cores']} cores, {machine['processor']}.\n")
     return "\n".join(parts)

@@ -129,9 +129,9 @@ def play(
     ddim = sample(prior, cond, z_T, DDIM_STEPS)
     trajectory: list[tuple[Tensor, Tensor]] = []
 
-    def watch(step: int, z: Tensor, said: Distillation) -> None:
+    def watch(step: int, z: Tensor, found: Distillation) -> None:
         if step in {round(k * (steps - 1) / (STATES - 1)) for k in range(STATES)}:
-            trajectory.append((z[:1].clone(), said.x0_hat[:1].clone()))
+            trajectory.append((z[:1].clone(), found.x0_hat[:1].clone()))
 
     if mode == "ddim":
         z = sample(prior, cond, z_T, steps)
@@ -140,11 +140,11 @@ def play(
     else:
         z, source = from_noise(prior, z_T, len(prior.alphas_cumprod) - 1)[0], None
         if method.edits:
-            theirs = branches(
+            source_branches = branches(
                 prior, config.edit.source_prompt, config.method.guidance, count, config.negative_prompt
             )
-            z = sample(prior, theirs, z_T, DDIM_STEPS)
-            source = Source(z.clone(), theirs)
+            z = sample(prior, source_branches, z_T, DDIM_STEPS)
+            source = Source(z.clone(), source_branches)
         state = method.start(prior, config.seed)
         z = distill_latents(prior, cond, method, z, steps, rate, generator, source, watch=watch, state=state)
     pictures, own = prior.decode(z), prior.decode(ddim)

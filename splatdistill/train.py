@@ -97,13 +97,13 @@ def several(args: argparse.Namespace) -> int:
     if args.seed is not None and args.seeds is not None:
         raise UserError("give --seed or --seeds, not both")
     seeds = [None] if args.seeds is None else numbers(args.seeds, "--seeds")
-    asked = [  # all are understood before the first is made
+    planned = [  # all are parsed before the first is made
         (words, seed, configure(args, seed, words)) for words in swept(args.sweep or []) for seed in seeds
     ]
     kind, sheet = ("sweep", SWEEP) if args.sweep else ("seeds", SEEDS)
-    base = args.out or Path("outputs") / f"{name_of(asked[0][2])}-{kind}"
+    base = args.out or Path("outputs") / f"{name_of(planned[0][2])}-{kind}"
     status, finished = 0, {}
-    for words, seed, config in asked:
+    for words, seed, config in planned:
         name = " ".join([*words, *([] if seed is None else [f"seed={seed}" if words else str(seed)])])
         out = base / re.sub(r"[^\w.,=\[\]+-]+", "_", name)
         known = not args.overwrite and (out / CONFIG).is_file() and load(out / CONFIG) == config

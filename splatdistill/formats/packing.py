@@ -14,7 +14,7 @@ from torch.nn import ParameterDict
 from splatdistill.errors import UserError
 from splatdistill.formats.storable import storable
 
-Note = Callable[[str], None]  # is told, in a line, what was left out or changed
+Note = Callable[[str], None]  # receives a line on what was left out or changed
 ROWS = 1 << 14  # Gaussians that an importer decodes at a time: what it needs beside the result stays small
 LOG_SCALE_MIN = -87.0  # exp() of it is still a normal float32
 MAX_RESULT_BYTES = 4 << 30  # of a scene from a compressed file, which may claim anything

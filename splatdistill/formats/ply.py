@@ -76,7 +76,7 @@ def read_ply(path: str | Path, note: Note = warn) -> tuple[ParameterDict, Commen
 
     Takes binary files of either byte order, files of text, and the dialects of dialects.py; ignores
     properties and elements that it does not know; values are kept as they are, finite or not. A compressed
-    .ply is read as well. note is told what was left out or supplied.
+    .ply is read as well. note is called about what was left out or supplied.
     Raises UserError for anything that is not a whole splat .ply. Memory: that of the result and little more.
     """
     elements, comments = read_elements(path, ELEMENTS)

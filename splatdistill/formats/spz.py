@@ -153,9 +153,9 @@ class _Layout(NamedTuple):
 def read_spz(path: str | Path, note: Note = warn) -> tuple[ParameterDict, dict[str, str]]:
     """Read a scene of version 1 to 4, and its SplatRenderMode; version 4 needs the zstandard package.
 
-    SH bands above 3 are left out, and note is told. Where a record names other axes than right, up, back,
+    SH bands above 3 are left out, and note is called. Where a record names other axes than right, up, back,
     the scene is turned into these; other records are skipped. Raises UserError for anything that is not a
-    whole .spz, before much memory was asked for: a stream is first inflated to its end and thrown away.
+    whole .spz, before much memory is allocated: a stream is first inflated to its end and discarded.
     Memory: that of the result, at most 4 GiB, and little more.
     """
     with opened(path) as file:

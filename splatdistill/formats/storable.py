@@ -39,7 +39,7 @@ class Account(NamedTuple):
 def storable(gaussians: ParameterDict, reach: float = torch.inf) -> tuple[ParameterDict, Account]:
     """Return the Gaussians with finite, drawable values, in order, and an account of the rest.
 
-    A logit opacity of +inf is alpha 1 and becomes OPAQUE; one of -inf is alpha 0, which nobody sees, and is
+    A logit opacity of +inf is alpha 1 and becomes OPAQUE; one of -inf is alpha 0, which is invisible, and is
     left out. A log scale of -inf is a thickness of 0 and becomes FLAT; above LARGEST it is cut to that. What
     has any other value that is not finite is left out; so is what lies farther out than reach on an axis.
     Returns the very same object when nothing is to be done. Raises UserError when all would be left out.

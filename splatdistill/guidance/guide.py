@@ -58,7 +58,7 @@ class Guide:
 
     Args:
         prior: the teacher.
-        method: how it is asked; see METHODS.
+        method: the distillation method; see METHODS.
         prompt: what the pictures should show.
         negative: what they should not show; it takes the null text's place.
         views: name the view in the prompt ("view"), make the other views negatives as well ("perp_neg",

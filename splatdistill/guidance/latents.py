@@ -23,8 +23,8 @@ Watcher = Callable[[int, Tensor, Distillation], None]  # the step, the latents b
 
 def branches(prior: Prior, text: str, guidance: float, count: int, null: str = "") -> Conditioning:
     """Return the branches of a text against a null text, for `count` pictures."""
-    empty, asked = prior.embed([null]), prior.embed([text])
-    return cfg(empty.expand(count, -1, -1), asked.expand(count, -1, -1), guidance)
+    unconditional, conditional = prior.embed([null]), prior.embed([text])
+    return cfg(unconditional.expand(count, -1, -1), conditional.expand(count, -1, -1), guidance)
 
 
 def unwatched(step: int, z: Tensor, found: Distillation) -> None:

@@ -92,14 +92,14 @@ def right_names(scorer: Scorer, images: Tensor, prompt: str) -> tuple[bool | Non
     def wins(kind: int, place: int, options: Sequence[str]) -> bool:
         texts = []
         for option in options:
-            said: list[Any] = [list(things), list(colors)]
-            said[kind][place] = option
-            texts.append(grammar.describe(tuple(said[0]), tuple(said[1])))
+            parts: list[Any] = [list(things), list(colors)]
+            parts[kind][place] = option
+            texts.append(grammar.describe(tuple(parts[0]), tuple(parts[1])))
         return options[int((scorer.texts(texts) @ mean).argmax())] == (things, colors)[kind][place]
 
     named = all(wins(0, i, list(grammar.THINGS)) for i in range(len(things)))
-    told = [i for i, color in enumerate(colors) if color]
-    return named, all(wins(1, i, list(grammar.COLORS)) for i in told) if told else None
+    named_colors = [i for i, color in enumerate(colors) if color]
+    return named, all(wins(1, i, list(grammar.COLORS)) for i in named_colors) if named_colors else None
 
 
 def views_followed(scorer: Scorer, images: Tensor, prompt: str) -> tuple[float | None, bool | None]:
@@ -113,11 +113,12 @@ def views_followed(scorer: Scorer, images: Tensor, prompt: str) -> tuple[float |
     azimuths = turntable(len(images), *EVALUATION_VIEW, 8).azimuth_deg
     names = ("front view", "side view", "back view")
     texts = scorer.texts([f"{grammar.describe(*parsed)}, {name}" for name in names])
-    said = [names[i] for i in (images @ texts.mT).argmax(-1).tolist()]
+    predicted = [names[i] for i in (images @ texts.mT).argmax(-1).tolist()]
     true = [view_word(azimuth, EVALUATION_VIEW[0]) for azimuth in azimuths.tolist()]
     behind = ((azimuths + 180) % 360 - 180).abs() > BEHIND
-    fronts = sum(name == "front view" for name, there in zip(said, behind.tolist(), strict=True) if there)
-    return sum(a == b for a, b in zip(said, true, strict=True)) / len(true), 2 * fronts > int(behind.sum())
+    fronts = sum(a == "front view" for a, there in zip(predicted, behind.tolist(), strict=True) if there)
+    followed = sum(a == b for a, b in zip(predicted, true, strict=True)) / len(true)
+    return followed, 2 * fronts > int(behind.sum())
 
 
 def ranked_first(scorer: Scorer, images: Tensor, prompt: str, others: Sequence[str]) -> float:

@@ -114,7 +114,7 @@ class Prior(Protocol):
     view_words: whether a prompt should name the view.
     needs_picture: whether it reads a picture in place of a text; then `condition_on` comes before the rest.
     family: the presets that suit it.
-    needs_cameras: whether `with_cameras` must be asked.
+    needs_cameras: whether `with_cameras` must be called.
     vocabulary: the only words that it knows; None for any.
     """
 

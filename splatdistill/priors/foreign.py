@@ -94,9 +94,9 @@ def _denoiser(folder: Folder) -> str:
         if number(config, "ip_dim"):
             return f"a {name} that reads pictures (ImageDream)"
         return f"a {name}, which is no text-to-image UNet that is read here"
-    for told in (_conditions(config), _channels(config)):
-        if told:
-            return told
+    for kind in (_conditions(config), _channels(config)):
+        if kind:
+            return kind
     return f"a {name} of a kind that is not read here"
 
 
@@ -133,5 +133,5 @@ def _channels(config: Mapping[str, Any]) -> str:
     }
     if read == drawn:
         return ""
-    told = known.get(read, "a UNet that also reads something other than noisy latents") if read else ""
-    return f"{told or 'a UNet'} ({read} channels in, {drawn} out)"
+    kind = known.get(read, "a UNet that also reads something other than noisy latents") if read else ""
+    return f"{kind or 'a UNet'} ({read} channels in, {drawn} out)"

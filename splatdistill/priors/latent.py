@@ -204,7 +204,7 @@ def check_parts(folder: Folder) -> None:
     latents = vae.get("latent_channels", 4)
     if latents != drawn:
         raise ValueError(f"its UNet draws {drawn} channels, its vae has {str(latents)[:40]}")
-    told = folder.json("text_encoder/config.json").get("hidden_size")
+    width = folder.json("text_encoder/config.json").get("hidden_size")
     read = config.get("cross_attention_dim", config.get("context_dim"))
-    if isinstance(told, int) and isinstance(read, int) and told != read:
-        raise ValueError(f"its UNet reads a text of width {read}, its text_encoder gives {told}")
+    if isinstance(width, int) and isinstance(read, int) and width != read:
+        raise ValueError(f"its UNet reads a text of width {read}, its text_encoder gives {width}")

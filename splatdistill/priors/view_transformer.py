@@ -17,9 +17,9 @@ from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
-CLEAN = -1  # the timestep of a view that is shown rather than asked for
-CAMERA = 9  # numbers told of a camera: see `describe_cameras`
-RAY = 9  # numbers told of a ray: origin, direction, moment
+CLEAN = -1  # timestep of a clean conditioning view
+CAMERA = 9  # features of a camera, see `describe_cameras`
+RAY = 9  # features of a ray: origin, direction, moment
 TIME = 128  # features of the noise level
 
 

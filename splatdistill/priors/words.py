@@ -87,11 +87,11 @@ def parse(text: str) -> tuple[tuple[str, ...], tuple[str | None, ...]] | None:
     names = {name: name for name in THINGS} | {short: name for name, short in SYNONYMS.items()}
     things, colors = [], []
     for phrase in text.lower().split(",")[0].split(" on top of "):
-        said = [word for word in words(phrase) if word not in ("a", "an", "the", *SIZES)]
-        color = said.pop(0) if said and said[0] in COLORS else None
-        if " ".join(said) not in names:
+        rest = [word for word in words(phrase) if word not in ("a", "an", "the", *SIZES)]
+        color = rest.pop(0) if rest and rest[0] in COLORS else None
+        if " ".join(rest) not in names:
             return None
-        things.append(names[" ".join(said)])
+        things.append(names[" ".join(rest)])
         colors.append(color)
     return tuple(things), tuple(colors)
 

@@ -93,9 +93,9 @@ class Zero123Prior(LatentPrior):
 
     def condition_on(self, reference: Reference) -> Self:
         """Return a copy of the prior, sharing its networks, conditioned on this picture."""
-        told = copy.copy(self)
-        told._reference = reference.resized(self.image_size).to(self.device)
-        return told
+        conditioned = copy.copy(self)
+        conditioned._reference = reference.resized(self.image_size).to(self.device)
+        return conditioned
 
     @property
     def reference(self) -> Reference:

@@ -117,7 +117,7 @@ def open_picture(path: Path) -> Image.Image:
         raise UserError(f"there is no picture {path}; give a PNG, JPEG, WebP, BMP, TIFF or GIF file")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of Pillow's, on sizes and tags: what matters is told below
+            warnings.simplefilter("ignore")  # of Pillow, on sizes and tags; errors are raised below
             with Image.open(path, formats=FORMATS) as opened:
                 if opened.width * opened.height > LARGEST:
                     sides = f"{opened.width}x{opened.height} pixels; at most {LARGEST / 1e6:.0f} million"

@@ -135,7 +135,7 @@ def read_source(config: Config, path: Path, device: torch.device, placed: bool) 
     from splatdistill import formats
     from splatdistill.scene.gaussians import moved
 
-    gaussians, _ = formats.read_splat(path, note=lambda text: None)  # said by `edit_settings`
+    gaussians, _ = formats.read_splat(path, note=lambda text: None)  # reported by `edit_settings`
     if not placed:
         gaussians = moved(gaussians, config.edit.shift, config.edit.scale)
     return gaussians.to(device)

@@ -66,7 +66,7 @@ class Steady:
 
     def write(self, text: str) -> int:
         """Write if possible; return the length of the text."""
-        with suppress(OSError, ValueError):  # a run must not end because nobody reads what it says
+        with suppress(OSError, ValueError):  # a run must not end because its output cannot be written
             self._stream.write(text)
         return len(text)
 

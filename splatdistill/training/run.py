@@ -66,7 +66,7 @@ class RunResult:
     """The result of a run: a finished one has its files in `out`, a stopped one can be continued."""
 
     out: Path
-    steps: int  # asked for
+    steps: int  # of the configuration
     step: int  # done
     gaussians: int  # in splat.ply; 0 where there is none
     seconds: float

@@ -54,7 +54,7 @@ class App:
         degree = sh_degree_of(snapshot.gaussians) if snapshot else 3
         self.panels = Panels(server, prompt, method, self._session.status.steps if live else 0, degree)
         self._keyframes: list[Keyframe] = []
-        self._preview: tuple[viser.ClientHandle, float] | None = None  # who, since when
+        self._preview: tuple[viser.ClientHandle, float] | None = None  # client and start time
         self._shown: Snapshot | None = None
         self._chosen: Path | None = None  # a stored scene instead of the newest
         self._splats: viser.GaussianSplatHandle | None = None

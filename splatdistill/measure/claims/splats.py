@@ -130,9 +130,9 @@ def counting(counts: list[int]) -> Iterator[Watcher]:
 
 def sds_smooths(lab: Lab) -> Findings:
     """Compare SDS and SDI at equal numbers of network evaluations, and in equal time."""
-    ours, ours_s = cost(lab, "sdi")
-    theirs, theirs_s = cost(lab, "sds")
-    longer = [round(lab.steps * ours / theirs), round(lab.steps * ours_s / theirs_s)]
+    sdi_cost, sdi_seconds = cost(lab, "sdi")
+    sds_cost, sds_seconds = cost(lab, "sds")
+    longer = [round(lab.steps * sdi_cost / sds_cost), round(lab.steps * sdi_seconds / sds_seconds)]
     variants = {
         f"SDI, {lab.steps} steps": ("sdi", []),
         f"SDS, {longer[0]} steps (equal evaluations)": ("sds", [f"steps={longer[0]}"]),
@@ -242,8 +242,10 @@ def pds_keeps(lab: Lab) -> Findings:
             lines.append(line(method.upper(), *zip(*points, strict=True)))
         best[method] = max((interval(kept).mean for hit, kept in points if hit >= 0.5), default=0.0)
     holds = best["pds"] > max(best["dds"], best["sds"])
-    said = [f"{name.upper()} keeps the rest at {value:.1f} dB" for name, value in best.items() if value]
-    reading = f"Where at least half of the edits succeed, {', '.join(said) or 'nothing is left to compare'}."
+    outcomes = [f"{name.upper()} keeps the rest at {value:.1f} dB" for name, value in best.items() if value]
+    reading = (
+        f"Where at least half of the edits succeed, {', '.join(outcomes) or 'nothing is left to compare'}."
+    )
     columns = ["edit done", "PSNR outside, dB", "silhouette IoU"]
     conditions = {"edits": len(pairs), "learning_rates": "of the PDS preset, for all three"}
     axes = ("edits done", "PSNR outside the mask, dB")

@@ -230,7 +230,8 @@ void cast(const Solid& solid, int index, const Eye& eye, const Intersect& inters
     }
 }
 
-// Ambient light, one lamp fixed in the world (above, to the front left) and a weak headlight.
+// Ambient light, one lamp fixed in the world (above, to the front left) and a weak headlight: the numbers of
+// scene/shading.py.
 Vec shade(const RaycastView& view, const Eye& eye, const Buffers& buffers, int x, int y) {
     const int i = y * eye.size + x;
     const Solid& solid = view.solids[buffers.solid[i]];

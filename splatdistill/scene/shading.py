@@ -12,8 +12,10 @@ from splatdistill.scene.cameras import Cameras
 from splatdistill.scene.rendering import Render
 
 ALBEDO = 0.8
-AMBIENT, LAMP, HEADLIGHT = 0.42, 0.42, 0.28
-TOWARD_LAMP = (0.40, 0.35, 0.85)  # in the world: above, to the front left
+AMBIENT = 0.42
+LAMP = 0.42
+HEADLIGHT = 0.28
+TOWARD_LAMP = (0.40, 0.35, 0.85)  # in the world: above, to the front left; raycast.cpp has the same numbers
 
 
 def normals(depth: Tensor, cameras: Cameras) -> Tensor:

@@ -33,6 +33,42 @@ class Cameras:
     distance: Tensor  # [V]
     fov_deg: Tensor  # [V]
 
+    @classmethod
+    def from_gsplat(cls, viewmats: Tensor, Ks: Tensor, width: int, height: int) -> "Cameras":
+        """Return the cameras of a call to gsplat.
+
+        The azimuth, elevation and distance are those of each camera's position around the origin, the field
+        of view that of the image's height.
+
+        Args:
+            viewmats: world-to-camera matrices [V, 4, 4], OpenCV axes.
+            Ks: intrinsics [V, 3, 3] in pixels.
+            width: of the image, in pixels.
+            height: of the image, in pixels.
+
+        Raises:
+            ValueError: a wrong shape, a size below 1, or a matrix that is not finite.
+        """
+        count = len(viewmats) if viewmats.ndim == 3 else 0
+        if viewmats.shape != (count, 4, 4) or Ks.shape != (count, 3, 3) or not count:
+            shapes = f"{list(viewmats.shape)} and {list(Ks.shape)}"
+            raise ValueError(f"expected viewmats [V, 4, 4] and Ks [V, 3, 3], got {shapes}")
+        if width < 1 or height < 1 or not bool(viewmats.isfinite().all() & Ks.isfinite().all()):
+            raise ValueError("expected a width and height of at least 1, and finite matrices")
+        rotation, translation = viewmats[:, :3, :3].double(), viewmats[:, :3, 3].double()
+        x, y, z = (-(rotation.mT @ translation[..., None])[..., 0]).unbind(-1)  # positions
+        distance = (x * x + y * y + z * z).sqrt()
+        return cls(
+            viewmats=viewmats.float(),
+            Ks=Ks.float(),
+            width=width,
+            height=height,
+            azimuth_deg=torch.atan2(y, x).rad2deg().float(),
+            elevation_deg=torch.asin((z / distance.clamp(min=1e-12)).clamp(-1.0, 1.0)).rad2deg().float(),
+            distance=distance.float(),
+            fov_deg=(2.0 * torch.atan(0.5 * height / Ks[:, 1, 1].double())).rad2deg().float(),
+        )
+
     def __len__(self) -> int:
         return self.viewmats.shape[0]
 

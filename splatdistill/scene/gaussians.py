@@ -19,6 +19,11 @@ NAMES = ("means", "scales", "quats", "opacities", "sh0", "shN")
 Values = TypeVar("Values", Tensor, np.ndarray)
 
 
+Gaussians = ParameterDict
+"""A scene of N Gaussians, as gsplat's trainers keep them: means [N,3], log scales [N,3], quats wxyz [N,4] of
+any length, logit opacities [N], and spherical harmonics sh0 [N,1,3] and shN [N,K-1,3]."""
+
+
 class Activated(NamedTuple):
     """Gaussians as a renderer takes them: activated scales and opacities, all SH coefficients together."""
 

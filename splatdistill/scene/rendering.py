@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 from torch.nn import ParameterDict
 
-from splatdistill.ops.raster import rasterize
+from splatdistill.ops.raster import rasterize as draw
+from splatdistill.reference.raster import Limits
 from splatdistill.scene.cameras import Cameras
-from splatdistill.scene.gaussians import activated, sh_degree_of
+from splatdistill.scene.gaussians import activated, rgb_to_sh0, sh_degree_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,19 +47,81 @@ def render(
     if background is not None:
         background = background.to(device, torch.float32).expand(len(cameras), 3).contiguous()
     degree = sh_degree_of(gaussians) if sh_degree is None else sh_degree
-    draw = _rasterize_gsplat if device.type == "cuda" else rasterize
-    rgb, alpha, depth, means2d, radii = draw(
+    rasterizer = _rasterize_gsplat if device.type == "cuda" else draw
+    rgb, alpha, depth, means2d, radii = rasterizer(
         *activated(gaussians), cameras.viewmats, cameras.Ks, cameras.width, cameras.height, background, degree
     )
-    info = {
-        "means2d": means2d,
-        "radii": radii,
-        "width": cameras.width,
-        "height": cameras.height,
-        "n_cameras": len(cameras),
-        "gaussian_ids": None,
-    }
-    return Render(rgb, alpha, depth, info)
+    return Render(rgb, alpha, depth, _meta(means2d, radii, cameras.width, cameras.height))
+
+
+def rasterize(
+    means: Tensor,
+    quats: Tensor,
+    scales: Tensor,
+    opacities: Tensor,
+    colors: Tensor,
+    viewmats: Tensor,
+    Ks: Tensor,
+    width: int,
+    height: int,
+    sh_degree: int | None = None,
+    backgrounds: Tensor | None = None,
+    **options: Any,
+) -> tuple[Tensor, Tensor, dict[str, Any]]:
+    """Rasterize Gaussians with the arguments of `gsplat.rasterization`, differentiably, on the CPU or a GPU.
+
+    On CUDA tensors this is gsplat itself; on the CPU the native rasterizer, or its slow twin in torch.
+
+    Args:
+        means: [N,3].
+        quats: [N,4] wxyz, of any length.
+        scales: [N,3], activated.
+        opacities: [N], activated.
+        colors: spherical harmonics [N,K,3] with sh_degree, else RGB [N,3] of at least 0.
+        viewmats: world-to-camera [V,4,4].
+        Ks: [V,3,3] in pixels.
+        width: of the images, in pixels.
+        height: of the images, in pixels.
+        sh_degree: the degree to evaluate, or None for RGB.
+        backgrounds: [V,3], or None for black.
+        options: render_mode ("RGB", "D", "ED", "RGB+D" or "RGB+ED"), near_plane, far_plane, radius_clip and
+            eps2d.
+
+    Returns:
+        The images [V,H,W,C], C being 3, 1 or 4 by render_mode; alphas [V,H,W,1]; and a dict with means2d
+        [V,N,2] (retain_grad works), radii [V,N,2], width, height, n_cameras and gaussian_ids (None).
+
+    Raises:
+        ValueError: a wrong shape, or an option that the CPU rasterizer does not have.
+    """
+    if means.device.type == "cuda":
+        return gsplat.rasterization(
+            means, quats, scales, opacities, colors, viewmats, Ks, width, height,
+            sh_degree=sh_degree, backgrounds=backgrounds, packed=False, **options,
+        )  # fmt: skip
+    mode = options.pop("render_mode", "RGB")
+    known = {"near_plane": 0.01, "far_plane": 1e10, "radius_clip": 0.0, "eps2d": 0.3}
+    if options.keys() - known or mode not in ("RGB", "D", "ED", "RGB+D", "RGB+ED"):
+        raise ValueError(
+            f"rasterize on the CPU: expected render_mode RGB, D, ED, RGB+D or RGB+ED and options of "
+            f"{', '.join(known)}, got render_mode {mode!r} and {', '.join(options) or 'none'}"
+        )
+    if sh_degree is None:
+        if colors.ndim != 2:
+            raise ValueError(f"colors: expected RGB [N, 3] without sh_degree, got {list(colors.shape)}")
+        colors, sh_degree = rgb_to_sh0(colors)[:, None], 0
+    rgb, alpha, depth, means2d, radii = draw(
+        means, quats, scales, opacities, colors, viewmats, Ks, width, height, backgrounds, sh_degree,
+        Limits(*(known | options).values()),
+    )  # fmt: skip
+    channels = {"RGB": [rgb], "ED": [depth], "D": [depth * alpha]}
+    image = torch.cat([part for name in mode.split("+") for part in channels[name]], dim=-1)
+    return image, alpha, _meta(means2d, radii, width, height)
+
+
+def _meta(means2d: Tensor, radii: Tensor, width: int, height: int) -> dict[str, Any]:
+    sizes = {"width": width, "height": height, "n_cameras": len(means2d)}
+    return {"means2d": means2d, "radii": radii, **sizes, "gaussian_ids": None}
 
 
 def _rasterize_gsplat(

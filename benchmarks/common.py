@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from splatdistill.doctor import machine
+from splatdistill.measure.machine import machine
 
 RESULTS = Path(__file__).parent / "results"
 

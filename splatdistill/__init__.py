@@ -30,7 +30,7 @@ if TYPE_CHECKING:
         VSD,
         DSDPublished,
         Guide,
-        Guided,
+        GuideResult,
         Inversion,
         Method,
         SDIPublished,
@@ -43,18 +43,19 @@ if TYPE_CHECKING:
     from splatdistill.scene.cameras import Cameras
     from splatdistill.scene.gaussians import Gaussians
     from splatdistill.scene.rendering import rasterize, render
-    from splatdistill.training.run import RunResult, make_run
+    from splatdistill.training.progress import RunResult
+    from splatdistill.training.run import make_run
 
 _GUIDANCE = (
     "CLIP", "CSD", "DDS", "DSD", "ISM", "METHODS", "NFSD", "PDS", "SDI", "SDS", "SJC", "VSD", "DSDPublished",
-    "Guide", "Guided", "Inversion", "Method", "SDIPublished", "SDIPublishedPerpNeg", "Timesteps", "distill",
+    "Guide", "GuideResult", "Inversion", "Method", "SDIPublished", "SDIPublishedPerpNeg", "Timesteps", "distill",
     "sample",
 )  # fmt: skip
 _HOMES = dict.fromkeys(_GUIDANCE, "guidance") | {
     "Cameras": "scene.cameras",
     "Config": "config.schema",
     "Gaussians": "scene.gaussians",
-    "RunResult": "training.run",
+    "RunResult": "training.progress",
     "UserError": "errors",
     "load_prior": "priors",
     "make_run": "training.run",
@@ -67,7 +68,7 @@ _HOMES = dict.fromkeys(_GUIDANCE, "guidance") | {
 
 __all__ = [
     "CLIP", "CSD", "DDS", "DSD", "ISM", "METHODS", "NFSD", "PDS", "SDI", "SDS", "SJC", "VSD", "Cameras",
-    "Config", "DSDPublished", "Gaussians", "Guide", "Guided", "Inversion", "Method", "RunResult",
+    "Config", "DSDPublished", "Gaussians", "Guide", "GuideResult", "Inversion", "Method", "RunResult",
     "SDIPublished", "SDIPublishedPerpNeg", "Timesteps", "UserError", "__version__", "distill",
     "load_prior", "make_run", "rasterize", "read_splat", "render", "resolve", "sample", "write_splat",
 ]  # fmt: skip

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import os
-import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from splatdistill import __version__
+from splatdistill.console import note
 from splatdistill.errors import Diverged, UserError
 from splatdistill.folder import REPORT, RESULT
 from splatdistill.priors.loading import check_name
@@ -22,8 +21,8 @@ if TYPE_CHECKING:
     from splatdistill.scene.rendering import Render
     from splatdistill.training.loggers import MakeLogger
     from splatdistill.training.monitor import Session
-    from splatdistill.training.progress import Metrics
-    from splatdistill.training.run import Job, RunResult
+    from splatdistill.training.progress import Metrics, RunResult
+    from splatdistill.training.run import Job
     from splatdistill.viewer import Address
 
 __all__ = ["interruptible"]  # view's too
@@ -126,18 +125,15 @@ def exit_status(command: Callable[[], int], interrupted: str) -> int:
         return 130
 
 
-def note(text: str) -> None:
-    """Print one line for the user beside the progress; a closed stream is ignored."""
-    with suppress(OSError, ValueError):
-        print(text, file=sys.stderr, flush=True)
-
-
-def say(text: str) -> None:
-    """Print a result; a closed pipe (`| head -1`) is ignored."""
-    try:
-        print(text, flush=True)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def join_values(words: list[str]) -> list[str]:
+    """Write `--up -y` as `--up=-y`: by itself, -y looks like an option."""
+    joined = []
+    for word in words:
+        if word == "-y" and joined and joined[-1] in ("--up", "--from-up"):
+            joined[-1] += "=-y"
+        else:
+            joined.append(word)
+    return joined
 
 
 def numbers(text: str, option: str) -> list[int]:

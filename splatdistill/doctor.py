@@ -2,7 +2,6 @@
 
 import importlib.metadata
 import os
-import platform
 import shutil
 import subprocess
 import sys
@@ -10,7 +9,6 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from splatdistill import __version__
 from splatdistill.cli import Parser
@@ -43,24 +41,6 @@ def examine() -> Iterator[Finding]:
     yield _tool("C++ compiler", compilers, "builds the native extension: install one, then reinstall")
     yield _tool("nvcc", ["nvcc", "/usr/local/cuda/bin/nvcc"], "needed only to build CUDA kernels")
     yield _cuda()
-
-
-def machine() -> dict[str, Any]:
-    """Return processor, cores, threads, GPU and versions, as recorded beside measurements."""
-    import torch
-
-    model, listing = platform.processor(), Path("/proc/cpuinfo")
-    if listing.exists():
-        named = [line for line in listing.read_text().splitlines() if line.startswith("model name")]
-        model = named[0].split(":", 1)[1].strip() if named else model
-    return {
-        "processor": model,
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "python": platform.python_version(),
-        **{name: importlib.metadata.version(name) for name in ("torch", "diffusers", "gsplat")},
-    }
 
 
 def _package(name: str) -> Finding:

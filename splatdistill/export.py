@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from splatdistill import __version__
-from splatdistill.cli import Parser, exit_status, note
+from splatdistill.cli import Parser, exit_status, join_values, note
 from splatdistill.errors import UserError
+from splatdistill.folder import RESULT
 
 if TYPE_CHECKING:
     from torch.nn import ParameterDict
 
-RESULT = "splat.ply"  # in a run's folder
 MESH_UP, RESOLUTION, TRIANGLES = "y", 128, 20_000  # of .obj and .glb
 
 
@@ -49,17 +49,6 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--version", action="version", version=f"splatdistill {__version__}")
     words = sys.argv[1:] if arguments is None else list(arguments)
     return parser.parse_args(join_values(words))
-
-
-def join_values(words: list[str]) -> list[str]:
-    """Write `--up -y` as `--up=-y`: by itself, -y looks like an option."""
-    joined = []
-    for word in words:
-        if word == "-y" and joined and joined[-1] in ("--up", "--from-up"):
-            joined[-1] += "=-y"
-        else:
-            joined.append(word)
-    return joined
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

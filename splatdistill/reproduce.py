@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from splatdistill import __version__
-from splatdistill.cli import Parser, exit_status, folder, note, say
+from splatdistill.cli import Parser, exit_status, folder, note
+from splatdistill.console import say
 from splatdistill.errors import UserError
 
 if TYPE_CHECKING:
@@ -70,9 +71,9 @@ def start(args: argparse.Namespace) -> int:
     import torch
 
     from splatdistill.config.load import resolve
-    from splatdistill.doctor import machine
     from splatdistill.files import atomic_write, writable_folder
     from splatdistill.measure.claims import CLAIMS, Lab
+    from splatdistill.measure.machine import machine
     from splatdistill.priors import load_prior
     from splatdistill.priors.clip import Scorer
     from splatdistill.training.inputs import slug

@@ -24,9 +24,9 @@ from splatdistill.cli import (
     make,
     note,
     numbers,
-    say,
     status_of,
 )
+from splatdistill.console import say
 from splatdistill.errors import Diverged, UserError
 from splatdistill.folder import CONFIG, RESULT, SEEDS, SWEEP
 from splatdistill.training.inputs import name_of

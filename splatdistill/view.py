@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from splatdistill import __version__
-from splatdistill.cli import Parser, add_viewer, exit_status, interruptible, note
+from splatdistill.cli import Parser, add_viewer, exit_status, interruptible, join_values, note
 from splatdistill.errors import UserError
-from splatdistill.export import join_values
 from splatdistill.folder import CONFIG, RESULT
 
 if TYPE_CHECKING:

@@ -96,9 +96,11 @@ def test_the_student_is_part_of_a_checkpoint(teacher: LatentPrior) -> None:
 
 def test_each_run_has_a_student_of_its_own_prior(teacher: LatentPrior) -> None:
     """One method serves two teachers: neither is compared with the other's student."""
-    vsd, other = VSD(), load_prior("embedded-multiview", dtype=torch.float32)
+    vsd = VSD()
+    other: Any = load_prior("embedded-multiview", dtype=torch.float32)
     students = [vsd.start(prior, 0) for prior in (teacher, other)]
     assert students[0].unet is not students[1].unet
+    prior: Any
     for student, prior in zip(students, (teacher, other), strict=True):
         base = dict(prior.unet.named_parameters())
         shared = [p for name, p in student.unet.named_parameters() if "lora" not in name]

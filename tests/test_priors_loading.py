@@ -17,8 +17,9 @@ from tiny import make_pipeline
 from splatdistill.errors import UserError
 from splatdistill.priors import load_prior, loading
 from splatdistill.priors.base import Prior, ToyPrior
+from splatdistill.priors.folders import Folder
 from splatdistill.priors.latent import LatentPrior, vae_dtype
-from splatdistill.priors.loading import ALIASES, Folder, locate_clip, probe, reader_of
+from splatdistill.priors.loading import ALIASES, locate_clip, probe, reader_of
 from splatdistill.priors.multiview import MultiViewPrior
 from splatdistill.priors.zero123 import Zero123Prior
 

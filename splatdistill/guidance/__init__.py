@@ -1,9 +1,9 @@
 """Score distillation: one skeleton, its methods, and one call from pictures to a loss."""
 
 from splatdistill.guidance.clip import CLIP
-from splatdistill.guidance.core import Distillation, FixedNoise, Method, distill, sample
+from splatdistill.guidance.core import Distillation, FixedNoise, GuideResult, Method, Views, distill, sample
 from splatdistill.guidance.dsd import DSD, DSDPublished
-from splatdistill.guidance.guide import Guide, GuideResult
+from splatdistill.guidance.guide import Guide
 from splatdistill.guidance.methods import (
     CSD,
     DDS,
@@ -49,6 +49,7 @@ __all__ = [
     "Source",
     "State",
     "Timesteps",
+    "Views",
     "ddim_inversion",
     "distill",
     "find_method",

@@ -9,12 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from splatdistill.guidance.core import Method
+from splatdistill.guidance.core import Distiller, GuideResult, Method, Views
 from splatdistill.guidance.query import State
 from splatdistill.priors.base import Prior
 
 if TYPE_CHECKING:
-    from splatdistill.guidance.guide import Guide, GuideResult, Views
     from splatdistill.priors.clip import Scorer
 
 SCALE = 100.0  # CLIP's own, of its logits
@@ -51,11 +50,9 @@ class CLIP(Method):
         return LoadedScorer(Scorer.load(self.scorer, prior.device))
 
     def evaluate(
-        self, guide: Guide, views: Views, progress: float, generator: torch.Generator | None
+        self, guide: Distiller, views: Views, progress: float, generator: torch.Generator | None
     ) -> GuideResult:
         """Compare the pictures with the prompt, view and background named as for a teacher."""
-        from splatdistill.guidance.guide import GuideResult
-
         assert isinstance(guide.state, LoadedScorer)
         texts = guide.prompts.texts(views.cameras, views.names, len(views.rgb))
         loss = clip_loss(guide.state.scorer, views.rgb.permute(0, 3, 1, 2), texts, generator)

@@ -9,19 +9,17 @@ keeps during a run is an explicit State.
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
 from splatdistill import ops
+from splatdistill.guidance.prompts import ViewPrompts
 from splatdistill.guidance.query import Comparison, Query, Source, State, gaussian_like
 from splatdistill.guidance.schedules import Timesteps
 from splatdistill.priors.base import Conditioning, Prior, alpha_bar_at
 from splatdistill.scene.cameras import Cameras
-
-if TYPE_CHECKING:
-    from splatdistill.guidance.guide import Guide, GuideResult, Views
 
 Weight = Callable[[Prior, Tensor], Tensor]
 
@@ -45,6 +43,71 @@ def x0_weight(prior: Prior, t: Tensor) -> Tensor:
 def score_weight(prior: Prior, t: Tensor) -> Tensor:
     """Return w = sqrt(alpha_bar / (1 - alpha_bar)), with which the gradient is a difference of scores."""
     return 1.0 / x0_weight(prior, t)
+
+
+@dataclass(frozen=True, eq=False)
+class Distillation:
+    """The result of one evaluation; everything but `loss` is without gradient.
+
+    Args:
+        loss: scalar whose gradient at z is gradient / B.
+        gradient: [B,C,h,w].
+        target: z - gradient (x0_hat, for SDI), [B,C,h,w].
+        x0_hat: the guided estimate of the clean latents, [B,C,h,w].
+        noise: eps that the prediction was compared with, [B,C,h,w].
+        z_t: the noisy latents at which it was predicted, [B,C,h,w].
+    """
+
+    loss: Tensor
+    gradient: Tensor
+    target: Tensor
+    x0_hat: Tensor
+    noise: Tensor
+    z_t: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Views:
+    """The pictures of one step.
+
+    Args:
+        rgb: [V,H,W,3] in [0,1]; the loss carries their gradient.
+        cameras: [V], or None where nothing depends on them.
+        background: the plain colors behind them [V,3], or None for white.
+        names: the backgrounds' names for the prompts, or None for none.
+        source: the same views [V,H,W,3] of what is edited, or None.
+    """
+
+    rgb: Tensor
+    cameras: Cameras | None = None
+    background: Tensor | None = None
+    names: list[str] | None = None
+    source: Tensor | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class GuideResult:
+    """The result of a guide: a scalar loss, the timesteps t [V], and the teacher's evaluation."""
+
+    loss: Tensor
+    t: Tensor
+    distillation: Distillation | None = None
+
+    @property
+    def x0_hat(self) -> Tensor | None:
+        """The guided estimate of the clean latents [V,C,h,w]; None for a method without a teacher."""
+        return None if self.distillation is None else self.distillation.x0_hat
+
+
+class Distiller(Protocol):
+    """What a method sees of a guide."""
+
+    prompts: ViewPrompts
+    state: State
+
+    def distill(self, views: Views, progress: float, generator: torch.Generator | None) -> GuideResult:
+        """Encode the pictures, draw timesteps, and distill."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -88,8 +151,8 @@ class Method:
         return None
 
     def evaluate(
-        self, guide: "Guide", views: "Views", progress: float, generator: torch.Generator | None
-    ) -> "GuideResult":
+        self, guide: Distiller, views: Views, progress: float, generator: torch.Generator | None
+    ) -> GuideResult:
         """Return the loss of a step's pictures: by distillation, unless a method judges pictures itself."""
         return guide.distill(views, progress, generator)
 
@@ -109,27 +172,6 @@ class FixedNoise(Method):
     def weight(self, prior: Prior, t: Tensor) -> Tensor:
         """Return sqrt((1 - ab) / ab) [B] at t [B]."""
         return x0_weight(prior, t)
-
-
-@dataclass(frozen=True, eq=False)
-class Distillation:
-    """The result of one evaluation; everything but `loss` is without gradient.
-
-    Args:
-        loss: scalar whose gradient at z is gradient / B.
-        gradient: [B,C,h,w].
-        target: z - gradient (x0_hat, for SDI), [B,C,h,w].
-        x0_hat: the guided estimate of the clean latents, [B,C,h,w].
-        noise: eps that the prediction was compared with, [B,C,h,w].
-        z_t: the noisy latents at which it was predicted, [B,C,h,w].
-    """
-
-    loss: Tensor
-    gradient: Tensor
-    target: Tensor
-    x0_hat: Tensor
-    noise: Tensor
-    z_t: Tensor
 
 
 def distill(

@@ -1,51 +1,18 @@
 """From a step's images to one loss: a prior, a method, a prompt, and the state of a run."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from splatdistill.guidance.core import Distillation, Method, distill
+from splatdistill.guidance.core import GuideResult, Method, Views, distill
 from splatdistill.guidance.prompts import PromptCache, ViewPrompts, conditioning
 from splatdistill.guidance.query import Source, State
 from splatdistill.priors.base import Conditioning, Prior
 from splatdistill.scene.cameras import Cameras
 
 ViewMode = Literal["view", "perp_neg", "plain"]
-
-
-@dataclass(frozen=True, eq=False)
-class Views:
-    """The pictures of one step.
-
-    Args:
-        rgb: [V,H,W,3] in [0,1]; the loss carries their gradient.
-        cameras: [V], or None where nothing depends on them.
-        background: the plain colors behind them [V,3], or None for white.
-        names: the backgrounds' names for the prompts, or None for none.
-        source: the same views [V,H,W,3] of what is edited, or None.
-    """
-
-    rgb: Tensor
-    cameras: Cameras | None = None
-    background: Tensor | None = None
-    names: list[str] | None = None
-    source: Tensor | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class GuideResult:
-    """The result of a guide: a scalar loss, the timesteps t [V], and the teacher's evaluation."""
-
-    loss: Tensor
-    t: Tensor
-    distillation: Distillation | None = None
-
-    @property
-    def x0_hat(self) -> Tensor | None:
-        """The guided estimate of the clean latents [V,C,h,w]; None for a method without a teacher."""
-        return None if self.distillation is None else self.distillation.x0_hat
 
 
 class Guide:

@@ -15,7 +15,7 @@ from splatdistill.errors import UserError
 from splatdistill.scene.cameras import Cameras
 
 if TYPE_CHECKING:
-    from splatdistill.priors.loading import Folder
+    from splatdistill.priors.folders import Folder
     from splatdistill.scene.pictures import Reference
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from splatdistill.priors.loading import Folder, number, one_line
+from splatdistill.priors.folders import Folder, number, one_line
 
 HEADER = 64 * 2**20  # bytes: no sound file of weights has a longer list of names
 PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")

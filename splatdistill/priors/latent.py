@@ -16,8 +16,8 @@ from torch import Tensor
 
 from splatdistill.errors import UserError
 from splatdistill.priors.base import Adaptable, Conditioning, Prior, cut_to_fit, run_branches
+from splatdistill.priors.folders import Folder, number
 from splatdistill.priors.graphs import Graphed
-from splatdistill.priors.loading import Folder, number
 from splatdistill.priors.networks import (
     load_beside,
     load_network,

@@ -5,17 +5,15 @@ Light to import: the kind of a folder is known from its JSON files, before torch
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from functools import cached_property
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from splatdistill.errors import Diverged, UserError
+from splatdistill.priors.folders import Folder, one_line
 
 if TYPE_CHECKING:
     import torch
@@ -43,31 +41,6 @@ PATTERNS = (  # of an alias: half-precision weights only, and never a pickle
     "text_encoder/model.fp16.safetensors",
 )
 CLIP_PATTERNS = ("*.json", "merges.txt", "model.safetensors")
-
-
-@dataclass(frozen=True)
-class Folder:
-    """A teacher's folder, as described by its JSON files.
-
-    name: what the user called it; root: the pipeline's folder; place: the subfolder of its denoiser.
-    """
-
-    name: str
-    root: Path
-    place: str = "unet"
-
-    def json(self, path: str) -> dict[str, Any]:
-        """Return the object in a JSON file of the pipeline; empty if it is missing."""
-        try:
-            given = json.loads((self.root / path).read_text("utf-8"))
-        except (OSError, ValueError, RecursionError):
-            return {}
-        return given if isinstance(given, dict) else {}
-
-    @cached_property
-    def denoiser(self) -> dict[str, Any]:
-        """The configuration of the denoiser; empty if it cannot be read."""
-        return self.json(f"{self.place}/config.json")
 
 
 def load_prior(
@@ -231,12 +204,6 @@ def check_clip(name: str) -> None:
     )
 
 
-def one_line(error: BaseException, most: int = 200) -> str:
-    """Return the message of an exception as one line of bounded length."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= most else text[: most - 3] + "..."
-
-
 def probe(prior: Prior) -> None:
     """Run a prior once on one group of gray views; raises UserError, in one line, if it fails.
 
@@ -262,9 +229,3 @@ def probe(prior: Prior) -> None:
             raise Diverged(f"the teacher '{prior.name}' predicts numbers that are not finite (NaN)")
         if outputs.shape[1:] != z.shape:
             raise ValueError(f"its denoiser gives {list(outputs.shape[2:])}, expected {prior.latent_shape}")
-
-
-def number(config: Mapping[str, Any], key: str) -> int:
-    """Return an integer of a configuration, 0 if it is missing."""
-    value = config.get(key)
-    return value if isinstance(value, int) and not isinstance(value, bool) else 0

@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from splatdistill.priors.base import Conditioning
+from splatdistill.priors.folders import Folder, number
 from splatdistill.priors.latent import LatentPrior, reads_text_alone
-from splatdistill.priors.loading import Folder, number
 from splatdistill.priors.networks import STEM, weights_file
 from splatdistill.scene.cameras import Cameras
 

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from splatdistill.errors import UserError
 from splatdistill.priors.base import Conditioning
+from splatdistill.priors.folders import Folder, number
 from splatdistill.priors.latent import LatentPrior, reads_text_alone
-from splatdistill.priors.loading import Folder, number
 from splatdistill.priors.networks import CLIP, STEM, load_beside, load_network, normalization, weights_file
 from splatdistill.priors.view_unet import POSE, ViewUNet
 from splatdistill.scene.cameras import Cameras

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from torch.nn import ParameterDict
 
     from splatdistill.config.schema import Config, ReportConfig
-    from splatdistill.training.run import RunResult
+    from splatdistill.training.progress import RunResult
 
 MOMENTS = 10  # of a run, at which pictures are taken
 

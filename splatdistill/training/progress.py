@@ -10,15 +10,32 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 if TYPE_CHECKING:
     from splatdistill.guidance import Distillation
     from splatdistill.scene.rendering import Render
-    from splatdistill.training.run import RunResult
 
 Metrics = dict[str, float]
 LINE = "t {t:.0f}  loss {loss:.4g}  |g| {gradient_norm:.3g}  {gaussians:.0f} Gaussians"
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """The result of a run: a finished one has its files in `out`, a stopped one can be continued."""
+
+    out: Path
+    steps: int  # asked for
+    step: int  # done
+    gaussians: int  # in splat.ply; 0 where there is none
+    seconds: float
+
+    @property
+    def finished(self) -> bool:
+        """Whether all steps were done and splat.ply was written."""
+        return self.gaussians > 0
 
 
 class Watcher(Protocol):

@@ -34,7 +34,7 @@ from splatdistill.training.inputs import (
     read_source,
     teacher_of,
 )
-from splatdistill.training.progress import NullWatcher, Watcher
+from splatdistill.training.progress import NullWatcher, RunResult, Watcher
 
 if TYPE_CHECKING:
     import torch
@@ -59,22 +59,6 @@ class Job:
     origin: ParameterDict | None  # the splat that it edits, in its place
     new: bool  # there is no checkpoint of it
     warnings: list[str]  # about its prompts, and its speed
-
-
-@dataclass(frozen=True)
-class RunResult:
-    """The result of a run: a finished one has its files in `out`, a stopped one can be continued."""
-
-    out: Path
-    steps: int  # of the configuration
-    step: int  # done
-    gaussians: int  # in splat.ply; 0 where there is none
-    seconds: float
-
-    @property
-    def finished(self) -> bool:
-        """Whether all steps were done and splat.ply was written."""
-        return self.gaussians > 0
 
 
 Watch = Callable[[Job], AbstractContextManager[Watcher]]

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from splatdistill.cli import note
+from splatdistill.console import note
 from splatdistill.training.monitor import Session
 from splatdistill.viewer.app import App
 from splatdistill.viewer.scenes import Scenes

@@ -14,7 +14,7 @@ import numpy as np
 import viser
 from PIL import Image
 
-from splatdistill.cli import note
+from splatdistill.console import note
 from splatdistill.errors import UserError
 from splatdistill.scene.gaussians import sh_degree_of
 from splatdistill.training.monitor import Snapshot, TeacherView

@@ -25,7 +25,7 @@ import websockets.asyncio.server
 from websockets import Headers
 from websockets.http11 import Request, Response
 
-from splatdistill.cli import note
+from splatdistill.console import note
 from splatdistill.errors import UserError
 
 PORT, PORTS = 8080, 100  # the first that is tried, and how many

@@ -1,0 +1,47 @@
+"""A teacher's folder, as its JSON files describe it; light to import."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A teacher's folder, as its JSON files describe it.
+
+    name: what the user called it; root: the pipeline's folder; place: the subfolder of its denoiser.
+    """
+
+    name: str
+    root: Path
+    place: str = "unet"
+
+    def json(self, path: str) -> dict[str, Any]:
+        """Return the object in a JSON file of the pipeline; an empty one where there is none."""
+        try:
+            given = json.loads((self.root / path).read_text("utf-8"))
+        except (OSError, ValueError, RecursionError):
+            return {}
+        return given if isinstance(given, dict) else {}
+
+    @cached_property
+    def denoiser(self) -> dict[str, Any]:
+        """The configuration of the denoiser; empty where it cannot be read."""
+        return self.json(f"{self.place}/config.json")
+
+
+def one_line(error: BaseException, most: int = 200) -> str:
+    """Return what an exception says, in one line of bounded length."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= most else text[: most - 3] + "..."
+
+
+def number(config: Mapping[str, Any], key: str) -> int:
+    """Return a whole number of a configuration, 0 where there is none."""
+    value = config.get(key)
+    return value if isinstance(value, int) and not isinstance(value, bool) else 0

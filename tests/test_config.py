@@ -239,12 +239,7 @@ def test_words_that_are_valid_only_together_are_taken_together() -> None:
 
 
 def test_aliases_name_the_same_settings() -> None:
-    asked = [
-        "guidance.scale=4",
-        "timestep.low=[0.5, 0.2]",
-        "inversion.steps=3",
-        "backgrounds.grey=[0.1, 0.2]",
-    ]
+    asked = ["guidance.scale=4", "timestep.low=[0.5, 0.2]", "inversion.steps=3", "backgrounds.grey=[0.1, 1]"]
     config = resolve({}, None, asked)
     assert (config.method.guidance, config.method.timesteps.low) == (4.0, (0.5, 0.2))
     assert plain(config.method)["inversion"]["steps"] == 3 and config.backgrounds.gray == (0.1, 1.0)

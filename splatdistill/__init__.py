@@ -47,9 +47,9 @@ if TYPE_CHECKING:
     from splatdistill.training.run import make_run
 
 _GUIDANCE = (
-    "CLIP", "CSD", "DDS", "DSD", "ISM", "METHODS", "NFSD", "PDS", "SDI", "SDS", "SJC", "VSD", "DSDPublished",
-    "Guide", "GuideResult", "Inversion", "Method", "SDIPublished", "SDIPublishedPerpNeg", "Timesteps", "distill",
-    "sample",
+    "CLIP", "CSD", "DDS", "DSD", "ISM", "METHODS", "NFSD", "PDS", "SDI", "SDS", "SJC", "VSD",
+    "DSDPublished", "Guide", "GuideResult", "Inversion", "Method", "SDIPublished",
+    "SDIPublishedPerpNeg", "Timesteps", "distill", "sample",
 )  # fmt: skip
 _HOMES = dict.fromkeys(_GUIDANCE, "guidance") | {
     "Cameras": "scene.cameras",

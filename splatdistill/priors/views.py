@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from splatdistill.priors.base import Conditioning, alpha_bar_at, cut_to_fit
+from splatdistill.priors.folders import Folder
 from splatdistill.priors.latent import LatentPrior
-from splatdistill.priors.loading import Folder
 from splatdistill.priors.networks import load_network
 from splatdistill.priors.reading import MAX_WORDS, Vocabulary, canonical
 from splatdistill.priors.view_transformer import CLEAN, ViewTransformer, describe_cameras, patch_rays

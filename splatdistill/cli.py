@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from splatdistill.viewer import Address
 
 __all__ = ["interruptible"]  # view's too
-MOST_VIEWS = 64  # of a picture on the way
+MOST_VIEWS = 64  # views of an intermediate image
 
 
 class Parser(argparse.ArgumentParser):
@@ -116,7 +116,7 @@ def exit_status(command: Callable[[], int], interrupted: str) -> int:
     except Diverged as error:
         note("; ".join([f"error: {error}", *getattr(error, "__notes__", [])]))
         return 1
-    except OSError as error:  # a disk that is full, a file that is not ours
+    except OSError as error:  # such as a full disk or missing permissions
         where = f"{error.filename}: " if error.filename else ""
         note(f"error: {where}{error.strerror or error}")
         return 2
@@ -279,6 +279,6 @@ def viewed(job: Job, address: Address) -> Iterator[Session]:
     with ExitStack() as stack:
         try:
             stack.enter_context(serve(scenes, address, name, config.method.name, live=True))
-        except Exception as error:  # whatever it is, the run matters more
+        except Exception as error:  # no error here may end the run
             note(f"no viewer: {error}; the run goes on without")
         yield session

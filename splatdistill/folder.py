@@ -21,10 +21,10 @@ TURNTABLE = "turntable.webp"
 FILM = "turntable.mp4"  # where there is an ffmpeg
 FILMSTRIP = "filmstrip.png"
 REPORT = "report.html"
-REFERENCE = "reference.png"  # the picture that the run started from
+REFERENCE = "reference.png"  # the reference picture
 SOURCE = "source.ply"  # the splat that the run edits
 COMPARED = "before_after.png"  # of an edit
-LOG = "log.txt"  # what a run of a list printed
+LOG = "log.txt"  # output of a run of a suite
 SEEDS = "seeds.png"  # in the folder that holds the runs of several seeds
 SWEEP = "sweep.png"  # in the folder that holds the runs of a sweep
 VALIDATION = "validation"  # a folder: step-N.png, intermediate images if enabled
@@ -91,7 +91,7 @@ class MetricsWriter:
         with atomic_write(path) as file:
             file.writelines(kept)
         try:
-            # open for the whole run, see close(); unbuffered, so that a full disk is met in write()
+            # open for the whole run; unbuffered, so that a full disk raises in write()
             self._file = open(path, "ab", buffering=0)  # noqa: SIM115
         except OSError as error:
             raise cannot_write(path, error, "give another output folder") from error
@@ -104,7 +104,7 @@ class MetricsWriter:
         line = json.dumps(record, allow_nan=False).encode() + b"\n"
         try:
             while line:
-                line = line[self._file.write(line) :]  # a disk that is nearly full takes a part
+                line = line[self._file.write(line) :]  # a nearly full disk writes a part
         except OSError as error:
             raise cannot_write(self._path, error, "give another output folder") from error
 

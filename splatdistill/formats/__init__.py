@@ -30,10 +30,8 @@ class Format(NamedTuple):
     view_dependent: bool = True  # whether it keeps SH bands above 0
 
 
-FORMATS = {  # the first ending that fits counts
-    ".compressed.ply": Format(
-        "z", write_compressed_ply, read_ply
-    ),  # a .ply is stored as it is, compressed or not
+FORMATS = {  # the first matching ending wins
+    ".compressed.ply": Format("z", write_compressed_ply, read_ply),  # axes of a .ply, compressed or not
     ".ply": Format("z", write_ply, read_ply),
     ".splat": Format("-y", write_dot_splat, read_dot_splat, view_dependent=False),
     ".spz": Format("y", write_spz, read_spz),

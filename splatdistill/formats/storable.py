@@ -11,7 +11,7 @@ from splatdistill.scene.gaussians import NAMES
 
 OPAQUE = 15.0  # the logit that alpha 1 is stored as: 1 - 3e-7, the last byte of 8 bits
 FLAT = -20.0  # the log scale that a thickness of 0 is stored as
-LARGEST = 40.0  # log scale: the covariance of a larger one, e^80 and beyond, overflows in float32 on its way
+LARGEST = 40.0  # log scale; the covariance of a larger one overflows in float32
 
 
 class Account(NamedTuple):

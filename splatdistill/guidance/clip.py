@@ -16,7 +16,7 @@ from splatdistill.priors.base import Prior
 if TYPE_CHECKING:
     from splatdistill.priors.clip import Scorer
 
-SCALE = 100.0  # CLIP's own, of its logits
+SCALE = 100.0  # scale of CLIP's logits
 SMALLEST_CROP = 0.8  # as a share of the side
 
 

@@ -124,7 +124,7 @@ class Method:
 
     name: ClassVar[str] = ""
     edits: ClassVar[bool] = False
-    reads_latents: ClassVar[bool] = True  # False: it judges pictures and asks no teacher
+    reads_latents: ClassVar[bool] = True  # False: it evaluates images without a teacher
 
     guidance: float = 7.5
     timesteps: Timesteps = field(default_factory=Timesteps)

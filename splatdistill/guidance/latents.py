@@ -57,7 +57,7 @@ def distill_latents(
         found = distill(prior, z, t, cond, method, generator, source, cameras, state)
         watch(step, z.detach(), found)
         optimizer.zero_grad()
-        (found.loss * len(z)).backward()  # each picture is its own
+        (found.loss * len(z)).backward()  # images are independent
         optimizer.step()
     return z.detach()
 

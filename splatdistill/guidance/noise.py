@@ -139,7 +139,7 @@ def walk(
     clean: x are clean latents, whose alpha_bar is 1 whatever the first timestep. eta: noise of each move, as
     a share of the DDIM deviation (2010.02502, eq. 16). Samples whose moves are done leave the batch.
     """
-    # a model of x0 says nothing of the noise in clean latents: its first level is that of timestep 0
+    # an x0 prediction at alpha_bar 1 does not determine the noise: start at timestep 0's level
     first = prior.alphas_cumprod[0].item() if prior.prediction_type == "sample" else 1.0
     x = x.clone(memory_format=torch.contiguous_format)
     for i in range(path.shape[1] - 1):

@@ -64,7 +64,7 @@ def find_method(name: str) -> type[Method]:
 def _load(point: EntryPoint) -> type[Method]:
     try:
         found = point.load()
-    except Exception as error:  # a stranger's module may raise anything
+    except Exception as error:  # a third party's module may raise anything
         raise UserError(
             f"method '{point.name}' of {point.value} cannot be imported: {type(error).__name__}: {error}"
         ) from error

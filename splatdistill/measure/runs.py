@@ -34,9 +34,9 @@ from splatdistill.scene.rendering import render
 from splatdistill.scene.shading import textureless
 from splatdistill.scene.views import view_word
 
-VIEWS = 12  # all around, at the training distance
-BEHIND = 120.0  # degrees of azimuth from which on a front is a second one
-SAMPLES = 8  # of the teacher, a prompt
+VIEWS = 12  # of the turntable, at the training distance
+BEHIND = 120.0  # degrees of azimuth beyond which a front is a second front
+SAMPLES = 8  # of the teacher for each prompt
 EMPTY = 0.005  # share of the image that is covered, below which a run failed
 FOGGED = 0.9  # the same, above which a run failed
 SATURATED = 0.98  # mean saturation of what is covered, above which a run failed
@@ -123,7 +123,7 @@ def views_followed(scorer: Scorer, images: Tensor, prompt: str) -> tuple[float |
 
 def ranked_first(scorer: Scorer, images: Tensor, prompt: str, others: Sequence[str]) -> float:
     """Return the share of views [V, D] that are nearest to their own prompt among the others."""
-    texts = scorer.texts(list(dict.fromkeys([prompt, *others]))).cpu()  # its own is the first
+    texts = scorer.texts(list(dict.fromkeys([prompt, *others]))).cpu()  # index 0 is its own
     return (
         metrics.r_precision(images, texts, torch.zeros(len(images), dtype=torch.long)).float().mean().item()
     )
@@ -139,7 +139,9 @@ def colorless(prompt: str) -> str:
 def teacher_samples(prior: Prior, config: Config, seed: int = 0) -> Tensor:
     """Sample the teacher for a run's prompt, all around on white: [SAMPLES, 3, S, S]."""
     cameras = turntable(SAMPLES, *EVALUATION_VIEW, prior.image_size)
-    cameras = cameras[torch.arange(SAMPLES).view(prior.group, -1).T.flatten()]  # each group evenly around
+    cameras = cameras[
+        torch.arange(SAMPLES).view(prior.group, -1).T.flatten()
+    ]  # so that each group is evenly around
     background = torch.ones(SAMPLES, 3)
     prompts, names = ViewPrompts(config.prompt, config.negative_prompt, fit=prior.fit), None
     if config.backgrounds.in_prompt and "white" in config.backgrounds.colors:
@@ -201,7 +203,7 @@ def measure(
     return row
 
 
-SHARES = ("object", "color", "janus", "diverged")  # yes or no
+SHARES = ("object", "color", "janus", "diverged")  # rates of yes or no
 MEANS = (
     "r_precision",
     "r_precision_geometry",
@@ -241,7 +243,12 @@ def diversity(features: Sequence[Tensor], prompts: Sequence[str]) -> dict[str, f
     return {"pairwise_distance": distance, "vendi_score": vendi, "prompts": len(sets)}
 
 
-APART = ("prompt", "seed", "checkpoint_every", "image.path")  # may differ in a group, as what starts with:
+APART = (
+    "prompt",
+    "seed",
+    "checkpoint_every",
+    "image.path",
+)  # may differ within a group, and keys with prefix:
 BESIDE = ("report.", "edit.")
 
 

@@ -50,7 +50,7 @@ def compositions(count: int = 30) -> list[str]:
 SUITES = {
     "objects": objects,
     "compositions": compositions,
-    "dreamfusion": lambda: [  # in the manner of its gallery; for teachers that read open text
+    "dreamfusion": lambda: [  # in the style of its gallery; for teachers with an open vocabulary
         "a corgi wearing a beret",
         "a squirrel riding a bicycle",
         "a wooden lighthouse on a rock",
@@ -104,7 +104,7 @@ def make_runs(
             these.append(RunSpec(folder, resolve(flags, None, overrides)))
             check_words(these[-1].config, allow_unknown=False)
         if missing := [one for one in these if not (one.folder / RESULT).exists()]:
-            run.prepare(missing[0].config, missing[0].folder)  # loads and tries all, and touches nothing
+            run.prepare(missing[0].config, missing[0].folder)  # checks everything and writes nothing
         specs += these
     return make(specs, jobs)
 

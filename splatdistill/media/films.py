@@ -48,11 +48,11 @@ def write_mp4(path: str | Path, frames: Iterable[np.ndarray], fps: float) -> boo
         film = Path(folder) / "film.mp4"
         command = [program, "-v", "error", "-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}"]
         command += ["-r", f"{fps:g}", "-i", "-", "-threads", "1"]
-        command += ["-vf", "pad=ceil(iw/2)*2:ceil(ih/2)*2", "-pix_fmt", "yuv420p"]  # what every player takes
+        command += ["-vf", "pad=ceil(iw/2)*2:ceil(ih/2)*2", "-pix_fmt", "yuv420p"]  # every player's format
         command += ["-fflags", "+bitexact", "-movflags", "+faststart", str(film)]
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL)
         assert process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # it gave up; its status says so
+        with contextlib.suppress(BrokenPipeError):  # ffmpeg quit; its exit status is checked below
             for frame in itertools.chain([first], taken):
                 process.stdin.write(np.ascontiguousarray(frame).tobytes())
         with contextlib.suppress(BrokenPipeError):

@@ -19,7 +19,7 @@ from splatdistill.scene.gaussians import activated, covariances, finite_mask, se
 from splatdistill.scene.pictures import to_uint8
 
 MOST_SPLATS = 60_000  # 3.2 MB of the file
-POINTS = 400  # of a plot, at most
+POINTS = 400  # largest number of points of a plot
 PLOTS = {"loss": "loss", "gradient_norm": "gradient norm", "t": "timestep t", "gaussians": "Gaussians"}
 
 
@@ -117,7 +117,7 @@ def pack_splats(gaussians: ParameterDict) -> tuple[bytes, int]:
     finite = select(gaussians, finite_mask(gaussians))
     means, quats, scales, opacities, sh = (value.cpu() for value in activated(finite))
     cov = covariances(quats, scales).flatten(1)[:, [0, 1, 2, 4, 5, 8]]
-    weight = opacities * scales.sort(-1).values[:, 1:].prod(-1)  # its largest silhouette, in effect
+    weight = opacities * scales.sort(-1).values[:, 1:].prod(-1)  # about its largest silhouette
     kept = weight.argsort(descending=True, stable=True)[:MOST_SPLATS].sort().values
     rgb = sh0_to_rgb(sh[:, 0])
     rgba = to_uint8(torch.cat([rgb, opacities[:, None]], 1)[kept])

@@ -27,7 +27,7 @@ from splatdistill.media.page import report_page
 from splatdistill.media.sheets import contact_sheet, filmstrip, render_views
 from splatdistill.scene.cameras import turntable
 
-SECONDS = 4.0  # that a turn takes
+SECONDS = 4.0  # of one turn
 
 
 def write_report(gaussians: ParameterDict, directory: str | Path, config: Config) -> None:

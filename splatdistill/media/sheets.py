@@ -18,7 +18,7 @@ from splatdistill.scene.pictures import to_uint8
 from splatdistill.scene.rendering import render
 
 WHITE = (1.0, 1.0, 1.0)
-LABEL = 22  # pixels under a picture of the filmstrip
+LABEL = 22  # height in pixels of a label
 
 
 def render_views(gaussians: ParameterDict, cameras: Cameras, background: Sequence[float] = WHITE) -> Tensor:

@@ -214,7 +214,7 @@ def run_branches(network: Callable[..., Tensor], z_t: Tensor, t: Tensor, cond: C
     """
     active = (cond.weights != 0).any(dim=1)  # [R]
     if cond.perp_neg:
-        active[0] = True  # every other branch is measured from the null branch
+        active[0] = True  # other branches are relative to the null branch
     rows = active.nonzero().flatten().tolist()
     given = [part[rows].flatten(0, 1) for part in (cond.embeddings, cond.extra) if part is not None]
     result = network(z_t.repeat(len(rows), 1, 1, 1), t.repeat(len(rows)), *given)
@@ -288,7 +288,7 @@ class ToyPrior(Prior):
         signal, sigma = (
             alpha_bar.sqrt().to(z_t),
             (1.0 - alpha_bar).sqrt().to(z_t),
-        )  # rounded last: 1 - ab cancels
+        )  # cast last: 1 - ab cancels
         mean = embeddings.view_as(z_t).to(z_t.dtype)
         surprise = (z_t - signal * mean) / (signal**2 * self.variance + sigma**2)
         x_0 = mean + signal * self.variance * surprise

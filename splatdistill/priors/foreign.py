@@ -10,9 +10,9 @@ from typing import Any
 
 from splatdistill.priors.folders import Folder, number, one_line
 
-HEADER = 64 * 2**20  # bytes: no sound file of weights has a longer list of names
+HEADER = 64 * 2**20  # bytes; no valid weights file has a longer header
 PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
-NAMES = (  # parts of names of weights, and what holds them
+NAMES = (  # parts of weight names, and the model they belong to
     ("lora", "a LoRA file, which changes a teacher but is none"),
     ("double_blocks.", "a single file of FLUX"),
     ("joint_blocks.", "a single file of Stable Diffusion 3"),

@@ -37,7 +37,7 @@ class Graphed:
         held = [x.clone() for x in inputs]
         aside = torch.cuda.Stream()
         aside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(aside):  # libraries allocate their workspaces and choose their kernels here
+        with torch.cuda.stream(aside):  # warm-up: libraries allocate workspaces and choose kernels
             for _ in range(2):
                 self._network(*held)
         torch.cuda.current_stream().wait_stream(aside)

@@ -115,7 +115,7 @@ class LatentPrior(Prior):
         libraries raise for a broken folder; `load_prior` makes one line of it.
         """
         dtype = default_dtype(device) if dtype is None else dtype
-        scheduler = load_scheduler(folder.root)  # first what is small
+        scheduler = load_scheduler(folder.root)  # small parts first
         check_parts(folder)
         with quiet():
             unet = cls._load_unet(folder, dtype).to(device)

@@ -132,7 +132,7 @@ def readers() -> Iterator[type[Prior]]:
 def _import(entry: EntryPoint) -> type[Prior]:
     try:
         return entry.load()
-    except Exception as error:  # a stranger's package: whatever it does, it is one line
+    except Exception as error:  # a third party's package: any error becomes one line
         raise UserError(
             f"prior '{entry.name}' of the package {entry.value.partition(':')[0]} cannot be imported: "
             f"{one_line(error)}; repair or uninstall it"
@@ -148,7 +148,7 @@ def download(name: str, repository: str, revision: str, patterns: tuple[str, ...
     from huggingface_hub.utils import disable_progress_bars, get_session
 
     wanted: dict[str, Any] = {"revision": revision, "allow_patterns": list(patterns)}
-    with suppress(Exception):  # it is not there
+    with suppress(Exception):  # it is missing
         known = Path(snapshot_download(repository, local_files_only=True, **wanted))
         if all((known / path).is_file() for path in patterns if path.endswith(".safetensors")):
             return known

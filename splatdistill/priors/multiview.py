@@ -21,7 +21,7 @@ from splatdistill.priors.networks import STEM, weights_file
 from splatdistill.scene.cameras import Cameras
 
 VIEWS = 4  # of a group, 90 degrees apart
-CAMERA = 16  # numbers
+CAMERA = 16  # features of a camera
 MVDREAM = "MultiViewUNetModel"  # the class of its published UNet, whose code is never run
 
 

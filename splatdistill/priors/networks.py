@@ -20,7 +20,7 @@ from transformers import CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjec
 from splatdistill.priors.patch_codec import PatchCodec
 from splatdistill.priors.view_transformer import ViewTransformer
 
-STEMS = {"text_encoder": "model", "image_encoder": "model"}  # others: diffusers' own
+STEMS = {"text_encoder": "model", "image_encoder": "model"}  # other names are diffusers' classes
 STEM = "diffusion_pytorch_model"
 PARTS: dict[str, Any] = {  # the classes that each part may have
     "vae": (AutoencoderKL, AutoencoderTiny, PatchCodec),
@@ -32,7 +32,7 @@ PREDICTIONS = ("epsilon", "v_prediction", "sample")
 BETAS = ("beta_schedule", "beta_start", "trained_betas")
 # Mean and standard deviation of the pictures that OpenAI's CLIP was trained on.
 CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
-MOST_STEPS, MOST_SIDE = 100_000, 4096  # of a schedule; of latents: beyond, the file is wrong or hostile
+MOST_STEPS, MOST_SIDE = 100_000, 4096  # limits of a schedule and of latents; beyond, the file is invalid
 # Keys by which a configuration can name code to fetch or run, in transformers.
 CODE = re.compile(r"attn_implementation|experts_implementation|kernel|auto_map")
 

@@ -24,7 +24,7 @@ PICTURE = re.compile(
     r"(?:photo|photograph|picture|image|model|render|rendering|view|shot|asset|closeup)s? of "
 )
 VIEW = re.compile(r"\b(?:(?:front|side|back|overhead) view|(?:white|gray|black) background)\b")
-RELATIONS = {  # what is said, and the words for it that were learned
+RELATIONS = {  # relation in a prompt: the trained words for it
     "on top of": "on top of", "standing on": "on top of", "sitting on": "on top of", "lying on": "on top of",
     "placed on": "on top of", "atop": "on top of", "upon": "on top of", "on": "on top of",
     "next to": "next to", "beside": "next to", "near": "next to", "and": "and",

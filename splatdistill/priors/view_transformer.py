@@ -1,10 +1,10 @@
 """The shipped teacher's denoiser: a transformer over the patches of one or more views of a scene.
 
-It is told the cameras by the rays of its patches, the background by its color, and what to draw by a text,
-by clean views of the scene beside the noisy ones, or by both. Half of its layers see each view by itself in
-patches of 2 x 2 latents; between them, the others see all views together in patches of 4 x 4, where most of
-the weights are. Few large products: attention and perceptron of a layer are computed from one normalization,
-side by side (2302.05442), with squared ReLU (2109.08668).
+It is conditioned on cameras by the rays of its patches, on the background by its color, and on content by a
+text, by clean views of the scene beside the noisy ones, or by both. Half of its layers attend within each
+view, on patches of 2 x 2 latents; between them, the others attend across all views, on patches of 4 x 4, and
+hold most of the weights. Matrix products are few and large: attention and MLP of a layer share one
+normalization and run in parallel (2302.05442), with squared ReLU (2109.08668).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Layer(nn.Module):
     """
 
     def __init__(self, width: int, head: int, told: int, text: int = 0, hidden: int = 4) -> None:
-        """`told`: features of what modulates; `text`: those of words to attend to as well, 0 for none."""
+        """Create a layer; `told`: size of the modulation vector; `text`: size of text tokens, 0 for none."""
         super().__init__()
         self.width, self.head, self.hidden = width, head, hidden * width
         self.enter = nn.Linear(width, 3 * width + self.hidden)

@@ -14,7 +14,7 @@ from torch.nn.functional import one_hot, pixel_unshuffle
 from splatdistill.priors.multiview import orbit_matrices
 
 POSE = 5  # numbers of a relative pose: polar angle, sine and cosine of azimuth, distance, elevation
-TURNS = 36  # azimuths between which is chosen
+TURNS = 36  # bins of azimuth
 
 
 class ViewUNet(ModelMixin, ConfigMixin):
@@ -37,7 +37,7 @@ class ViewUNet(ModelMixin, ConfigMixin):
         heads: int = 5,
         layers: int = 3,
     ) -> None:
-        """`unet` is the configuration of a UNet2DConditionModel that takes cameras for classes."""
+        """Create the network; `unet` configures a UNet2DConditionModel with cameras as classes."""
         super().__init__()
         self.denoiser: Any = UNet2DConditionModel.from_config(unet)
         self.patch_size = patch_size

@@ -22,7 +22,7 @@ from splatdistill.scene.pictures import Reference
 
 PART = "transformer"  # the denoiser's folder
 VIEWS = 4  # of a scene that are denoised together
-USUAL = (0.0, math.radians(15.0), 3.0, math.radians(42.0), 0.0, 1.0, 1.0, 1.0, 0.0)  # where nothing is told
+USUAL = (0.0, math.radians(15.0), 3.0, math.radians(42.0), 0.0, 1.0, 1.0, 1.0, 0.0)  # the default camera
 TOLD = len(USUAL)  # of each view: azimuth, elevation, distance, field of view, relative, background, shown
 
 

@@ -62,8 +62,8 @@ FUNCTION_WORDS = [
     "render",
     "toy",
 ]
-MAX_PROMPT_TOKENS = 16  # of 24: two mark start and end, six are for ", overhead view, white background"
-FACING = (  # things whose front is clearly another than their back
+MAX_PROMPT_TOKENS = 16  # of 24 tokens: start and end, and six for ", overhead view, white background"
+FACING = (  # objects whose front clearly differs from their back
     "snowman", "chair", "house", "car", "robot", "duck", "dog", "teddy bear", "castle", "penguin", "airplane",
 )  # fmt: skip
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from splatdistill.errors import UserError
 
-EVALUATION_VIEW = (15.0, 3.0, 40.0)  # elevation_deg, distance, fov_deg of the turntables that judge runs
+EVALUATION_VIEW = (15.0, 3.0, 40.0)  # elevation_deg, distance, fov_deg of the evaluation turntable
 Angles = float | Sequence[float] | Tensor
 
 

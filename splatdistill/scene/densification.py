@@ -24,7 +24,7 @@ from torch.optim import Optimizer
 from splatdistill.errors import UserError
 from splatdistill.scene.gaussians import finite_mask, select
 
-MAX_COPIES = 51  # of one Gaussian in one relocation, as in the authors' code
+MAX_COPIES = 51  # largest number of copies in one relocation, as in the authors' code
 ALTERNATING_BINOMIALS = torch.tensor(  # [n, j - 1]: C(n, j) (-1)^(j - 1) / sqrt(j)
     [
         [(1 if j % 2 else -1) * math.comb(n, j) / math.sqrt(j) for j in range(1, MAX_COPIES + 1)]
@@ -48,7 +48,7 @@ class DensificationConfig:
     every: int = 100
     grow_grad2d: float = 2e-4  # mean gradient of the center in units of half an image
     grow_scale3d: float = 0.01  # larger Gaussians are split, smaller ones duplicated
-    prune_opacity: float = 0.005  # below: pruned (default) or relocated (mcmc)
+    prune_opacity: float = 0.005  # Gaussians below it are pruned (default) or relocated (mcmc)
     prune_scale3d: float = 0.1  # larger Gaussians are pruned (default)
     cap_max: int = 1_000_000
     reset_every: int = 0  # steps between opacity resets before `stop`; 0: never
@@ -153,7 +153,7 @@ class Densifier:
         copied = chosen & ~large
         if copied.any():
             duplicate(gaussians, optimizers, self._state, copied)
-        cut = F.pad(chosen & large, (0, int(copied.sum())))  # the copies are at the end, and are not split
+        cut = F.pad(chosen & large, (0, int(copied.sum())))  # the copies were appended, and are not split
         if cut.any():
             split(gaussians, optimizers, self._state, cut)
         return int(chosen.sum())
@@ -271,7 +271,7 @@ def keep_mask(
     finite = finite_mask(gaussians)
     opacities = gaussians["opacities"].sigmoid()
     keep = finite & (opacities >= opacity) & (gaussians["scales"].amax(-1).exp() <= max_scale)
-    if not keep.any():  # a failed run still gives something to look at
+    if not keep.any():  # a failed run still returns a scene
         return finite
     labels = _clusters(select(gaussians, keep), cell)  # [M]
     weights = torch.zeros(GRID**3 + 1, device=labels.device).index_add_(0, labels, opacities[keep])

@@ -14,7 +14,7 @@ from splatdistill.scene.cameras import orbit
 from splatdistill.scene.gaussians import from_tensors, sh_degree_of
 
 UPS = ("y", "z", "-y")
-ROWS = 1 << 14  # Gaussians turned at a time: they are turned in float64
+ROWS = 1 << 14  # Gaussians in one piece, which is computed in float64
 
 
 def world_to(up: str) -> Tensor:

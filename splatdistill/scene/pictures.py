@@ -22,13 +22,13 @@ from splatdistill.scene.cameras import Cameras
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
 LARGEST = 2**26  # pixels of a file: a photograph has 12 to 50 million
-LONGEST = 1024  # pixels a side that are kept: no teacher sees more
-TOLERANCE = 30.0  # of 3 * 255: how far a plain background strays from its color, summed over the channels
-EDGE = 0.75  # of the picture's edge that is background at least, where a plain one is taken away
-CLEAR = 250  # of 255: an alpha channel that is nowhere below hides nothing
-SEEN = (0.002, 0.98)  # shares of the picture that one thing may cover
-WHITE = {"I;16": 65535.0, "I;16L": 65535.0, "I;16B": 65535.0, "F": 1.0}  # of the modes of one wide channel
-UPRIGHT = {  # what brings a picture with this EXIF orientation upright
+LONGEST = 1024  # pixels a side that are kept; no teacher reads more
+TOLERANCE = 30.0  # largest deviation of a plain background from its color, summed, of 3 * 255
+EDGE = 0.75  # smallest share of the edge that must be background for its removal
+CLEAR = 250  # of 255: an alpha channel that is never below it is ignored
+SEEN = (0.002, 0.98)  # range of the share of the picture that the object covers
+WHITE = {"I;16": 65535.0, "I;16L": 65535.0, "I;16B": 65535.0, "F": 1.0}  # white level by mode
+UPRIGHT = {  # transform to upright of each EXIF orientation
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -92,7 +92,7 @@ def read_picture(path: Path) -> tuple[Tensor, Tensor]:
     rgba = np.asarray(picture)
     if rgba[..., 3].min() >= CLEAR:
         rgba = np.asarray(without_background(picture, path))
-    covered = rgba[..., 3].mean() / 255.0  # before the margins, which hide nothing
+    covered = rgba[..., 3].mean() / 255.0  # before padding
     if not SEEN[0] < covered < SEEN[1]:
         shows = "nothing" if covered < 0.5 else "no background"
         raise UserError(
@@ -129,7 +129,7 @@ def open_picture(path: Path) -> Image.Image:
                 return turned_upright(picture, opened)
     except UserError:
         raise
-    except Exception as error:  # whatever a decoder makes of a damaged file
+    except Exception as error:  # any exception of a decoder on a damaged file
         reason = " ".join(str(error).split())[:150] or type(error).__name__
         raise UserError(
             f"cannot read the picture {path}: {reason}; expected a PNG, JPEG, WebP, BMP, TIFF or GIF"
@@ -157,7 +157,7 @@ def turned_upright(picture: Image.Image, opened: Image.Image) -> Image.Image:
     """Apply the orientation in the file's EXIF data, if it has any."""
     try:
         turn = UPRIGHT.get(opened.getexif().get(ExifTags.Base.Orientation, 1))
-    except Exception:  # damaged or foreign data beside a sound picture
+    except Exception:  # damaged metadata of a valid picture
         turn = None
     return picture if turn is None else picture.transpose(turn)
 
@@ -172,7 +172,7 @@ def without_background(picture: Image.Image, path: Path) -> Image.Image:
     edge = np.concatenate([rgb[0], rgb[-1], rgb[:, 0], rgb[:, -1]])  # [E, 3]
     colors, counts = np.unique(edge, axis=0, return_counts=True)
     near = np.abs(edge - colors[counts.argmax()]).sum(-1) <= TOLERANCE
-    plain = np.median(edge[near], axis=0)  # of a noisy background the middle, not its most frequent color
+    plain = np.median(edge[near], axis=0)  # the median of a noisy background, not its most frequent color
     outside = joined_to_edge(np.abs(rgb - plain).sum(-1) <= TOLERANCE)
     share = np.concatenate([outside[0], outside[-1], outside[:, 0], outside[:, -1]]).mean()
     if share < EDGE:
@@ -190,7 +190,7 @@ def joined_to_edge(free: np.ndarray) -> np.ndarray:
 
     Runs of free pixels in a row are nodes; runs that touch take the lower number, until none changes.
     """
-    free = np.pad(free, 1, constant_values=True)  # a frame: its first run, number 0, touches all around
+    free = np.pad(free, 1, constant_values=True)  # a padded frame: its first run, number 0, surrounds all
     starts = free.copy()
     starts[:, 1:] &= ~free[:, :-1]
     run = np.cumsum(starts).reshape(free.shape) - 1

@@ -1,7 +1,7 @@
-"""The training set on disk: shards of scenes, first as pictures, then as latents.
+"""The training set on disk: shards of scenes, first as images, then as latents.
 
-A shard depends on (seed, its number) alone, is written whole or not at all, and one that is there is kept: so
-any number of interrupted runs, or several at once on different numbers, come to the same set.
+A shard is determined by (seed, its number), is written atomically, and is kept once it exists: any number of
+interrupted runs, or several in parallel on different numbers, produce the same set.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ SCENES = 256  # of a shard
 
 
 def shard_path(folder: Path, kind: str, number: int) -> Path:
-    """Where a shard of "pictures" or "latents" lies."""
+    """Return the path of a shard of "pictures" or "latents"."""
     return folder / f"{kind}-{number:05d}.npz"
 
 

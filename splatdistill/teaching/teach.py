@@ -145,7 +145,7 @@ def make_pupil(options: argparse.Namespace, examples: pupil.Examples | None) -> 
 
 
 def train(options: argparse.Namespace) -> None:
-    """Teach the denoiser and the text encoder."""
+    """Train the denoiser and the text encoder."""
     examples = load_examples(options.out / "latents", options.device, options.most)
     log.info("%d scenes", len(examples.latents))
     made = make_pupil(options, examples)

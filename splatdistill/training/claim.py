@@ -30,7 +30,7 @@ from splatdistill.folder import (
     step_of,
 )
 
-KEYS = {"prompt", "method", "prior", "steps", "seed", "gaussians"}  # of every config.yaml that was ours
+KEYS = {"prompt", "method", "prior", "steps", "seed", "gaussians"}  # in every config.yaml of a run
 
 
 @contextmanager
@@ -39,7 +39,7 @@ def claimed(out: Path) -> Iterator[None]:
 
     Raises UserError when it cannot be written, or another process holds it.
     """
-    made = [folder for folder in (out, *out.parents) if not os.path.lexists(folder)]  # the deepest first
+    made = [folder for folder in (out, *out.parents) if not os.path.lexists(folder)]  # deepest first
     try:
         writable_folder(out)
         with locked(out):
@@ -57,7 +57,7 @@ def locked(folder: Path) -> Iterator[None]:
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:  # any other: the file system has no locks
+        except OSError as error:  # otherwise the file system has no locks
             if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
                 line = f"{folder} is in use by another run; wait for it, stop it, or give another --out"
                 raise UserError(line) from None
@@ -122,7 +122,7 @@ def drop_run(folder: Path) -> None:
     for path in [*leftovers(folder), *own_files(folder)]:
         path.unlink()
     for name in (CHECKPOINTS, VALIDATION):
-        with suppress(OSError):  # a stranger's file is in there, or it is a link, or not there
+        with suppress(OSError):  # it has a foreign file, is a link, or is missing
             (folder / name).rmdir()
 
 

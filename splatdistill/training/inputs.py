@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from splatdistill.priors.base import Prior
     from splatdistill.scene.pictures import Reference
 
-LETTERS = 60  # of a prompt in the name of a folder
+LETTERS = 60  # largest length of a prompt in a folder name
 
 
 def check_words(config: Config, allow_unknown: bool) -> list[str]:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from splatdistill.config.schema import Config, ReportConfig
     from splatdistill.training.progress import RunResult
 
-MOMENTS = 10  # of a run, at which pictures are taken
+MOMENTS = 10  # number of times in a run at which images are kept
 
 
 class Logger(Protocol):
@@ -84,7 +84,7 @@ class WandB:
 
 
 MakeLogger = Callable[["Config", Path], Logger]
-LOGGERS: dict[str, tuple[str, Callable[[Any, Config, Path], Logger]]] = {  # what each needs, and writes by
+LOGGERS: dict[str, tuple[str, Callable[[Any, Config, Path], Logger]]] = {  # package and class of each logger
     "tensorboard": ("torch.utils.tensorboard", TensorBoard),
     "wandb": ("wandb", WandB),
 }
@@ -150,7 +150,7 @@ class Logged(NullWatcher):
         """Call a logger's package; after an error the run goes on without it."""
         try:
             job()
-        except Exception as error:  # whatever it is, the run matters more
+        except Exception as error:  # no error here may end the run
             self._logger = None
             line = " ".join(str(error).split())[:150]
             self._tell(f"no more logging: {type(error).__name__}: {line}; the run goes on")

@@ -24,7 +24,7 @@ from splatdistill.training import checkpoint
 from splatdistill.training.progress import Metrics, NullWatcher, Watcher
 from splatdistill.training.state import TrainState
 
-SCENES = 10  # kept over a run, beside the first
+SCENES = 10  # number of scenes kept over a run, beside the first
 
 
 def save(state: TrainState, config: Config, out: Path, *, scene: bool = True) -> None:
@@ -121,21 +121,21 @@ def train(
     views, scene = config.views, config.gaussians
     generator = state.generator
     if state.step == 0:
-        save(state, config, out)  # from here on, a killed run can be resumed
+        save(state, config, out)  # from here on a killed run can be resumed
 
     with MetricsWriter(out / METRICS, resume_step=state.step + 1) as metrics_file:
         while state.step < config.steps and not watcher.should_stop():
             progress = state.step / max(config.steps - 1, 1)
             state.set_learning_rates(progress)
 
-            # Look at the scene from all around, each view before a plain background of its own.
+            # Render random views, each on its own plain background.
             together = prior.group if prior.group > 1 else views.opposite
             cameras = sample_orbit(views.ranges, views.count, views.size, generator, together)
             names, background = draw_backgrounds(config.backgrounds, views.count, generator)
             degree = min(sh_degree_of(state.gaussians), state.step // scene.sh_every if scene.sh_every else 3)
             view = render(state.gaussians, cameras, background, degree)
 
-            # Ask the guide what is wrong with the pictures, and the regularizers with the Gaussians.
+            # Loss: distillation of the images, and regularization of the Gaussians.
             shown = shade(view, cameras, background, config.shading, progress, generator)
             guided = guide(
                 shown,
@@ -154,7 +154,7 @@ def train(
                 held, errors = reference_loss(state, reference, background[:1], degree, config.image)
                 loss, terms = loss + held, terms | errors
 
-            # Step, unless the gradient says that something broke: then the last good state stays.
+            # Step, unless the gradient is not finite or too large; then the state is unchanged.
             state.densifier.before_backward(view.info)
             loss.backward()
             norm = gradient_norm(state.gaussians)

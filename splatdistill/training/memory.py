@@ -11,8 +11,8 @@ from splatdistill.config.schema import Config, ReportConfig
 from splatdistill.errors import UserError
 
 COPIES = 4  # of each parameter: itself, its gradient, Adam's two moments
-PIXEL = 64  # bytes of a training view: color, alpha, depth and what the backward pass keeps, at the least
-WEBP_SIDE = 16383  # pixels: the turntable's format knows no more
+PIXEL = 64  # bytes a pixel of a training view, at least: color, alpha, depth and saved tensors
+WEBP_SIDE = 16383  # pixels; the limit of WebP
 
 
 def check_memory(config: Config, device: torch.device, available: int | None = None) -> None:

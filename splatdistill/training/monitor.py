@@ -22,10 +22,10 @@ from splatdistill.scene.pictures import to_uint8
 from splatdistill.scene.rendering import Render
 from splatdistill.training.progress import Metrics, NullWatcher
 
-INTERVAL = 0.5  # seconds, at least, from one snapshot to the next
-SPEED_STEPS = 50  # steps that the speed is averaged over
-POLL = 0.2  # seconds: how soon a paused run sees a signal
-GONE = 5.0  # seconds without a page after which a paused run goes on; a page that is loaded anew takes less
+INTERVAL = 0.5  # shortest time in seconds between snapshots
+SPEED_STEPS = 50  # number of steps over which the speed is averaged
+POLL = 0.2  # seconds between checks for a signal while paused
+GONE = 5.0  # seconds without a page after which a paused run resumes; reloading a page takes less
 
 
 @dataclass(frozen=True, eq=False)
@@ -251,7 +251,7 @@ class Session(NullWatcher):
         return self._teacher_view
 
     def history(self) -> list[tuple[int, float, float]]:
-        """(step, loss, gradient norm) of every step since this session began."""
+        """Return (step, loss, gradient norm) of every step since this session began."""
         with self._changed:
             return list(self._history)
 

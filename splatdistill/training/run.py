@@ -55,9 +55,9 @@ class Job:
     device: torch.device
     prior: Prior
     state: TrainState
-    picture: Reference | None  # that it starts from, as it was given
-    origin: ParameterDict | None  # the splat that it edits, in its place
-    new: bool  # there is no checkpoint of it
+    picture: Reference | None  # the reference picture, as it was given
+    origin: ParameterDict | None  # the splat to edit, placed
+    new: bool  # no checkpoint exists yet
     warnings: list[str]  # about its prompts, and its speed
 
 
@@ -108,7 +108,7 @@ def make_run(
     warnings = check_words(config, allow_unknown)
     check_folder(out, overwrite=overwrite, resume=resume)
     with claimed(out):
-        check_folder(out, overwrite=overwrite, resume=resume)  # now that no one else changes it
+        check_folder(out, overwrite=overwrite, resume=resume)  # under the lock
         job = prepare(config, out, device=device, resume=resume)
         job.warnings = warnings + left_out(config, job.prior) + check_kernels(job.device)
         with begun(job, resume), watch(job) as watcher:
@@ -137,7 +137,7 @@ def prepare(config: Config, out: Path, *, device: str | None = None, resume: boo
         )
     place = pick_device(device)
     check_memory(config, place)
-    begun = resume and any((out / CHECKPOINTS).glob("*.pt"))  # else it was killed before its first one
+    begun = resume and any((out / CHECKPOINTS).glob("*.pt"))  # else killed before its first checkpoint
     saved = checkpoint.latest(out / CHECKPOINTS, config) if begun else None
     own = [resume and (out / name).exists() for name in (REFERENCE, SOURCE)]
     picture = read_reference(config, out / REFERENCE if own[0] else Path(config.image.path))
@@ -241,6 +241,6 @@ def write(job: Job) -> int:
         "seed": str(config.seed),
         "version": __version__,
     }
-    x, y, z = config.edit.shift  # an edited splat goes back to where it came from
+    x, y, z = config.edit.shift  # an edited splat returns to its original position and scale
     there = moved(moved(scene, (0.0, 0.0, 0.0), 1.0 / config.edit.scale), (-x, -y, -z), 1.0)
     return len(scene["means"]) - write_ply(out / RESULT, there, comments)

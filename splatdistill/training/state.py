@@ -13,7 +13,7 @@ from splatdistill.guidance.schedules import Linear
 from splatdistill.scene.densification import Densifier
 from splatdistill.scene.gaussians import NAMES, finite_mask, from_tensors, init_blob, select
 
-LARGEST_RATE = 10.0  # of learning: beyond, nothing of a scene is left after a step
+LARGEST_RATE = 10.0  # largest learning rate; beyond, one step destroys a scene
 
 
 @dataclass
@@ -27,7 +27,7 @@ class TrainState:
     generator: torch.Generator  # on the CPU: cameras, backgrounds, timesteps and noise
     method: State | None = None  # of the guide; None before it is started
     step: int = 0  # steps done
-    skipped: int = 0  # of them, how many were bad
+    skipped: int = 0  # number of bad steps among them
     bad_in_a_row: int = 0
 
     @property
@@ -100,7 +100,7 @@ def new_state(
     config: Config, device: torch.device, origin: torch.nn.ParameterDict | None = None
 ) -> TrainState:
     """Return the state before the first step: a random blob, or the splat to edit."""
-    torch.manual_seed(config.seed)  # what gsplat's strategies draw from
+    torch.manual_seed(config.seed)  # the source of gsplat's strategies
     generator = torch.Generator().manual_seed(config.seed)
     scene = config.gaussians
     gaussians = (

@@ -27,7 +27,7 @@ from splatdistill.viewer.server import Server
 IDLE = 0.5  # seconds between two updates
 MOVING = 0.1  # the same, after a move of a camera
 FRAME = 1 / 30  # the same, in a preview
-STILL = 0.25  # seconds without a move until a view is drawn in full
+STILL = 0.25  # seconds without a move until a view is rendered at full size
 DRAFT_ROWS = 240  # pixels, while the camera moves
 FILM_ROWS = 720  # at most
 LONGEST_REST = 10.0  # seconds
@@ -58,7 +58,7 @@ class App:
         self._shown: Snapshot | None = None
         self._chosen: Path | None = None  # a stored scene instead of the newest
         self._splats: viser.GaussianSplatHandle | None = None
-        self._sent: Snapshot | None = None  # what they are
+        self._sent: Snapshot | None = None  # their scene
         self._drawn: dict[int, CanvasState] = {}
         self._teacher_view: TeacherView | None = None
         self._history_length = 0
@@ -66,7 +66,7 @@ class App:
         self._pending: set[str] = set()
         self._closed = threading.Event()
         self._slow = ThreadPoolExecutor(1, "viewer")
-        self._frame: float | None = None  # seconds that the last drawing took
+        self._frame: float | None = None  # duration of the last rendering in seconds
         server.initial_camera.position = place_of(*VIEWS["R"])
         server.initial_camera.fov = FOV
         server.on_client_connect(self._on_connect)
@@ -83,7 +83,7 @@ class App:
         self._slow.shutdown(cancel_futures=True)
         self._thread.join()
 
-    # ---- what clients do; all of it in viser's event loop, so nothing here may take long ----
+    # ---- actions of clients, in viser's event loop: nothing here may block ----
 
     async def _on_connect(self, client: viser.ClientHandle) -> None:
         async def moved(camera: viser.CameraHandle) -> None:
@@ -183,13 +183,13 @@ class App:
         """Run something that must not end the run; each error is reported once."""
         try:
             job()
-        except Exception as error:  # whatever it is, the run matters more
+        except Exception as error:  # no error here may end the run
             line = f"{type(error).__name__}: {' '.join(str(error).split())[:150]}"
             if line not in self._told and len(self._told) < 10 and not self._closed.is_set():
                 self._told.add(line)
                 note(f"viewer: {line}; the run goes on")
 
-    # ---- the thread that keeps things up to date ----
+    # ---- the update thread ----
 
     def _run(self) -> None:
         version = -1
@@ -322,7 +322,7 @@ class App:
         if len(self._keyframes) > 1:
             point(client, along(self._keyframes, share))
 
-    # ---- what takes long ----
+    # ---- slow work ----
 
     def _export(self, client: viser.ClientHandle) -> None:
         panels = self.panels

@@ -16,9 +16,9 @@ WIDTH = 320  # pixels
 PLOTTED = 400  # points of a plot, at most
 BROWSER, RASTERIZER = "browser", "rasterizer"
 FILM_SECONDS = 20.0  # at most
-TILE = 160  # pixels of one picture of what the teacher sees
+TILE = 160  # pixels a side of an image of the teacher's view
 MESHES = ("mesh .glb", "mesh .obj")  # beside FORMATS
-AS_USUAL = "as the format"  # what is up
+AS_USUAL = "as the format"  # up axes
 HELP = {
     "drag": "turn",
     "right drag": "move",
@@ -136,7 +136,7 @@ class Panels:
         rows = {"method": self._method, "Gaussians": f"{count:,}" if count is not None else "-"}
         if status.steps:
             rows["step"] = f"{status.step} / {status.steps}"
-        if self.live or scene_step not in (None, status.step):  # always, or what is below would jump
+        if self.live or scene_step not in (None, status.step):  # keeps the layout below in place
             rows["shown"] = f"step {scene_step}" if scene_step is not None else "-"
         if self.live:
             metrics = status.metrics or {}

@@ -28,11 +28,11 @@ from websockets.http11 import Request, Response
 from splatdistill.console import note
 from splatdistill.errors import UserError
 
-PORT, PORTS = 8080, 100  # the first that is tried, and how many
-LARGEST_MESSAGE = 2**16  # bytes, from a client
-PAUSE = 1 / 500  # seconds after each of its messages: none can flood the run with work
+PORT, PORTS = 8080, 100  # first port, and number of ports to try
+LARGEST_MESSAGE = 2**16  # bytes of a client's message
+PAUSE = 1 / 500  # seconds after each message of a client, to limit its work
 LARGEST_CANVAS = 2**14  # pixels a side
-SLACK = 1e-6  # a slider's own arithmetic may end so far beyond its bounds
+SLACK = 1e-6  # tolerance of a slider's bounds, for its rounding
 NO_FRAMES = {"Content-Security-Policy": "frame-ancestors 'none'", "X-Frame-Options": "DENY"}  # of other pages
 _starting = threading.Lock()
 
@@ -218,7 +218,7 @@ def wake_from_any_thread(event: asyncio.Event, loop: asyncio.AbstractEventLoop) 
     wake = event.set
 
     def set_in_loop() -> None:
-        with contextlib.suppress(RuntimeError):  # the loop is closed: no one waits
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nothing waits
             loop.call_soon_threadsafe(wake)
 
     event.set = set_in_loop

@@ -24,7 +24,7 @@ from splatdistill.measure import metrics
 from splatdistill.measure.claims.base import Claim, Findings, Lab, below, interval, line
 from splatdistill.priors.base import Conditioning
 
-GUIDANCE = 4.0  # of samples and of every method, so that they aim at one thing
+GUIDANCE = 4.0  # of samples and of every method, so that their targets agree
 RATE = 0.05
 DDIM_STEPS = 50
 
@@ -240,7 +240,7 @@ def draw(lab: Lab, name: str, text: str, k: int, seeds: int) -> Tensor:
     methods = {"SDI": SDI(inversion=Inversion(guidance=0.0)), "DSD": DSD()}
     method = methods.get(name) or find_method(name.lower())()
     state = method.start(lab.prior, 1000 * k)
-    if isinstance(state, PathStart):  # every sample is a run of its own
+    if isinstance(state, PathStart):  # every sample is a separate run
         starts = [PathStart.of_seed(lab.prior, seed).noise for seed in range(1000 * k, 1000 * k + seeds)]
         state = PathStart(torch.stack(starts))
     generator = torch.Generator().manual_seed(k)

@@ -169,7 +169,7 @@ def dsd_is_diverse_in_3d(lab: Lab) -> Findings:
     return Findings(columns, rows, most == "dsd", reading, {"prompts": texts, "seeds": len(seeds)})
 
 
-EDITS = (  # what stands above changes its color, what is below should stay
+EDITS = (  # the upper object changes its color, the lower one should stay
     ("a red car on top of a blue cube", "a green car on top of a blue cube"),
     ("a yellow duck on top of a purple cylinder", "a red duck on top of a purple cylinder"),
     ("an orange snowman on top of a green cube", "a pink snowman on top of a green cube"),
@@ -209,7 +209,7 @@ def edited(lab: Lab, run: Path, target: str, method: str, steps: int) -> RunSpec
 def pds_keeps(lab: Lab) -> Findings:
     """Measure the change outside the edit, against the share of edits that reach their target."""
     pairs = EDITS[: max(lab.prompts // 2, 2)]
-    runs(lab, "sdi", texts=[source for source, _ in pairs])  # side by side
+    runs(lab, "sdi", texts=[source for source, _ in pairs])  # in parallel
     sources = {pair: run for pair in pairs for run in runs(lab, "sdi", texts=[pair[0]])}
     rows: list[tuple[str, list[Any]]] = []
     lines: list[Line] = []

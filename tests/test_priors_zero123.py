@@ -10,10 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import UNet2DConditionModel
-from safetensors.torch import save_file
-from tiny import make_pipeline
-from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
+from tiny import make_pictured
+from transformers import CLIPImageProcessor
 
 from splatdistill.errors import UserError
 from splatdistill.guidance import SDI, Inversion, distill
@@ -23,37 +21,11 @@ from splatdistill.priors.zero123 import Zero123Prior, relative_pose
 from splatdistill.scene.cameras import orbit
 from splatdistill.scene.pictures import Reference
 
-WIDTH = 16  # of CLIP's embedding and of the token
-
 
 @pytest.fixture(scope="module", params=["clip_camera_projection", "cc_projection"])
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a pipeline as published: eight-channel UNet, image encoder, projection; no text encoder."""
-    root = tmp_path_factory.mktemp("zero123")
-    pipeline = make_pipeline(root, "AutoencoderKL")
-    shutil.rmtree(pipeline / "text_encoder")
-    shutil.rmtree(pipeline / "tokenizer")
-    torch.manual_seed(1)
-    config: Any = UNet2DConditionModel.load_config(pipeline / "unet")
-    UNet2DConditionModel.from_config({**config, "in_channels": 8}).save_pretrained(pipeline / "unet")
-    CLIPVisionModelWithProjection(
-        CLIPVisionConfig(
-            hidden_size=16,
-            intermediate_size=32,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            image_size=28,
-            patch_size=14,
-            projection_dim=WIDTH,
-        )
-    ).save_pretrained(pipeline / "image_encoder")
-    CLIPImageProcessor(crop_size=28, size=28).save_pretrained(pipeline / "feature_extractor")
-    layer = {"clip_camera_projection": "proj", "cc_projection": "projection"}[request.param]
-    (pipeline / request.param).mkdir()
-    width = config["cross_attention_dim"]
-    state = {f"{layer}.weight": torch.randn(width, WIDTH + 4), f"{layer}.bias": torch.randn(width)}
-    save_file(state, pipeline / request.param / "diffusion_pytorch_model.safetensors")
-    return pipeline
+    """Return a pipeline as published, with either name of the projection."""
+    return make_pictured(tmp_path_factory.mktemp("zero123"), request.param)
 
 
 def picture(size: int = 32) -> Reference:

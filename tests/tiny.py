@@ -1,9 +1,10 @@
 """Tiny random pipelines in diffusers layout, and the settings of runs that take a moment."""
 
 # diffusers' annotations are narrower than what they take
-# pyright: reportArgumentType=false
+# pyright: reportArgumentType=false, reportCallIssue=false
 
 import json
+import shutil
 
 import torch
 from diffusers import (
@@ -13,7 +14,15 @@ from diffusers import (
     StableDiffusionPipeline,
     UNet2DConditionModel,
 )
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from safetensors.torch import save_file
+from transformers import (
+    CLIPImageProcessor,
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTokenizer,
+    CLIPVisionConfig,
+    CLIPVisionModelWithProjection,
+)
 
 from splatdistill.training import loop
 from splatdistill.training.progress import NullWatcher
@@ -28,6 +37,7 @@ SMALL = [
     "checkpoint_every=2",
 ]
 
+WIDTH = 16  # of CLIP's embedding and of the token that a pictured pipeline makes of it
 WORDS = ["a", "red", "mushroom", "dog", "front", "view", ","]
 
 
@@ -119,6 +129,34 @@ def make_pipeline(root, kind, prediction_type="v_prediction"):
     folder = root / "pipeline"
     pipeline.save_pretrained(folder, safe_serialization=True)
     return folder
+
+
+def make_pictured(root, projection="clip_camera_projection"):
+    """A pipeline as published: eight-channel UNet, image encoder, projection; no text encoder."""
+    pipeline = make_pipeline(root, "AutoencoderKL")
+    shutil.rmtree(pipeline / "text_encoder")
+    shutil.rmtree(pipeline / "tokenizer")
+    torch.manual_seed(1)
+    config = UNet2DConditionModel.load_config(pipeline / "unet")
+    UNet2DConditionModel.from_config({**config, "in_channels": 8}).save_pretrained(pipeline / "unet")
+    CLIPVisionModelWithProjection(
+        CLIPVisionConfig(
+            hidden_size=16,
+            intermediate_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            image_size=28,
+            patch_size=14,
+            projection_dim=WIDTH,
+        )
+    ).save_pretrained(pipeline / "image_encoder")
+    CLIPImageProcessor(crop_size=28, size=28).save_pretrained(pipeline / "feature_extractor")
+    layer = {"clip_camera_projection": "proj", "cc_projection": "projection"}[projection]
+    (pipeline / projection).mkdir()
+    width = config["cross_attention_dim"]
+    state = {f"{layer}.weight": torch.randn(width, WIDTH + 4), f"{layer}.bias": torch.randn(width)}
+    save_file(state, pipeline / projection / "diffusion_pytorch_model.safetensors")
+    return pipeline
 
 
 def stop_after(monkeypatch, steps: int) -> None:

@@ -44,7 +44,7 @@ METADATA = {
 WAITING = {
     *("item", "tolist", "__bool__", "__int__", "__float__", "__index__", "is_nonzero", "equal", "allclose"),
     *("nonzero", "argwhere", "masked_select", "unique", "unique_consecutive", "bincount", "multinomial"),
-    *("__reduce_ex__", "_local_scalar_dense", "new_tensor", "__contains__"),
+    *("_local_scalar_dense", "new_tensor", "__contains__"),
 }
 SIZED = {"cat", "stack", "concat", "concatenate"}  # these take no number of the CPU among the device's
 
@@ -108,6 +108,9 @@ class FakeCuda(TorchFunctionMode):
             return pinned
         if name in ("numpy", "__array__") and isinstance(first, OnDevice):
             raise TypeError("can't convert a cuda tensor to numpy; use Tensor.cpu() first")
+        if name == "__reduce_ex__" and isinstance(first, OnDevice):  # torch.save; read back to the CPU
+            self.wait("saved")
+            return func(first.detach().as_subclass(Tensor), *args[1:])
         return self._call(func, name, args, kwargs)
 
     def _attribute(self, func: Any, x: Any, args: tuple) -> Any:
@@ -131,10 +134,12 @@ class FakeCuda(TorchFunctionMode):
             blocking = not non_blocking
             dtype, layout = wanted or dtype, given or layout
             if device is not None:
-                goal = self.device if self.is_here(device) else CPU
+                goal = self.device if self.is_here(device) else device
         if goal == self.place(x):
             y = Tensor.to(x, dtype, copy=copy, memory_format=layout)
             return on_device(y) if goal == self.device else y
+        if goal.type not in ("cpu", "cuda"):
+            return Tensor.to(x, goal, dtype)
         if blocking or goal == CPU or not hasattr(x, "is_page_locked"):  # pageable memory takes a detour
             self.wait(f"copy to {goal.type}")
         self.copies += goal == self.device
@@ -147,7 +152,7 @@ class FakeCuda(TorchFunctionMode):
         made = bool(here)
         if kwargs.get("device") is not None:
             made = self.is_here(kwargs["device"])
-            kwargs["device"] = CPU
+            kwargs["device"] = CPU if made else kwargs["device"]
             if made and name in ("tensor", "as_tensor"):
                 self.wait("a tensor from numbers")
         generator = kwargs.get("generator")

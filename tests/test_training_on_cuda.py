@@ -1,5 +1,6 @@
 """Whole runs on a device that is like CUDA: nothing mixes devices, and the host seldom waits."""
 
+import json
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -12,13 +13,20 @@ from tiny import SMALL, Hooks, make_pictured
 
 from splatdistill.config.load import resolve
 from splatdistill.config.schema import Config
+from splatdistill.folder import METRICS
 from splatdistill.formats.ply import write_ply
 from splatdistill.scene.gaussians import init_blob
 from splatdistill.training.run import make_run
 
-MOST_WAITS = 5  # of a step; each leaves the device idle
+MOST_WAITS = 2  # of a step: gsplat counts intersections, the loop reads its numbers
 GROWING = ["densification.start=1", "densification.every=1", "densification.grow_grad2d=0"]
-METHODS = ["sdi_published", "sds", "sjc", "dsd", "ism", "csd", "nfsd", "vsd"]
+METHODS = [
+    *("dsd", "vsd"),
+    *(
+        pytest.param(name, marks=pytest.mark.slow)
+        for name in ("sdi_published", "sds", "sjc", "ism", "csd", "nfsd")
+    ),
+]
 
 
 def settings(teacher: str, *words: str) -> Config:
@@ -53,10 +61,15 @@ def test_the_host_seldom_waits_in_a_step(teacher, tmp_path, mode):
         assert sum(waits.values()) <= MOST_WAITS, waits
 
 
-def test_a_run_ends_in_the_same_bytes_as_on_the_cpu(teacher, tmp_path):
+def test_a_run_goes_as_on_the_cpu(teacher, tmp_path):
+    """But for rounding: the networks' tensors are laid out otherwise there."""
     config = settings(teacher, *GROWING, "gaussians.sh_degree=1", "gaussians.sh_every=1")
     make_run(config, tmp_path / "cpu", device="cpu")
-    assert trained(config, tmp_path / "cuda") == (tmp_path / "cpu" / "splat.ply").read_bytes()
+    trained(config, tmp_path / "cuda")
+    lines = [(tmp_path / name / METRICS).read_text().splitlines() for name in ("cpu", "cuda")]
+    for here, there in zip(*lines, strict=True):
+        assert json.loads(there) == pytest.approx(json.loads(here), rel=0.02)
+    assert json.loads(lines[0][-1])["gaussians"] > config.gaussians.count
 
 
 def test_a_run_resumes_on_the_device_that_it_is_given(teacher, tmp_path):
@@ -79,6 +92,7 @@ def test_every_method_stays_on_the_device(teacher, tmp_path, method):
     trained(settings(teacher, f"method={method}", "steps=2"), tmp_path / "run")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "words",
     [
@@ -93,7 +107,9 @@ def test_what_a_step_may_do_besides_stays_on_the_device(teacher, tmp_path, words
     trained(settings(teacher, *words, "steps=2"), tmp_path / "run")
 
 
-@pytest.mark.parametrize("method", ["pds", "dds", "sds"])
+@pytest.mark.parametrize(
+    "method", ["pds", *(pytest.param(name, marks=pytest.mark.slow) for name in ("dds", "sds"))]
+)
 def test_an_edit_stays_on_the_device(teacher, tmp_path, method):
     write_ply(tmp_path / "in.ply", init_blob(40, generator=torch.Generator().manual_seed(0)))
     edit = ["edit.source_prompt=a dog", f"edit.splat={tmp_path / 'in.ply'}"]

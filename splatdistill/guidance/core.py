@@ -216,12 +216,11 @@ def distill(
         clean = z.detach().contiguous()
         query = Query(prior, clean, t, cond, generator, source, cameras)
         eps, z_t = method.compare(query, method.start(prior, 0) if state is None else state)
-        outputs = prior.predict(z_t, t, cond)
         conversion = ops.prediction_coefficients(alpha_bar_at(prior, t), prior.prediction_type)
         coefficients = torch.cat([conversion, method.weight(prior, t).float().unsqueeze(1)], dim=1)
-        gradient, x0_hat, _ = ops.noise_residual(
-            z_t, outputs, cond.weights.to(z.device), coefficients.to(z.device), eps, cond.perp_neg
-        )
+        there, weights, coefficients = ops.upload([t, cond.weights, coefficients], z.device)
+        outputs = prior.predict(z_t, there, cond)
+        gradient, x0_hat, _ = ops.noise_residual(z_t, outputs, weights, coefficients, eps, cond.perp_neg)
         target = clean - gradient
     loss = 0.5 * (z - target).square().sum() / len(z)
     return Distillation(loss, gradient, target, x0_hat, eps, z_t)
@@ -251,8 +250,9 @@ def sample(
     for t, t_next in zip(timesteps, following, strict=True):
         now = t.expand(len(x))
         ab_now, ab_next = alpha_bar_at(prior, now), alpha_bar_at(prior, t_next.expand(len(x)))
-        coefficients = ops.ddim_coefficients(ab_now, ab_next, prior.prediction_type, eta).to(x.device)
+        coefficients = ops.ddim_coefficients(ab_now, ab_next, prior.prediction_type, eta)
         noise = gaussian_like(x, generator) if eta > 0.0 else None
-        outputs, weights = prior.predict(x, now, cond), cond.weights.to(x.device)
+        now, weights, coefficients = ops.upload([now, cond.weights, coefficients], x.device)
+        outputs = prior.predict(x, now, cond)
         x = ops.ddim_step(x, outputs, weights, coefficients, noise, cond.perp_neg)
     return x

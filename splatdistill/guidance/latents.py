@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from splatdistill import ops
 from splatdistill.guidance.core import (
     Distillation,
     FixedNoise,
@@ -75,7 +76,7 @@ def cached_sdi(
         now = t.expand(len(z))
         found = distill(prior, z, now, cond, FixedNoise(eps=eps))
         watch(step, z, found)
-        weight = x0_weight(prior, now).view(-1, 1, 1, 1).to(z)
+        weight = ops.send(x0_weight(prior, now), z).view(-1, 1, 1, 1)
         z, eps = found.target, eps + found.gradient / weight
     return z
 

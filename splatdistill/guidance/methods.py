@@ -6,6 +6,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from splatdistill import ops
 from splatdistill.guidance.core import Method, score_weight, sds_weight, x0_weight
 from splatdistill.guidance.noise import Inversion, inversion_grid, invert, path_along, walk
 from splatdistill.guidance.query import Comparison, Query, State
@@ -146,7 +147,7 @@ class PDS(Method):
     def compare(self, query: Query, state: State) -> Comparison:
         """Return (e_src - psi/chi (z - zsrc), z_t); chi (e_g - eps) is the difference of ztilde."""
         eps, z_t = source_prediction(query)
-        pull = self.coefficients(query.prior, query.t)[1].view(-1, 1, 1, 1).to(eps)
+        pull = ops.send(self.coefficients(query.prior, query.t)[1], eps).view(-1, 1, 1, 1)
         return Comparison(eps - pull * (query.z - query.source.z), z_t)
 
     def weight(self, prior: Prior, t: Tensor) -> Tensor:
@@ -219,8 +220,9 @@ class NFSD(Method):
     def compare(self, query: Query, state: State) -> Comparison:
         """Return (0 below late T, else e(z_t, negative); z_t) at fresh noise."""
         z_t = query.noised(query.gaussian())
-        late = (query.t < self.late * query.levels).view(-1, 1, 1, 1).to(z_t.device)
-        return Comparison(query.predict(z_t, query.cond.negated()).masked_fill(late, 0.0), z_t)
+        (late,) = ops.upload([query.t < self.late * query.levels], z_t.device)
+        negative = query.predict(z_t, query.cond.negated())
+        return Comparison(negative.masked_fill(late.view(-1, 1, 1, 1), 0.0), z_t)
 
     def weight(self, prior: Prior, t: Tensor) -> Tensor:
         """Return 1 - ab [B] at t [B]."""

@@ -42,7 +42,7 @@ def invert(query: Query, settings: Inversion) -> Comparison:
     if not settings.published:
         return Comparison(kappa, z_t)
     alpha_bar = alpha_bar_at(query.prior, query.t)
-    at_t = ops.recover_coefficients(alpha_bar, alpha_bar).to(z_t.device)
+    (at_t,) = ops.upload([ops.recover_coefficients(alpha_bar, alpha_bar)], z_t.device)
     return Comparison(ops.recover_noise(query.z, z_t, at_t)[0], z_t)
 
 
@@ -111,9 +111,10 @@ def ddim_inversion(
     x = walk(prior, z, path, moves, branches, clean=clean, eta=eta, generator=generator)
     ab_t, ab_landing = alpha_bar_at(prior, t), alpha_bar_at(prior, landing)
     if settings.eta > 0.0 and not settings.published:
-        scale = settings.eta * (1.0 - ab_landing).sqrt().view(-1, 1, 1, 1).to(x)
-        x += scale * gaussian_like(x, generator)
-    kappa, z_t = ops.recover_noise(z, x, ops.recover_coefficients(ab_landing, ab_t).to(z.device))
+        scale = settings.eta * ops.send((1.0 - ab_landing).sqrt(), x).view(-1, 1, 1, 1)
+        x = x + scale * gaussian_like(x, generator)
+    (factors,) = ops.upload([ops.recover_coefficients(ab_landing, ab_t)], z.device)
+    kappa, z_t = ops.recover_noise(z, x, factors)
     return kappa, x if settings.published else z_t
 
 
@@ -139,22 +140,37 @@ def walk(
     clean: x are clean latents, whose alpha_bar is 1 whatever the first timestep. eta: noise of each move, as
     a share of the DDIM deviation (2010.02502, eq. 16). Samples whose moves are done leave the batch.
     """
-    # an x0 prediction at alpha_bar 1 does not determine the noise: start at timestep 0's level
-    first = prior.alphas_cumprod[0].item() if prior.prediction_type == "sample" else 1.0
-    x = x.clone(memory_format=torch.contiguous_format)
-    for i in range(path.shape[1] - 1):
-        live = (moves > i).nonzero().flatten()  # [n]
-        now, ab_next = path[live, i], alpha_bar_at(prior, path[live, i + 1])
-        ab_now = torch.full_like(ab_next, first) if clean and i == 0 else alpha_bar_at(prior, now)
-        coefficients = ops.ddim_coefficients(ab_now, ab_next, prior.prediction_type)  # [n, 7]
-        branches = cond.select(live)
-        live = live.to(x.device)
-        noise = None
-        if eta > 0.0:
-            deviation = ((1.0 - ab_now) / (1.0 - ab_next) * (1.0 - ab_next / ab_now)).sqrt()
-            coefficients[:, 6] = eta * deviation
-            noise = gaussian_like(x, generator)[live]
-        x_i, weights = x[live], branches.weights.to(x.device)
-        outputs = prior.predict(x_i, now, branches)
-        x[live] = ops.ddim_step(x_i, outputs, weights, coefficients.to(x.device), noise, branches.perp_neg)
+    x = x.contiguous()
+    plan = [_move(prior, path, moves, i, cond, clean, eta) for i in range(path.shape[1] - 1)]
+    there = iter(ops.upload([part for move in plan for part in move], x.device))  # all that is known before
+    for live, *_ in plan:
+        here, t, coefficients, weights = (next(there) for _ in range(4))
+        whole = len(live) == len(x)
+        x_i, branches = (x, cond) if whole else (x[here], cond.select(live, here))
+        noise = gaussian_like(x, generator) if eta > 0.0 else None
+        if noise is not None and not whole:
+            noise = noise[here]
+        moved = ops.ddim_step(
+            x_i, prior.predict(x_i, t, branches), weights, coefficients, noise, cond.perp_neg
+        )
+        x = moved if whole else x.index_copy(0, here, moved)
     return x
+
+
+def _move(
+    prior: Prior, path: Tensor, moves: Tensor, i: int, cond: Conditioning, clean: bool, eta: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return who moves in the i-th move of `walk` [n], from which timestep [n], by which factors [n,7], and
+    the weights of the branches [R,n], all on the CPU."""
+    live = (moves > i).nonzero().flatten()
+    now, ab_next = path[live, i], alpha_bar_at(prior, path[live, i + 1])
+    ab_now = alpha_bar_at(prior, now)
+    if clean and i == 0:
+        # an x0 prediction at alpha_bar 1 does not determine the noise: start at timestep 0's level
+        first = prior.alphas_cumprod[0].item() if prior.prediction_type == "sample" else 1.0
+        ab_now = torch.full_like(ab_next, first)
+    coefficients = ops.ddim_coefficients(ab_now, ab_next, prior.prediction_type)
+    if eta > 0.0:
+        deviation = ((1.0 - ab_now) / (1.0 - ab_next) * (1.0 - ab_next / ab_now)).sqrt()
+        coefficients[:, 6] = eta * deviation
+    return live, now, coefficients, cond.weights[:, live]

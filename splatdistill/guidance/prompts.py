@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from splatdistill import ops
 from splatdistill.priors.base import Conditioning, Prior, cfg
 from splatdistill.scene.cameras import Cameras
 from splatdistill.scene.views import OVERHEAD_DEG, VIEW_WORDS, angle_from_front, view_word
@@ -182,6 +183,6 @@ def conditioning(
         [cache([prompts.text(word, name) for name in names]) for word in VIEW_WORDS]
     )  # [4, V, L, D]
     mix = perp_neg_mix(cameras.azimuth_deg, cameras.elevation_deg)
-    positive = torch.einsum("vk,kvld->vld", mix.positive.to(views), views)
+    positive = torch.einsum("vk,kvld->vld", ops.send(mix.positive, views), views)
     embeddings = torch.stack([null, positive, views[0], views[1]])
     return Conditioning(embeddings, guidance, negatives=mix.weights)

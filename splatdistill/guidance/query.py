@@ -100,20 +100,23 @@ class Query:
 
 def add_noise(prior: Prior, z: Tensor, t: Tensor, eps: Tensor) -> Tensor:
     """Return z_t = sqrt(alpha_bar_t) z + sqrt(1 - alpha_bar_t) eps, [B,C,h,w]."""
-    alpha_bar = alpha_bar_at(prior, t).view(-1, 1, 1, 1)
-    return alpha_bar.sqrt().to(z) * z + (1.0 - alpha_bar).sqrt().to(z) * eps
+    alpha_bar = alpha_bar_at(prior, t)
+    scales = ops.send(torch.stack([alpha_bar.sqrt(), (1.0 - alpha_bar).sqrt()]), z)
+    signal, sigma = scales.view(2, -1, 1, 1, 1)
+    return signal * z + sigma * eps
 
 
 def gaussian_like(z: Tensor, generator: torch.Generator | None) -> Tensor:
     """Draw N(0, I) of z's shape, on its device; the numbers come from the generator's device."""
     device = z.device if generator is None else generator.device
-    return torch.randn(z.shape, generator=generator, device=device, dtype=z.dtype).to(z.device)
+    return ops.send(torch.randn(z.shape, generator=generator, device=device, dtype=z.dtype), z)
 
 
 def predicted_noise(prior: Prior, z_t: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
     """Return the guided prediction eps_hat [B,C,h,w] at z_t [B,C,h,w], t [B]."""
     coefficients = ops.prediction_coefficients(alpha_bar_at(prior, t), prior.prediction_type)
-    unweighted = torch.cat([coefficients, torch.ones(len(t), 1)], dim=1).to(z_t.device)
-    outputs, weights = prior.predict(z_t, t, cond), cond.weights.to(z_t.device)
+    unweighted = torch.cat([coefficients, torch.ones(len(t), 1)], dim=1)
+    there, weights, unweighted = ops.upload([t, cond.weights, unweighted], z_t.device)
+    outputs = prior.predict(z_t, there, cond)
     nothing = torch.zeros_like(z_t)
     return ops.noise_residual(z_t, outputs, weights, unweighted, nothing, cond.perp_neg)[0]

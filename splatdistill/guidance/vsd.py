@@ -91,10 +91,10 @@ class Student(State):
 
         cond, hidden = query.cond, query.cond.embeddings[1]
         if query.cameras is not None:
-            matrices = camera_matrices(query.cameras).to(hidden)
+            matrices = ops.send(camera_matrices(query.cameras), hidden)
             hidden = torch.cat([hidden, self.camera(matrices)[:, None]], dim=1)
         extra = () if cond.extra is None else (cond.extra[1],)
-        return self._network(z_t, t.to(z_t.device), hidden, *extra)
+        return self._network(z_t, ops.upload([t], z_t.device)[0], hidden, *extra)
 
     def predict(self, query: Query, z_t: Tensor) -> Tensor:
         """Return the noise prediction [B,C,h,w] at z_t, without gradient."""
@@ -142,5 +142,5 @@ class Student(State):
 
 def noise_coefficients(prior: Prior, t: Tensor, z_t: Tensor) -> tuple[Tensor, Tensor]:
     """Return a and b [B,1,1,1] of eps = a z_t + b output, at timesteps t [B]."""
-    columns = ops.prediction_coefficients(alpha_bar_at(prior, t), prior.prediction_type).to(z_t)
+    columns = ops.send(ops.prediction_coefficients(alpha_bar_at(prior, t), prior.prediction_type), z_t)
     return columns[:, 2].view(-1, 1, 1, 1), columns[:, 3].view(-1, 1, 1, 1)

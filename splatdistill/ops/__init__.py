@@ -9,6 +9,7 @@ from .ddim import (
     recover_noise,
 )
 from .raster import rasterize
+from .transfer import send, upload
 
 __all__ = [
     "ddim_coefficients",
@@ -18,4 +19,6 @@ __all__ = [
     "rasterize",
     "recover_coefficients",
     "recover_noise",
+    "send",
+    "upload",
 ]

@@ -58,9 +58,9 @@ class Conditioning:
         ones = torch.ones(1, count)
         return torch.cat([ones, self.scale * ones, self.scale * self.negatives])
 
-    def select(self, index: Tensor) -> Conditioning:
-        """Return the conditioning of the samples in `index` [n]."""
-        here = index.to(self.embeddings.device)
+    def select(self, index: Tensor, there: Tensor | None = None) -> Conditioning:
+        """Return the conditioning of the samples in `index` [n]; there: the same on the device, if known."""
+        here = index.to(self.embeddings.device) if there is None else there
         extra = None if self.extra is None else self.extra[:, here]
         negatives = None if self.negatives is None else self.negatives[:, index.cpu()]
         negative = None if self.negative is None else self.negative[here]
@@ -216,14 +216,20 @@ def run_branches(network: Callable[..., Tensor], z_t: Tensor, t: Tensor, cond: C
     if cond.perp_neg:
         active[0] = True  # other branches are relative to the null branch
     rows = active.nonzero().flatten().tolist()
-    given = [part[rows].flatten(0, 1) for part in (cond.embeddings, cond.extra) if part is not None]
+    given = [_joined(part, rows) for part in (cond.embeddings, cond.extra) if part is not None]
     result = network(z_t.repeat(len(rows), 1, 1, 1), t.repeat(len(rows)), *given)
     result = result.view(len(rows), *z_t.shape)
     if len(rows) == len(active):
         return result
     outputs = result.new_zeros(len(active), *z_t.shape)
-    outputs[rows] = result
+    for row, output in zip(rows, result, strict=True):
+        outputs[row] = output
     return outputs
+
+
+def _joined(part: Tensor, rows: list[int]) -> Tensor:
+    """Return the chosen branches of [R,B,...] as one batch; an index by a list would wait for the device."""
+    return part.flatten(0, 1) if len(rows) == len(part) else torch.cat([part[row] for row in rows])
 
 
 def scaled_linear_alphas_cumprod(count: int = 1000, start: float = 0.00085, end: float = 0.012) -> Tensor:

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from splatdistill.errors import UserError
+from splatdistill.ops import upload
 from splatdistill.priors.base import Adaptable, Conditioning, Prior, cut_to_fit, run_branches
 from splatdistill.priors.folders import Folder, number
 from splatdistill.priors.graphs import Graphed
@@ -179,7 +180,7 @@ class LatentPrior(Prior):
     @torch.no_grad()
     def predict(self, z_t: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
         """Return raw float32 outputs [R,B,C,h,w] of the UNet at z_t [B,C,h,w], t [B], in one batch."""
-        return run_branches(self._denoise, z_t, t.to(self.device), cond)
+        return run_branches(self._denoise, z_t, upload([t], self.device)[0], cond)
 
     def network(self, z_t: Tensor, t: Tensor, embeddings: Tensor) -> Tensor:
         """Return raw float32 outputs [n,C,h,w] of the UNet at z_t [n,C,h,w], t [n], embeddings [n,L,D]."""

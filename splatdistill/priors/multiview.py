@@ -14,6 +14,7 @@ from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file
 from torch import Tensor
 
+from splatdistill.ops import upload
 from splatdistill.priors.base import Conditioning
 from splatdistill.priors.folders import Folder, number
 from splatdistill.priors.latent import LatentPrior, reads_text_alone
@@ -54,7 +55,7 @@ class MultiViewPrior(LatentPrior):
 
     def with_cameras(self, cond: Conditioning, cameras: Cameras, background: Tensor) -> Conditioning:
         """Return the conditioning with the matrices of the cameras [B], the same in all branches."""
-        matrices = camera_matrices(cameras).to(self.device)
+        (matrices,) = upload([camera_matrices(cameras)], self.device)
         return replace(cond, extra=matrices.expand(len(cond.embeddings), -1, -1))
 
     def network(self, z_t: Tensor, t: Tensor, embeddings: Tensor, *extra: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from splatdistill.errors import UserError
+from splatdistill.ops import upload
 from splatdistill.priors.base import Conditioning
 from splatdistill.priors.folders import Folder, number
 from splatdistill.priors.latent import LatentPrior, reads_text_alone
@@ -116,7 +117,7 @@ class Zero123Prior(LatentPrior):
     @torch.no_grad()
     def with_cameras(self, cond: Conditioning, cameras: Cameras, background: Tensor) -> Conditioning:
         """Return two branches for cameras [B]: null, and the picture on backgrounds [B,3] with its token."""
-        pictures = self.reference.before(background.to(self.device))  # [B, 3, S, S]
+        pictures = self.reference.before(upload([background], self.device)[0])  # [B, 3, S, S]
         latents = self.encode(pictures) / self._scale + self._shift  # as the autoencoder gives them
         token = relative_pose(self.reference.camera, cameras.to(self.device))
         if self.projection is not None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from splatdistill.errors import UserError
+from splatdistill.ops.transfer import upload
 
 EVALUATION_VIEW = (15.0, 3.0, 40.0)  # elevation_deg, distance, fov_deg of the evaluation turntable
 Angles = float | Sequence[float] | Tensor
@@ -85,7 +86,9 @@ class Cameras:
 
     def to(self, device: torch.device | str) -> "Cameras":
         """Return the same cameras on another device."""
-        return self._map(lambda tensor: tensor.to(device))
+        names = [field.name for field in fields(self) if isinstance(getattr(self, field.name), Tensor)]
+        sent = upload([getattr(self, name) for name in names], device)
+        return replace(self, **dict(zip(names, sent, strict=True)))
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> "Cameras":
         values = {field.name: getattr(self, field.name) for field in fields(self)}

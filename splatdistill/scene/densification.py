@@ -22,6 +22,7 @@ from torch.nn import ParameterDict
 from torch.optim import Optimizer
 
 from splatdistill.errors import UserError
+from splatdistill.ops import send
 from splatdistill.scene.gaussians import finite_mask, select
 
 MAX_COPIES = 51  # largest number of copies in one relocation, as in the authors' code
@@ -135,8 +136,8 @@ class Densifier:
 
     def _accumulate(self, info: dict[str, Any]) -> None:
         """Add the norm of the image-plane gradient in normalized coordinates for each visible Gaussian."""
-        half = info["means2d"].new_tensor([info["width"] / 2, info["height"] / 2]) * info["n_cameras"]
-        norms = (info["means2d"].grad * half).norm(dim=-1)  # [V, N]
+        half = torch.tensor([info["width"] / 2, info["height"] / 2]) * info["n_cameras"]
+        norms = (info["means2d"].grad * send(half, info["means2d"])).norm(dim=-1)  # [V, N]
         visible = (info["radii"] > 0).all(-1)  # [V, N]
         self._state["grad2d"] += norms.where(visible, 0.0).sum(0)
         self._state["count"] += visible.sum(0)

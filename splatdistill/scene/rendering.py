@@ -4,12 +4,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import gsplat
-import torch
 from torch import Tensor
 from torch.nn import ParameterDict
 
+<<<<<<< HEAD
 from splatdistill.ops.raster import rasterize as draw
 from splatdistill.reference.raster import Limits
+=======
+from splatdistill.ops import rasterize, upload
+>>>>>>> 6dc003e (A step on a GPU waits twice: the walk is planned on the host, small tensors travel packed and pinned, numbers are read at once)
 from splatdistill.scene.cameras import Cameras
 from splatdistill.scene.gaussians import activated, rgb_to_sh0, sh_degree_of
 
@@ -45,7 +48,7 @@ def render(
     device = gaussians["means"].device
     cameras = cameras.to(device)
     if background is not None:
-        background = background.to(device, torch.float32).expand(len(cameras), 3).contiguous()
+        background = upload([background.float()], device)[0].expand(len(cameras), 3).contiguous()
     degree = sh_degree_of(gaussians) if sh_degree is None else sh_degree
     rasterizer = _rasterize_gsplat if device.type == "cuda" else draw
     rgb, alpha, depth, means2d, radii = rasterizer(

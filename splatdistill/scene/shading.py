@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from splatdistill.ops import send
 from splatdistill.scene.cameras import Cameras
 from splatdistill.scene.rendering import Render
 
@@ -45,7 +46,7 @@ def slope(points: Tensor, axis: int) -> Tensor:
 def light(render: Render, cameras: Cameras) -> Tensor:
     """Return the brightness from lamp, headlight and ambient light: [V, H, W, 1] in [0, 1.05]."""
     n = normals(render.depth, cameras)
-    toward_lamp = F.normalize(n.new_tensor(TOWARD_LAMP), dim=0)
+    toward_lamp = F.normalize(send(torch.tensor(TOWARD_LAMP), n), dim=0)
     toward_eye = F.normalize(cameras.positions.to(n), dim=-1)[:, None, None]
     sum_of = AMBIENT + LAMP * (n @ toward_lamp).clamp(min=0.0) + HEADLIGHT * (n * toward_eye).sum(-1).abs()
     return sum_of.clamp(max=1.05)[..., None]
@@ -112,8 +113,8 @@ def shade(
     """
     if progress < shading.start or shading.lambertian + shading.textureless == 0.0:
         return render.rgb
-    kind = torch.rand(len(cameras), generator=generator)[:, None, None, None].to(render.rgb)
-    background = background.to(render.rgb)
+    kind = send(torch.rand(len(cameras), generator=generator), render.rgb)[:, None, None, None]
+    background, cameras = send(background, render.rgb), cameras.to(render.rgb.device)
     lit, plain = lambertian(render, cameras, background), textureless(render, cameras, background)
     pictures = torch.where(kind < shading.lambertian + shading.textureless, plain, render.rgb)
     return torch.where(kind < shading.lambertian, lit, pictures)

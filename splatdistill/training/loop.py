@@ -13,6 +13,7 @@ from splatdistill.folder import METRICS, MetricsWriter, checkpoint_path
 from splatdistill.formats.ply import write_ply
 from splatdistill.guidance import Guide
 from splatdistill.guidance.prompts import pick_backgrounds
+from splatdistill.ops import upload
 from splatdistill.priors.base import Prior
 from splatdistill.scene.cameras import Cameras, sample_orbit
 from splatdistill.scene.gaussians import clamp_to_sphere_, sh_degree_of
@@ -73,9 +74,9 @@ def views_before(origin: torch.nn.ParameterDict, cameras: Cameras, background: T
     return render(origin, cameras, background).rgb
 
 
-def gradient_norm(gaussians: torch.nn.ParameterDict) -> float:
+def gradient_norm(gaussians: torch.nn.ParameterDict) -> Tensor:
     """Return the norm of all parameter gradients together; not finite if any of them is not."""
-    return float(torch.nn.utils.get_total_norm([p.grad for p in gaussians.values() if p.grad is not None]))
+    return torch.nn.utils.get_total_norm([p.grad for p in gaussians.values() if p.grad is not None])
 
 
 def reference_loss(
@@ -133,10 +134,16 @@ def train(
             cameras = sample_orbit(views.ranges, views.count, views.size, generator, together)
             names, background = draw_backgrounds(config.backgrounds, views.count, generator)
             degree = min(sh_degree_of(state.gaussians), state.step // scene.sh_every if scene.sh_every else 3)
-            view = render(state.gaussians, cameras, background, degree)
+            placed, background = cameras.to(state.device), upload([background], state.device)[0]
+            view = render(state.gaussians, placed, background, degree)
 
+<<<<<<< HEAD
             # Loss: distillation of the images, and regularization of the Gaussians.
             shown = shade(view, cameras, background, config.shading, progress, generator)
+=======
+            # Ask the guide what is wrong with the pictures, and the regularizers with the Gaussians.
+            shown = shade(view, placed, background, config.shading, progress, generator)
+>>>>>>> 6dc003e (A step on a GPU waits twice: the walk is planned on the host, small tensors travel packed and pinned, numbers are read at once)
             guided = guide(
                 shown,
                 progress,
@@ -144,7 +151,7 @@ def train(
                 generator=generator,
                 background=background,
                 names=names,
-                source=None if compared is None else views_before(compared, cameras, background),
+                source=None if compared is None else views_before(compared, placed, background),
             )
             if guided.distillation is not None:
                 watcher.on_views(view, guided.distillation)
@@ -158,7 +165,10 @@ def train(
             state.densifier.before_backward(view.info)
             loss.backward()
             norm = gradient_norm(state.gaussians)
-            good = math.isfinite(norm) and norm <= config.guard.gradient_norm and math.isfinite(loss.item())
+            # All numbers of the step at once: here the host waits for the device.
+            told = torch.stack([loss.detach(), guided.loss.detach(), norm, *terms.values()]).tolist()
+            total, distilled, norm, *values = told
+            good = math.isfinite(norm) and norm <= config.guard.gradient_norm and math.isfinite(total)
             if good:
                 for optimizer in state.optimizers.values():
                     optimizer.step()
@@ -172,11 +182,11 @@ def train(
 
             metrics: Metrics = {
                 "t": float(guided.t.double().mean()),
-                "loss": guided.loss.item(),
+                "loss": distilled,
                 "gradient_norm": norm,
                 "gaussians": len(state.gaussians["means"]),
                 "skipped": state.skipped,
-                **{name: float(value) for name, value in terms.items()},
+                **dict(zip(terms, values, strict=True)),
             }
             metrics_file.write(state.step, **metrics)
             watcher.on_step(state.step, metrics)

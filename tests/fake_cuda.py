@@ -25,12 +25,14 @@ from splatdistill.scene import rendering
 
 PACKAGE = str(Path(splatdistill.__file__).parent) + "/"
 CPU = torch.device("cpu")
+parse_to: Any = torch._C._nn._parse_to  # pyright: ignore[reportAttributeAccessIssue]
 
 
 class OnDevice(Tensor):
     """A tensor that is said to be on the device."""
 
-    __torch_function__ = torch._C._disabled_torch_function_impl  # what comes out of it is for the mode to say
+    # What comes out of an operation is for the mode to say.
+    __torch_function__: Any = torch._C._disabled_torch_function_impl  # pyright: ignore
 
 
 # What looks at a tensor without its values, or is about its gradient alone.
@@ -130,7 +132,7 @@ class FakeCuda(TorchFunctionMode):
         elif args and isinstance(args[0], Tensor):
             goal, dtype = self.place(args[0]), args[0].dtype
         else:
-            device, wanted, non_blocking, given = torch._C._nn._parse_to(*args, **kwargs)
+            device, wanted, non_blocking, given = parse_to(*args, **kwargs)
             blocking = not non_blocking
             dtype, layout = wanted or dtype, given or layout
             if device is not None:

@@ -5,6 +5,7 @@
 
 import json
 import shutil
+from typing import Any
 
 import torch
 from diffusers import (
@@ -132,13 +133,14 @@ def make_pipeline(root, kind, prediction_type="v_prediction"):
 
 
 def make_pictured(root, projection="clip_camera_projection"):
-    """A pipeline as published: eight-channel UNet, image encoder, projection; no text encoder."""
+    """Return a pipeline as published: eight-channel UNet, image encoder, projection; no text encoder."""
     pipeline = make_pipeline(root, "AutoencoderKL")
     shutil.rmtree(pipeline / "text_encoder")
     shutil.rmtree(pipeline / "tokenizer")
     torch.manual_seed(1)
-    config = UNet2DConditionModel.load_config(pipeline / "unet")
-    UNet2DConditionModel.from_config({**config, "in_channels": 8}).save_pretrained(pipeline / "unet")
+    config: Any = UNet2DConditionModel.load_config(pipeline / "unet")
+    unet: Any = UNet2DConditionModel.from_config({**config, "in_channels": 8})
+    unet.save_pretrained(pipeline / "unet")
     CLIPVisionModelWithProjection(
         CLIPVisionConfig(
             hidden_size=16,

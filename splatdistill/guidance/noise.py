@@ -160,8 +160,10 @@ def walk(
 def _move(
     prior: Prior, path: Tensor, moves: Tensor, i: int, cond: Conditioning, clean: bool, eta: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return who moves in the i-th move of `walk` [n], from which timestep [n], by which factors [n,7], and
-    the weights of the branches [R,n], all on the CPU."""
+    """Return what the i-th move of `walk` is made of, all on the CPU.
+
+    Those samples that move [n], their timesteps [n], their factors [n,7], and the branches' weights [R,n].
+    """
     live = (moves > i).nonzero().flatten()
     now, ab_next = path[live, i], alpha_bar_at(prior, path[live, i + 1])
     ab_now = alpha_bar_at(prior, now)

@@ -16,10 +16,10 @@ ALIGNMENT = 16  # bytes; no element is larger
 def upload(parts: Sequence[Tensor], device: torch.device | str) -> list[Tensor]:
     """Return tensors on a device, each with its shape and dtype; those of the CPU go in one pinned copy.
 
-    Without gradient. Tensors that are there already, and all of them on a CPU, are returned as they are.
+    Without gradient. Tensors that are there already are returned as they are. Only CUDA has pinned copies.
     """
     device = torch.device(device)
-    if device.type == "cpu" or all(part.device.type != "cpu" for part in parts):
+    if device.type != "cuda" or all(part.device.type != "cpu" for part in parts):
         return [part.to(device) for part in parts]
     rows = [_bytes(part) for part in parts if part.device.type == "cpu"]
     packed = torch.cat(rows).pin_memory().to(device, non_blocking=True)

@@ -4,15 +4,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import gsplat
+import torch
 from torch import Tensor
 from torch.nn import ParameterDict
 
-<<<<<<< HEAD
+from splatdistill.ops import upload
 from splatdistill.ops.raster import rasterize as draw
 from splatdistill.reference.raster import Limits
-=======
-from splatdistill.ops import rasterize, upload
->>>>>>> 6dc003e (A step on a GPU waits twice: the walk is planned on the host, small tensors travel packed and pinned, numbers are read at once)
 from splatdistill.scene.cameras import Cameras
 from splatdistill.scene.gaussians import activated, rgb_to_sh0, sh_degree_of
 

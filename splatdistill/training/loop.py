@@ -137,13 +137,8 @@ def train(
             placed, background = cameras.to(state.device), upload([background], state.device)[0]
             view = render(state.gaussians, placed, background, degree)
 
-<<<<<<< HEAD
             # Loss: distillation of the images, and regularization of the Gaussians.
-            shown = shade(view, cameras, background, config.shading, progress, generator)
-=======
-            # Ask the guide what is wrong with the pictures, and the regularizers with the Gaussians.
             shown = shade(view, placed, background, config.shading, progress, generator)
->>>>>>> 6dc003e (A step on a GPU waits twice: the walk is planned on the host, small tensors travel packed and pinned, numbers are read at once)
             guided = guide(
                 shown,
                 progress,

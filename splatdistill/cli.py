@@ -55,8 +55,8 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add(
         "--prior",
-        help="embedded (default), embedded-multiview, embedded-image (default for a picture), sd21, sd15, or "
-        "a folder in diffusers layout",
+        help="embedded-multiview (default), embedded (edits), embedded-image (pictures), sd21, sd15, "
+        "or a folder in diffusers layout",
     )
     add("--steps", type=int, help="optimization steps; default by preset")
     add("--seed", type=int, help="default 0")
@@ -200,7 +200,7 @@ def watched(
     """
     for warning in job.warnings:
         note(warning)
-    if hint and job.device.type == "cuda" and job.config.prior.name == "embedded":
+    if hint and job.device.type == "cuda" and job.config.prior.name.startswith("embedded"):
         note("the embedded teacher draws 64x64 pictures; --prior sd21 uses Stable Diffusion on this GPU")
     if job.state.step:
         note(f"continuing after step {job.state.step} of {job.config.steps}")

@@ -3,7 +3,7 @@
 Later layers win: the defaults; the preset of the prior's family (embedded.yaml or sd.yaml), of the method in
 it (embedded_sdi.yaml), of the prior (embedded-image.yaml) and of edits (edit.yaml), where there are such;
 --config; `key.sub=value` words; flags. Where nothing names a prior, a run that starts from a picture takes
-FOR_PICTURES.
+FOR_PICTURES, and an edit FOR_EDITS.
 
 `method` is a name, or a mapping with a name and settings of that method's own dataclass; a layer's settings
 of another method than the one finally chosen do not apply. Strings are never interpolated: each is escaped on
@@ -24,7 +24,7 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from splatdistill.config.presets import FOR_PICTURES, named, presets_for
+from splatdistill.config.presets import FOR_EDITS, FOR_PICTURES, named, presets_for
 from splatdistill.config.schema import Config, PriorConfig
 from splatdistill.errors import UserError
 from splatdistill.guidance import Method, find_method
@@ -62,9 +62,10 @@ def resolve(flags: Mapping[str, Any], config_file: str | None = None, words: Ite
     layers.append(("command line", canonical(flags, "command line")))
     name = _last(layers, "method", "name", "sdi")
     prior = _last(layers, "prior", "name", "")
-    if not prior:
-        prior = FOR_PICTURES if _last(layers, "image", "path", "") else PriorConfig().name
     edits = bool(_last(layers, "edit", "splat", ""))
+    if not prior:
+        pictured = bool(_last(layers, "image", "path", ""))
+        prior = FOR_EDITS if edits else FOR_PICTURES if pictured else PriorConfig().name
     presets = presets_for(prior, name, edits)
     layers = [(path.name, canonical(read_yaml(path), path.name)) for path in presets] + layers
     config = Config(method=_method(name, layers), prior=PriorConfig(name=prior))

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+FOR_EDITS = "embedded"  # the prior of an edit, where none is named: views alone, as the edits were tuned on
 FOR_PICTURES = "embedded-image"  # the prior of a run that starts from a picture, where none is named
 
 

@@ -28,7 +28,7 @@ def at_least_one(**values: int) -> None:
 class PriorConfig:
     """The frozen teacher."""
 
-    name: str = "embedded"  # "embedded[-multiview|-image]", "sd21", "sd15" or a diffusers folder
+    name: str = "embedded-multiview"  # or embedded, embedded-image, sd21, sd15, a diffusers folder
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # bfloat16 on CPU, float16 on CUDA
 
 

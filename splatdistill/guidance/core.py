@@ -9,7 +9,7 @@ keeps during a run is an explicit State.
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -133,7 +133,7 @@ class Method:
         """Return the state of a new run."""
         return State()
 
-    def compare(self, query: Query, state: State) -> Comparison:
+    def compare(self, query: Query, state: Any) -> Comparison:
         """Return what the guided prediction is compared with, and where."""
         raise NotImplementedError(f"method '{self.name}' does not compare predictions")
 

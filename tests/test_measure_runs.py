@@ -194,7 +194,7 @@ def test_a_prompt_that_the_scorer_cannot_read_has_no_figures_that_compare_with_i
     folders: tuple[Path, Path], tmp_path: Path, monkeypatch, capsys
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("splatdistill.priors.clip.EMBEDDED", folders[0])
+    monkeypatch.setattr("splatdistill.priors.loading.SCORER", folders[0])
     words = ["--prompt", "a corgi in a beret", "--prior", str(folders[1]), "--out", "run", *TINY]
     assert train.main(words) == 0
     capsys.readouterr()

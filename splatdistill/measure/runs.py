@@ -243,13 +243,8 @@ def diversity(features: Sequence[Tensor], prompts: Sequence[str]) -> dict[str, f
     return {"pairwise_distance": distance, "vendi_score": vendi, "prompts": len(sets)}
 
 
-APART = (
-    "prompt",
-    "seed",
-    "checkpoint_every",
-    "image.path",
-)  # may differ within a group, and keys with prefix:
-BESIDE = ("report.", "edit.")
+APART = ("prompt", "seed", "checkpoint_every", "image.path")  # keys that may differ within a group
+BESIDE = ("report.", "edit.")  # and prefixes of such keys
 
 
 def group_names(configs: Sequence[Config]) -> list[str]:

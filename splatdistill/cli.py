@@ -36,7 +36,9 @@ class Parser(argparse.ArgumentParser):
         """Exit with one line instead of the whole usage."""
         self.exit(2, f"error: {message}; --help lists the options\n")
 
-    def parse_intermixed_args(self, args: Any = None, namespace: Any = None) -> Any:
+    def parse_intermixed_args(  # pyright: ignore[reportIncompatibleMethodOverride] - overloads
+        self, args: Any = None, namespace: Any = None
+    ) -> Any:
         """Parse; positional words are settings, and others most likely a prompt without its flag."""
         parsed = super().parse_intermixed_args(args, namespace)
         if words := " ".join(word for word in parsed.overrides if "=" not in word):

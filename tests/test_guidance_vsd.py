@@ -100,8 +100,8 @@ def test_each_run_has_a_student_of_its_own_prior(teacher: LatentPrior) -> None:
     other: Any = load_prior("embedded-multiview", dtype=torch.float32)
     students = [vsd.start(prior, 0) for prior in (teacher, other)]
     assert students[0].unet is not students[1].unet
-    prior: Any
-    for student, prior in zip(students, (teacher, other), strict=True):
+    priors: tuple[Any, Any] = (teacher, other)
+    for student, prior in zip(students, priors, strict=True):
         base = dict(prior.unet.named_parameters())
         shared = [p for name, p in student.unet.named_parameters() if "lora" not in name]
         assert {id(p) for p in shared} == {id(p) for p in base.values()}

@@ -16,7 +16,7 @@ from tiny import make_pipeline
 
 from splatdistill.errors import UserError
 from splatdistill.priors import load_prior, loading
-from splatdistill.priors.base import Prior, ToyPrior
+from splatdistill.priors.base import ToyPrior
 from splatdistill.priors.folders import Folder
 from splatdistill.priors.latent import LatentPrior, vae_dtype
 from splatdistill.priors.loading import ALIASES, locate_clip, probe, reader_of
@@ -278,7 +278,7 @@ class Strange(ToyPrior):
         return bool(folder.json("strange.json"))
 
     @classmethod
-    def load(cls, folder: Folder, device: Any, dtype: Any) -> Prior:
+    def load(cls, folder: Folder, device: Any, dtype: Any) -> "Strange":
         return cls(torch.full((3, 8, 8), folder.json("strange.json").get("mean", 0.0)))
 
 
@@ -306,7 +306,7 @@ def test_an_installed_prior_that_is_broken_is_one_line(monkeypatch: pytest.Monke
 
 def test_a_prior_that_cannot_run_is_one_line_by_the_probe() -> None:
     class Broken(ToyPrior):
-        def network(self, *_: Any) -> torch.Tensor:
+        def network(self, z_t: Any, t: Any, embeddings: Any) -> torch.Tensor:
             raise RuntimeError("shapes\ncannot be multiplied")
 
     class Wrong(ToyPrior):

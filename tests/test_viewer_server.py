@@ -218,7 +218,7 @@ def gui():
     ],
 )
 def test_a_control_takes_only_what_it_can_show(gui, make, good, bad):
-    handle = make(gui)
+    handle, raw = make(gui), b""
     for value, right in [*((value, True) for value in good), *((value, False) for value in bad)]:
         message = {"type": "GuiUpdateMessage", "uuid": handle._impl.uuid, "updates": {"value": value}}
         raw = msgspec.msgpack.encode(message)

@@ -42,7 +42,7 @@ def to_splats(gaussians: ParameterDict, reach: float = np.inf) -> tuple[Splats, 
     A quaternion of length zero becomes the identity. Raises UserError when no Gaussian is left.
     """
     kept, account = storable(gaussians, reach)
-    if not account.count:
+    if not account.total:
         raise UserError("none of the 0 Gaussians can be stored; expected a scene that is not empty")
     values = {name: tensor.detach().cpu() for name, tensor in kept.items()}
     quats = values["quats"].double()

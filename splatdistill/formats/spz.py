@@ -84,8 +84,7 @@ def write_spz(
     parts = [part.astype("u1").tobytes() for part in _encode(splats, fraction)]
     flags = ANTIALIASED if (comments or {}).get(RENDER_MODE[0]) == RENDER_MODE[1] else 0
     head = (len(splats.means), math.isqrt(splats.shN.shape[1] + 1) - 1, fraction)
-    if version == 4:
-        content = _streams(head, flags, [part for part in parts if part], up)
+    content = _streams(head, flags, [part for part in parts if part], up) if version == 4 else b""
     with atomic_write(path) as file:
         if version == 4:
             file.write(content)
@@ -138,7 +137,7 @@ class _Layout(NamedTuple):
     """The fields of the header."""
 
     version: int
-    count: int
+    total: int  # Gaussians
     degree: int  # as stored
     fraction: int  # bits behind the point
     flags: int
@@ -181,7 +180,7 @@ def _read_gzip(file: BinaryIO, path: str | Path) -> tuple[_Layout, ParameterDict
     try:
         with gzip.GzipFile(fileobj=file) as stream:
             layout = _layout(stream.read(HEADER.size), path, (1, 2, 3))
-            _check_length(stream, layout.count * sum(layout.widths), path)
+            _check_length(stream, layout.total * sum(layout.widths), path)
             records = stream.read(MAX_RECORDS) if layout.flags & HAS_EXTENSIONS else b""
             stream.seek(HEADER.size)
             return layout, _decode(layout, lambda attribute: stream, records, path)
@@ -212,7 +211,7 @@ def _read_streams(file: BinaryIO, path: str | Path) -> tuple[_Layout, ParameterD
     try:
         for attribute, width in enumerate(layout.widths):
             if width:
-                _check_length(source(attribute), layout.count * width, path)
+                _check_length(source(attribute), layout.total * width, path)
         return layout, _decode(layout, source, records, path)
     except zstandard.ZstdError as error:
         raise UserError(f"{path} is damaged ({error}); export or copy it again") from error
@@ -254,18 +253,18 @@ def _decode(
     """Decode the attributes in turn, in pieces; source opens an attribute's stream."""
     degree = min(layout.degree, MAX_DEGREE)
     axes = _axes(records, path)
-    arrays = allocate(layout.count, degree)
+    arrays = allocate(layout.total, degree)
 
     def read(attribute: int) -> Iterator[tuple[slice, np.ndarray]]:
         width = layout.widths[attribute]
         if not width:
             return
         stream = source(attribute)
-        for piece in pieces(layout.count):
+        for piece in pieces(layout.total):
             rows = piece.stop - piece.start
             content = stream.read(rows * width)
             if len(content) < rows * width:
-                raise UserError(f"{path} ends before its {layout.count} Gaussians; export or copy it again")
+                raise UserError(f"{path} ends before its {layout.total} Gaussians; export or copy it again")
             yield piece, np.frombuffer(content, "u1").reshape(rows, width)
 
     for piece, rows in read(0):

@@ -17,7 +17,7 @@ LARGEST = 40.0  # log scale; the covariance of a larger one overflows in float32
 class Account(NamedTuple):
     """Counts of Gaussians left out and changed, by reason, and their total number."""
 
-    count: int
+    total: int
     left_out: dict[str, int]
     changed: dict[str, int]
 
@@ -31,7 +31,7 @@ class Account(NamedTuple):
         parts = [f"{n} {what}" for what, n in self.changed.items() if n]
         if self.dropped:
             reasons = ", ".join(f"{n} {why}" for why, n in self.left_out.items() if n)
-            parts.insert(0, f"{self.dropped} of {self.count} Gaussians left out ({reasons})")
+            parts.insert(0, f"{self.dropped} of {self.total} Gaussians left out ({reasons})")
         return "; ".join(parts)
 
 

@@ -152,6 +152,7 @@ def draw_background(rgba: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Draw a plain color [3] (white, gray, black or any) that contrasts with images [V, S, S, 4]."""
     covered = max(float(rgba[..., 3].sum()), 1.0)
     mean = rgba[..., :3].sum((0, 1, 2), dtype=float) / covered
+    color = mean
     for _ in range(8):
         kind = rng.choice(4, p=[0.45, 0.2, 0.15, 0.2])
         color = rng.uniform(0, 1, 3) if kind == 3 else np.full(3, (1.0, 0.5, 0.0)[kind])

@@ -78,6 +78,7 @@ def parse_address(text: str, remote: bool = False) -> Address:
 def free_port(host: str, first: int) -> int:
     """Return the first free port from `first` on (0: any); raises UserError when there is none."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    port, reason = first, ""
     for port in range(first, min(first + PORTS, 2**16)):
         with socket.socket(family, socket.SOCK_STREAM) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

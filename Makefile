@@ -83,16 +83,12 @@ build/cuda-objects/%.o: csrc/%.cu $(filter %.h,$(CPP))
 # PYTHON must already hold a CUDA build of torch; WHEELS is a folder with whatever else it lacks. No index is asked.
 gpu-check: export PYTHONPATH := $(GPU_SITE):$(CURDIR)
 gpu-check: export SPLATDISTILL_CUDA := 1
-gpu-check:  ## on a GPU machine: build, run the GPU tests and benchmarks (WHEELS=folder)
+gpu-check:  ## on a GPU machine: build, then eight minutes of checks (WHEELS=folder)
 	$(PYTHON) -c 'import torch; assert torch.cuda.is_available(), "no CUDA device"; print(torch.cuda.get_device_name())'
 	if ls $(WHEELS)/*.whl >/dev/null 2>&1; then $(PYTHON) -m pip install --quiet --no-index --find-links $(WHEELS) \
 	  --no-deps --no-compile --upgrade --target $(GPU_SITE) $(WHEELS)/*.whl; fi
 	$(PYTHON) setup.py -q build_ext --inplace
-	$(PYTHON) -m pytest -q -m gpu
-	if command -v compute-sanitizer >/dev/null; then for tool in memcheck racecheck; do \
-	  compute-sanitizer --tool $$tool --error-exitcode 1 $(PYTHON) -m pytest -q -m gpu tests/test_ops_ddim.py || exit 1; \
-	  done; else echo "no compute-sanitizer: memcheck and racecheck were left out"; fi
-	for script in $$(grep -l -e '"--device"' benchmarks/*.py); do $(PYTHON) $$script --device cuda || exit 1; done
+	$(PYTHON) benchmarks/gpu_check.py
 
 clean:  ## remove what was built; the virtual environment and outputs/ stay
 	rm -rf build dist *.egg-info splatdistill/*.so $(STAMP)

@@ -12,9 +12,9 @@ from splatdistill.measure.machine import machine
 RESULTS = Path(__file__).parent / "results"
 
 
-def write_result(name: str, result: dict[str, Any]) -> None:
-    """Write benchmarks/results/<name>.json: the command, the machine, and what was measured."""
+def write_result(name: str, result: dict[str, Any], folder: Path = RESULTS) -> None:
+    """Write <name>.json in benchmarks/results: the command, the machine, and what was measured."""
     command = " ".join(["python", "benchmarks/" + Path(sys.argv[0]).name, *sys.argv[1:]])
     content = {"command": command, "machine": machine(), **result}
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{name}.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    folder.mkdir(exist_ok=True)
+    (folder / f"{name}.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

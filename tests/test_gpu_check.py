@@ -1,0 +1,26 @@
+"""The check of a GPU, in its dry form."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+QUICK = ["machine", "renderer", "variants", "unet"]
+
+
+@pytest.mark.parametrize(
+    "stages", [QUICK, pytest.param(["tests", "job", "waits", "speed", "sanitizers"], marks=pytest.mark.slow)]
+)
+def test_every_stage_runs_dry_and_is_written_down(tmp_path, stages):
+    command = [sys.executable, "benchmarks/gpu_check.py", "--dry", "--out", str(tmp_path), "--only", *stages]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    told = {name: json.loads((tmp_path / f"gpu-{name}.json").read_text()) for name in stages}
+    assert all(result["dry"] and "machine" in result for result in told.values())
+    if "renderer" in told:
+        assert max(told["renderer"]["relative_distance"].values()) == 0.0  # the same device twice
+    if "job" in told:
+        assert told["job"]["splat"]

@@ -1,5 +1,6 @@
 """The public names, and the library in ten lines as docs/LIBRARY.md has it."""
 
+import inspect
 import re
 import subprocess
 import sys
@@ -92,17 +93,20 @@ def test_from_gsplat_refuses_other_shapes(viewmats: Tensor, Ks: Tensor, match: s
         sd.Cameras.from_gsplat(viewmats, Ks, 8, 8)
 
 
-def scene_and_cameras() -> tuple[Any, Any]:
-    scene = init_blob(40, sh_degree=1, generator=torch.Generator().manual_seed(0))
-    cameras = turntable(2, 15.0, 3.0, 40.0, 24)
-    return list(activated(scene)), [cameras.viewmats, cameras.Ks]
+def inputs(size: int = 24) -> dict[str, Any]:
+    """Return arguments of both rasterizers, but for the colors, by name."""
+    scene = activated(init_blob(40, sh_degree=1, generator=torch.Generator().manual_seed(0)))
+    cameras = turntable(2, 15.0, 3.0, 40.0, size)
+    names = ("means", "quats", "scales", "opacities", "sh")
+    views = {"viewmats": cameras.viewmats, "Ks": cameras.Ks, "width": size, "height": size}
+    return dict(zip(names, scene, strict=True)) | views
 
 
 @pytest.mark.parametrize("mode", ["RGB", "D", "ED", "RGB+D", "RGB+ED"])
 def test_rasterize_has_gsplats_modes(mode: str) -> None:
-    splats, views = scene_and_cameras()
-    image, alpha, meta = sd.rasterize(*splats, *views, 24, 24, sh_degree=1, render_mode=mode)
-    rgb, alpha_, depth, _, _ = reference.rasterize(*splats, *views, 24, 24, None, 1)
+    given = inputs()
+    rgb, alpha_, depth, _, _ = reference.rasterize(**given, backgrounds=None, sh_degree=1)
+    image, alpha, meta = sd.rasterize(colors=given.pop("sh"), **given, sh_degree=1, render_mode=mode)
     parts = {"RGB": rgb, "ED": depth, "D": depth * alpha_}
     expected = torch.cat([parts[name] for name in mode.split("+")], dim=-1)
     torch.testing.assert_close(image, expected, atol=1e-4, rtol=1e-3)
@@ -111,27 +115,26 @@ def test_rasterize_has_gsplats_modes(mode: str) -> None:
 
 
 def test_rasterize_takes_plain_colors_as_gsplat_does() -> None:
-    splats, views = scene_and_cameras()
+    given, white = inputs(), torch.ones(2, 3)
     colors = torch.rand(40, 3, generator=torch.Generator().manual_seed(1))
-    image, _, _ = sd.rasterize(*splats[:4], colors, *views, 24, 24, backgrounds=torch.ones(2, 3))
-    sh = ((colors - 0.5) / 0.28209479177387814)[:, None]
-    expected, *_ = reference.rasterize(*splats[:4], sh, *views, 24, 24, torch.ones(2, 3), 0)
+    given["sh"] = ((colors - 0.5) / 0.28209479177387814)[:, None]
+    expected, *_ = reference.rasterize(**given, backgrounds=white, sh_degree=0)
+    del given["sh"]
+    image, _, _ = sd.rasterize(colors=colors, **given, backgrounds=white)
     torch.testing.assert_close(image, expected, atol=1e-4, rtol=1e-3)
 
 
 def test_rasterize_has_gsplats_argument_names() -> None:
-    import inspect
-
     theirs = inspect.signature(gsplat.rasterization).parameters
     ours = [name for name in inspect.signature(sd.rasterize).parameters if name != "options"]
     assert set(ours) <= set(theirs)
 
 
 @pytest.mark.parametrize("options", [{"render_mode": "N"}, {"rasterize_mode": "antialiased"}])
-def test_rasterize_says_what_the_cpu_does_not_have(options: dict[str, str]) -> None:
-    splats, views = scene_and_cameras()
+def test_rasterize_says_what_the_cpu_does_not_have(options: dict[str, Any]) -> None:
+    given = inputs(8)
     with pytest.raises(ValueError, match="on the CPU"):
-        sd.rasterize(*splats, *views, 8, 8, sh_degree=1, **options)
+        sd.rasterize(colors=given.pop("sh"), **given, sh_degree=1, **options)
 
 
 def test_the_state_of_a_guide_saves_and_loads() -> None:

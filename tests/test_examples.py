@@ -37,8 +37,8 @@ def test_cached_sdi_is_ddim(ran) -> None:
 
 def test_sds_varies_and_sdi_does_not(ran) -> None:
     names, _ = ran
-    assert names["variance"](names["METHODS"]["sds"], 500, draws=6) > 0.1
-    assert names["variance"](names["SDI"], 500, draws=6) < 1e-6
+    assert names["variance"](names["sds"], 500, draws=6) > 0.1
+    assert names["variance"](names["sdi"], 500, draws=6) < 1e-6
 
 
 def test_the_pages_text_and_code_are_what_the_reader_sees() -> None:

@@ -69,7 +69,7 @@ def test_a_finished_run_is_kept_unless_told_otherwise(teacher, capfd):
     before = Path("run/splat.ply").read_bytes()
     capfd.readouterr()
     assert "--overwrite" in mistake(capfd, *command(teacher, "--out", "run"))
-    assert "no diffusers pipeline" in mistake(capfd, *command("/absent", "--out", "run", "--overwrite"))
+    assert "there is no such folder" in mistake(capfd, *command("/absent", "--out", "run", "--overwrite"))
     assert Path("run/splat.ply").read_bytes() == before
     assert main(command(teacher, "--out", "run", "--overwrite", "--seed", "1")) == 0
     assert Path("run/splat.ply").read_bytes() != before

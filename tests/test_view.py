@@ -71,7 +71,8 @@ def test_a_file_that_lies_on_its_side_is_set_upright(tmp_path):
 )
 def test_a_mistake_is_one_line_and_status_2(tmp_path, monkeypatch, capfd, arguments, expected):
     monkeypatch.chdir(tmp_path)
-    Path("here.obj").touch()
+    for name in ("here.obj", "it.ply"):
+        Path(name).touch()
     assert main(arguments) == 2
     (line,) = capfd.readouterr().err.strip().splitlines()
     assert expected in line

@@ -132,8 +132,8 @@ def test_runs_of_one_method_are_parted_by_the_settings_in_which_they_differ() ->
     sds = resolve({"method": "sds"})
     names = group_names([plain, other, strong, sds])
     assert names[0] == names[1] != names[2] and names[3] == "embedded-multiview sds"
-    assert names[2].startswith("embedded sdi ") and names[2].endswith("=30.0")
-    assert group_names([plain, other]) == ["embedded sdi"] * 2
+    assert names[2].startswith("embedded-multiview sdi ") and names[2].endswith("=30.0")
+    assert group_names([plain, other]) == ["embedded-multiview sdi"] * 2
 
 
 @pytest.fixture(scope="module")

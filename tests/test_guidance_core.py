@@ -95,9 +95,12 @@ def test_cached_sdi_with_assigned_targets_is_the_ddim_sample(prediction_type):
     torch.testing.assert_close(found, sample(prior, cond, noise, steps), atol=2e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("set_alpha_to_one", [True, False])
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
-def test_sampling_agrees_with_diffusers_ddim(prediction_type):
+def test_sampling_agrees_with_diffusers_ddim(prediction_type, set_alpha_to_one):
+    """The last move ends at the scheduler's own clean end: 1, or alphas_cumprod[0]."""
     prior, x = toy(prediction_type), latents(2)
+    prior.clean_alpha_bar = 1.0 if set_alpha_to_one else prior.alphas_cumprod[0].item()
     cond = guided(prior, 2, 3.0)
     scheduler = DDIMScheduler(
         beta_start=0.00085,
@@ -105,7 +108,7 @@ def test_sampling_agrees_with_diffusers_ddim(prediction_type):
         beta_schedule="scaled_linear",
         prediction_type=prediction_type,
         clip_sample=False,
-        set_alpha_to_one=True,
+        set_alpha_to_one=set_alpha_to_one,
         timestep_spacing="trailing",
     )
     scheduler.set_timesteps(10)
@@ -148,27 +151,6 @@ def test_distillation_on_the_gpu_agrees_with_the_cpu(method):
         ]
     for cpu, cuda in zip(results["cpu"], results["cuda"], strict=True):
         torch.testing.assert_close(cuda, cpu, atol=1e-3, rtol=1e-4)
-
-
-def test_sampling_ends_at_the_schedulers_own_clean_end():
-    """`set_alpha_to_one: false`, as in Stable Diffusion's file: the last move ends at alphas_cumprod[0]."""
-    prior, x = toy(), latents(2)
-    prior.clean_alpha_bar = prior.alphas_cumprod[0].item()
-    cond = guided(prior, 2, 3.0)
-    scheduler = DDIMScheduler(
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        clip_sample=False,
-        set_alpha_to_one=False,
-        timestep_spacing="trailing",
-    )
-    scheduler.set_timesteps(10)
-    result = sample(prior, cond, x, 10)
-    for t in scheduler.timesteps:
-        null, text = prior.predict(x, t.repeat(2), cond)
-        x = scheduler.step(null + 3.0 * (text - null), int(t), x).prev_sample
-    torch.testing.assert_close(result, x, atol=1e-4, rtol=1e-4)
 
 
 def test_branches_without_a_scale_take_the_methods():

@@ -60,6 +60,8 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
         help="embedded-multiview (default), embedded (edits), embedded-image (pictures), sd21, sd15, "
         "or a folder in diffusers layout",
     )
+    added = "a LoRA of the teacher, .safetensors as of diffusers or kohya; may be given several times"
+    add("--lora", action="append", metavar="FILE[:SCALE]", help=added)
     add("--steps", type=int, help="optimization steps; default by preset")
     add("--seed", type=int, help="default 0")
     add("--device", help="cpu, cuda or cuda:N; default cuda where there is one")
@@ -71,9 +73,11 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
 
 
 def chosen(args: argparse.Namespace, *names: str) -> dict[str, Any]:
-    """Return the given options of these names, and the teacher, as settings."""
+    """Return the given options of these names, and the teacher with its LoRA files, as settings."""
     flags = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
-    return flags if args.prior is None else flags | {"prior": {"name": args.prior}}
+    teacher = {} if args.prior is None else {"name": args.prior}
+    teacher |= {} if args.lora is None else {"lora": args.lora, "lora_sha256": []}
+    return flags | {"prior": teacher} if teacher else flags
 
 
 def add_viewer(parser: argparse.ArgumentParser) -> None:

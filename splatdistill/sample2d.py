@@ -71,7 +71,7 @@ def start(args: argparse.Namespace) -> int:
     flags |= chosen(args, "prompt", "method", "steps", "seed")
     flags["edit"] = {"source_prompt": args.source_prompt or ""}
     if args.prior is None and not any(word.startswith("prior.name=") for word in args.overrides):
-        flags["prior"] = {"name": SINGLE}
+        flags["prior"] = {"name": SINGLE, **flags.get("prior", {})}
     config = resolve(flags, None, args.overrides)
     if config.method.edits and not args.source_prompt:
         raise UserError(f"method '{config.method.name}' edits: say what with --source-prompt 'a red car'")

@@ -35,7 +35,8 @@ if TYPE_CHECKING:
     from splatdistill.config.schema import Config
 
 # the options that say what a run is
-CHOICES = ("prompt", "image", "negative_prompt", "method", "prior", "seed", "seeds", "sweep", "out", "config")
+CHOICES = ("prompt", "image", "negative_prompt", "method", "prior", "lora", "seed", "seeds", "sweep")
+CHOICES += ("out", "config")
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -28,6 +28,7 @@ from splatdistill.config.presets import FOR_EDITS, FOR_PICTURES, named, presets_
 from splatdistill.config.schema import Config, PriorConfig
 from splatdistill.errors import UserError
 from splatdistill.guidance import Method, find_method
+from splatdistill.priors.lora import sealed
 
 ALIASES = {  # other names of a key, or of a whole group
     "guidance.scale": "method.guidance",
@@ -53,7 +54,8 @@ def resolve(flags: Mapping[str, Any], config_file: str | None = None, words: Ite
         words: `key.sub=value` each.
 
     Raises:
-        UserError: an unknown key, method or preset; a value of the wrong type or out of its range.
+        UserError: an unknown key, method or preset; a value of the wrong type or out of its range; a LoRA
+            file that cannot be read.
     """
     layers: list[Layer] = []
     if config_file:
@@ -71,7 +73,18 @@ def resolve(flags: Mapping[str, Any], config_file: str | None = None, words: Ite
     config = Config(method=_method(name, layers), prior=PriorConfig(name=prior))
     for source, values in layers:
         config = merge(config, values, source)
-    return config
+    return with_digests(config)
+
+
+def with_digests(config: Config) -> Config:
+    """Return the configuration with its LoRA files by absolute paths, and their digests.
+
+    Raises UserError for a file that is missing, is no safetensors, or has another digest than is configured.
+    """
+    files, digests = sealed(config.prior.lora, config.prior.lora_sha256)
+    return dataclasses.replace(
+        config, prior=dataclasses.replace(config.prior, lora=files, lora_sha256=digests)
+    )
 
 
 def load(path: Path) -> Config:

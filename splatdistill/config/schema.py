@@ -30,6 +30,8 @@ class PriorConfig:
 
     name: str = "embedded-multiview"  # or embedded, embedded-image, sd21, sd15, a diffusers folder
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # bfloat16 on CPU, float16 on CUDA
+    lora: tuple[str, ...] = ()  # safetensors files, FILE or FILE:SCALE, added to its networks
+    lora_sha256: tuple[str, ...] = ()  # of these files, filled in when a run is configured
 
 
 @dataclass(frozen=True)

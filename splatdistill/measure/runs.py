@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from splatdistill.config.load import load, plain
-from splatdistill.config.schema import Config
+from splatdistill.config.schema import Config, PriorConfig
 from splatdistill.errors import UserError
 from splatdistill.folder import CONFIG, RESULT
 from splatdistill.formats.ply import read_ply
@@ -297,18 +297,18 @@ def evaluate(
     others = distractors() if others is None else others
     groups: dict[str, dict[str, Any]] = {}
     gathered: dict[str, dict[str, list[Any]]] = {}
-    teachers: dict[str, Prior] = {}
+    teachers: dict[PriorConfig, Prior] = {}
     samples: dict[tuple[Any, ...], Tensor] = {}
     names = group_names([load(run / CONFIG) for run in runs])
     for run, name in zip(runs, names, strict=True):
         seen, drawn = render_run(run, scorer.size), None
         config = seen.config
         if compare and not config.image.path:
-            if config.prior.name not in teachers:
-                teachers[config.prior.name] = load_prior(config.prior.name)
-            key = (config.prior.name, config.prompt, config.negative_prompt, config.method.guidance)
+            if config.prior not in teachers:
+                teachers[config.prior] = load_prior(config.prior.name, lora=config.prior.lora)
+            key = (config.prior, config.prompt, config.negative_prompt, config.method.guidance)
             if key not in samples:
-                samples[key] = teacher_samples(teachers[config.prior.name], config)
+                samples[key] = teacher_samples(teachers[config.prior], config)
             drawn = samples[key]
         groups.setdefault(name, {"rows": []})["rows"].append(measure(seen, scorer, others, drawn, known))
         bag = gathered.setdefault(name, {"mean": [], "prompt": [], "all": [], "drawn": []})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Protocol, Self
+from typing import TYPE_CHECKING, ClassVar, Protocol, Self
 
 import torch
 import torch.nn.functional as F
@@ -115,6 +115,7 @@ class Prior(Protocol):
     needs_picture: whether it reads a picture in place of a text; then `condition_on` comes before the rest.
     family: the presets that suit it.
     needs_cameras: whether `with_cameras` must be called.
+    takes_lora: whether `load` merges the LoRA files of its folder.
     vocabulary: the only words that it knows; None for any.
     """
 
@@ -130,6 +131,7 @@ class Prior(Protocol):
     view_words: bool = True
     needs_cameras: bool = False
     needs_picture: bool = False
+    takes_lora: ClassVar[bool] = False
     family: str = "sd"
     vocabulary: frozenset[str] | None = None
 

@@ -14,12 +14,14 @@ from typing import Any
 class Folder:
     """A teacher's folder, as its JSON files describe it.
 
-    name: what the user called it; root: the pipeline's folder; place: the subfolder of its denoiser.
+    name: what the user called it; root: the pipeline's folder; place: the subfolder of its denoiser; lora:
+    files to merge into its networks, FILE or FILE:SCALE each.
     """
 
     name: str
     root: Path
     place: str = "unet"
+    lora: tuple[str, ...] = ()
 
     def json(self, path: str) -> dict[str, Any]:
         """Return the object in a JSON file of the pipeline; an empty one where there is none."""

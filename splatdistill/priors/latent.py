@@ -19,6 +19,7 @@ from splatdistill.ops import upload
 from splatdistill.priors.base import Adaptable, Conditioning, Prior, cut_to_fit, run_branches
 from splatdistill.priors.folders import Folder, number
 from splatdistill.priors.graphs import Graphed
+from splatdistill.priors.lora import LoraFile, merge
 from splatdistill.priors.networks import (
     load_beside,
     load_network,
@@ -72,6 +73,8 @@ def reads_text_alone(config: dict[str, Any]) -> bool:
 class LatentPrior(Prior):
     """A latent diffusion model with a UNet that reads a text; see `load`."""
 
+    takes_lora = True
+
     @classmethod
     def reads(cls, folder: Folder) -> bool:
         """Return whether the denoiser is a UNet conditioned on text only."""
@@ -119,9 +122,12 @@ class LatentPrior(Prior):
         scheduler = load_scheduler(folder.root)  # small parts first
         check_parts(folder)
         with quiet():
-            unet = cls._load_unet(folder, dtype).to(device)
+            unet = cls._load_unet(folder, torch.float32 if folder.lora else dtype).to(device)
             vae = load_network(folder.root, "vae", vae_dtype(dtype, device)).to(device)
-            return cls(folder.name, unet, vae, scheduler=scheduler, **cls._load_reader(folder, device))
+            reader = cls._load_reader(folder, device)
+            for file in folder.lora:  # merged in float32: in fewer bits small changes would vanish
+                merge(LoraFile.parse(file), unet, reader.get("text_encoder"), folder.name)
+            return cls(folder.name, unet.to(dtype), vae, scheduler=scheduler, **reader)
 
     @classmethod
     def _load_unet(cls, folder: Folder, dtype: torch.dtype) -> Any:

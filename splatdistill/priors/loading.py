@@ -6,8 +6,9 @@ Light to import: the kind of a folder is known from its JSON files, before torch
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,7 +45,10 @@ CLIP_PATTERNS = ("*.json", "merges.txt", "model.safetensors")
 
 
 def load_prior(
-    name: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
+    name: str | Path,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+    lora: Sequence[str] = (),
 ) -> Prior:
     """Load a frozen teacher.
 
@@ -53,16 +57,19 @@ def load_prior(
             layout, one of the denoisers beside its unet/, or the name of an installed entry point.
         device: where its networks run.
         dtype: of its networks; None for what the prior finds best on the device.
+        lora: files in safetensors whose changes are added to its networks, FILE or FILE:SCALE each.
 
     Returns:
         The prior, of the class that reads the folder.
 
     Raises:
-        UserError: a folder that is missing, corrupt, pickled or of a kind that no prior reads, or a failed
-            download; one line.
+        UserError: a folder that is missing, corrupt, pickled or of a kind that no prior reads, a LoRA that is
+            not made for it, or a failed download; one line.
     """
-    folder = locate(str(name))
+    folder = replace(locate(str(name)), lora=tuple(lora))
     reader = reader_of(folder)
+    if folder.lora and not reader.takes_lora:
+        raise UserError(f"prior '{name}' takes no LoRA; leave out --lora, or give another --prior")
     with user_errors(f"prior '{name}'", folder.root):
         return reader.load(folder, device, dtype)
 

@@ -120,8 +120,10 @@ def word_list() -> str:
     return "\n".join(f"{kind}: {', '.join(values)}" for kind, values in lines.items())
 
 
-def check_prompt(text: str, allow_unknown: bool = False) -> list[str]:
+def check_prompt(text: str, allow_unknown: bool = False, taught: frozenset[str] = frozenset()) -> list[str]:
     """Check a prompt for words that the teacher never saw, and for more words than it reads.
+
+    taught: further words that it knows, in lower case.
 
     Returns:
         One warning line if there are unknown words and they are allowed, else an empty list.
@@ -135,7 +137,7 @@ def check_prompt(text: str, allow_unknown: bool = False) -> list[str]:
             f"the prompt has {length} words and signs; the shipped teacher reads at most "
             f"{MAX_PROMPT_TOKENS}: shorten it, or use --prior sd21"
         )
-    known = vocabulary()
+    known = vocabulary() | taught
     unknown = sorted({word for word in words(text) if word not in known})
     if not unknown:
         return []

@@ -28,7 +28,7 @@ LETTERS = 60  # largest length of a prompt in a folder name
 def check_words(config: Config, allow_unknown: bool) -> list[str]:
     """Return warnings about the prompts of a run.
 
-    Raises UserError for an empty text, and for a word that the shipped teacher never saw.
+    Raises UserError for an empty text, and for a word that neither the shipped teacher nor its LoRA saw.
     """
     from splatdistill.config.presets import is_embedded
 
@@ -38,8 +38,10 @@ def check_words(config: Config, allow_unknown: bool) -> list[str]:
     if not is_embedded(config.prior.name):
         return []
     from splatdistill.priors import words as grammar
+    from splatdistill.priors.lora import taught_words
 
-    return [warning for text in texts for warning in grammar.check_prompt(text, allow_unknown)]
+    taught = taught_words(config.prior.lora)
+    return [warning for text in texts for warning in grammar.check_prompt(text, allow_unknown, taught)]
 
 
 def pick_device(name: str | None) -> torch.device:
@@ -72,13 +74,13 @@ def check_kernels(device: torch.device) -> list[str]:
 
 
 def teacher_of(config: Config, device: torch.device) -> Prior:
-    """Load the teacher of a configuration, in the configured precision."""
+    """Load the teacher of a configuration, with its LoRA files, in the configured precision."""
     import torch
 
     from splatdistill.priors import load_prior
 
     dtype = None if config.prior.dtype == "auto" else getattr(torch, config.prior.dtype)
-    return load_prior(config.prior.name, device, dtype)
+    return load_prior(config.prior.name, device, dtype, config.prior.lora)
 
 
 def fit_teacher(config: Config, prior: Prior, picture: Reference | None) -> Prior:

@@ -104,7 +104,9 @@ def make_run(
         UserError: the configuration, the folder, the teacher or a checkpoint cannot be used.
         Diverged: the run came to nothing.
     """
-    out = Path(out)
+    from splatdistill.config.load import with_digests
+
+    out, config = Path(out), with_digests(config)
     warnings = check_words(config, allow_unknown)
     check_folder(out, overwrite=overwrite, resume=resume)
     with claimed(out):

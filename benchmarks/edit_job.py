@@ -60,19 +60,19 @@ def scene(index: int, things: tuple[str, ...], colors: tuple[str, ...], cameras:
     return torch.from_numpy(drawn).permute(0, 3, 1, 2) / 255
 
 
-def photographed(index: int, things: tuple[str, ...], colors: tuple[str, ...], steps: int) -> ParameterDict:
-    """Return a splat of SH degree 3 fitted to 60 renders of a scene, against random backgrounds."""
-    generator = torch.Generator().manual_seed(index)
-    cameras = orbit(
-        [360.0 / 20 * k for k in range(60)],
-        [-10.0 + 30.0 * (k // 20) for k in range(60)],
-        3.0,
-        40.0,
-        SIZE,
-        SIZE,
-    )
-    truth = scene(index, things, colors, cameras).permute(0, 2, 3, 1)  # [V, S, S, 4]
-    gaussians = init_blob(6_000, 0.6, sh_degree=3, generator=generator)
+def photographs() -> Cameras:
+    """Return the 60 views that a splat is fitted to."""
+    elevations = [-10.0 + 30.0 * (k // 20) for k in range(60)]
+    return orbit([360.0 / 20 * k for k in range(60)], elevations, 3.0, 40.0, SIZE, SIZE)
+
+
+def photographed(
+    index: int, drawn: Tensor, steps: int, count: int = 6_000, sh_degree: int = 3
+) -> ParameterDict:
+    """Return a splat fitted to the `photographs` of a scene, RGBA [V, 4, S, S], on random backgrounds."""
+    generator, cameras = torch.Generator().manual_seed(index), photographs()
+    truth = drawn.permute(0, 2, 3, 1)  # [V, S, S, 4]
+    gaussians = init_blob(count, 0.6, sh_degree=sh_degree, generator=generator)
     groups = [{"params": [gaussians[name]], "lr": rate} for name, rate in RATES.items()]
     optimizer = torch.optim.Adam(groups, eps=1e-15)
     for step in range(steps):
@@ -131,7 +131,8 @@ def main() -> None:
         changes = ((truth[0] - truth[1]).abs().amax(1, keepdim=True) > 0.03).float()
         outside = (F.max_pool2d(changes, 5, 1, 2) < 0.5).expand_as(truth[0])
         far, scale = (3.0, -2.0, 1.0), 5.0
-        foreign = moved(photographed(index, things, colors, options.fit_steps), far, scale)
+        seen = scene(index, things, colors, photographs())
+        foreign = moved(photographed(index, seen, options.fit_steps), far, scale)
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "foreign.ply"
             write_foreign(path, foreign)

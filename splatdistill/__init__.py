@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         SDS,
         SJC,
         VSD,
+        DreamCatalyst,
         DSDPublished,
         Guide,
         GuideResult,
@@ -48,7 +49,7 @@ if TYPE_CHECKING:
 
 _GUIDANCE = (
     "CLIP", "CSD", "DDS", "DSD", "ISM", "METHODS", "NFSD", "PDS", "SDI", "SDS", "SJC", "VSD",
-    "DSDPublished", "Guide", "GuideResult", "Inversion", "Method", "SDIPublished",
+    "DSDPublished", "DreamCatalyst", "Guide", "GuideResult", "Inversion", "Method", "SDIPublished",
     "SDIPublishedPerpNeg", "Timesteps", "distill", "sample",
 )  # fmt: skip
 _HOMES = dict.fromkeys(_GUIDANCE, "guidance") | {
@@ -68,8 +69,8 @@ _HOMES = dict.fromkeys(_GUIDANCE, "guidance") | {
 
 __all__ = [
     "CLIP", "CSD", "DDS", "DSD", "ISM", "METHODS", "NFSD", "PDS", "SDI", "SDS", "SJC", "VSD", "Cameras",
-    "Config", "DSDPublished", "Gaussians", "Guide", "GuideResult", "Inversion", "Method", "RunResult",
-    "SDIPublished", "SDIPublishedPerpNeg", "Timesteps", "UserError", "__version__", "distill",
+    "Config", "DSDPublished", "DreamCatalyst", "Gaussians", "Guide", "GuideResult", "Inversion", "Method",
+    "RunResult", "SDIPublished", "SDIPublishedPerpNeg", "Timesteps", "UserError", "__version__", "distill",
     "load_prior", "make_run", "rasterize", "read_splat", "render", "resolve", "sample", "write_splat",
 ]  # fmt: skip
 

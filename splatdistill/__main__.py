@@ -11,7 +11,8 @@ from splatdistill import __version__
 
 VERBS = {
     "train": "a text or a picture becomes a splat",
-    "edit": "change what a splat shows",
+    "refine": "make a splat better without making another",
+    "edit": "change what a splat shows, or a part of it",
     "view": "look at a splat, or at a finished run, in the browser",
     "export": "a splat in another format, or as a mesh",
     "report": "make the pictures and the page of a finished run anew",

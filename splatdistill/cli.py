@@ -80,6 +80,38 @@ def chosen(args: argparse.Namespace, *names: str) -> dict[str, Any]:
     return flags | {"prior": teacher} if teacher else flags
 
 
+PROGRAMS = "triposplat, trellis, sam3d, sharp, inria, supersplat"
+
+
+def add_start(parser: argparse.ArgumentParser, *, required: bool) -> None:
+    """Add the options of a run that starts from a splat, and changes all of it or a part."""
+    add = parser.add_argument
+    kinds = "a splat file, a point cloud, a mesh, or the folder of a finished run"
+    add("--splat", required=required, metavar="FILE|RUN", help=kinds)
+    add_axes(parser)
+    shapes = "box:x0,y0,z0,x1,y1,z1, sphere:x,y,z,radius, a .npy of indices, or words such as 'the hat'"
+    add("--mask", metavar="MASK", help=f"change only what is in it: {shapes}")
+    add("--preview-mask", type=Path, metavar="FILE", help="write a picture of what --mask covers, and stop")
+
+
+def add_axes(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say which way a file's axes go."""
+    parser.add_argument("--from-up", choices=("y", "z", "-y"), help="the axis that is up in FILE")
+    helped = f"sets FILE upright, its front toward +X: {PROGRAMS}"
+    parser.add_argument("--from", dest="program", metavar="PROGRAM", help=helped)
+
+
+def preview_mask(config: Config, args: argparse.Namespace) -> int:
+    """Write the picture that --preview-mask asks for; return the exit status."""
+    from splatdistill.training.run import mask_picture
+
+    if not config.edit.mask:
+        raise UserError("--preview-mask shows what --mask covers; give --mask too")
+    count, whole = mask_picture(config, args.preview_mask, args.device)
+    note(f"{args.preview_mask}: --mask covers {count} of {whole} Gaussians, in red; run without to change it")
+    return 0
+
+
 def add_viewer(parser: argparse.ArgumentParser) -> None:
     """Add the options of a run that can be viewed."""
     parser.add_argument(

@@ -1,6 +1,7 @@
-"""`python -m splatdistill.edit`: change a splat by the difference of two prompts.
+"""`python -m splatdistill.edit`: change a splat, or a part of it, by the difference of two prompts.
 
-A run like any other, initialized from the splat instead of a blob, by a method that compares with it.
+A run like any other, initialized from the splat instead of a blob, by a method that compares with it, or,
+within a mask, by one that makes something new.
 """
 
 from __future__ import annotations
@@ -14,35 +15,40 @@ from splatdistill.cli import (
     Parser,
     add_logging,
     add_settings,
+    add_start,
     add_viewer,
     chosen,
     exit_status,
     folder,
+    join_values,
     make,
     note,
+    preview_mask,
     status_of,
 )
 from splatdistill.errors import UserError
 from splatdistill.training.inputs import edit_settings, name_of
 
-METHODS = ("pds", "dds", "sds")
+COMPARING = ("pds", "dds", "dreamcatalyst")  # methods that read what the splat shows
+METHODS = (*COMPARING, "sds", "sdi")
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Return the command line as a namespace; flags that were not given are None or False."""
     parser = Parser(prog="python -m splatdistill.edit", description="Edit a splat.", allow_abbrev=False)
     add = parser.add_argument
-    add("--splat", required=True, metavar="FILE|RUN", help="a splat file, or the folder of a finished run")
+    add_start(parser, required=True)
     add("--source-prompt", help="what it shows; default the run's own prompt")
     add("--target-prompt", required=True, help="what it should show")
-    add("--method", choices=METHODS, default="pds", help="default pds")
+    add("--method", choices=METHODS, help="default pds; within a mask sdi, which makes what was not there")
     add("--out", type=folder, metavar="DIR", help="default outputs/<target prompt>-edit-<seed>")
     add("--config", metavar="YAML", help="settings on top of the presets")
     add_viewer(parser)
     add_logging(parser)
     add("--overwrite", action="store_true", help="replace the run in the output folder")
     add_settings(parser)
-    return parser.parse_intermixed_args(arguments)
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    return parser.parse_intermixed_args(join_values(words))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -56,11 +62,25 @@ def start(args: argparse.Namespace) -> int:
     """Read the splat and its prompt, and run; return the exit status."""
     if not args.target_prompt.strip():
         raise UserError("the target prompt is empty; say what it should show: --target-prompt 'a red car'")
-    edit = edit_settings(Path(args.splat), args.source_prompt, note)
+    method = args.method or ("sdi" if args.mask else "pds")
+    if method == "sdi" and not args.mask:
+        raise UserError("--method sdi makes the whole splat anew: give --mask, or use splatdistill.refine")
+    edit = edit_settings(
+        Path(args.splat),
+        args.source_prompt,
+        note,
+        program=args.program,
+        up=args.from_up,
+        mask=args.mask,
+        prompted=method in COMPARING,
+    )
     from splatdistill.config.load import resolve
 
-    flags = {"prompt": args.target_prompt, "method": args.method, "edit": edit}
-    config = resolve(flags | chosen(args, "steps", "seed"), args.config, args.overrides)
+    flags = {"prompt": args.target_prompt, "method": method, "edit": edit}
+    task = "edit-part" if args.mask else "edit"
+    config = resolve(flags | chosen(args, "steps", "seed"), args.config, args.overrides, task)
+    if args.preview_mask is not None:
+        return preview_mask(config, args)
     if config.edit.scale != 1.0:
         scale = f"{config.edit.scale:.3g} times its size"
         note(f"{config.edit.splat} is edited in the unit sphere, {scale}, and goes back afterwards")

@@ -22,7 +22,9 @@ FILM = "turntable.mp4"  # where there is an ffmpeg
 FILMSTRIP = "filmstrip.png"
 REPORT = "report.html"
 REFERENCE = "reference.png"  # the reference picture
+CAPTURES = "captures.npz"  # the reference pictures with cameras
 SOURCE = "source.ply"  # the splat that the run edits
+MASK = "mask.npy"  # the indices of the Gaussians that the run may change, where they had to be found
 COMPARED = "before_after.png"  # of an edit
 LOG = "log.txt"  # output of a run of a suite
 SEEDS = "seeds.png"  # in the folder that holds the runs of several seeds
@@ -42,7 +44,9 @@ OUTPUTS = (
     CONFIG,
     CHECKPOINTS,
     REFERENCE,
+    CAPTURES,
     SOURCE,
+    MASK,
     COMPARED,
 )
 

@@ -15,12 +15,14 @@ from typing import TYPE_CHECKING
 
 from splatdistill.cli import (
     Parser,
+    add_axes,
     add_logging,
     add_settings,
     add_viewer,
     chosen,
     exit_status,
     folder,
+    join_values,
     make,
     note,
     numbers,
@@ -29,14 +31,14 @@ from splatdistill.cli import (
 from splatdistill.console import say
 from splatdistill.errors import Diverged, UserError
 from splatdistill.folder import CONFIG, RESULT, SEEDS, SWEEP
-from splatdistill.training.inputs import name_of
+from splatdistill.training.inputs import edit_settings, name_of
 
 if TYPE_CHECKING:
     from splatdistill.config.schema import Config
 
 # the options that say what a run is
-CHOICES = ("prompt", "image", "negative_prompt", "method", "prior", "lora", "seed", "seeds", "sweep")
-CHOICES += ("out", "config")
+CHOICES = ("prompt", "image", "init", "negative_prompt", "method", "prior", "lora", "seed", "seeds")
+CHOICES += ("sweep", "out", "config")
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -47,6 +49,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--prompt", help="what to make: 'a red mushroom'")
     add("--image", metavar="FILE", help="a picture of one thing, transparent or on a plain background")
+    add("--init", metavar="FILE", help="start from a splat, a point cloud (.ply) or a mesh (.glb, .obj)")
+    add_axes(parser)
     add("--negative-prompt", help="what to steer away from")
     add("--method", help="sdi (default), sds, dsd, csd, ... : docs/METHODS.md")
     add("--seeds", metavar="0-7", help="a run for each, in DIR/SEED, and DIR/seeds.png; goes on where it was")
@@ -63,7 +67,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--overwrite", action="store_true", help="replace the run in the output folder")
     add("--list-words", action="store_true", help="print the words that the embedded teacher knows, and exit")
     add_settings(parser)
-    return parser.parse_intermixed_args(arguments)
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    return parser.parse_intermixed_args(join_values(words))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -169,7 +174,12 @@ def configure(args: argparse.Namespace, seed: int | None = None, words: Sequence
         flags["seed"] = seed
     if args.image is not None:
         flags["image"] = {"path": args.image}
-    config = resolve(flags, args.config, [*args.overrides, *words])
+    if args.init is not None:
+        axes = {"program": args.program, "up": args.from_up}
+        flags["edit"] = edit_settings(Path(args.init), "", note, **axes, prompted=False)
+    elif args.program or args.from_up:
+        raise UserError("--from and --from-up say what is up in the file of --init; give that too")
+    config = resolve(flags, args.config, [*args.overrides, *words], "init" if args.init else "")
     if not config.prompt.strip() and not config.image.path:
         raise UserError("there is no prompt; say what to make, such as --prompt 'a red mushroom'")
     return config

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -22,7 +23,7 @@ def words(teacher: str, *more: str) -> list[str]:
     return ["--splat", "in.ply", *prompts, "--prior", teacher, *TINY, *more]
 
 
-@pytest.mark.parametrize("method", ["pds", "dds", "sds"])
+@pytest.mark.parametrize("method", ["pds", "dds", "dreamcatalyst", "sds"])
 def test_a_file_of_degree_three_is_edited(teacher, method):
     write_ply("in.ply", init_blob(40, sh_degree=3))
     before = Path("in.ply").read_bytes()
@@ -54,7 +55,10 @@ def test_mistakes_are_one_line(teacher, capfd):
         (["--splat", "in.ply", "--target-prompt", "a red mushroom", "--prior", teacher], "--source-prompt"),
         ([*words(teacher), "--splat", "broken.ply"], "broken.ply"),
         ([*words(teacher), "--splat", "none.ply"], "none.ply"),
-        ([*words(teacher), "--method", "sdi"], "invalid choice"),
+        ([*words(teacher), "--method", "csd"], "invalid choice"),
+        ([*words(teacher), "--method", "sdi"], "--mask"),
+        (words(teacher, "--mask", "box:1,2"), "x0,y0,z0"),
+        (words(teacher, "--mask", "none.npy"), "none.npy"),
         (["--splat", "in.ply"], "--target-prompt"),
     ]
     for given, said in cases:
@@ -114,3 +118,81 @@ def test_what_no_renderer_shows_is_left_out_of_an_edited_splat(teacher):
     write_ply("in.ply", scene)
     assert edit.main(words(teacher, "--out", "run")) == 0
     assert len(read_ply("run/splat.ply")[0]["means"]) == 40
+
+
+def rows_of(path: str) -> np.ndarray:
+    """Return the vertices of a .ply as bytes, one row each."""
+    content = Path(path).read_bytes()
+    table = content[content.index(b"end_header\n") + len(b"end_header\n") :]
+    return np.frombuffer(table, f"V{4 * (17 + 45)}")
+
+
+@pytest.mark.parametrize("method", ["sdi", "sds", "pds", "dreamcatalyst"])
+@pytest.mark.parametrize("mask", ["box:305,-50,-30,340,10,40", "chosen.npy"])
+def test_what_is_outside_a_mask_keeps_every_byte(teacher, method, mask):
+    generator = torch.Generator().manual_seed(0)
+    scene = init_blob(60, sh_degree=3, opacity=0.5, generator=generator)
+    with torch.no_grad():
+        scene["shN"].normal_(0.0, 0.2, generator=generator)
+        scene["opacities"][:20] = -7.0  # what no renderer shows stays too
+    write_ply("in.ply", moved(moved(scene, (0.0, 0.0, 0.0), 40.0), (300.0, -20.0, 7.0), 1.0))
+    x = read_ply("in.ply")[0]["means"].detach()[:, 0]
+    inside = (x >= 305).numpy()
+    np.save("chosen.npy", inside.nonzero()[0])
+    dense = ["densification.kind=default", "densification.start=1", "densification.every=1"]
+    more = ["--mask", mask, "--method", method, *dense, "densification.grow_grad2d=0", "edit.seeds=7"]
+    assert edit.main(words(teacher, *more, "--out", "run")) == 0
+    before, after = rows_of("in.ply"), rows_of("run/splat.ply")
+    kept = np.isin(after, before)
+    assert (after[kept] == before[~inside]).all() and len(after) > len(before)
+    born = read_ply("run/splat.ply")[0]["means"].detach()[torch.from_numpy(~kept)]
+    low, high = born.amin(0), born.amax(0)
+    assert low[0] >= 305 - 5 and high[2] <= 50
+
+
+def test_a_part_grows_where_there_was_nothing(teacher):
+    write_ply("in.ply", init_blob(40, radius=0.3))
+    more = ["--mask", "sphere:0,0,0.6,0.2", "edit.seeds=30", "gaussians.final_opacity=0"]
+    assert edit.main(words(teacher, *more, "--out", "run")) == 0
+    after = read_ply("run/splat.ply")[0]["means"].detach()
+    assert len(after) >= 70 and ((after - torch.tensor([0, 0, 0.6])).norm(dim=1) < 0.201).sum() >= 30
+
+
+def test_an_edit_with_a_mask_resumes_exactly_without_its_files(teacher, monkeypatch):
+    write_ply("in.ply", init_blob(40))
+    np.save("chosen.npy", np.arange(10))
+    change = words(teacher, "--mask", "chosen.npy", "edit.seeds=5")
+    assert edit.main([*change, "--out", "whole"]) == 0
+    with monkeypatch.context() as patch:
+        stop_after(patch, 2)
+        assert edit.main([*change, "--out", "stopped"]) == 130
+    Path("chosen.npy").unlink()
+    Path("in.ply").unlink()
+    assert train.main(["--resume", "stopped"]) == 0
+    assert Path("stopped/splat.ply").read_bytes() == Path("whole/splat.ply").read_bytes()
+
+
+def test_a_mask_of_words_is_shown_before_it_is_used(teacher, capfd):
+    write_ply("in.ply", init_blob(200, opacity=0.5))
+    assert edit.main(words(teacher, "--mask", "the dog", "--preview-mask", "mask.png")) == 0
+    assert "of 200 Gaussians" in capfd.readouterr().err and not Path("outputs").exists()
+    pixels = np.asarray(Image.open("mask.png")).astype(int)
+    above, below = pixels[:16], pixels[16:]
+    assert pixels.shape == (32, 64, 3)
+    redder = (below[..., 0] - below[..., 2]) - (above[..., 0] - above[..., 2])
+    assert redder.max() > 30 and redder.min() >= -2
+    assert edit.main(words(teacher, "--mask", "the dog", "--out", "run")) == 0
+    assert 0 < len(np.load("run/mask.npy")) < 200
+
+
+def test_a_foreign_splat_is_set_upright(teacher):
+    write_ply("in.ply", init_blob(60, opacity=0.5))
+    same = ["--source-prompt", "a red dog", "--target-prompt", "a red dog", "--method", "dds"]
+    begin = ["--splat", "in.ply", *same, "--prior", teacher, *TINY]
+    assert edit.main([*begin, "--from", "trellis", "--out", "named"]) == 0
+    assert edit.main([*begin, "--from-up", "-y", "--out", "up"]) == 0
+    y = read_ply("in.ply")[0]["means"].detach()[:, 1]
+    for run in ("named", "up"):
+        torch.testing.assert_close(
+            read_ply(f"{run}/splat.ply")[0]["means"].detach()[:, 2], -y, atol=1e-4, rtol=0
+        )

@@ -2,6 +2,7 @@
 
 # pyright: reportArgumentType=false
 
+import math
 from itertools import pairwise
 
 import pytest
@@ -155,6 +156,21 @@ def test_pds_pulls_toward_the_source_only_by_its_mismatch_of_steps() -> None:
     torch.testing.assert_close(consistent, below.sqrt())
 
 
+@pytest.mark.parametrize("prediction_type", PREDICTIONS)
+def test_dreamcatalyst_weighs_the_difference_and_the_pull_by_the_level(prediction_type: str) -> None:
+    """(.2 + .8 tau^(1/e)) (e_tgt - e_src) + .075 exp(tau) (z - zsrc), one noise for both, tau = t / T."""
+    prior, z, origin, eps = toy(prediction_type), latents(0), latents(1), drawn()
+    tau = at(T) / 1000
+    difference = guided(prior, noised(z, T, eps), T, 7.5) - guided(
+        prior, noised(origin, T, eps), T, 7.5, "source"
+    )
+    expected = (0.2 + 0.8 * tau ** (1 / math.e)) * difference + 0.075 * tau.exp() * (z - origin)
+    source = Source(origin, branches(prior, 7.5, "source"))
+    close(gradient("dreamcatalyst", prior, z, 7.5, source=source), expected)
+    levels = [METHODS["dreamcatalyst"]().timesteps.range(step)[1] for step in (0.0, 0.5, 1.0)]
+    assert levels == sorted(levels, reverse=True)
+
+
 def test_editing_methods_say_what_they_lack() -> None:
     prior = toy()
     with pytest.raises(ValueError, match="source"):
@@ -247,6 +263,7 @@ def test_all_methods_have_the_published_defaults() -> None:
         "dsd": 7.5,
         "dds": 7.5,
         "pds": 100.0,
+        "dreamcatalyst": 7.5,
         "csd": 1.0,
         "nfsd": 7.5,
         "ism": 7.5,

@@ -9,7 +9,8 @@ from splatdistill.scene.densification import (
     MAX_COPIES,
     DensificationConfig,
     Densifier,
-    final_prune,
+    keep_mask,
+    lonely_mask,
     relocation,
 )
 
@@ -240,6 +241,10 @@ def test_mcmc_noise_moves_transparent_gaussians_along_their_shape():
     assert moved[:250, 0].mean() > 20 * moved[:250, 1].mean() > 0
 
 
+def pruned_of(scene):
+    return G.select(scene, keep_mask(scene, 0.15, 0.5, 0.02))
+
+
 def test_final_prune_drops_haze_fog_floaters_and_non_finite():
     scene = G.init_blob(300, 0.4, scale=0.05, opacity=0.8, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
@@ -249,17 +254,65 @@ def test_final_prune_drops_haze_fog_floaters_and_non_finite():
         scene["means"][3:6] = torch.tensor([0.8, 0.0, 0.5])  # a floater of three
         scene["means"][6] = torch.tensor([1e9, 0.0, 0.0])
         scene["means"][200:, 2] += 1.0  # a second part, apart but large
-    pruned = final_prune(scene, 0.15, 0.5)
+    pruned = pruned_of(scene)
     assert torch.equal(pruned["means"], scene["means"][7:])
 
 
 def test_final_prune_of_a_failed_run_is_not_empty():
     scene = G.init_blob(20, opacity=0.05, generator=torch.Generator().manual_seed(0))
-    assert len(final_prune(scene, 0.15, 0.5)["means"]) == 20
-    lone = final_prune(G.init_blob(1, opacity=0.9), 0.15, 0.5)
+    assert len(pruned_of(scene)["means"]) == 20
+    lone = pruned_of(G.init_blob(1, opacity=0.9))
     assert len(lone["means"]) == 1
 
 
 def test_impossible_settings_are_user_errors():
     with pytest.raises(UserError, match="every"):
         DensificationConfig(every=0)
+
+
+@pytest.mark.parametrize("kind", ["default", "mcmc"])
+def test_what_may_not_change_is_left_alone_and_offspring_know_their_ancestor(kind):
+    scene, optimizers, _ = setup(stepped=False)
+    with torch.no_grad():
+        scene["opacities"][::4] = -9.0  # dead, on both sides
+    changeable = torch.arange(40) >= 20
+    config = DensificationConfig(
+        kind=kind,
+        start=10,
+        stop=100,
+        every=10,
+        prune_opacity=0.01,
+        prune_scale3d=10.0,
+        reset_every=10,
+        reset_opacity=0.05,
+    )
+    densifier = Densifier(config, changeable=changeable)
+    densifier.initialize(scene, optimizers)
+    before = {name: value.detach().clone() for name, value in scene.items()}
+    torch.manual_seed(0)
+    for step in (10, 20, 30):
+        counts = densifier.after_backward(scene, optimizers, step, info(torch.ones(len(scene["means"]), 2)))
+        assert counts
+    rows, held = densifier.rows, densifier.held
+    assert len(scene["means"]) == len(rows) > 20 and held is not None
+    assert torch.equal(rows[held], torch.arange(20))
+    for name, value in before.items():
+        assert torch.equal(scene[name][held], value[:20]), name
+    again = Densifier(config, changeable=changeable)
+    again.initialize(scene, optimizers)
+    again.load_state_dict(densifier.state_dict(), scene)
+    assert torch.equal(again.rows, rows)
+
+
+def test_what_stands_alone_is_lonely_at_any_size_and_place():
+    generator = torch.Generator().manual_seed(0)
+    blob = G.init_blob(2000, 0.3, opacity=0.5, generator=generator)
+    alone = G.init_blob(40, 1.0, scale=0.02, opacity=0.5, generator=generator)
+    with torch.no_grad():
+        alone["means"].copy_(torch.nn.functional.normalize(alone["means"], dim=1))
+        blob["opacities"][:50] = -6.0  # invisible: no neighbors, and left alone
+    scene = G.joined(blob, alone)
+    for shift, scale in (((0.0, 0.0, 0.0), 1.0), ((30.0, -500.0, 2.0), 40.0)):
+        lonely = lonely_mask(G.moved(scene, shift, scale), 4)
+        assert lonely[2000:].all() and lonely[:2000].float().mean() < 0.01 and not lonely[:50].any()
+    assert not lonely_mask(G.init_blob(8, opacity=0.9), 4).any()

@@ -5,9 +5,10 @@ import pytest
 import torch
 
 from splatdistill.scene import losses
-from splatdistill.scene.gaussians import init_blob
-from splatdistill.scene.losses import LossWeights, regularization
-from splatdistill.scene.rendering import Render
+from splatdistill.scene.cameras import orbit
+from splatdistill.scene.gaussians import init_blob, joined
+from splatdistill.scene.losses import HoldWeights, LossWeights, holding, regularization
+from splatdistill.scene.rendering import Render, render
 
 NAMES = [field.name for field in fields(LossWeights)]
 
@@ -93,3 +94,39 @@ def test_no_weights_give_zero_and_no_terms():
 
 def test_every_weight_has_its_term():
     assert list(losses.TERMS) == NAMES
+
+
+def test_what_holds_a_scene_is_zero_where_it_started():
+    generator = torch.Generator().manual_seed(0)
+    origin = init_blob(20, generator=generator)
+    cameras = orbit([0.0, 90.0], 0.0, 3.0, 40.0, 16, 16)
+    weights, rows = HoldWeights(rgb=2.0, alpha=3.0, means=5.0, colors=7.0), torch.arange(20)
+    before = render(origin, cameras)
+    total, terms = holding(before, before, origin, origin, rows, weights)
+    assert total.item() == pytest.approx(0.0, abs=1e-6)
+    assert set(terms) == {"hold_rgb", "hold_alpha", "hold_means", "hold_sh0"}
+    scene = joined(origin, init_blob(5, generator=generator))
+    with torch.no_grad():
+        scene["means"][:20] += torch.tensor([0.3, 0.0, 0.4])
+    rows = torch.arange(25)  # the last five have no ancestor, and are not held
+    total, terms = holding(render(scene, cameras), before, scene, origin, rows, weights)
+    assert float(terms["hold_means"]) == pytest.approx(0.25 * 20 / 25, rel=1e-4)
+    assert float(terms["hold_sh0"]) == 0.0
+    expected = 2 * terms["hold_rgb"] + 3 * terms["hold_alpha"] + 5 * terms["hold_means"]
+    torch.testing.assert_close(total.detach(), expected)
+    half, _ = holding(render(scene, cameras), before, scene, origin, rows, replace(weights, clean=0.1), 0.5)
+    torch.testing.assert_close(half.detach(), 0.5 * expected)
+
+
+def test_what_surprises_the_teacher_is_held_less():
+    weights = HoldWeights(clean=0.02, fall=5.0)
+    grips = [weights.grip(surprise) for surprise in (0.01, 0.02, 0.024, 0.2)]
+    assert grips[:2] == [1.0, 1.0] and grips[2] == pytest.approx(math.exp(-1)) and grips[3] < 1e-15
+    assert HoldWeights().grip(9.0) == 0.0
+
+
+def test_without_weights_nothing_holds():
+    origin = init_blob(5)
+    view = render(origin, orbit([0.0], 0.0, 3.0, 40.0, 8, 8))
+    total, terms = holding(view, None, origin, origin, torch.arange(5), HoldWeights())
+    assert total.item() == 0.0 and not terms and not HoldWeights().sees

@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 from tiny import SMALL, stop_after
 
-from splatdistill.folder import COMPARED, FILM, OUTPUTS, REFERENCE, SOURCE
+from splatdistill.folder import CAPTURES, COMPARED, FILM, MASK, OUTPUTS, REFERENCE, SOURCE
 from splatdistill.formats.ply import read_ply
 from splatdistill.train import main, swept
 from splatdistill.training.inputs import slug
 
+GIVEN = {REFERENCE, CAPTURES, SOURCE, MASK}  # what a run has only where it was given
 pytestmark = pytest.mark.usefixtures("workplace")
 
 
@@ -46,12 +47,7 @@ def mistake(capfd, *arguments: str) -> str:
 def test_a_prompt_becomes_a_splat_and_its_companions(teacher, workplace):
     assert main(command(teacher, "--seed", "3")) == 0
     out = workplace / "outputs" / "a-red-mushroom-3"
-    assert {path.name for path in out.iterdir()} - {FILM} == set(OUTPUTS) - {
-        FILM,
-        REFERENCE,
-        SOURCE,
-        COMPARED,
-    }
+    assert {path.name for path in out.iterdir()} - {FILM} == set(OUTPUTS) - {FILM, *GIVEN, COMPARED}
     gaussians, comments = read_ply(out / "splat.ply")
     assert len(gaussians["means"]) > 0
     assert comments["prompt"] == "a red mushroom" and comments["seed"] == "3" and comments["method"] == "sdi"
@@ -173,7 +169,8 @@ def test_a_picture_becomes_a_splat_and_stays_with_the_run(teacher, workplace, mo
     words += [*SMALL, "prior.dtype=float32"]
     assert main(words) == 0
     out = workplace / "outputs" / "a-red-mug-0"
-    assert {path.name for path in out.iterdir()} - {FILM} == set(OUTPUTS) - {FILM, SOURCE, COMPARED}
+    others = {FILM, COMPARED, *GIVEN - {REFERENCE}}
+    assert {path.name for path in out.iterdir()} - {FILM} == set(OUTPUTS) - others
     with monkeypatch.context() as patch:
         stop_after(patch, 2)
         assert main([*words, "--out", "stopped"]) == 130

@@ -1,9 +1,10 @@
 """Configuration in layers, merged by OmegaConf into the dataclasses of schema.py.
 
 Later layers win: the defaults; the preset of the prior's family (embedded.yaml or sd.yaml), of the method in
-it (embedded_sdi.yaml), of the prior (embedded-image.yaml) and of edits (edit.yaml), where there are such;
---config; `key.sub=value` words; flags. Where nothing names a prior, a run that starts from a picture takes
-FOR_PICTURES, and an edit FOR_EDITS.
+it (embedded_sdi.yaml), of the prior (embedded-image.yaml), of the task (edit.yaml, refine.yaml) and of the
+task in the family (embedded-refine.yaml), where there are such;
+--config; `key.sub=value` words; flags. Where nothing names a prior, FOR_TASKS has the one
+of an edit and the like, and a run that starts from a picture takes FOR_PICTURES.
 
 `method` is a name, or a mapping with a name and settings of that method's own dataclass; a layer's settings
 of another method than the one finally chosen do not apply. Strings are never interpolated: each is escaped on
@@ -24,7 +25,7 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from splatdistill.config.presets import FOR_EDITS, FOR_PICTURES, named, presets_for
+from splatdistill.config.presets import FOR_PICTURES, FOR_TASKS, named, presets_for
 from splatdistill.config.schema import Config, PriorConfig
 from splatdistill.errors import UserError
 from splatdistill.guidance import Method, find_method
@@ -45,13 +46,20 @@ MAX_YAML_BYTES = 1 << 20
 Layer = tuple[str, dict[str, Any]]  # where it comes from, and its nested values
 
 
-def resolve(flags: Mapping[str, Any], config_file: str | None = None, words: Iterable[str] = ()) -> Config:
+def resolve(
+    flags: Mapping[str, Any],
+    config_file: str | None = None,
+    words: Iterable[str] = (),
+    task: str = "",
+) -> Config:
     """Return the configuration of a run from its layers, see the top of this file.
 
     Args:
         flags: nested plain values, as in a YAML file.
         config_file: a YAML file, or None.
         words: `key.sub=value` each.
+        task: whose presets apply: "edit", "edit-part", "refine" or "init"; "" for an edit where there is a
+            splat.
 
     Raises:
         UserError: an unknown key, method or preset; a value of the wrong type or out of its range; a LoRA
@@ -64,11 +72,11 @@ def resolve(flags: Mapping[str, Any], config_file: str | None = None, words: Ite
     layers.append(("command line", canonical(flags, "command line")))
     name = _last(layers, "method", "name", "sdi")
     prior = _last(layers, "prior", "name", "")
-    edits = bool(_last(layers, "edit", "splat", ""))
+    task = task or ("edit" if _last(layers, "edit", "splat", "") else "")
     if not prior:
         pictured = bool(_last(layers, "image", "path", ""))
-        prior = FOR_EDITS if edits else FOR_PICTURES if pictured else PriorConfig().name
-    presets = presets_for(prior, name, edits)
+        prior = FOR_TASKS.get(task) or (FOR_PICTURES if pictured else PriorConfig().name)
+    presets = presets_for(prior, name, task)
     layers = [(path.name, canonical(read_yaml(path), path.name)) for path in presets] + layers
     config = Config(method=_method(name, layers), prior=PriorConfig(name=prior))
     for source, values in layers:

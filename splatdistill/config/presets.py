@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-FOR_EDITS = "embedded"  # the prior of an edit, where none is named: views alone, as the edits were tuned on
+# The prior of a task, where none is named: views alone, as the presets were tuned on.
+FOR_TASKS: dict[str, str] = dict.fromkeys(("edit", "edit-part", "refine"), "embedded")
 FOR_PICTURES = "embedded-image"  # the prior of a run that starts from a picture, where none is named
 
 
@@ -25,9 +26,13 @@ def is_embedded(prior: str) -> bool:
     return prior.split("-")[0] == "embedded" or any((path / "vocabulary.json").is_file() for path in folders)
 
 
-def presets_for(prior: str, method: str, edits: bool) -> list[Path]:
-    """Return the presets of the family, of the method in it, of the prior and of edits, where they exist."""
+def presets_for(prior: str, method: str, task: str) -> list[Path]:
+    """Return the presets of the family, of the method in it, of the prior and of the task, where they exist.
+
+    A task has settings of its own (edit.yaml), and some that depend on the family (embedded-refine.yaml).
+    """
     family = "embedded" if is_embedded(prior) else "sd"
-    task = Path(prior).name.replace("unet_", "-").partition("-")[2]  # of embedded-image, or of DIR/unet_image
-    names = [family, f"{family}_{method}", f"{family}-{task}"] + ["edit"] * edits
+    part = Path(prior).name.replace("unet_", "-").partition("-")[2]  # of embedded-image, or of DIR/unet_image
+    names = [family, f"{family}_{method}", f"{family}-{part}"]
+    names += [task, f"{family}-{task}"] if task else []
     return [path for name in names if (path := preset_folder() / f"{name}.yaml").is_file()]

@@ -6,7 +6,7 @@ from typing import Literal
 from splatdistill.guidance import SDI, Method
 from splatdistill.scene.cameras import OrbitRanges
 from splatdistill.scene.densification import DensificationConfig
-from splatdistill.scene.losses import LossWeights
+from splatdistill.scene.losses import HoldWeights, LossWeights
 from splatdistill.scene.shading import Shading
 
 Color = tuple[float, float, float]
@@ -74,11 +74,24 @@ class ImageConfig:
 
 
 @dataclass(frozen=True)
-class EditConfig:
-    """A splat to edit, and the prompt of what it shows; the run's prompt says what it should show."""
+class CapturesConfig:
+    """Reference pictures with cameras, of which every step sees one; weights as in ImageConfig."""
 
-    splat: str = ""  # a splat file; none
+    path: str = ""  # a transforms.json in the frame of the splat; none
+    rgb: float = 4000.0
+    mask: float = 4000.0
+
+
+@dataclass(frozen=True)
+class EditConfig:
+    """A splat to start from, and of an edit the prompt of what it shows and the part that may change."""
+
+    splat: str = ""  # a splat file, a point cloud or a mesh; none
+    program: str = ""  # that wrote it, see formats.conventions; "" for the format's own axes
+    up: str = ""  # its axis up, where that differs from the format's
     source_prompt: str = ""
+    mask: str = ""  # see scene.masks; "" for all of it
+    seeds: int = 0  # faint Gaussians that a run with a mask adds in its region
     shift: tuple[float, float, float] = (
         0.0,
         0.0,
@@ -88,6 +101,7 @@ class EditConfig:
 
     def __post_init__(self) -> None:
         require(self.scale > 0.0, f"edit.scale must be above 0, got {self.scale}")
+        require(0 <= self.seeds <= 1_000_000, f"edit.seeds must be from 0 to 1000000, got {self.seeds}")
 
 
 @dataclass(frozen=True)
@@ -117,6 +131,7 @@ class GaussiansConfig:
     sh_degree: int = 0
     sh_every: int = 1000  # steps between increments of the SH degree; 0: full degree from the start
     bound: float = 0.95  # centers are clamped to a sphere of this radius
+    lonely: int = 0  # of a splat that a run starts from: neighbors without which a Gaussian is dropped first
     final_opacity: float = 0.15  # Gaussians of lower opacity are pruned at the end
     final_scale: float = 0.5  # larger Gaussians are pruned at the end, world units
     final_floaters: float = 0.02  # clusters with a smaller share of the total opacity are pruned
@@ -194,6 +209,7 @@ class Config:
     prior: PriorConfig = field(default_factory=PriorConfig)
     guidance: GuidanceConfig = field(default_factory=GuidanceConfig)
     image: ImageConfig = field(default_factory=ImageConfig)
+    captures: CapturesConfig = field(default_factory=CapturesConfig)
     edit: EditConfig = field(default_factory=EditConfig)
     views: ViewConfig = field(default_factory=ViewConfig)
     backgrounds: BackgroundConfig = field(default_factory=BackgroundConfig)
@@ -201,6 +217,7 @@ class Config:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     densification: DensificationConfig = field(default_factory=DensificationConfig)
     losses: LossWeights = field(default_factory=LossWeights)
+    hold: HoldWeights = field(default_factory=HoldWeights)
     shading: Shading = field(default_factory=Shading)
     guard: GuardConfig = field(default_factory=GuardConfig)
     report: ReportConfig = field(default_factory=ReportConfig)

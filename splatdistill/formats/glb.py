@@ -74,9 +74,7 @@ def read_glb(path: str | Path, note: Note = warn) -> tuple[ParameterDict, dict[s
     """
     binary = open_binary(path)
     parts = [
-        (primitive, matrix)
-        for primitive, matrix in _primitives(binary)
-        if EXTENSION in _extensions(primitive)
+        (primitive, matrix) for primitive, matrix in primitives(binary) if EXTENSION in _extensions(primitive)
     ]
     if not parts:
         raise UserError(f"{path} holds no Gaussian splats (no {EXTENSION}); a mesh is none")
@@ -92,7 +90,7 @@ def _extensions(primitive: dict[str, Any]) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _primitives(binary: Binary) -> Iterator[tuple[dict[str, Any], Tensor]]:
+def primitives(binary: Binary) -> Iterator[tuple[dict[str, Any], Tensor]]:
     """Return the primitives of the scene's nodes with their matrices [4, 4] (float64); raises UserError."""
     document = binary.document
     scene = binary.item("scenes", document.get("scene", 0)) if document.get("scenes") else {}

@@ -13,6 +13,7 @@ from splatdistill.guidance.methods import (
     SDI,
     SDS,
     SJC,
+    DreamCatalyst,
     SDIPublished,
     SDIPublishedPerpNeg,
 )
@@ -38,6 +39,7 @@ __all__ = [
     "Comparison",
     "DSDPublished",
     "Distillation",
+    "DreamCatalyst",
     "FixedNoise",
     "Guide",
     "GuideResult",

@@ -1,5 +1,6 @@
 """The methods: each implements the skeleton of core.py with its own comparison, weight and settings."""
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -169,6 +170,43 @@ class PDS(Method):
         chi = c_0 * ((1.0 - ab) / ab).sqrt() / sigma
         psi = (below.sqrt() - c_0 - c_1 * ab.sqrt()) / sigma
         return chi, psi / chi
+
+
+@dataclass(frozen=True)
+class DreamCatalyst(Method):
+    """DreamCatalyst, 2407.11394: gradient = chi (e_g(z_t, y_tgt) - e_g(zsrc_t, y_src)) + psi (z - zsrc).
+
+    With tau = t / T, chi = delta + gamma tau^(1 / e) and psi = psi_0 exp(tau): both weigh the noisy levels
+    most, and t falls over the run, so that an edit is decided early and detailed late.
+
+    Args:
+        delta: chi at t = 0.
+        gamma: what chi has more at t = T.
+        psi: psi_0, the pull toward the source.
+    """
+
+    name: ClassVar[str] = "dreamcatalyst"
+    edits: ClassVar[bool] = True
+
+    timesteps: Timesteps = annealed(0.98, 0.02)
+    delta: float = 0.2
+    gamma: float = 0.8
+    psi: float = 0.075
+
+    def __post_init__(self) -> None:
+        if self.delta <= 0.0 or self.gamma < 0.0 or self.psi < 0.0:
+            raise ValueError("dreamcatalyst: expected delta above 0, gamma and psi of at least 0")
+
+    def compare(self, query: Query, state: State) -> Comparison:
+        """Return (e_src - psi / chi (z - zsrc), z_t)."""
+        eps, z_t = source_prediction(query)
+        tau = query.t.double() / query.levels
+        pull = ops.send(self.psi * tau.exp() / self.weight(query.prior, query.t), eps).view(-1, 1, 1, 1)
+        return Comparison(eps - pull.to(eps.dtype) * (query.z - query.source.z), z_t)
+
+    def weight(self, prior: Prior, t: Tensor) -> Tensor:
+        """Return chi [B] at t [B]."""
+        return self.delta + self.gamma * (t.double() / len(prior.alphas_cumprod)) ** (1.0 / math.e)
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from splatdistill.guidance.methods import (
     SDI,
     SDS,
     SJC,
+    DreamCatalyst,
     SDIPublished,
     SDIPublishedPerpNeg,
 )
@@ -34,6 +35,7 @@ CLASSES = (
     DSDPublished,
     DDS,
     PDS,
+    DreamCatalyst,
     CSD,
     NFSD,
     ISM,

@@ -8,6 +8,7 @@ Random numbers come from torch's global generator of the Gaussians' device; a ru
 exactly.
 """
 
+import itertools
 import math
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -33,6 +34,7 @@ ALTERNATING_BINOMIALS = torch.tensor(  # [n, j - 1]: C(n, j) (-1)^(j - 1) / sqrt
     ],
     dtype=torch.float64,
 )
+FEW = 0.01  # share of a splat: fewer lonely Gaussians than that are its thin parts, and no floaters
 GRID = 32  # cells along each axis in the search for floaters
 
 
@@ -68,12 +70,34 @@ class Densifier:
     """Apply a DensificationConfig beside the optimization.
 
     Optimizers are a dict: parameter name -> an optimizer of that one parameter, as gsplat wants them.
+
+    Args:
+        config: the settings.
+        scene_scale: the unit of lengths in them.
+        changeable: of a run that starts from a scene, which of its Gaussians may change: [N] bool. Then each
+            Gaussian remembers its ancestor (`rows`), and what descends from the others is left alone.
     """
 
-    def __init__(self, config: DensificationConfig, scene_scale: float = 1.0) -> None:
+    def __init__(
+        self, config: DensificationConfig, scene_scale: float = 1.0, changeable: Tensor | None = None
+    ) -> None:
         self.config = config
         self.scene_scale = scene_scale
-        self._state: dict[str, Tensor] = {}  # grad2d [N], count [N]: gsplat's names
+        self.changeable = changeable
+        # grad2d [N], count [N]: gsplat's names; row [N]: the ancestor, exact in float32 below 2^24
+        self._state: dict[str, Tensor] = {}
+
+    @property
+    def rows(self) -> Tensor:
+        """The index [N] of each Gaussian's ancestor in the scene that the run started from."""
+        return self._state["row"].long()
+
+    @property
+    def held(self) -> Tensor | None:
+        """Which Gaussians must not change: [N] bool; None where all may."""
+        if self.changeable is None or bool(self.changeable.all()):
+            return None
+        return ~self.changeable[self.rows]
 
     def initialize(self, gaussians: ParameterDict, optimizers: dict[str, Optimizer]) -> None:
         """Reset the statistics; raises AssertionError when optimizers and parameters do not match."""
@@ -104,15 +128,21 @@ class Densifier:
             if due:
                 counts["grown"] = self._grow(gaussians, optimizers)
                 counts["pruned"] = self._prune(gaussians, optimizers)
-                self._state = {name: torch.zeros_like(value) for name, value in self._state.items()}
+                for name in ("grad2d", "count"):
+                    self._state[name] = torch.zeros_like(self._state[name])
             if config.reset_every and step > 0 and step % config.reset_every == 0:
-                reset_opa(gaussians, optimizers, {}, config.reset_opacity)
-                counts["reset"] = len(gaussians["means"])
+                counts["reset"] = self._reset(gaussians, optimizers)
         elif config.kind == "mcmc":
             if due:
-                counts["relocated"] = _relocate_dead(gaussians, optimizers, config.prune_opacity)
-                counts["grown"] = _add_samples(gaussians, optimizers, config)
-            _explore(gaussians, config.noise_lr * optimizers["means"].param_groups[0]["lr"])
+                floor, cap = config.prune_opacity, config.cap_max
+                counts["relocated"] = _relocate_dead(
+                    gaussians, optimizers, self._state, self.free(gaussians), floor
+                )
+                counts["grown"] = _add_samples(
+                    gaussians, optimizers, self._state, self.free(gaussians), floor, cap
+                )
+            noise = config.noise_lr * optimizers["means"].param_groups[0]["lr"]
+            _explore(gaussians, self.free(gaussians), noise)
         return {name: count for name, count in counts.items() if count}
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -132,7 +162,23 @@ class Densifier:
 
     def _empty(self, gaussians: ParameterDict) -> dict[str, Tensor]:
         names = ("grad2d", "count") if self.config.kind == "default" else ()
-        return {name: torch.zeros_like(gaussians["opacities"].detach()) for name in names}
+        opacities = gaussians["opacities"].detach()
+        empty = {name: torch.zeros_like(opacities) for name in names}
+        if self.changeable is not None:
+            empty["row"] = torch.arange(len(opacities), device=opacities.device, dtype=opacities.dtype)
+        return empty
+
+    def free(self, gaussians: ParameterDict) -> Tensor:
+        """Return which Gaussians may change: [N] bool."""
+        held = self.held
+        return torch.ones_like(gaussians["opacities"], dtype=torch.bool) if held is None else ~held
+
+    def _reset(self, gaussians: ParameterDict, optimizers: dict[str, Optimizer]) -> int:
+        """Lower the opacities of all Gaussians that may change; return how many these are."""
+        free, before = self.free(gaussians), gaussians["opacities"].detach().clone()
+        reset_opa(gaussians, optimizers, {}, self.config.reset_opacity)
+        gaussians["opacities"].copy_(torch.where(free, gaussians["opacities"], before))
+        return int(free.sum())
 
     def _accumulate(self, info: dict[str, Any]) -> None:
         """Add the norm of the image-plane gradient in normalized coordinates for each visible Gaussian."""
@@ -146,6 +192,7 @@ class Densifier:
         """Duplicate small and split large Gaussians of large gradient, the largest first, up to the cap."""
         config = self.config
         gradient = self._state["grad2d"] / self._state["count"].clamp(min=1)
+        gradient = gradient.where(self.free(gaussians), 0.0)
         room = max(config.cap_max - len(gradient), 0)
         order = gradient.argsort(descending=True, stable=True)[:room]
         chosen = torch.zeros_like(gradient, dtype=torch.bool)
@@ -165,6 +212,7 @@ class Densifier:
         bad = gaussians["opacities"].sigmoid() < config.prune_opacity
         bad |= gaussians["scales"].amax(-1).exp() > config.prune_scale3d * self.scene_scale
         bad |= ~finite_mask(gaussians)
+        bad &= self.free(gaussians)
         if bad.all() or not bad.any():
             return 0
         remove(gaussians, optimizers, self._state, bad)
@@ -196,12 +244,19 @@ def _shared(gaussians: ParameterDict, sources: Tensor, floor: float) -> tuple[Te
     return opacities.logit(), scales.log()
 
 
-def _relocate_dead(gaussians: ParameterDict, optimizers: dict[str, Optimizer], floor: float) -> int:
-    """Move Gaussians below the floor opacity onto live ones, drawn in proportion to opacity."""
+def _relocate_dead(
+    gaussians: ParameterDict,
+    optimizers: dict[str, Optimizer],
+    state: dict[str, Tensor],
+    free: Tensor,
+    floor: float,
+) -> int:
+    """Move free Gaussians below the floor opacity onto live ones, drawn in proportion to opacity."""
     opacities = gaussians["opacities"].sigmoid()
-    dead = torch.where(~(opacities > floor) | ~finite_mask(gaussians))[0]
-    weights = opacities.index_fill(0, dead, 0.0)
-    if len(dead) in (0, len(opacities)):
+    lost = ~(opacities > floor) | ~finite_mask(gaussians)
+    dead = torch.where(lost & free)[0]
+    weights = opacities.masked_fill(lost | ~free, 0.0)
+    if not len(dead) or not weights.any():
         return 0
     sources = torch.multinomial(weights, len(dead), replacement=True)
     gaussians["opacities"][sources], gaussians["scales"][sources] = _shared(gaussians, sources, floor)
@@ -211,50 +266,44 @@ def _relocate_dead(gaussians: ParameterDict, optimizers: dict[str, Optimizer], f
         for key, value in optimizers[name].state[parameter].items():
             if key != "step":
                 value[moved] = 0
+    for value in state.values():
+        value[dead] = value[sources]
     return len(dead)
 
 
 def _add_samples(
-    gaussians: ParameterDict, optimizers: dict[str, Optimizer], config: DensificationConfig
+    gaussians: ParameterDict,
+    optimizers: dict[str, Optimizer],
+    state: dict[str, Tensor],
+    free: Tensor,
+    floor: float,
+    cap: int,
 ) -> int:
-    """Grow N by 5 %, up to the cap, with copies of Gaussians drawn in proportion to opacity."""
-    opacities = gaussians["opacities"].sigmoid()
-    added = min(config.cap_max, int(1.05 * len(opacities))) - len(opacities)
+    """Grow N by 5 % of the free ones, up to the cap, with copies of them drawn in proportion to opacity."""
+    opacities, count = gaussians["opacities"].sigmoid(), int(free.sum())
+    added = min(cap - len(opacities), int(1.05 * count) - count)
     if added <= 0:
         return 0
     # Without replacement, unlike the paper: so few are drawn that it hardly matters, and `duplicate` serves.
-    sources = torch.multinomial(opacities.clamp(min=1e-12), added, replacement=False)
-    shared = _shared(gaussians, sources, config.prune_opacity)
-    gaussians["opacities"][sources], gaussians["scales"][sources] = shared
+    sources = torch.multinomial(opacities.clamp(min=1e-12).where(free, 0.0), added, replacement=False)
+    gaussians["opacities"][sources], gaussians["scales"][sources] = _shared(gaussians, sources, floor)
     chosen = torch.zeros_like(opacities, dtype=torch.bool).index_fill(0, sources, True)
-    duplicate(gaussians, optimizers, {}, chosen)
+    duplicate(gaussians, optimizers, state, chosen)
     return added
 
 
-def _explore(gaussians: ParameterDict, scale: float) -> None:
-    """Move centers at random within their shape, transparent Gaussians the most (2404.09591)."""
+def _explore(gaussians: ParameterDict, free: Tensor, scale: float) -> None:
+    """Move free centers at random within their shape, transparent Gaussians the most (2404.09591)."""
     gate = torch.sigmoid(100 * (0.005 - gaussians["opacities"].sigmoid()))  # 1 - o against 0.995
     rotations = normalized_quat_to_rotmat(F.normalize(gaussians["quats"], dim=-1))  # [N, 3, 3]
-    noise = torch.randn_like(gaussians["means"]) * gate[:, None] * scale
+    noise = torch.randn_like(gaussians["means"]) * gate.where(free, 0.0)[:, None] * scale
     covariances = rotations * gaussians["scales"].exp().square()[:, None] @ rotations.transpose(1, 2)
     gaussians["means"].add_((covariances @ noise[:, :, None])[:, :, 0])
 
 
-def final_prune(
-    gaussians: ParameterDict,
-    opacity: float = 0.15,
-    max_scale: float = 0.5,
-    *,
-    floater_share: float = 0.02,
-    cell: float = 0.1,
-) -> ParameterDict:
-    """Return a copy without faint, oversized, isolated and non-finite Gaussians; see `keep_mask`."""
-    return select(gaussians, keep_mask(gaussians, opacity, max_scale, floater_share, cell))
-
-
 @torch.no_grad()
 def keep_mask(
-    gaussians: ParameterDict, opacity: float, max_scale: float, floater_share: float, cell: float
+    gaussians: ParameterDict, opacity: float, max_scale: float, floater_share: float, cell: float = 0.1
 ) -> Tensor:
     """Return which Gaussians belong to the object: [N] bool, never all False if any is finite.
 
@@ -280,6 +329,43 @@ def keep_mask(
         weights[labels] == weights.max()
     )
     return keep
+
+
+@torch.no_grad()
+def lonely_mask(gaussians: ParameterDict, neighbors: int, opacity: float = 0.05) -> Tensor:
+    """Return which visible Gaussians have fewer visible neighbors than `neighbors`: [N] bool.
+
+    Neighbors share a block of 3 x 3 x 3 cells, whose side is twice the median distance of a Gaussian to its
+    fourth nearest. Those fainter than `opacity` neither count nor are chosen; nor is one as wide as a cell,
+    and none where they are FEW.
+    """
+    seen = (gaussians["opacities"].sigmoid() >= opacity).nonzero()[:, 0]
+    lonely = torch.zeros(len(gaussians["means"]), dtype=torch.bool, device=seen.device)
+    if len(seen) < 10 * max(neighbors, 1):
+        return lonely
+    means = gaussians["means"].detach()[seen]
+    some = means[torch.linspace(0, len(means) - 1, min(len(means), 500), device=means.device).long()]
+    exact = "donot_use_mm_for_euclid_dist"  # far from the origin the other way is too coarse
+    apart = (torch.cdist(part, means, compute_mode=exact) for part in some.split(50))
+    fourth = torch.cat([distances.topk(5, largest=False).values[:, 4] for distances in apart])
+    side = (2.0 * fourth.median()).clamp(min=1e-12)
+    cells = (means / side).floor()
+    cells = (cells - cells.amin(0) + 1.0).clamp(max=2.0**20).long()  # 3 x 21 bits make one key
+
+    def key(where: Tensor) -> Tensor:
+        return (where[:, 0] << 42) | (where[:, 1] << 21) | where[:, 2]
+
+    keys, counts = key(cells).unique(return_counts=True)
+    found = torch.zeros(len(cells), dtype=torch.long, device=means.device)
+    for x, y, z in itertools.product((-1, 0, 1), repeat=3):
+        wanted = key(cells + torch.tensor([x, y, z], device=means.device))
+        place = torch.searchsorted(keys, wanted).clamp(max=len(keys) - 1)
+        found += torch.where(keys[place] == wanted, counts[place], 0)
+    small = 2.0 * gaussians["scales"].detach()[seen].amax(-1).exp() < side  # a large one reaches others
+    alone = (found <= neighbors) & small  # itself is one of those found
+    if alone.float().mean() >= FEW:
+        lonely[seen] = alone
+    return lonely
 
 
 def _clusters(gaussians: ParameterDict, cell: float) -> Tensor:

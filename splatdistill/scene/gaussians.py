@@ -145,6 +145,20 @@ def select(gaussians: ParameterDict, mask: Tensor | slice) -> ParameterDict:
     return from_tensors(**{name: gaussians[name][mask] for name in NAMES})
 
 
+def joined(first: ParameterDict, second: ParameterDict) -> ParameterDict:
+    """Return the Gaussians of two scenes of the same SH degree, those of the first before the others."""
+    return from_tensors(**{name: torch.cat([first[name], second[name]]) for name in NAMES})
+
+
+def painted(gaussians: ParameterDict, rows: Tensor, rgb: tuple[float, float, float]) -> ParameterDict:
+    """Return a copy whose Gaussians in `rows` [N] bool have one color in [0, 1] from every side."""
+    copy = select(gaussians, slice(None))
+    with torch.no_grad():
+        copy["sh0"][rows] = rgb_to_sh0(copy["sh0"].new_tensor(rgb))
+        copy["shN"][rows] = 0.0
+    return copy
+
+
 def finite_mask(gaussians: ParameterDict) -> Tensor:
     """Return which Gaussians have only finite parameters: [N] bool."""
     rows = [gaussians[name].detach().isfinite().flatten(1).all(1) for name in NAMES if name != "opacities"]

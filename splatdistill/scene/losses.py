@@ -3,6 +3,7 @@
 There is no photometric loss to constrain a scene, so these keep it opaque or empty, compact and round.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 
@@ -23,6 +24,45 @@ class LossWeights:
     scale_penalty: float = 0.0
     anisotropy: float = 0.0
     depth_smoothness: float = 0.0
+
+
+@dataclass(frozen=True)
+class HoldWeights:
+    """How strongly a run holds on to the splat that it starts from; 0: not at all.
+
+    Args:
+        rgb: weight of the mean squared error of the colors of its views.
+        alpha: the same of their alpha, the silhouette.
+        means: weight of the mean squared distance of the centers from where they, or their ancestors, were.
+        colors: the same of the colors of degree 0.
+        clean: the teacher's surprise (`training.surprise`) at pictures without damage, by which a run grips:
+            grip = exp(-fall (surprise / clean - 1)) multiplies the weights, and 1 - grip the learning rates.
+            A splat that does not surprise the teacher stays as it is. 0: no grip, and all weights as given.
+        fall: how fast the grip falls.
+    """
+
+    rgb: float = 0.0
+    alpha: float = 0.0
+    means: float = 0.0
+    colors: float = 0.0
+    clean: float = 0.0
+    fall: float = 6.0
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            if getattr(self, field.name) < 0.0:
+                raise ValueError(f"hold.{field.name} must be at least 0, got {getattr(self, field.name)}")
+
+    def grip(self, surprise: float) -> float:
+        """Return the grip, from 0 to 1, on a splat at which the teacher is so surprised."""
+        if self.clean <= 0.0:
+            return 0.0
+        return math.exp(-self.fall * max(surprise / self.clean - 1.0, 0.0))
+
+    @property
+    def sees(self) -> bool:
+        """Whether views are compared."""
+        return self.rgb > 0.0 or self.alpha > 0.0
 
 
 def alpha_entropy(alpha: Tensor) -> Tensor:
@@ -82,6 +122,41 @@ def reference_errors(render: Render, rgb: Tensor, alpha: Tensor) -> tuple[Tensor
     rgb [V, H, W, 3] before the background that was rendered, alpha [V, H, W, 1].
     """
     return (render.rgb - rgb).square().mean(), (render.alpha - alpha).square().mean()
+
+
+def holding(
+    view: Render,
+    before: Render | None,
+    gaussians: ParameterDict,
+    origin: ParameterDict,
+    rows: Tensor,
+    weights: HoldWeights,
+    grip: float = 0.0,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return the weighted sum of what holds a scene to its origin, and each term, detached and unweighted.
+
+    Args:
+        view: of the scene.
+        before: the same views of the origin; None where no view is compared.
+        gaussians: the scene.
+        origin: the scene that it started from.
+        rows: the ancestor [N] of each Gaussian in the origin; one beyond its end has none, and is not held.
+        weights: of the terms.
+        grip: what multiplies the weights, if they say so.
+    """
+    terms: dict[str, tuple[float, Tensor]] = {}
+    if before is not None:
+        terms["hold_rgb"] = (weights.rgb, (view.rgb - before.rgb).square().mean())
+        terms["hold_alpha"] = (weights.alpha, (view.alpha - before.alpha).square().mean())
+    old = rows < len(origin["means"])
+    for name, weight in (("means", weights.means), ("sh0", weights.colors)):
+        if weight > 0.0:
+            moved = (gaussians[name] - origin[name].detach()[rows.where(old, 0)]).flatten(1)
+            terms[f"hold_{name}"] = (weight, (moved.square().sum(1) * old).mean())
+    total = view.alpha.new_zeros(())
+    for weight, value in terms.values():
+        total = total + (grip if weights.clean > 0.0 else 1.0) * weight * value
+    return total, {name: value.detach() for name, (_, value) in terms.items()}
 
 
 TERMS: dict[str, Callable[[Render, Activated], Tensor]] = {

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from splatdistill.errors import UserError
-from splatdistill.folder import CONFIG, RESULT
+from splatdistill.folder import CAPTURES, CONFIG, MASK, RESULT, SOURCE
 
 if TYPE_CHECKING:
     import torch
@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 
     from splatdistill.config.schema import Config
     from splatdistill.priors.base import Prior
+    from splatdistill.scene.captures import Captures
     from splatdistill.scene.pictures import Reference
+    from splatdistill.training.origin import Origin
 
 LETTERS = 60  # largest length of a prompt in a folder name
 
@@ -127,31 +129,77 @@ def read_reference(config: Config, path: Path) -> Reference | None:
     return Reference(rgb, alpha, camera)
 
 
-def read_source(config: Config, path: Path, device: torch.device, placed: bool) -> ParameterDict | None:
-    """Return the splat to edit, moved into the unit sphere; None for a run that makes one.
+def read_pictures(config: Config, out: Path, resume: bool) -> Captures | None:
+    """Return the reference pictures with cameras, in the frame of the splat; None for a run without.
 
-    placed: whether the file's scene is already there.
+    resume: read them from the run's folder, where it has them.
     """
-    if not config.edit.splat:
+    if not config.captures.path:
         return None
-    from splatdistill import formats
-    from splatdistill.scene.gaussians import moved
+    from splatdistill.scene.captures import load_captures, read_captures
 
-    gaussians, _ = formats.read_splat(path, note=lambda text: None)  # reported by `edit_settings`
-    if not placed:
-        gaussians = moved(gaussians, config.edit.shift, config.edit.scale)
-    return gaussians.to(device)
+    if resume and (out / CAPTURES).exists():
+        return load_captures(out / CAPTURES)
+    return read_captures(Path(config.captures.path), config.views.size)
+
+
+def read_source(config: Config, out: Path, device: torch.device, resume: bool) -> Origin | None:
+    """Return the splat that a run starts from, with its mask; None for a run that starts from nothing.
+
+    resume: read both from the run's folder, where it has them. A mask in words is left for `found_mask`.
+    """
+    edit = config.edit
+    if not edit.splat:
+        return None
+    from splatdistill.formats.ply import read_ply
+    from splatdistill.scene.densification import lonely_mask
+    from splatdistill.scene.gaussians import select
+    from splatdistill.scene.masks import is_file, is_words, read_mask
+    from splatdistill.training.origin import place
+
+    if resume and (out / SOURCE).exists():
+        raw, mask_file = read_ply(out / SOURCE)[0], out / MASK
+    else:
+        raw, mask_file = read_start(edit.splat, edit.program, edit.up), None
+        if config.gaussians.lonely and not edit.mask:
+            raw = select(raw, ~lonely_mask(raw, config.gaussians.lonely))
+    mask = None
+    if edit.mask:  # a shape gives its region too, and needs no file
+        found = mask_file is not None and mask_file.exists() and (is_words(edit.mask) or is_file(edit.mask))
+        text = str(mask_file) if found else edit.mask
+        mask = None if is_words(text) else read_mask(text, raw)
+    return place(raw, mask, edit, device)
+
+
+def read_start(
+    path: str | Path, program: str, up: str, note: Callable[[str], None] = lambda text: None
+) -> ParameterDict:
+    """Read what a run starts from, in the world frame: a splat, a point cloud or a mesh."""
+    from splatdistill.formats.shapes import read_shape
+
+    return read_shape(path, up or None, program=program or None, note=note)
 
 
 def edit_settings(
-    path: Path, source_prompt: str | None = None, note: Callable[[str], None] = lambda text: None
+    path: Path,
+    source_prompt: str | None = None,
+    note: Callable[[str], None] = lambda text: None,
+    *,
+    program: str | None = None,
+    up: str | None = None,
+    mask: str | None = None,
+    prompted: bool = True,
 ) -> dict[str, Any]:
-    """Return the settings of an edit: the splat, its prompt, and its placement in the unit sphere.
+    """Return the settings of a run that starts from a splat: the file, its prompt, and its placement.
 
     Args:
-        path: a splat file, or the folder of a finished run.
-        source_prompt: what the splat shows; by default the run's own prompt.
+        path: a splat file, a point cloud, a mesh, or the folder of a finished run.
+        source_prompt: what it shows; by default the run's own prompt.
         note: called with a line about what of the file is left out.
+        program: that wrote it, see `formats.read_splat`.
+        up: the axis up in the file.
+        mask: what may change, see `scene.masks`.
+        prompted: whether its prompt must be known.
 
     Raises:
         UserError: it cannot be read, is empty, or its prompt is unknown.
@@ -166,14 +214,20 @@ def edit_settings(
         splat = path / RESULT
     if not splat.exists():
         raise UserError(f"there is no {splat}; give a splat file, or the folder of a finished run")
-    if not source_prompt or not source_prompt.strip():
+    if prompted and not (source_prompt and source_prompt.strip()):
         raise UserError("what does the splat show? say it with --source-prompt 'a red car'")
-    from splatdistill import formats
+    if program and up:
+        raise UserError("--from says what is up in the splat; leave out --from-up")
     from splatdistill.scene.gaussians import placement
+    from splatdistill.scene.masks import is_words, read_mask
 
-    gaussians, _ = formats.read_splat(splat, note=note)
+    gaussians = read_start(splat, program or "", up or "", note)
+    if mask and not is_words(mask):
+        read_mask(mask, gaussians)  # a mistake in it is told before anything is loaded
     shift, scale = placement(gaussians)
-    return {"splat": str(splat), "source_prompt": source_prompt, "shift": list(shift), "scale": scale}
+    found = {"splat": str(splat), "source_prompt": source_prompt or "", "shift": list(shift), "scale": scale}
+    given = {"program": program, "up": up, "mask": mask}
+    return found | {key: value for key, value in given.items() if value}
 
 
 def name_of(config: Config) -> str:

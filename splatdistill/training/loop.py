@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from splatdistill.config.load import dump
-from splatdistill.config.schema import BackgroundConfig, Config, ImageConfig
+from splatdistill.config.schema import BackgroundConfig, CapturesConfig, Config, ImageConfig
 from splatdistill.errors import Diverged
 from splatdistill.folder import METRICS, MetricsWriter, checkpoint_path
 from splatdistill.formats.ply import write_ply
@@ -16,15 +16,18 @@ from splatdistill.guidance.prompts import pick_backgrounds
 from splatdistill.ops import upload
 from splatdistill.priors.base import Prior
 from splatdistill.scene.cameras import Cameras, sample_orbit
+from splatdistill.scene.captures import Captures
 from splatdistill.scene.gaussians import clamp_to_sphere_, sh_degree_of
-from splatdistill.scene.losses import reference_errors, regularization
+from splatdistill.scene.losses import holding, reference_errors, regularization
 from splatdistill.scene.pictures import Reference
-from splatdistill.scene.rendering import render
+from splatdistill.scene.rendering import Render, render
 from splatdistill.scene.shading import shade
 from splatdistill.training import checkpoint
+from splatdistill.training.origin import Origin
 from splatdistill.training.progress import Metrics, NullWatcher, Watcher
 from splatdistill.training.state import TrainState
 
+GRIPPED = 0.5  # of the hold on a splat, above which nothing is born or pruned in it
 SCENES = 10  # number of scenes kept over a run, beside the first
 
 
@@ -69,9 +72,21 @@ def guide_of(config: Config, prior: Prior, state: TrainState) -> Guide:
 
 
 @torch.no_grad()
-def views_before(origin: torch.nn.ParameterDict, cameras: Cameras, background: Tensor) -> Tensor:
-    """Render views [V,H,W,3] of the unedited splat."""
-    return render(origin, cameras, background).rgb
+def views_before(
+    config: Config, origin: Origin | None, cameras: Cameras, background: Tensor
+) -> Render | None:
+    """Render views of the splat that the run started from, where the method or what holds it reads them."""
+    if origin is None or not (config.method.edits or config.hold.sees):
+        return None
+    return render(origin.placed, cameras, background)
+
+
+def drop_gradients_(gaussians: torch.nn.ParameterDict, held: Tensor | None) -> None:
+    """Set the gradients of the `held` [N] Gaussians to zero: Adam, whose moments stay zero, leaves them."""
+    if held is not None:
+        for parameter in gaussians.values():
+            if parameter.grad is not None:
+                parameter.grad[held] = 0.0
 
 
 def gradient_norm(gaussians: torch.nn.ParameterDict) -> Tensor:
@@ -80,14 +95,19 @@ def gradient_norm(gaussians: torch.nn.ParameterDict) -> Tensor:
 
 
 def reference_loss(
-    state: TrainState, reference: Reference, background: Tensor, degree: int, weights: ImageConfig
+    state: TrainState,
+    reference: Reference,
+    background: Tensor,
+    degree: int,
+    weights: ImageConfig | CapturesConfig,
+    name: str = "reference",
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Compare the view from the reference camera with the picture; return the loss and its terms."""
+    """Compare the view from the reference camera with the picture; return the loss and its named terms."""
     view = render(state.gaussians, reference.camera, background, degree)
     shown = reference.before(background).permute(0, 2, 3, 1)  # [1, H, W, 3]
     rgb, mask = reference_errors(view, shown, reference.alpha[..., None])
     loss = weights.rgb * rgb + weights.mask * mask
-    return loss, {"reference_rgb": rgb.detach(), "reference_mask": mask.detach()}
+    return loss, {f"{name}_rgb": rgb.detach(), f"{name}_mask": mask.detach()}
 
 
 def train(
@@ -97,7 +117,8 @@ def train(
     out: Path,
     watcher: Watcher | None = None,
     reference: Reference | None = None,
-    origin: torch.nn.ParameterDict | None = None,
+    origin: Origin | None = None,
+    captures: Captures | None = None,
 ) -> bool:
     """Run the remaining steps, writing checkpoints/ and metrics.jsonl in `out`; return whether all were run.
 
@@ -110,7 +131,8 @@ def train(
         out: the folder of the run, with checkpoints/ in it.
         watcher: called for every step; may stop the run.
         reference: a picture that the view from its camera should match.
-        origin: the unedited splat.
+        origin: the splat that the run starts from.
+        captures: pictures with cameras, of which every step sees one.
 
     Raises:
         Diverged: too many bad steps in a row; the state before them was saved.
@@ -118,7 +140,6 @@ def train(
     """
     watcher = watcher or NullWatcher()
     guide = guide_of(config, prior, state)
-    compared = origin if config.method.edits else None
     views, scene = config.views, config.gaussians
     generator = state.generator
     if state.step == 0:
@@ -139,6 +160,7 @@ def train(
 
             # Loss: distillation of the images, and regularization of the Gaussians.
             shown = shade(view, placed, background, config.shading, progress, generator)
+            before = views_before(config, origin, placed, background)
             guided = guide(
                 shown,
                 progress,
@@ -146,19 +168,30 @@ def train(
                 generator=generator,
                 background=background,
                 names=names,
-                source=None if compared is None else views_before(compared, placed, background),
+                source=before.rgb if before is not None and config.method.edits else None,
             )
             if guided.distillation is not None:
                 watcher.on_views(view, guided.distillation)
             penalty, terms = regularization(view, state.gaussians, config.losses)
             loss = guided.loss + penalty
+            if origin is not None:
+                rows = state.densifier.rows
+                held, errors = holding(
+                    view, before, state.gaussians, origin.placed, rows, config.hold, state.grip
+                )
+                loss, terms = loss + held, terms | errors
             if reference is not None:
                 held, errors = reference_loss(state, reference, background[:1], degree, config.image)
+                loss, terms = loss + held, terms | errors
+            if captures is not None:
+                seen = captures[int(torch.randint(len(captures), (1,), generator=generator))]
+                held, errors = reference_loss(state, seen, background[:1], degree, config.captures, "capture")
                 loss, terms = loss + held, terms | errors
 
             # Step, unless the gradient is not finite or too large; then the state is unchanged.
             state.densifier.before_backward(view.info)
             loss.backward()
+            drop_gradients_(state.gaussians, state.densifier.held)
             norm = gradient_norm(state.gaussians)
             # All numbers of the step at once: here the host waits for the device.
             told = torch.stack([loss.detach(), guided.loss.detach(), norm, *terms.values()]).tolist()
@@ -167,8 +200,11 @@ def train(
             if good:
                 for optimizer in state.optimizers.values():
                     optimizer.step()
-                state.densifier.after_backward(state.gaussians, state.optimizers, state.step, view.info)
+                if state.grip <= GRIPPED:
+                    state.densifier.after_backward(state.gaussians, state.optimizers, state.step, view.info)
                 clamp_to_sphere_(state.gaussians, scene.bound)
+                if origin is not None and origin.mask is not None:
+                    origin.mask.keep_inside_(state.gaussians["means"], state.densifier.free(state.gaussians))
             for optimizer in state.optimizers.values():
                 optimizer.zero_grad(set_to_none=True)
             state.bad_in_a_row = 0 if good else state.bad_in_a_row + 1

@@ -13,7 +13,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from splatdistill.errors import Diverged, UserError
-from splatdistill.folder import CHECKPOINTS, COMPARED, CONFIG, PREVIOUS, REFERENCE, RESULT, SOURCE
+from splatdistill.folder import (
+    CAPTURES,
+    CHECKPOINTS,
+    COMPARED,
+    CONFIG,
+    MASK,
+    PREVIOUS,
+    REFERENCE,
+    RESULT,
+    SOURCE,
+)
 from splatdistill.training.claim import (
     bring_back,
     check_folder,
@@ -30,6 +40,7 @@ from splatdistill.training.inputs import (
     fit_teacher,
     left_out,
     pick_device,
+    read_pictures,
     read_reference,
     read_source,
     teacher_of,
@@ -38,11 +49,12 @@ from splatdistill.training.progress import NullWatcher, RunResult, Watcher
 
 if TYPE_CHECKING:
     import torch
-    from torch.nn import ParameterDict
 
     from splatdistill.config.schema import Config
     from splatdistill.priors.base import Prior
+    from splatdistill.scene.captures import Captures
     from splatdistill.scene.pictures import Reference
+    from splatdistill.training.origin import Origin
     from splatdistill.training.state import TrainState
 
 
@@ -56,9 +68,10 @@ class Job:
     prior: Prior
     state: TrainState
     picture: Reference | None  # the reference picture, as it was given
-    origin: ParameterDict | None  # the splat to edit, placed
+    origin: Origin | None  # the splat that it starts from
     new: bool  # no checkpoint exists yet
     warnings: list[str]  # about its prompts, and its speed
+    captures: Captures | None = None  # the reference pictures with cameras, in the splat's own frame
 
 
 Watch = Callable[[Job], AbstractContextManager[Watcher]]
@@ -112,7 +125,7 @@ def make_run(
     with claimed(out):
         check_folder(out, overwrite=overwrite, resume=resume)  # under the lock
         job = prepare(config, out, device=device, resume=resume)
-        job.warnings = warnings + left_out(config, job.prior) + check_kernels(job.device)
+        job.warnings = warnings + left_out(config, job.prior) + check_kernels(job.device) + gripped(job)
         with begun(job, resume), watch(job) as watcher:
             begin = time.perf_counter()
             done = fit(job, watcher)
@@ -131,7 +144,9 @@ def prepare(config: Config, out: Path, *, device: str | None = None, resume: boo
     from splatdistill.training import checkpoint
     from splatdistill.training.loop import guide_of
     from splatdistill.training.memory import check_memory
+    from splatdistill.training.origin import found_mask
     from splatdistill.training.state import new_state
+    from splatdistill.training.surprise import surprise
 
     if config.method.edits and not config.edit.splat:
         raise UserError(
@@ -141,12 +156,15 @@ def prepare(config: Config, out: Path, *, device: str | None = None, resume: boo
     check_memory(config, place)
     begun = resume and any((out / CHECKPOINTS).glob("*.pt"))  # else killed before its first checkpoint
     saved = checkpoint.latest(out / CHECKPOINTS, config) if begun else None
-    own = [resume and (out / name).exists() for name in (REFERENCE, SOURCE)]
-    picture = read_reference(config, out / REFERENCE if own[0] else Path(config.image.path))
+    own = resume and (out / REFERENCE).exists()
+    picture = read_reference(config, out / REFERENCE if own else Path(config.image.path))
+    captures = read_pictures(config, out, resume)
     prior = fit_teacher(config, teacher_of(config, place), picture)
-    origin = read_source(config, out / SOURCE if own[1] else Path(config.edit.splat), place, placed=own[1])
+    origin = found_mask(config, prior, read_source(config, out, place, resume))
     state = new_state(config, place, origin)
-    guide_of(config, prior, state)  # starts the method: VSD's student, or CLIP
+    guide = guide_of(config, prior, state)  # starts the method: VSD's student, or CLIP
+    if origin is not None and config.hold.clean > 0.0:
+        state.grip = config.hold.grip(surprise(config, guide, origin))
     if saved is not None:
         try:
             state.load_state_dict(saved, place)
@@ -161,7 +179,14 @@ def prepare(config: Config, out: Path, *, device: str | None = None, resume: boo
             raise UserError(
                 f"{out / CHECKPOINTS} does not fit ({reason}); start the run anew with --overwrite"
             ) from error
-    return Job(config, out, place, prior, state, picture, origin, saved is None, [])
+    return Job(config, out, place, prior, state, picture, origin, saved is None, [], captures)
+
+
+def gripped(job: Job) -> list[str]:
+    """Return a line where the splat that a run starts from is held so firmly that little will change."""
+    if job.state.grip < 0.9:
+        return []
+    return ["the teacher sees little to repair here, so the splat hardly changes; hold.clean=0 lets it"]
 
 
 @contextmanager
@@ -170,6 +195,7 @@ def begun(job: Job, resume: bool) -> Iterator[None]:
     from splatdistill.config.load import dump
     from splatdistill.files import atomic_write
     from splatdistill.formats.ply import write_ply
+    from splatdistill.training.origin import write_mask
 
     out, first = job.out, job.state.step
     for path in leftovers(out):
@@ -183,8 +209,11 @@ def begun(job: Job, resume: bool) -> Iterator[None]:
         drop_later(out, first)
         if job.new and job.picture is not None and not (out / REFERENCE).exists():
             job.picture.save(out / REFERENCE)
+        if job.new and job.captures is not None and not (out / CAPTURES).exists():
+            job.captures.save(out / CAPTURES)
         if job.new and job.origin is not None and not (out / SOURCE).exists():
-            write_ply(out / SOURCE, job.origin)
+            write_ply(out / SOURCE, job.origin.raw)
+            write_mask(out / MASK, job.origin)
         yield
     except BaseException as error:
         if not resume and job.state.step == 0:
@@ -207,7 +236,9 @@ def fit(job: Job, watcher: Watcher) -> bool:
 
     state, config = job.state, job.config
     held = None if job.picture is None else job.picture.resized(config.views.size).to(job.device)
-    done = loop.train(config, job.prior, state, job.out, watcher, held, job.origin)
+    shift, scale = config.edit.shift, config.edit.scale
+    captures = None if job.captures is None else job.captures.moved(shift, scale).to(job.device)
+    done = loop.train(config, job.prior, state, job.out, watcher, held, job.origin, captures)
     if done and state.skipped >= state.step:
         raise Diverged(
             f"every one of the {state.step} steps was bad: its gradient was not finite or its norm above "
@@ -225,24 +256,48 @@ def write(job: Job) -> int:
     from splatdistill.formats.ply import write_ply
     from splatdistill.media.run_report import write_report
     from splatdistill.media.sheets import compare
-    from splatdistill.scene.densification import final_prune
-    from splatdistill.scene.gaussians import moved
+    from splatdistill.scene.densification import keep_mask
+    from splatdistill.scene.gaussians import select
 
     config, out, limits = job.config, job.out, job.config.gaussians
-    scene = final_prune(
-        job.state.gaussians, limits.final_opacity, limits.final_scale, floater_share=limits.final_floaters
-    )
+    scene, held = job.state.gaussians, job.state.densifier.held
+    keep = keep_mask(scene, limits.final_opacity, limits.final_scale, limits.final_floaters)
+    if held is not None:
+        keep |= held
+    scene = select(scene, keep)
     if not len(scene["means"]):
         raise Diverged("no Gaussian is left at the end; try other settings or another --seed")
     write_report(scene, out, config)
     if job.origin is not None:
-        compare(job.origin, scene, out / COMPARED, config.report)
+        compare(job.origin.placed, scene, out / COMPARED, config.report)
     comments = {
         "prompt": config.prompt,
         "method": config.method.name,
         "seed": str(config.seed),
         "version": __version__,
     }
-    x, y, z = config.edit.shift  # an edited splat returns to its original position and scale
-    there = moved(moved(scene, (0.0, 0.0, 0.0), 1.0 / config.edit.scale), (-x, -y, -z), 1.0)
-    return len(scene["means"]) - write_ply(out / RESULT, there, comments)
+    if job.origin is not None:
+        scene = job.origin.returned(scene, job.state.densifier.rows[keep], config.edit)
+    return len(scene["means"]) - write_ply(out / RESULT, scene, comments)
+
+
+def mask_picture(config: Config, path: Path, device: str | None = None) -> tuple[int, int]:
+    """Write a PNG of a splat, above the same views with what its mask covers in red; run nothing.
+
+    Returns:
+        How many Gaussians it covers, and how many there are. Raises UserError as `make_run` does.
+    """
+    from splatdistill.media.sheets import compare
+    from splatdistill.scene.gaussians import painted
+    from splatdistill.scene.masks import is_words
+    from splatdistill.training.origin import found_mask
+
+    place = pick_device(device)
+    origin = read_source(config, path.parent, place, resume=False)
+    if origin is not None and is_words(config.edit.mask):
+        origin = found_mask(config, teacher_of(config, place), origin)
+    if origin is None:
+        raise UserError("there is no splat whose mask could be shown")
+    rows = origin.changeable
+    compare(origin.placed, painted(origin.placed, rows, (1.0, 0.0, 0.0)), path, config.report)
+    return int(rows.sum()), len(rows)

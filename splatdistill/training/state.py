@@ -11,7 +11,8 @@ from splatdistill.errors import Diverged, UserError
 from splatdistill.guidance import State
 from splatdistill.guidance.schedules import Linear
 from splatdistill.scene.densification import Densifier
-from splatdistill.scene.gaussians import NAMES, finite_mask, from_tensors, init_blob, select
+from splatdistill.scene.gaussians import NAMES, finite_mask, from_tensors, init_blob, joined, select
+from splatdistill.training.origin import Origin
 
 LARGEST_RATE = 10.0  # largest learning rate; beyond, one step destroys a scene
 
@@ -27,6 +28,7 @@ class TrainState:
     generator: torch.Generator  # on the CPU: cameras, backgrounds, timesteps and noise
     method: State | None = None  # of the guide; None before it is started
     step: int = 0  # steps done
+    grip: float = 0.0  # how firmly the run holds on to a sound splat, from 0 to 1; not saved, see `surprise`
     skipped: int = 0  # number of bad steps among them
     bad_in_a_row: int = 0
 
@@ -90,27 +92,32 @@ class TrainState:
         return count
 
     def set_learning_rates(self, progress: float) -> None:
-        """Decay every learning rate linearly to `rates.final` of its start; progress in [0, 1]."""
-        factor = Linear(1.0, self.rates.final)(progress)
+        """Decay every learning rate linearly to `rates.final` of its start; progress in [0, 1].
+
+        They are the lower, the firmer the grip: Adam's steps are as long for a small gradient as for a large.
+        """
+        factor = Linear(1.0, self.rates.final)(progress) * (1.0 - self.grip)
         for name, optimizer in self.optimizers.items():
             optimizer.param_groups[0]["lr"] = getattr(self.rates, name) * factor
 
 
-def new_state(
-    config: Config, device: torch.device, origin: torch.nn.ParameterDict | None = None
-) -> TrainState:
-    """Return the state before the first step: a random blob, or the splat to edit."""
+def new_state(config: Config, device: torch.device, origin: Origin | None = None) -> TrainState:
+    """Return the state before the first step: a random blob, or a splat, in a mask's region with seeds."""
     torch.manual_seed(config.seed)  # the source of gsplat's strategies
     generator = torch.Generator().manual_seed(config.seed)
-    scene = config.gaussians
-    gaussians = (
-        init_blob(
+    scene, changeable = config.gaussians, None
+    if origin is None:
+        gaussians = init_blob(
             scene.count, scene.radius, opacity=scene.opacity, sh_degree=scene.sh_degree, generator=generator
         )
-        if origin is None
-        else select(origin, slice(None))
-    ).to(device)
-    densifier = Densifier(config.densification)
+    else:
+        gaussians, changeable = select(origin.placed, slice(None)), origin.changeable
+        if origin.mask is not None and config.edit.seeds:
+            seeds = origin.mask.seeds(config.edit.seeds, gaussians["shN"].shape[1], generator)
+            gaussians = joined(gaussians, seeds.to(device))
+            changeable = torch.nn.functional.pad(changeable, (0, config.edit.seeds), value=True)
+    gaussians = gaussians.to(device)
+    densifier = Densifier(config.densification, changeable=changeable)
     optimizers = make_optimizers(gaussians, config.optimizer)
     densifier.initialize(gaussians, optimizers)
     return TrainState(gaussians, optimizers, config.optimizer, densifier, generator)

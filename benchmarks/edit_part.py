@@ -1,0 +1,172 @@
+"""Measure whether an edit with a mask adds a thing where it was asked for, and touches nothing else.
+
+`python benchmarks/edit_part.py [--edits N] [--method sdi] [key=value ...]` takes held-out scenes of one thing
+on top of another, fits a splat to the lower one alone, and asks `python -m splatdistill.edit --mask box:...`
+for the upper one in a box above it. The scorer names both things and their colors, among all that the teacher
+knows, from twelve views. Outside the box every row of the file must have kept its bytes, and where the box is
+not in sight the pictures are compared. Writes benchmarks/results/edit_part.json and, beside it, a picture:
+for each edit the splat before it, after it, and the scene that was asked for.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from common import RESULTS, write_result
+from edit_job import SIZE, VIEWS, look, photographed, photographs
+from PIL import Image
+from torch import Tensor
+from torch.nn import ParameterDict
+
+from splatdistill.edit import main as edit
+from splatdistill.formats.ply import read_ply, write_ply
+from splatdistill.measure.metrics import psnr, psnr_of_error, wilson_interval
+from splatdistill.measure.runs import right_names
+from splatdistill.priors import words as grammar
+from splatdistill.priors.clip import Scorer
+from splatdistill.scene.cameras import EVALUATION_VIEW, Cameras, turntable
+from splatdistill.scene.gaussians import NAMES
+from splatdistill.teaching import scenes
+from splatdistill.teaching.solids import raycast
+
+SEED = 98_000  # far from the teachers', the scorer's and edit_job's
+EDITS = (  # what is to be added, on what
+    (("cone", "cube"), ("red", "blue")),
+    (("duck", "cylinder"), ("yellow", "green")),
+    (("mushroom", "table"), ("red", "brown")),
+    (("penguin", "cake"), ("black", "pink")),
+    (("sphere", "cube"), ("orange", "purple")),
+    (("teddy bear", "car"), ("brown", "red")),
+    (("cactus", "cylinder"), ("green", "yellow")),
+    (("robot", "cube"), ("gray", "cyan")),
+    (("snowman", "house"), ("white", "yellow")),
+    (("rocket", "cylinder"), ("blue", "orange")),
+)
+HALF, HIGH = 0.5, 1.0  # of the box: half its width, and its top
+
+
+def tables(index: int, things: tuple[str, ...], colors: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """Return the solids of a scene, and those of its lower thing alone, in the same place."""
+    whole = scenes.build(things, 1, np.random.default_rng((SEED, index)), 1.0, colors).table
+    upper = scenes.build(things[:1], 1, np.random.default_rng((SEED, index)), 1.0, colors[:1]).table
+    return whole, whole[:, upper.shape[1] :]
+
+
+def drawn(table: np.ndarray, cameras: Cameras) -> Tensor:
+    """Return RGBA pictures [V, 4, S, S], color times alpha."""
+    pictures = raycast(np.repeat(table, len(cameras), axis=0), cameras)
+    return torch.from_numpy(pictures).permute(0, 3, 1, 2) / 255
+
+
+def box_above(splat: ParameterDict) -> tuple[list[float], str]:
+    """Return the box above a splat, lower and upper corner, as numbers and as --mask takes it."""
+    solid = splat["means"].detach()[splat["opacities"].detach().sigmoid() > 0.3]
+    x, y = ((solid[:, axis].amin() + solid[:, axis].amax()).item() / 2 for axis in (0, 1))
+    top = solid[:, 2].quantile(0.995).item()
+    corners = [round(v, 3) for v in (x - HALF, y - HALF, top - 0.02, x + HALF, y + HALF, HIGH)]
+    return corners, "box:" + ",".join(map(str, corners))
+
+
+def out_of_sight(corners: list[float], cameras: Cameras) -> Tensor:
+    """Return where no ray meets the box, two pixels around included: [V, 1, S, S] bool."""
+    low, high = torch.tensor(corners[:3]), torch.tensor(corners[3:])
+    ys, xs = torch.meshgrid(torch.arange(SIZE) + 0.5, torch.arange(SIZE) + 0.5, indexing="ij")
+    pixels = torch.stack([xs, ys, torch.ones_like(xs)], -1).double()  # [S, S, 3]
+    rays = pixels @ torch.linalg.inv(cameras.Ks.double())[:, None].mT
+    poses = cameras.camtoworlds.double()
+    rays = rays @ poses[:, None, :3, :3].mT  # [V, S, S, 3]
+    start = poses[:, None, None, :3, 3]
+    near, far = (low - start) / rays, (high - start) / rays
+    enters, leaves = torch.minimum(near, far).amax(-1), torch.maximum(near, far).amin(-1)
+    hit = (enters <= leaves).float()[:, None]
+    return F.max_pool2d(hit, 5, 1, 2) < 0.5
+
+
+def same_outside(before: ParameterDict, after: ParameterDict, corners: list[float]) -> bool:
+    """Return whether all Gaussians outside the box are in the result, in their order, bit by bit."""
+    means, low, high = before["means"].detach(), torch.tensor(corners[:3]), torch.tensor(corners[3:])
+    outside = ~((means >= low) & (means <= high)).all(1)
+    rows = [
+        torch.cat(
+            [
+                g[name].detach().flatten(1) if g[name].ndim > 1 else g[name].detach()[:, None]
+                for name in NAMES
+            ],
+            1,
+        )
+        for g in (before, after)
+    ]
+    kept = [row.numpy().tobytes() for row in rows[0][outside]]
+    left = iter(row.numpy().tobytes() for row in rows[1])
+    return all(row in left for row in kept)  # an iterator: their order too
+
+
+def main() -> None:
+    """Fit, edit, judge."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--edits", type=int, default=len(EDITS))
+    parser.add_argument("--method", default="sdi")
+    parser.add_argument("--fit-steps", type=int, default=400)
+    parser.add_argument("--name", default="edit_part", help="of the files in benchmarks/results")
+    parser.add_argument("overrides", nargs="*")
+    options = parser.parse_intermixed_args()
+    scorer, cameras = Scorer.load("embedded"), turntable(VIEWS, *EVALUATION_VIEW, SIZE)
+    rows: list[dict[str, Any]] = []
+    strips = []
+    for index, (things, colors) in enumerate(EDITS[: options.edits]):
+        whole, lower = tables(index, things, colors)
+        truth = drawn(whole, cameras)
+        truth = truth[:, :3] + 1.0 - truth[:, 3:]
+        fitted = photographed(index, drawn(lower, photographs()), options.fit_steps, 3_000, 1)
+        corners, box = box_above(fitted)
+        target = grammar.describe(things, colors)
+        with tempfile.TemporaryDirectory() as folder:
+            write_ply(f"{folder}/in.ply", fitted)
+            before, begin, out = read_ply(f"{folder}/in.ply")[0], time.perf_counter(), Path(folder) / "run"
+            told = ["--source-prompt", grammar.describe(things[1:], colors[1:]), "--target-prompt", target]
+            quick = ["report.frames=2", "report.size=16", "--mask", box, "--method", options.method]
+            status = edit(
+                ["--splat", f"{folder}/in.ply", *told, "--out", str(out), *quick, *options.overrides]
+            )
+            if status:
+                raise SystemExit(status)
+            seconds, after = time.perf_counter() - begin, read_ply(out / "splat.ply")[0]
+        pictures = [look(splat, cameras) for splat in (before, after)]
+        unseen = out_of_sight(corners, cameras).expand_as(truth)
+        named, colored = right_names(scorer, scorer.images(pictures[1]), target)
+        row = {
+            "edit": target,
+            "mask": box,
+            "things": named,
+            "colors": colored,
+            "bytes_outside": same_outside(before, after, corners),
+            "outside_db": float(psnr_of_error((pictures[1] - pictures[0])[unseen].square().mean())),
+            "share_out_of_sight": unseen.float().mean().item(),
+            "to_the_true_scene_db": psnr(pictures[1], truth).mean().item(),
+            "before_to_the_true_scene_db": psnr(pictures[0], truth).mean().item(),
+            "gaussians": [len(before["means"]), len(after["means"])],
+            "seconds": round(seconds, 1),
+        }
+        rows.append(row)
+        print({k: round(v, 3) if isinstance(v, float) else v for k, v in row.items()}, flush=True)
+        strips.append(torch.cat([torch.cat(list(x[::3]), 2) for x in (*pictures, truth)], 1))
+        right = sum(bool(row["things"] and row["colors"]) for row in rows)
+        summary = {"edits": len(rows), "right": right, "interval": wilson_interval(right, len(rows))}
+        summary |= {"bytes_outside": all(row["bytes_outside"] for row in rows)}
+        summary |= {"least_outside_db": min(row["outside_db"] for row in rows)}
+        write_result(options.name, {**summary, "runs": rows})
+        print(summary, flush=True)
+    strips += [torch.ones_like(strips[0])] * (-len(strips) % 2)
+    pixels = torch.cat([torch.cat(strips[k::2], 1) for k in range(2)], 2).permute(1, 2, 0)
+    Image.fromarray((pixels * 255).round().byte().numpy()).save(RESULTS / f"{options.name}.png")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,101 @@
+"""`python -m splatdistill.refine --splat FILE --prompt TEXT`: make a splat better without making another.
+
+A run like any other that starts from the splat at low levels of noise, held to what it looks like: what the
+teacher would draw slightly otherwise stays, and what is far from anything it would draw is repaired.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from splatdistill.cli import (
+    Parser,
+    add_logging,
+    add_settings,
+    add_start,
+    add_viewer,
+    chosen,
+    exit_status,
+    folder,
+    join_values,
+    make,
+    note,
+    preview_mask,
+    status_of,
+)
+from splatdistill.errors import UserError
+from splatdistill.training.inputs import edit_settings, name_of
+
+LAST = 0.02  # the level of noise at the end, as a share of T; configs/refine.yaml has the one at the start
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Return the command line as a namespace; flags that were not given are None or False."""
+    parser = Parser(prog="python -m splatdistill.refine", description="Refine a splat.", allow_abbrev=False)
+    add = parser.add_argument
+    add_start(parser, required=True)
+    add("--prompt", help="what it shows; default the run's own prompt")
+    add("--image", metavar="FILE", help="a picture of it; image.* says from where, image.rgb how it counts")
+    cameras = "pictures of it with cameras: a transforms.json as nerfstudio writes it"
+    add("--references", metavar="JSON", help=cameras)
+    add("--negative-prompt", help="what to steer away from")
+    strength = "the highest level of noise, above .02 to 1: more changes more; default .5"
+    add("--strength", type=float, metavar="T", help=strength)
+    add("--method", help="sdi (default), sds, csd, ... : docs/METHODS.md")
+    add("--out", type=folder, metavar="DIR", help="default outputs/<prompt>-refine-<seed>")
+    add("--config", metavar="YAML", help="settings on top of the presets")
+    add_viewer(parser)
+    add_logging(parser)
+    add("--overwrite", action="store_true", help="replace the run in the output folder")
+    add_settings(parser)
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    return parser.parse_intermixed_args(join_values(words))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; return its exit status: 0, 1 diverged, 2 a user's mistake, 130 interrupted."""
+    args = parse(arguments)
+    again = "python -m splatdistill.train --resume DIR"
+    return exit_status(lambda: start(args), f"interrupted; a run that had begun continues with `{again}`")
+
+
+def start(args: argparse.Namespace) -> int:
+    """Read the splat and its prompt, and run; return the exit status."""
+    if args.strength is not None and not LAST < args.strength <= 1.0:
+        raise UserError(f"--strength {args.strength:g}: expected a level of noise above {LAST:g}, at most 1")
+    edit = edit_settings(
+        Path(args.splat),
+        args.prompt,
+        note,
+        program=args.program,
+        up=args.from_up,
+        mask=args.mask,
+        prompted=False,
+    )
+    prompt = args.prompt if args.prompt is not None else edit["source_prompt"]
+    if not prompt.strip() and not args.image:
+        raise UserError("what does the splat show? say it with --prompt 'a red car'")
+    from splatdistill.config.load import resolve
+
+    flags = {"prompt": prompt, "edit": edit | {"source_prompt": ""}}
+    flags |= chosen(args, "negative_prompt", "method", "steps", "seed")
+    if args.image is not None:
+        flags["image"] = {"path": args.image}
+    levels = f"=[{args.strength}, {LAST}]"
+    if args.references is not None:
+        flags["captures"] = {"path": args.references}
+    words = [f"method.timesteps.{end}{levels}" for end in ("low", "high")] if args.strength else []
+    config = resolve(flags, args.config, [*words, *args.overrides], "refine")
+    if config.method.edits:
+        raise UserError(f"method '{config.method.name}' edits: use python -m splatdistill.edit")
+    if args.preview_mask is not None:
+        return preview_mask(config, args)
+    out = args.out or Path("outputs") / f"{name_of(config)}-refine-{config.seed}"
+    return status_of(make(config, out, args))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

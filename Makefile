@@ -14,7 +14,7 @@ NVCC := $(shell command -v nvcc 2>/dev/null)
 
 TESTS_CPP := $(shell find tests/native -name '*.cpp' -o -name '*.h' 2>/dev/null)
 
-.PHONY: help install demo test native-check lint format cuda-objects quality teachers gpu-check clean
+.PHONY: help install demo test native-check lint format cuda-objects quality teachers real-teacher gpu-check clean
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
 
@@ -61,6 +61,27 @@ teachers: $(STAMP)  ## train all shipped weights from nothing into build/teacher
 	$(TRAIN) --task image --teacher $(TEACHERS)/text/teacher --out $(TEACHERS)/image-further --steps 7000 --pictures 240000
 	cp -r $(TEACHERS)/image-further/unet_image $(TEACHERS)/text/teacher/
 	$(BIN)/python -m splatdistill.teaching.scorer --out $(TEACHERS)/scorer
+
+# The teacher of real things. ASSETS holds the models (docs/TEACHING.md), ENCODER a sentence encoder in transformers'
+# layout, PHOTOGRAPHS the weights of EfficientNet-Lite0. Every stage goes on where it was interrupted.
+ASSETS ?= assets
+ENCODER ?= build/encoder
+PHOTOGRAPHS ?= build/efficientnet-lite0.pth
+UNTIL ?= 15000
+REAL := $(TEACHERS)/real
+TEACH := $(BIN)/python -m splatdistill.teaching
+real-teacher: $(STAMP)  ## train the teacher of real things from its models (ASSETS=folder): many hours on two cores
+	$(BIN)/python -m pip install --quiet -c requirements/constraints.txt -e ".[teaching]"
+	$(TEACH).teach render --out $(REAL) --bundle $(ASSETS) --shards 48
+	$(TEACH).teach encode --out $(REAL)
+	$(TEACH).teach decode --out $(REAL)
+	$(TEACH).teach train --out $(REAL) --until $(UNTIL) --fall $$(($(UNTIL) / 5))
+	$(TEACH).teach table --out $(REAL) --bundle $(ASSETS) --encoder $(ENCODER)
+	$(TEACH).judge --out $(REAL) --bundle $(ASSETS) --photographs $(PHOTOGRAPHS)
+	$(TEACH).truth --out $(REAL) --bundle $(ASSETS)
+	$(TEACH).teach export --out $(REAL) --bundle $(ASSETS)
+	$(TEACH).card --out $(REAL) --bundle $(ASSETS)
+	$(TEACH).teach sheet --out $(REAL)
 
 lint: $(STAMP)  ## ruff, pyright and clang-format, changing nothing
 	$(BIN)/ruff check .

@@ -61,6 +61,7 @@ def report(args: argparse.Namespace) -> int:
 
     from rich.console import Console
 
+    from splatdistill.measure.jury import confusions
     from splatdistill.measure.runs import evaluate
     from splatdistill.measure.suites import SUITES, make_runs
     from splatdistill.media.sheets import runs_sheet
@@ -81,13 +82,17 @@ def report(args: argparse.Namespace) -> int:
     known = grammar.vocabulary() if args.clip == "embedded" else None
     groups = evaluate(runs, scorer, others, not args.no_teacher, known)
     unread = {row["prompt"] for g in groups.values() for row in g["rows"] if row["clip_score"] is None}
-    for prompt in sorted(unread):
+    judged = {row["prompt"] for g in groups.values() for row in g["rows"] if "called" in row}
+    for prompt in sorted(unread - judged):
         note(f"the shipped scorer cannot read '{prompt}': no figure compares with it; give another --clip")
     Console(width=None if sys.stdout.isatty() else 120).print(table(groups))
     with atomic_write(out / "evaluation.json") as file:
         file.write(json.dumps({"clip": args.clip, "groups": groups}, indent=1).encode() + b"\n")
     with atomic_write(out / "evaluation.md") as file:
         file.write(markdown(groups).encode())
+    if judged:
+        with atomic_write(out / "confusions.tsv") as file:
+            file.write(confusions([row for group in groups.values() for row in group["rows"]]).encode())
     with atomic_write(out / "evaluation.png") as file:
         runs_sheet([run / RESULT for run in runs]).save(file, format="PNG")
     print(f"{out / 'evaluation.json'} has every figure, {out / 'evaluation.png'} shows every run")

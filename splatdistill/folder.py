@@ -14,6 +14,7 @@ from splatdistill.files import atomic_write, cannot_write
 
 RESULT = "splat.ply"  # written last: a folder that holds it is a finished run
 CONFIG = "config.yaml"
+RECORD = "result.json"  # what the run was asked for, and what its teacher made of that
 METRICS = "metrics.jsonl"
 CHECKPOINTS = "checkpoints"  # a folder: step-N.pt, and step-N.ply of the scenes that are kept
 PREVIEW = "preview.png"
@@ -42,6 +43,7 @@ OUTPUTS = (
     REPORT,
     METRICS,
     CONFIG,
+    RECORD,
     CHECKPOINTS,
     REFERENCE,
     CAPTURES,

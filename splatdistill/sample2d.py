@@ -92,8 +92,7 @@ def start(args: argparse.Namespace) -> int:
         raise UserError(
             "this teacher turns a picture and reads no text; use python -m splatdistill.train --image"
         )
-    if prior.group > 1:
-        raise UserError("flat pictures have no cameras; give a teacher of single views")
+    prior = prior.alone()
     probe(prior)
     writable_folder(out)
     z, metrics, trajectory = play(config, prior, args.mode or "inversion", args.count, args.rate)
@@ -153,6 +152,7 @@ def play(
     pictures, own = prior.decode(z), prior.decode(ddim)
     metrics = {
         "prompt": config.prompt,
+        "read_as": prior.understand(config.prompt)[0],
         "method": config.method.name if mode == "inversion" else mode,
         "steps": steps,
         "seed": config.seed,

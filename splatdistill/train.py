@@ -65,7 +65,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add_viewer(parser)
     add_logging(parser)
     add("--overwrite", action="store_true", help="replace the run in the output folder")
-    add("--list-words", action="store_true", help="print the words that the embedded teacher knows, and exit")
+    add("--list-words", action="store_true", help="print the words that the teacher knows, and exit")
     add_settings(parser)
     words = sys.argv[1:] if arguments is None else list(arguments)
     return parser.parse_intermixed_args(join_values(words))
@@ -75,12 +75,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit status: 0, 1 diverged, 2 a user's mistake, 130 interrupted."""
     args = parse(arguments)
     if args.list_words:
-        from splatdistill.priors import words as grammar
-
-        say(grammar.word_list())
-        return 0
+        return exit_status(lambda: list_words(args.prior), "interrupted")
     command = resume if args.resume else several if args.seeds is not None or args.sweep else start
     return exit_status(lambda: command(args), "interrupted; a run that had begun continues with --resume DIR")
+
+
+def list_words(prior: str | None) -> int:
+    """Print the vocabulary of a teacher; return the exit status."""
+    from splatdistill.config.presets import DEFAULT
+    from splatdistill.priors.loading import words_of
+
+    words = words_of(prior or DEFAULT)
+    say(f"{prior} reads any text" if words is None else words.listing())
+    return 0
 
 
 def start(args: argparse.Namespace) -> int:

@@ -1,5 +1,7 @@
 import json
 import shutil
+from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -7,16 +9,21 @@ import torch
 from diffusers import DDIMScheduler
 from transformers import CLIPTextConfig, CLIPTextModel
 
+from splatdistill.config.load import load, resolve
+from splatdistill.config.presets import family_of
 from splatdistill.errors import UserError
+from splatdistill.folder import CONFIG, RECORD
 from splatdistill.priors import load_prior
 from splatdistill.priors.base import cfg
-from splatdistill.priors.loading import probe
+from splatdistill.priors.loading import probe, words_of
 from splatdistill.priors.patch_codec import PatchCodec
 from splatdistill.priors.reading import MAX_WORDS
 from splatdistill.priors.view_transformer import ViewTransformer
 from splatdistill.priors.views import ViewPrior
 from splatdistill.scene.cameras import orbit
 from splatdistill.scene.pictures import Reference
+from splatdistill.training.progress import NullWatcher
+from splatdistill.training.run import make_run
 
 SIZE, CHANNELS, TEXT = 64, 6, 16
 
@@ -45,7 +52,8 @@ def folder(tmp_path_factory):
     )
     words = {"things": {"car": []}, "names": {"car": "car"}, "words": ["car", "red", "blue", "tree"]}
     (path / "vocabulary.json").write_text(json.dumps(words))
-    (path / "model_index.json").write_text("{}")
+    (path / "nearest.tsv").write_text("sedan\tcar\n")
+    (path / "model_index.json").write_text('{"family": "views"}')
     return path
 
 
@@ -152,3 +160,44 @@ def test_it_runs_as_a_run_tries_it(prior):
 def test_long_prompts_are_cut_and_views_are_not_counted(prior):
     assert prior.fit("red car", (", front view",)) == "red car"
     assert len(prior.fit("red " * 60).split()) == MAX_WORDS - 1
+
+
+def test_other_words_are_taken_for_known_ones(prior):
+    assert prior.understand("a sedan")[0] == "car" and len(prior.understand("a sedan")[1]) == 1
+    assert torch.equal(prior.embed(["A photo of a red sedan."]), prior.embed(["red car"]))
+    assert prior.understand("sdfgh")[1]  # a line, where the run's own check is the one to refuse
+    assert prior.vocabulary == frozenset(("car", "red", "blue", "tree"))
+
+
+def test_the_folder_tells_its_words_and_its_presets_before_it_is_loaded(folder):
+    words = words_of(str(folder))
+    assert words is not None and words.understand("a sedan")[0] == "car"
+    assert family_of(str(folder)) == "views"
+    assert words_of("sd21") is None and family_of("sd21") == "sd"
+    assert words_of("embedded") is not None and family_of("embedded-multiview") == "embedded"
+
+
+def test_single_views_need_no_cameras(prior):
+    single = prior.alone()
+    assert single.group == 1 and prior.group == 4
+    probe(single)
+
+
+def test_a_run_keeps_its_prompt_and_records_what_was_read(folder, tmp_path):
+    settings = ["steps=1", "views.count=4", "report.size=16", "report.frames=2", "gaussians.count=50",
+                "gaussians.final_opacity=0.01", "views.size=16"]  # fmt: skip
+    config = resolve({"prompt": "a sedan", "prior": {"name": str(folder)}}, None, settings)
+    lines = []
+
+    def watch(job):
+        lines.extend(job.warnings)
+        return nullcontext(NullWatcher())
+
+    make_run(config, tmp_path / "run", watch=watch)
+    assert lines[0] == "'sedan' is not a word of this teacher: taking 'car'"
+    record = json.loads((tmp_path / "run" / RECORD).read_text())
+    assert record["prompts"]["prompt"] == {"given": "a sedan", "read_as": "car", "notes": [lines[0]]}
+    assert load(tmp_path / "run" / CONFIG).prompt == "a sedan"
+    with pytest.raises(UserError, match="names nothing"):
+        make_run(replace(config, prompt="qwrtz"), tmp_path / "other")
+    assert not (tmp_path / "other").exists()

@@ -1,5 +1,6 @@
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from splatdistill.teaching.nearest import WordNet, corrected, nearest_names
@@ -21,7 +22,21 @@ TREE = (
     (21, ("sofa", "couch"), (20,)),
     (30, ("idea",), (1,)),
     (31, ("Rover",), (11,)),
+    (32, ("mutt",), (11,)),
+    (40, ("person",), (6,)),
+    (41, ("speaker",), (40,)),
+    (42, ("speaker", "loudspeaker"), (20,)),
+    (43, ("poet",), (40,)),
+    (44, ("woofer",), (42,)),
+    (45, ("man",), (40,)),
+    (46, ("scholar",), (40,)),
+    (47, ("botanist",), (46,)),
 )
+ANIMAL, THING, PERSON = 5, 6, 18  # fields of WordNet
+FIELDS = {
+    **dict.fromkeys((10, 11, 12, 13, 31, 32), ANIMAL),
+    **dict.fromkeys((40, 41, 43, 45, 46, 47), PERSON),
+}
 
 
 @pytest.fixture
@@ -29,8 +44,12 @@ def wordnet(tmp_path: Path) -> WordNet:
     data, senses = ["  a licence"], {}
     for number, words, kinds in TREE:
         pointers = " ".join(f"@ {kind:08d} n 0000" for kind in kinds)
-        fields = f"{number:08d} 03 n {len(words):02x} " + " ".join(f"{w} 0" for w in words)
-        data.append(f"{fields} {len(kinds):03d} {pointers} | a gloss; with | signs")
+        fields = f"{number:08d} {FIELDS.get(number, THING):02d} n {len(words):02x} " + " ".join(
+            f"{w} 0" for w in words
+        )
+        data.append(
+            f"{fields} {len(kinds):03d} {pointers} | a gloss; with | signs" + " (offensive)" * (number == 32)
+        )
         for word in words:
             senses.setdefault(word.lower(), []).append(number)
     index = [
@@ -58,6 +77,32 @@ def test_a_second_sense_counts_less(wordnet):
     twice = WordNet(wordnet.synsets, {**wordnet.senses, "seat": (13, 21)})
     table = nearest_names(twice, {"cat": "cat", "sofa": "sofa"}, ["seat"])
     assert table == {"seat": "cat"}
+
+
+def test_a_name_means_what_its_classes_say(wordnet):
+    names, classes = {"speaker": "speaker", "dog": "dog"}, {"speaker": ("furniture",)}
+    table = nearest_names(wordnet, names, ["poet", "woofer"], classes=classes)
+    assert table == {"woofer": "speaker"}
+    table = nearest_names(wordnet, names, ["poet", "woofer"], classes={"speaker": ("person",)})
+    assert table == {"poet": "speaker"}
+
+
+def test_people_whom_nothing_is_near_are_somebody(wordnet):
+    names = {"man": "man", "scholar": "scholar", "speaker": "speaker"}
+    classes = dict.fromkeys(names, ("person",))
+    words = ["botanist", "poet"]
+    assert nearest_names(wordnet, names, words, None, classes)["botanist"] == "scholar"
+
+    def unlike(words):  # no word is like any name: what WordNet says is halved
+        return np.tile([1.0, 0.0] if "poet" in words else [0.0, 1.0], (len(words), 1))
+
+    assert nearest_names(wordnet, names, words, unlike, classes) == {"botanist": "man", "poet": "man"}
+
+
+def test_offensive_words_and_words_that_first_mean_nothing_visible_are_left_out(wordnet):
+    twice = WordNet(wordnet.synsets, {**wordnet.senses, "state": (30, 13)})
+    assert nearest_names(twice, {"dog": "dog", "cat": "cat"}, ["mutt", "state", "corgi"]) == {"corgi": "dog"}
+    assert "mutt" not in wordnet.visible_words()
 
 
 def test_corrections_name_only_what_the_teacher_has():

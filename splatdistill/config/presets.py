@@ -1,7 +1,12 @@
 """The presets: which YAML files apply to a prior, a method and an edit."""
 
+import re
 from pathlib import Path
 
+from splatdistill.priors.folders import Folder
+from splatdistill.priors.loading import EMBEDDED, VOCABULARY
+
+DEFAULT = "embedded-multiview"  # the prior of a run from a text, where none is named
 # The prior of a task, where none is named: views alone, as the presets were tuned on.
 FOR_TASKS: dict[str, str] = dict.fromkeys(("edit", "edit-part", "refine"), "embedded")
 FOR_PICTURES = "embedded-image"  # the prior of a run that starts from a picture, where none is named
@@ -20,10 +25,15 @@ def named(config: str) -> Path:
     return preset if preset.is_file() and not Path(config).exists() else Path(config)
 
 
-def is_embedded(prior: str) -> bool:
-    """Return whether a prior is the shipped teacher or a folder of that kind, with a list of its words."""
-    folders = (Path(prior), Path(prior).parent)  # of a pipeline, or of one of its UNets
-    return prior.split("-")[0] == "embedded" or any((path / "vocabulary.json").is_file() for path in folders)
+def family_of(prior: str) -> str:
+    """Return the family of presets that suits a prior: what its folder says, or by its kind of words."""
+    shipped = prior.split("-")[0] == "embedded"
+    places = (EMBEDDED,) if shipped else (Path(prior), Path(prior).parent)  # a pipeline, or a denoiser in it
+    for place in places:
+        told = Folder(prior, place).json("model_index.json").get("family")
+        if isinstance(told, str) and re.fullmatch(r"\w+", told):
+            return told
+    return "embedded" if any((place / VOCABULARY).is_file() for place in places) else "sd"
 
 
 def presets_for(prior: str, method: str, task: str) -> list[Path]:
@@ -31,7 +41,7 @@ def presets_for(prior: str, method: str, task: str) -> list[Path]:
 
     A task has settings of its own (edit.yaml), and some that depend on the family (embedded-refine.yaml).
     """
-    family = "embedded" if is_embedded(prior) else "sd"
+    family = family_of(prior)
     part = Path(prior).name.replace("unet_", "-").partition("-")[2]  # of embedded-image, or of DIR/unet_image
     names = [family, f"{family}_{method}", f"{family}-{part}"]
     names += [task, f"{family}-{task}"] if task else []

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from splatdistill.config.presets import DEFAULT
 from splatdistill.guidance import SDI, Method
 from splatdistill.scene.cameras import OrbitRanges
 from splatdistill.scene.densification import DensificationConfig
@@ -28,7 +29,7 @@ def at_least_one(**values: int) -> None:
 class PriorConfig:
     """The frozen teacher."""
 
-    name: str = "embedded-multiview"  # or embedded, embedded-image, sd21, sd15, a diffusers folder
+    name: str = DEFAULT  # or embedded, embedded-image, sd21, sd15, a diffusers folder
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # bfloat16 on CPU, float16 on CUDA
     lora: tuple[str, ...] = ()  # safetensors files, FILE or FILE:SCALE, added to its networks
     lora_sha256: tuple[str, ...] = ()  # of these files, filled in when a run is configured
@@ -48,6 +49,7 @@ class BackgroundConfig:
     colors: dict[str, Color] = field(default_factory=dict)
     in_prompt: bool = False  # append "NAME background", for a teacher whose captions say so
     gray: tuple[float, float] = (0.0, 1.0)
+    shared: bool = False  # one for all views that a teacher denoises together
 
     def __post_init__(self) -> None:
         require(

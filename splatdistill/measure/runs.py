@@ -23,6 +23,7 @@ from splatdistill.formats.ply import read_ply
 from splatdistill.guidance import sample
 from splatdistill.guidance.prompts import ViewPrompts
 from splatdistill.measure import metrics
+from splatdistill.measure.jury import Jury
 from splatdistill.measure.suites import distractors
 from splatdistill.priors import load_prior
 from splatdistill.priors import words as grammar
@@ -203,12 +204,16 @@ def measure(
     return row
 
 
-SHARES = ("object", "color", "janus", "diverged")  # rates of yes or no
+SHARES = ("object", "object_first_five", "nothing", "color", "janus", "diverged")  # rates of yes or no
 MEANS = (
     "r_precision",
     "r_precision_geometry",
     "clip_score",
     "view",
+    "iou_share",
+    "color_share",
+    "loose",
+    "holes",
     "high_frequency_to_teacher",
     "saturation_to_teacher",
 )
@@ -298,6 +303,7 @@ def evaluate(
     groups: dict[str, dict[str, Any]] = {}
     gathered: dict[str, dict[str, list[Any]]] = {}
     teachers: dict[PriorConfig, Prior] = {}
+    juries: dict[str, Jury | None] = {}
     samples: dict[tuple[Any, ...], Tensor] = {}
     names = group_names([load(run / CONFIG) for run in runs])
     for run, name in zip(runs, names, strict=True):
@@ -310,7 +316,12 @@ def evaluate(
             if key not in samples:
                 samples[key] = teacher_samples(teachers[config.prior], config)
             drawn = samples[key]
-        groups.setdefault(name, {"rows": []})["rows"].append(measure(seen, scorer, others, drawn, known))
+        row = measure(seen, scorer, others, drawn, known)
+        if config.prior.name not in juries:
+            juries[config.prior.name] = Jury.of(config.prior.name)
+        if (jury := juries[config.prior.name]) is not None:
+            row |= jury.row(run, config.prompt)
+        groups.setdefault(name, {"rows": []})["rows"].append(row)
         bag = gathered.setdefault(name, {"mean": [], "prompt": [], "all": [], "drawn": []})
         features = scorer.images(seen.color).cpu()
         bag["mean"].append(features.mean(0))

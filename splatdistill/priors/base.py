@@ -113,7 +113,6 @@ class Prior(Protocol):
     group: views that are denoised together, evenly around the object at one noise level; 1: each alone.
     view_words: whether a prompt should name the view.
     needs_picture: whether it reads a picture in place of a text; then `condition_on` comes before the rest.
-    family: the presets that suit it.
     needs_cameras: whether `with_cameras` must be called.
     takes_lora: whether `load` merges the LoRA files of its folder.
     vocabulary: the only words that it knows; None for any.
@@ -132,7 +131,6 @@ class Prior(Protocol):
     needs_cameras: bool = False
     needs_picture: bool = False
     takes_lora: ClassVar[bool] = False
-    family: str = "sd"
     vocabulary: frozenset[str] | None = None
 
     @classmethod
@@ -167,6 +165,16 @@ class Prior(Protocol):
 
     def condition_on(self, reference: Reference) -> Self:
         """Return this prior conditioned on a picture; unchanged if it reads none."""
+        return self
+
+    def understand(self, text: str) -> tuple[str, list[str]]:
+        """Return a text as this prior reads it, and a line where some of it is taken for something else."""
+        return text, []
+
+    def alone(self) -> Self:
+        """Return this prior for single pictures without cameras; UserError where it has none."""
+        if self.group > 1:
+            raise UserError("flat pictures have no cameras; give a teacher of single views")
         return self
 
     def fit(self, text: str, suffixes: Sequence[str] = ("",)) -> str:

@@ -5,6 +5,7 @@ Light to import: the kind of a folder is known from its JSON files, before torch
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -20,10 +21,12 @@ if TYPE_CHECKING:
     import torch
 
     from splatdistill.priors.base import Prior
+    from splatdistill.priors.reading import Words
 
 GROUP = "splatdistill.priors"  # the entry points of priors from other packages
 ASSETS = Path(__file__).resolve().parents[1] / "assets"
 EMBEDDED, SCORER = ASSETS / "teacher", ASSETS / "scorer"
+VOCABULARY = "vocabulary.json"  # in a teacher's folder: a list of its words, or what `reading.Vocabulary` is
 SHIPPED = ("embedded", "embedded-multiview", "embedded-image")
 
 # Hub repositories, each pinned to a revision; mirrors, since the original owners withdrew theirs.
@@ -90,6 +93,25 @@ def locate(name: str) -> Folder:
     if (path.parent / "model_index.json").is_file() and (path / "config.json").is_file():
         return Folder(name, path.parent, path.name)
     return Folder(name, path)
+
+
+def words_of(name: str, taught: frozenset[str] = frozenset()) -> Words | None:
+    """Return the vocabulary of a prior as its folder tells it, before it is loaded; None for open text.
+
+    `taught` are words that a LoRA adds. Raises UserError where the folder is broken.
+    """
+    if name in (*ALIASES, *installed()):
+        return None
+    root = locate(name).root
+    path = root / VOCABULARY
+    if not path.is_file():
+        return None
+    from splatdistill.priors.reading import Vocabulary
+    from splatdistill.priors.words import Toys
+
+    with user_errors(f"prior '{name}'", root):
+        told = json.loads(path.read_text("utf-8"))
+        return Vocabulary.load(root) if isinstance(told, dict) else Toys(taught)
 
 
 def check_name(name: str) -> None:

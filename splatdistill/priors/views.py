@@ -13,6 +13,7 @@ from torch import Tensor
 
 from splatdistill.priors.base import Conditioning, alpha_bar_at, cut_to_fit
 from splatdistill.priors.folders import Folder
+from splatdistill.priors.graphs import Graphed
 from splatdistill.priors.latent import LatentPrior
 from splatdistill.priors.networks import load_network
 from splatdistill.priors.reading import MAX_WORDS, Vocabulary, canonical
@@ -48,6 +49,7 @@ class ViewPrior(LatentPrior):
     ) -> None:
         super().__init__(name, unet, vae, text_encoder, None, scheduler)
         self.reader = vocabulary
+        self.vocabulary = frozenset(vocabulary.words)
 
     @classmethod
     def load(cls, folder: Folder, device: torch.device | str, dtype: torch.dtype | None) -> Self:
@@ -69,14 +71,26 @@ class ViewPrior(LatentPrior):
         shown._reference = reference.resized(self.image_size).to(self.device)
         return shown
 
+    def alone(self) -> Self:
+        """Return a copy that draws single views from the front."""
+        single = copy.copy(self)
+        single.group = 1
+        single._denoise = Graphed(single.network)
+        return single
+
+    def understand(self, text: str) -> tuple[str, list[str]]:
+        """Return a text in the words of the vocabulary; see `Prior.understand`."""
+        return self.reader.understand(text, strict=False)
+
     def fit(self, text: str, suffixes: Sequence[str] = ("",)) -> str:
         """Return `text`, cut so that all of it is read; views and backgrounds are not read as words."""
         return cut_to_fit(text, ("",), lambda whole: len(canonical(whole).split()) < MAX_WORDS)
 
     @torch.no_grad()
     def embed(self, texts: list[str]) -> Tensor:
-        """Return hidden states [n,L,D] of the text encoder, float32."""
-        ids = torch.tensor([self.reader.numbers(canonical(text)) for text in texts], device=self.device)
+        """Return hidden states [n,L,D] of the text encoder, float32; other words as `understand` has them."""
+        read = {text: self.reader.numbers(self.understand(text)[0]) for text in dict.fromkeys(texts)}
+        ids = torch.tensor([read[text] for text in texts], device=self.device)
         return self.text_encoder(input_ids=ids)[0].float()
 
     def with_cameras(self, cond: Conditioning, cameras: Cameras, background: Tensor) -> Conditioning:

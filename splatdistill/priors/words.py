@@ -6,6 +6,7 @@ object is optional. The only colors, sizes, views and backgrounds are those name
 
 import difflib
 import re
+from dataclasses import dataclass
 
 from splatdistill.errors import UserError
 
@@ -151,3 +152,18 @@ def check_prompt(text: str, allow_unknown: bool = False, taught: frozenset[str] 
     raise UserError(
         message + "; use words that --list-words prints, --prior sd21 for open vocabulary, or --allow-unknown"
     )
+
+
+@dataclass(frozen=True)
+class Toys:
+    """The words of the toys, and what a LoRA taught, as `reading.Words`: nothing is taken otherwise."""
+
+    taught: frozenset[str] = frozenset()
+
+    def understand(self, text: str, *, strict: bool = True, thing: bool = True) -> tuple[str, list[str]]:
+        """Return the text as it is, with a warning where it may be; see `check_prompt`."""
+        return text, check_prompt(text, not strict, self.taught)
+
+    def listing(self) -> str:
+        """Return the vocabulary for display."""
+        return word_list()

@@ -42,12 +42,26 @@ class Entry:
     rotation: tuple[float, ...] = ()
 
 
+def read_rows(bundle: Path) -> list[dict[str, Any]]:
+    """Return the rows of a bundle's assets.json; raises UserError when it cannot be read."""
+    path = bundle / "assets.json"
+    try:
+        rows = json.loads(path.read_text("utf-8"))
+        if not isinstance(rows, list):
+            raise ValueError("it is no list")
+        return rows
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"cannot read the list of models {path}: {error}; expected the bundle's assets.json"
+        ) from error
+
+
 def load_entries(bundle: Path) -> list[Entry]:
     """Return the entries of a bundle's assets.json; raises UserError when it cannot be read."""
     path = bundle / "assets.json"
     try:
-        return [_entry(row) for row in json.loads(path.read_text("utf-8"))]
-    except (OSError, ValueError, TypeError, KeyError) as error:
+        return [_entry(row) for row in read_rows(bundle)]
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(
             f"cannot read the list of models {path}: {error}; expected the bundle's assets.json"
         ) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from dataclasses import dataclass
 
 import numpy as np
@@ -60,6 +61,12 @@ def draw_scene(shelf: Shelf, rng: np.random.Generator, kind: str | None = None) 
     mesh = mesh.fitted(phrases.SIZES.get(size, phrases.USUAL_SIZE) * rng.uniform(0.93, 1.05))
     captions = tuple(caption(entries, colors, size, kind, rng) for _ in range(CAPTIONS))
     return Scene(mesh, draw_light(rng), captions, tuple(entries), colors, kind)
+
+
+def learned_pairs(nouns: Container[str]) -> dict[str, list[str]]:
+    """Return the relations of two things, each with the nouns that are the second one, none for any."""
+    supports = [noun for noun in SUPPORTS if noun in nouns]
+    return {kind: supports if kind == "on top of" else [] for kind in KINDS if kind != "alone"}
 
 
 def caption(

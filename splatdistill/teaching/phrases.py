@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 
 from splatdistill.priors.reading import BETWEEN, canonical
@@ -34,14 +36,17 @@ def vocabulary(entries: list[Entry], colors: list[str]) -> list[str]:
 
 
 def describe_vocabulary(entries: list[Entry]) -> dict[str, dict]:
-    """Return what a teacher's folder stores of its objects: each noun's classes, and each name's noun."""
+    """Return what a teacher's folder stores of its objects: each noun's classes, and each name's noun.
+
+    A name that several nouns bear is of the one most of whose models bear it.
+    """
     things: dict[str, list[str]] = {}
-    names: dict[str, str] = {}
+    bearers: dict[str, Counter[str]] = {}
     for entry in entries:
         classes = things.setdefault(entry.noun, [])
         classes.extend(name for name in entry.also if name not in classes)
-    for noun, classes in things.items():
-        for name in (noun, *classes):
-            names.setdefault(canonical(name), noun)
+        for name in (entry.noun, *entry.also):
+            bearers.setdefault(canonical(name), Counter())[entry.noun] += 1
+    names = {name: nouns.most_common(1)[0][0] for name, nouns in bearers.items()}
     names.update({canonical(noun): noun for noun in things})
     return {"things": things, "names": names}

@@ -3,7 +3,8 @@
 Stages, each continuing where an interrupted run stopped: `render` draws shards of pictures; `encode` fits the
 codec to the first of them and turns all that are there into latents; `decode` trains the codec's decoder;
 `train` teaches the denoiser and the text encoder; `table` maps other English words to known names; `export`
-writes DIR/teacher, which `--prior DIR/teacher` loads; `sheet` draws samples of it. `pack` and `unpack` take
+writes DIR/teacher, which `--prior DIR/teacher` loads, with the judge and its true models where those are
+made (`teaching.judge`, `teaching.truth`); `sheet` draws samples of it. `pack` and `unpack` take
 the pictures to a machine that has a GPU and cannot render.
 """
 
@@ -15,6 +16,7 @@ import logging
 import shutil
 import sys
 from dataclasses import asdict, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +24,20 @@ import numpy as np
 import torch
 
 from splatdistill.errors import UserError
+from splatdistill.priors.judge import FOLDER as JUDGE
+from splatdistill.priors.judge import TOLD, TRUTH, WEIGHTS
 from splatdistill.priors.patch_codec import PatchCodec
 from splatdistill.priors.words import COLORS
 from splatdistill.scene.pictures import to_uint8
 from splatdistill.teaching import phrases, pupil, shards
 from splatdistill.teaching.assets import Entry, load_entries
+from splatdistill.teaching.compositions import learned_pairs
 from splatdistill.teaching.decoder import psnr, train_decoder
 
 log = logging.getLogger(__name__)
 
 SIZE = 128
+FAMILY = "views"  # of the presets
 TRAINING, VALIDATION = 1, 2  # seeds
 PACK = "pictures.pack"
 FIT = 8  # shards that the codec is fitted to
@@ -177,11 +183,13 @@ def validate(made: pupil.Pupil, options: argparse.Namespace) -> dict[str, float]
 
 def table(options: argparse.Namespace) -> None:
     """Make DIR/nearest.tsv, the known names for other English words."""
-    from splatdistill.teaching.nearest import WordNet, corrected, nearest_names
+    from splatdistill.teaching.nearest import WordNet, corrected, encode_words, nearest_names
 
     wordnet = WordNet.load()
-    names = phrases.describe_vocabulary(all_entries(options.bundle))["names"]
-    found = corrected(nearest_names(wordnet, names, wordnet.visible_words(), options.encoder), names)
+    told = phrases.describe_vocabulary(all_entries(options.bundle))
+    encode = options.encoder and partial(encode_words, folder=options.encoder)
+    found = nearest_names(wordnet, told["names"], wordnet.visible_words(), encode, told["things"])
+    found = corrected(found, told["names"])
     lines = "".join(f"{word}\t{name}\n" for word, name in sorted(found.items()))
     (options.out / "nearest.tsv").write_text(lines, "utf-8")
     log.info("%d words, %d bytes", len(found), len(lines))
@@ -203,13 +211,16 @@ def export(options: argparse.Namespace) -> None:
         "text_encoder": ["transformers", "CLIPTextModel"],
         "scheduler": ["diffusers", "DDIMScheduler"],
     }
-    index = {"_class_name": "ViewPrior", "step": made.step} | parts
+    index = {"_class_name": "ViewPrior", "family": FAMILY, "step": made.step} | parts
     (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", "utf-8")
-    words = list(word_numbers(options.out))
-    told = phrases.describe_vocabulary(all_entries(options.bundle)) | {"words": words}
+    told = phrases.describe_vocabulary(all_entries(options.bundle))
+    told |= {"words": list(word_numbers(options.out)), "pairs": learned_pairs(told["things"])}
+    told |= {"colors": list(COLORS), "sizes": list(phrases.SIZES)}
     (folder / "vocabulary.json").write_text(json.dumps(told, indent=0) + "\n", "utf-8")
-    if (options.out / "nearest.tsv").is_file():
-        shutil.copy(options.out / "nearest.tsv", folder)
+    for name in ("nearest.tsv", *(f"{JUDGE}/{part}" for part in (WEIGHTS, TOLD, TRUTH))):
+        if (options.out / name).is_file():
+            (folder / name).parent.mkdir(exist_ok=True)
+            shutil.copy(options.out / name, folder / name)
     log.info("%s: step %d", folder, made.step)
 
 

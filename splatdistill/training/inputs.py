@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from splatdistill.errors import UserError
 from splatdistill.folder import CAPTURES, CONFIG, MASK, RESULT, SOURCE
+from splatdistill.priors.loading import words_of
 
 if TYPE_CHECKING:
     import torch
@@ -28,22 +29,22 @@ LETTERS = 60  # largest length of a prompt in a folder name
 
 
 def check_words(config: Config, allow_unknown: bool) -> list[str]:
-    """Return warnings about the prompts of a run.
+    """Return a line for each prompt of a run that its teacher reads otherwise than it is written.
 
-    Raises UserError for an empty text, and for a word that neither the shipped teacher nor its LoRA saw.
+    Raises UserError for an empty text, and for one that means nothing to the teacher and its LoRA.
     """
-    from splatdistill.config.presets import is_embedded
-
-    texts = list(filter(None, (config.prompt, config.negative_prompt, config.edit.source_prompt)))
-    if any("\ud800" <= letter <= "\udfff" for text in texts for letter in text):
+    prompts = list(filter(None, (config.prompt, config.edit.source_prompt)))
+    negatives = list(filter(None, (config.negative_prompt,)))
+    if any("\ud800" <= letter <= "\udfff" for text in prompts + negatives for letter in text):
         raise UserError("the prompt holds bytes that are not text; expected UTF-8")
-    if not is_embedded(config.prior.name):
-        return []
-    from splatdistill.priors import words as grammar
     from splatdistill.priors.lora import taught_words
 
-    taught = taught_words(config.prior.lora)
-    return [warning for text in texts for warning in grammar.check_prompt(text, allow_unknown, taught)]
+    words, strict = words_of(config.prior.name, taught_words(config.prior.lora)), not allow_unknown
+    if words is None:
+        return []
+    read = [words.understand(text, strict=strict) for text in prompts]
+    read += [words.understand(text, strict=strict, thing=False) for text in negatives]
+    return [line for _, lines in read for line in lines]
 
 
 def pick_device(name: str | None) -> torch.device:

@@ -45,9 +45,16 @@ def save(state: TrainState, config: Config, out: Path, *, scene: bool = True) ->
 
 
 def draw_backgrounds(
-    config: BackgroundConfig, count: int, generator: torch.Generator
+    config: BackgroundConfig, count: int, generator: torch.Generator, group: int = 1
 ) -> tuple[list[str] | None, Tensor]:
-    """Draw V plain backgrounds: their names if prompts mention them, else None; and colors [V,3]."""
+    """Draw V plain backgrounds: their names if prompts mention them, else None; and colors [V,3].
+
+    `group` consecutive ones are the same where the configuration says so.
+    """
+    if config.shared and group > 1:
+        names, colors = draw_backgrounds(config, count // group, generator)
+        repeated = None if names is None else [name for name in names for _ in range(group)]
+        return repeated, colors.repeat_interleave(group, 0)
     if config.colors:
         names, colors = pick_backgrounds(config.colors, count, generator)
         return (names if config.in_prompt else None), colors
@@ -153,7 +160,7 @@ def train(
             # Render random views, each on its own plain background.
             together = prior.group if prior.group > 1 else views.opposite
             cameras = sample_orbit(views.ranges, views.count, views.size, generator, together)
-            names, background = draw_backgrounds(config.backgrounds, views.count, generator)
+            names, background = draw_backgrounds(config.backgrounds, views.count, generator, prior.group)
             degree = min(sh_degree_of(state.gaussians), state.step // scene.sh_every if scene.sh_every else 3)
             placed, background = cameras.to(state.device), upload([background], state.device)[0]
             view = render(state.gaussians, placed, background, degree)

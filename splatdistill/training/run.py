@@ -5,6 +5,7 @@ Heavy imports are deferred, so that help and errors answer at once.
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -20,6 +21,7 @@ from splatdistill.folder import (
     CONFIG,
     MASK,
     PREVIOUS,
+    RECORD,
     REFERENCE,
     RESULT,
     SOURCE,
@@ -268,6 +270,7 @@ def write(job: Job) -> int:
     if not len(scene["means"]):
         raise Diverged("no Gaussian is left at the end; try other settings or another --seed")
     write_report(scene, out, config)
+    write_record(job, len(scene["means"]))
     if job.origin is not None:
         compare(job.origin.placed, scene, out / COMPARED, config.report)
     comments = {
@@ -301,3 +304,27 @@ def mask_picture(config: Config, path: Path, device: str | None = None) -> tuple
     rows = origin.changeable
     compare(origin.placed, painted(origin.placed, rows, (1.0, 0.0, 0.0)), path, config.report)
     return int(rows.sum()), len(rows)
+
+
+def write_record(job: Job, gaussians: int) -> None:
+    """Write result.json: each prompt as it was given, how the teacher read it, and what it took for what."""
+    from splatdistill import __version__
+    from splatdistill.files import atomic_write
+
+    config, prompts = job.config, {}
+    given = {"prompt": config.prompt, "negative_prompt": config.negative_prompt}
+    for name, text in (given | {"source_prompt": config.edit.source_prompt}).items():
+        if text:
+            read, notes = job.prior.understand(text)
+            prompts[name] = {"given": text, "read_as": read, "notes": notes}
+    record = {
+        "prompts": prompts,
+        "prior": config.prior.name,
+        "method": config.method.name,
+        "seed": config.seed,
+        "steps": job.state.step,
+        "gaussians": gaussians,
+        "version": __version__,
+    }
+    with atomic_write(job.out / RECORD) as file:
+        file.write(json.dumps(record, indent=1).encode() + b"\n")

@@ -1,0 +1,92 @@
+"""What a splat shows, by the judge and the true models in its teacher's folder."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from splatdistill.errors import UserError
+from splatdistill.folder import RESULT
+from splatdistill.formats.ply import read_ply
+from splatdistill.measure.truth import Truth
+from splatdistill.priors.judge import FOLDER, SIDE, TRUTH, Judge
+from splatdistill.priors.loading import locate, words_of
+from splatdistill.priors.reading import Vocabulary
+from splatdistill.scene.cameras import EVALUATION_VIEW, turntable
+from splatdistill.scene.likeness import framed
+from splatdistill.scene.rendering import render
+
+VIEWS, SIZE = 12, 128  # of the turntable that is judged
+NONE = "(none of the nouns)"
+
+
+@dataclass(frozen=True)
+class Jury:
+    """The judge of a teacher's folder, its vocabulary, and where it has them, the true models."""
+
+    judge: Judge
+    vocabulary: Vocabulary
+    truth: Truth | None
+
+    @classmethod
+    def of(cls, prior: str) -> Jury | None:
+        """Return the jury in a prior's folder; None where it has none."""
+        vocabulary = words_of(prior)
+        if not isinstance(vocabulary, Vocabulary):
+            return None
+        folder = locate(prior).root / FOLDER
+        if not folder.is_dir():
+            return None
+        truth = Truth.load(folder) if (folder / TRUTH).is_file() else None
+        return cls(Judge.load(folder), vocabulary, truth)
+
+    def row(self, run: Path, prompt: str) -> dict[str, Any]:
+        """Return the figures of a finished run."""
+        gaussians, _ = read_ply(run / RESULT)
+        with torch.no_grad():
+            seen = render(gaussians, turntable(VIEWS, *EVALUATION_VIEW, SIZE), torch.ones(3))
+        rgb, alpha = (x.permute(0, 3, 1, 2).clamp(0, 1).cpu() for x in (seen.rgb, seen.alpha))
+        return self.verdict(prompt, rgb, alpha)
+
+    def verdict(self, prompt: str, rgb: Tensor, alpha: Tensor) -> dict[str, Any]:
+        """Return what views [V, 3, S, S] on white with coverage [V, 1, S, S] show of a prompt.
+
+        object: whether all things that were asked for are named, as many names as there are things;
+        object_first_five: whether they are among the first five; nothing: whether it shows none of the nouns.
+        The figures of `Truth.compare` are there for one thing of a noun that has models, color_share only
+        where the prompt names no color of its own.
+        """
+        try:
+            things = self.vocabulary.asked(prompt)
+        except UserError:
+            return {}
+        said = self.judge.verdict(framed(rgb, alpha, SIDE))
+        places = [said.place(thing.right) for thing in things]
+        row: dict[str, Any] = {
+            "asked": [thing.noun for thing in things],
+            "called": [NONE] if said.none else list(said.nouns),
+            "sure": said.probabilities[0],
+            "nothing": said.none,
+            "object": not said.none and all(p is not None and p < len(things) for p in places),
+            "object_first_five": not said.none and all(p is not None for p in places),
+        }
+        if self.truth is None or len(things) != 1 or things[0].noun not in self.truth.usual:
+            return row
+        row |= self.truth.compare(things[0].noun, rgb, alpha)
+        row["janus"] = row.pop("second_front")
+        if set(self.vocabulary.understand(prompt)[0].split()) & set(self.vocabulary.colors):
+            row["color_share"] = None
+        return row
+
+
+def confusions(rows: Sequence[dict[str, Any]]) -> str:
+    """Return a table of what was asked for and what it was called, the commonest first, tab-separated."""
+    pairs = Counter((" + ".join(row["asked"]), row["called"][0]) for row in rows if row.get("called"))
+    lines = [f"{asked}\t{called}\t{count}" for (asked, called), count in pairs.most_common()]
+    return "\n".join(["asked\tcalled\tcount", *lines]) + "\n"

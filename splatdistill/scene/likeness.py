@@ -15,7 +15,12 @@ FILL = 0.88  # of a framed view that the thing takes up
 COVERED = 0.5  # of alpha
 SIDE, CELLS = 32, 8  # of a silhouette, and of the colors
 APART = 0.05  # least distance of a thing's front and back for a second front to be seen
-USUAL = ("iou", "color_distance", "loose", "holes")  # what the models of a noun have with one another
+USUAL: tuple[str, ...] = (
+    "iou",
+    "color_distance",
+    "loose",
+    "holes",
+)  # what the models of a noun have with one another
 BEHIND = 120.0  # degrees of azimuth beyond which a front is a second front
 
 

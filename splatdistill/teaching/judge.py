@@ -40,7 +40,7 @@ STATISTICS = 1e-3  # epsilon of the batch normalization of the photographs' netw
 
 @dataclass(frozen=True)
 class JudgeSettings:
-    """Settings of the training; `seconds` of it in all, over any number of interruptions."""
+    """Settings of the training; `seconds` of a processor in all, over any number of interruptions."""
 
     seconds: float = 3600.0
     batch: int = 64
@@ -134,9 +134,9 @@ class Lesson:
             self.number += 1
             total = 0.0
             for i in range(steps):
-                start = time.perf_counter()
+                start = time.process_time()
                 total += self.learn(*self.batch(weights))
-                self.spent += time.perf_counter() - start
+                self.spent += time.process_time() - start
                 if self.spent >= self.settings.seconds:
                     break
                 if (i + 1) % 50 == 0:
@@ -255,7 +255,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, help="folder of the teaching")
     parser.add_argument("--bundle", type=Path, default=Path("assets"), help="folder of assets.json")
     parser.add_argument("--photographs", type=Path, required=True, help="weights of EfficientNet-Lite0, .pth")
-    parser.add_argument("--seconds", type=float, default=JudgeSettings.seconds, help="of training, in all")
+    parser.add_argument("--seconds", type=float, default=JudgeSettings.seconds, help="of a processor, in all")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")

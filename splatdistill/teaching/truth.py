@@ -11,6 +11,7 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -66,7 +67,7 @@ def write_truth(shelf: Shelf, path: Path, size: int = SIZE) -> None:
         figures.append(usual(looks))
         if len(names) % 100 == 0:
             log.info("%d nouns", len(names))
-    told = {"nouns": np.array(nouns), "names": np.array(names), "usual": np.array(figures)}
+    told: dict[str, Any] = {"nouns": np.array(nouns), "names": np.array(names), "usual": np.array(figures)}
     assert told["usual"].shape == (len(names), len(USUAL))
     with atomic_write(path) as file:
         np.savez_compressed(file, shapes=np.stack(shapes), colors=np.stack(colors), **told)

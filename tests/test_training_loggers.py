@@ -81,7 +81,8 @@ def test_a_logged_run_sends_every_step_and_ends_in_the_same_bytes(teacher, servi
 
 def test_pictures_are_kept_at_every_tenth_and_leave_with_their_run(teacher) -> None:
     words = command(teacher, "--out", "run", "--validate", "3", "steps=25")
-    words.remove("--steps"), words.remove("4")
+    words.remove("--steps")
+    words.remove("4")
     assert main(words) == 0
     steps = [int(path.stem.removeprefix("step-")) for path in sorted(Path("run", VALIDATION).iterdir())]
     assert steps == [3, 5, 8, 10, 13, 15, 18, 20, 23, 25]

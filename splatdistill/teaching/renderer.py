@@ -72,7 +72,7 @@ class Renderer:
 
     def __init__(self, size: int) -> None:
         try:
-            import moderngl
+            import moderngl  # pyright: ignore[reportMissingImports]  # only in the extra
 
             options: dict[str, Any] = {"standalone": True, "backend": "egl", "require": 330}
             self._gl: Any = moderngl.create_context(**options)

@@ -21,8 +21,11 @@ from common import write_result
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from torch import Tensor
 
-from splatdistill.guidance import SDI, Comparison, Inversion, Method, Query, State, distill
+from splatdistill.guidance.core import Method, distill
+from splatdistill.guidance.methods import SDI
+from splatdistill.guidance.noise import Inversion
 from splatdistill.guidance.prompts import perp_neg_mix
+from splatdistill.guidance.query import Comparison, Query, State
 from splatdistill.priors.base import Conditioning, Prior
 from splatdistill.priors.latent import LatentPrior
 from splatdistill.scene.cameras import Cameras, OrbitRanges, sample_orbit

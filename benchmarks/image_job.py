@@ -21,7 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from splatdistill.formats.ply import read_ply
-from splatdistill.guidance import sample
+from splatdistill.guidance.core import sample
 from splatdistill.measure.metrics import psnr
 from splatdistill.priors import load_prior
 from splatdistill.priors import words as grammar

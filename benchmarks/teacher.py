@@ -19,7 +19,7 @@ from common import write_result
 from judge import COLORS, SIDES, THINGS, Judge, load_judge
 from torch import Tensor
 
-from splatdistill.guidance import sample
+from splatdistill.guidance.core import sample
 from splatdistill.measure.metrics import psnr
 from splatdistill.priors import load_prior
 from splatdistill.priors import words as grammar

@@ -15,31 +15,28 @@ if TYPE_CHECKING:
     from splatdistill.config.schema import Config
     from splatdistill.errors import UserError
     from splatdistill.formats import read_splat, write_splat
-    from splatdistill.guidance import (
-        CLIP,
+    from splatdistill.guidance.clip import CLIP
+    from splatdistill.guidance.core import GuideResult, Method, distill, sample
+    from splatdistill.guidance.dsd import DSD, DSDPublished
+    from splatdistill.guidance.guide import Guide
+    from splatdistill.guidance.methods import (
         CSD,
         DDS,
-        DSD,
         ISM,
-        METHODS,
         NFSD,
         PDS,
         SDI,
         SDS,
         SJC,
-        VSD,
         DreamCatalyst,
-        DSDPublished,
-        Guide,
-        GuideResult,
-        Inversion,
-        Method,
         SDIPublished,
         SDIPublishedPerpNeg,
-        Timesteps,
-        distill,
-        sample,
     )
+    from splatdistill.guidance.noise import Inversion
+    from splatdistill.guidance.query import Comparison, Query, Source, State
+    from splatdistill.guidance.registry import METHODS
+    from splatdistill.guidance.schedules import Timesteps
+    from splatdistill.guidance.vsd import VSD
     from splatdistill.priors import load_prior
     from splatdistill.scene.cameras import Cameras
     from splatdistill.scene.gaussians import Gaussians
@@ -47,12 +44,24 @@ if TYPE_CHECKING:
     from splatdistill.training.progress import RunResult
     from splatdistill.training.run import make_run
 
-_GUIDANCE = (
-    "CLIP", "CSD", "DDS", "DSD", "ISM", "METHODS", "NFSD", "PDS", "SDI", "SDS", "SJC", "VSD",
-    "DSDPublished", "DreamCatalyst", "Guide", "GuideResult", "Inversion", "Method", "SDIPublished",
-    "SDIPublishedPerpNeg", "Timesteps", "distill", "sample",
-)  # fmt: skip
-_HOMES = dict.fromkeys(_GUIDANCE, "guidance") | {
+_HOMES = {
+    "CLIP": "guidance.clip",
+    "GuideResult": "guidance.core",
+    "Method": "guidance.core",
+    "distill": "guidance.core",
+    "sample": "guidance.core",
+    "DSD": "guidance.dsd",
+    "DSDPublished": "guidance.dsd",
+    "Guide": "guidance.guide",
+    **dict.fromkeys(("CSD", "DDS", "ISM", "NFSD", "PDS", "SDI", "SDS", "SJC"), "guidance.methods"),
+    "DreamCatalyst": "guidance.methods",
+    "SDIPublished": "guidance.methods",
+    "SDIPublishedPerpNeg": "guidance.methods",
+    "Inversion": "guidance.noise",
+    **dict.fromkeys(("Comparison", "Query", "Source", "State"), "guidance.query"),
+    "METHODS": "guidance.registry",
+    "Timesteps": "guidance.schedules",
+    "VSD": "guidance.vsd",
     "Cameras": "scene.cameras",
     "Config": "config.schema",
     "Gaussians": "scene.gaussians",
@@ -69,9 +78,10 @@ _HOMES = dict.fromkeys(_GUIDANCE, "guidance") | {
 
 __all__ = [
     "CLIP", "CSD", "DDS", "DSD", "ISM", "METHODS", "NFSD", "PDS", "SDI", "SDS", "SJC", "VSD", "Cameras",
-    "Config", "DSDPublished", "DreamCatalyst", "Gaussians", "Guide", "GuideResult", "Inversion", "Method",
-    "RunResult", "SDIPublished", "SDIPublishedPerpNeg", "Timesteps", "UserError", "__version__", "distill",
-    "load_prior", "make_run", "rasterize", "read_splat", "render", "resolve", "sample", "write_splat",
+    "Comparison", "Config", "DSDPublished", "DreamCatalyst", "Gaussians", "Guide", "GuideResult",
+    "Inversion", "Method", "Query", "RunResult", "SDIPublished", "SDIPublishedPerpNeg", "Source", "State",
+    "Timesteps", "UserError", "__version__", "distill", "load_prior", "make_run", "rasterize", "read_splat",
+    "render", "resolve", "sample", "write_splat",
 ]  # fmt: skip
 
 

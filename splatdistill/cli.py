@@ -12,12 +12,13 @@ from splatdistill import __version__
 from splatdistill.console import note
 from splatdistill.errors import Diverged, UserError
 from splatdistill.folder import REPORT, RESULT
+from splatdistill.guidance.registry import check_method
 from splatdistill.priors.loading import check_name
 from splatdistill.training.progress import NullWatcher, Watcher, interruptible, progress_for
 
 if TYPE_CHECKING:
     from splatdistill.config.schema import Config
-    from splatdistill.guidance import Distillation
+    from splatdistill.guidance.core import Distillation
     from splatdistill.scene.rendering import Render
     from splatdistill.training.loggers import MakeLogger
     from splatdistill.training.monitor import Session
@@ -44,11 +45,13 @@ class Parser(argparse.ArgumentParser):
         if words := " ".join(word for word in parsed.overrides if "=" not in word):
             flag = "--target-prompt" if hasattr(parsed, "target_prompt") else "--prompt"
             self.error(f"'{words}' is no setting such as guidance.scale=10; for a prompt: {flag} \"{words}\"")
-        if parsed.prior is not None:
-            try:
-                check_name(parsed.prior)  # here, before anything heavy is imported
-            except UserError as error:
-                self.exit(2, f"error: {error}\n")
+        try:  # here, before anything heavy is imported
+            if parsed.prior is not None:
+                check_name(parsed.prior)
+            if getattr(parsed, "method", None) is not None:
+                check_method(parsed.method)
+        except UserError as error:
+            self.exit(2, f"error: {error}\n")
         return parsed
 
 
@@ -62,7 +65,7 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
     )
     added = "a LoRA of the teacher, .safetensors as of diffusers or kohya; may be given several times"
     add("--lora", action="append", metavar="FILE[:SCALE]", help=added)
-    add("--steps", type=int, help="optimization steps; default by preset")
+    add("--steps", type=positive, help="optimization steps; default by preset")
     add("--seed", type=int, help="default 0")
     add("--device", help="cpu, cuda or cuda:N; default cuda where there is one")
     unknown = "only warn of words that the embedded teacher does not know"
@@ -138,6 +141,20 @@ def folder(text: str) -> Path:
     if not text.strip():
         raise argparse.ArgumentTypeError("the name of the folder is empty")
     return Path(text)
+
+
+def positive(text: str) -> int:
+    """Return the whole number of an option, 1 or more."""
+    if not text.strip().isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number of 1 or more, got {text}")
+    return int(text)
+
+
+def existing(text: str) -> str:
+    """Return the path of an option; one that leads nowhere is refused."""
+    if not Path(text).exists():
+        raise argparse.ArgumentTypeError(f"there is no {text}")
+    return text
 
 
 def exit_status(command: Callable[[], int], interrupted: str) -> int:

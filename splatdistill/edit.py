@@ -18,6 +18,7 @@ from splatdistill.cli import (
     add_start,
     add_viewer,
     chosen,
+    existing,
     exit_status,
     folder,
     join_values,
@@ -42,7 +43,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--target-prompt", required=True, help="what it should show")
     add("--method", choices=METHODS, help="default pds; within a mask sdi, which makes what was not there")
     add("--out", type=folder, metavar="DIR", help="default outputs/<target prompt>-edit-<seed>")
-    add("--config", metavar="YAML", help="settings on top of the presets")
+    add("--config", type=existing, metavar="YAML", help="settings on top of the presets")
     add_viewer(parser)
     add_logging(parser)
     add("--overwrite", action="store_true", help="replace the run in the output folder")

@@ -20,9 +20,10 @@ from splatdistill import __version__
 from splatdistill.cli import Parser, exit_status, folder, note
 from splatdistill.console import say
 from splatdistill.errors import UserError
+from splatdistill.measure.claims import NAMES, all_claims
 
 if TYPE_CHECKING:
-    from splatdistill.measure.claims import Claim, Findings
+    from splatdistill.measure.claims.base import Claim, Findings
 
 PROMPTS = 24  # at most: a thing each
 VERDICTS = {True: "holds here", False: "does not hold here", None: "measured"}
@@ -68,22 +69,22 @@ def start(args: argparse.Namespace) -> int:
     words = [word for word in args.claims if "=" in word]
     names = [word for word in args.claims if "=" not in word]
 
+    if unknown := [name for name in names if name not in NAMES]:
+        raise UserError(f"unknown claim '{unknown[0]}'; expected one of {', '.join(NAMES)}")
+    claims = all_claims()
+    if args.list:
+        say("\n".join(f"{name:8s} {claim.says}" for name, claim in claims.items()))
+        return 0
     import torch
 
     from splatdistill.config.load import resolve
     from splatdistill.files import atomic_write, writable_folder
-    from splatdistill.measure.claims import CLAIMS, Lab
+    from splatdistill.measure.claims.base import Lab
     from splatdistill.measure.machine import machine
     from splatdistill.priors import load_prior
     from splatdistill.priors.clip import Scorer
     from splatdistill.training.inputs import slug
 
-    if args.list:
-        say("\n".join(f"{name:8s} {claim.says}" for name, claim in CLAIMS.items()))
-        return 0
-    unknown = [name for name in names if name not in CLAIMS]
-    if unknown:
-        raise UserError(f"unknown claim '{unknown[0]}'; expected one of {', '.join(CLAIMS)}")
     resolve({}, None, words)  # a mistyped setting fails before anything is measured
     place = args.out / "reproduction"
     writable_folder(place)
@@ -92,13 +93,13 @@ def start(args: argparse.Namespace) -> int:
     runs = place / "runs" / slug(" ".join(words)) if words else place / "runs"
     lab = Lab(prior, Scorer.load("embedded"), runs, **sizes, overrides=words, jobs=args.jobs)
     options = [word for name, value in sizes.items() for word in (f"--{name}", str(value))]
-    for name in names or CLAIMS:
+    for name in names or claims:
         command = shlex.join(["python", "-m", "splatdistill.reproduce", name, *words, *options])
         if not names and measured(place / f"{name}.json").get("command") == command:
             note(f"{name}: measured before; name it to measure it again")
             continue
         begin = time.perf_counter()
-        findings = CLAIMS[name].measure(lab)
+        findings = claims[name].measure(lab)
         seconds = time.perf_counter() - begin
         record = {"claim": name, **dataclasses.asdict(findings), "seconds": round(seconds)}
         record |= {"command": command, "version": __version__, "machine": machine()}
@@ -108,7 +109,7 @@ def start(args: argparse.Namespace) -> int:
             plot(findings, place / f"{name}.png")
         note(f"{name}: {VERDICTS[findings.holds]}. {findings.reading}")
     with atomic_write(args.out / "REPRODUCTION.md") as file:
-        file.write(document(place, CLAIMS).encode())
+        file.write(document(place, claims).encode())
     note(f"{args.out / 'REPRODUCTION.md'} has what {place} holds")
     return 0
 

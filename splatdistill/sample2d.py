@@ -120,8 +120,9 @@ def play(
     """
     import torch
 
-    from splatdistill.guidance import Source, sample
+    from splatdistill.guidance.core import sample
     from splatdistill.guidance.latents import branches, cached_sdi, distill_latents, from_noise
+    from splatdistill.guidance.query import Source
     from splatdistill.measure.metrics import psnr
 
     generator = torch.Generator().manual_seed(config.seed)

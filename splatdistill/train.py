@@ -20,6 +20,7 @@ from splatdistill.cli import (
     add_settings,
     add_viewer,
     chosen,
+    existing,
     exit_status,
     folder,
     join_values,
@@ -48,16 +49,16 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--prompt", help="what to make: 'a red mushroom'")
-    add("--image", metavar="FILE", help="a picture of one thing, transparent or on a plain background")
+    picture = "a picture of one thing, transparent or on a plain background"
+    add("--image", type=existing, metavar="FILE", help=picture)
     add("--init", metavar="FILE", help="start from a splat, a point cloud (.ply) or a mesh (.glb, .obj)")
     add_axes(parser)
     add("--negative-prompt", help="what to steer away from")
     add("--method", help="sdi (default), sds, dsd, csd, ... : docs/METHODS.md")
     add("--seeds", metavar="0-7", help="a run for each, in DIR/SEED, and DIR/seeds.png; goes on where it was")
     add("--out", type=folder, metavar="DIR", help="default outputs/<prompt>-<seed>, or -seeds")
-    add(
-        "--config", metavar="YAML", help="settings on top of the presets; a run's config.yaml repeats the run"
-    )
+    settings = "settings on top of the presets; a run's config.yaml repeats the run"
+    add("--config", type=existing, metavar="YAML", help=settings)
     more = "continue a run that was stopped, exactly; with --steps, one that is finished"
     add("--resume", type=folder, metavar="DIR", help=more)
     sweep = "a run for each value, and DIR/sweep.png; several multiply, also with --seeds"

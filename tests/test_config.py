@@ -21,7 +21,9 @@ from splatdistill.config.load import (
 from splatdistill.config.presets import preset_folder
 from splatdistill.config.schema import Config
 from splatdistill.errors import UserError
-from splatdistill.guidance import DSD, SDS, SDIPublished, find_method
+from splatdistill.guidance.dsd import DSD
+from splatdistill.guidance.methods import SDS, SDIPublished
+from splatdistill.guidance.registry import find_method
 
 
 def message(*arguments, **keywords) -> str:

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from splatdistill.guidance import CLIP, clip, distill
-from splatdistill.guidance.clip import SCALE, clip_loss
+from splatdistill.guidance import clip
+from splatdistill.guidance.clip import CLIP, SCALE, clip_loss
+from splatdistill.guidance.core import distill
 from splatdistill.priors.base import ToyPrior, cfg
 from splatdistill.priors.clip import Scorer
 

@@ -8,10 +8,13 @@ from itertools import pairwise
 import pytest
 import torch
 
-from splatdistill.guidance import METHODS, PDS, Source, distill, sample
+from splatdistill.guidance.core import distill, sample
 from splatdistill.guidance.dsd import DSD, DSDPublished
 from splatdistill.guidance.latents import dsd_star
+from splatdistill.guidance.methods import PDS
 from splatdistill.guidance.noise import path_along, walk
+from splatdistill.guidance.query import Source
+from splatdistill.guidance.registry import METHODS
 from splatdistill.priors.base import ToyPrior, cfg, scaled_linear_alphas_cumprod
 
 SHAPE, VARIANCE = (3, 2, 2), 0.5

@@ -7,8 +7,10 @@ import pytest
 import torch
 from diffusers import DDIMScheduler
 
-from splatdistill.guidance import SDI, SDS, Inversion, distill, sample
+from splatdistill.guidance.core import distill, sample
 from splatdistill.guidance.latents import cached_sdi
+from splatdistill.guidance.methods import SDI, SDS
+from splatdistill.guidance.noise import Inversion
 from splatdistill.priors.base import ToyPrior, cfg
 
 SHAPE = (4, 4, 4)

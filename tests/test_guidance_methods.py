@@ -7,7 +7,9 @@ import torch
 
 from splatdistill.config.load import dump, load, resolve
 from splatdistill.errors import UserError
-from splatdistill.guidance import METHODS, SDI, SDS, Inversion, SDIPublished, SDIPublishedPerpNeg, find_method
+from splatdistill.guidance.methods import SDI, SDS, SDIPublished, SDIPublishedPerpNeg
+from splatdistill.guidance.noise import Inversion
+from splatdistill.guidance.registry import METHODS, find_method
 from splatdistill.priors.base import ToyPrior
 
 

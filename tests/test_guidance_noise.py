@@ -9,13 +9,15 @@ import math
 import pytest
 import torch
 
-from splatdistill.guidance import SDS, FixedNoise, Query, State
+from splatdistill.guidance.core import FixedNoise
+from splatdistill.guidance.methods import SDS
 from splatdistill.guidance.noise import (
     Inversion,
     ddim_inversion,
     inversion_grid,
     landing_timesteps,
 )
+from splatdistill.guidance.query import Query, State
 from splatdistill.priors.base import Conditioning, ToyPrior, cfg
 
 SHAPE = (4, 3, 3)

@@ -17,8 +17,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from splatdistill.guidance import METHODS, SDI, Inversion, Method, Source, ddim_inversion, distill
+from splatdistill.guidance.core import Method, distill
 from splatdistill.guidance.dsd import PathStart
+from splatdistill.guidance.methods import SDI
+from splatdistill.guidance.noise import Inversion, ddim_inversion
+from splatdistill.guidance.query import Source
+from splatdistill.guidance.registry import METHODS
 from splatdistill.priors.base import Conditioning, ToyPrior, cfg, run_branches
 
 SHAPE = (4, 2, 2)

@@ -8,7 +8,10 @@ import torch
 
 from splatdistill.config.load import resolve
 from splatdistill.errors import UserError
-from splatdistill.guidance import CSD, VSD, Query, State, distill
+from splatdistill.guidance.core import distill
+from splatdistill.guidance.methods import CSD
+from splatdistill.guidance.query import Query, State
+from splatdistill.guidance.vsd import VSD
 from splatdistill.priors import load_prior
 from splatdistill.priors.base import ToyPrior, alpha_bar_at, cfg
 from splatdistill.priors.latent import LatentPrior

@@ -37,6 +37,13 @@ MISTAKES = [
     ["view", "nosuch.ply"],
     ["report", "nosuch"],
     ["reproduce", "--jobs", "0"],
+    ["reproduce", "sdi-99"],
+    ["train", "--prompt", "a red car", "--method", "sdx"],
+    ["train", "--prompt", "a red car", "--steps", "0"],
+    ["train", "--prompt", "a red car", "--config", "nosuch.yaml"],
+    ["train", "--image", "nosuch.png"],
+    ["sample2d", "--prompt", "a red car", "--method", "sdx"],
+    ["edit", "--splat", "a.ply", "--target-prompt", "a blue car", "--method", "sdx"],
 ]
 
 

@@ -15,7 +15,9 @@ from safetensors.torch import save_file
 from tiny import make_pipeline
 
 from splatdistill.errors import UserError
-from splatdistill.guidance import SDI, Inversion, distill
+from splatdistill.guidance.core import distill
+from splatdistill.guidance.methods import SDI
+from splatdistill.guidance.noise import Inversion
 from splatdistill.priors import load_prior
 from splatdistill.priors.base import cfg
 from splatdistill.priors.latent import LatentPrior

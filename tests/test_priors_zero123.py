@@ -14,7 +14,9 @@ from tiny import make_pictured
 from transformers import CLIPImageProcessor
 
 from splatdistill.errors import UserError
-from splatdistill.guidance import SDI, Inversion, distill
+from splatdistill.guidance.core import distill
+from splatdistill.guidance.methods import SDI
+from splatdistill.guidance.noise import Inversion
 from splatdistill.priors import load_prior
 from splatdistill.priors.base import cfg
 from splatdistill.priors.zero123 import Zero123Prior, relative_pose

@@ -7,13 +7,19 @@ import pytest
 import torch
 
 from splatdistill import reproduce
-from splatdistill.measure.claims import CLAIMS, Findings, Lab
+from splatdistill.measure.claims import NAMES, all_claims
 from splatdistill.measure.claims import latents as flat
-from splatdistill.measure.claims.base import Claim, below, interval, line, share
+from splatdistill.measure.claims.base import Claim, Findings, Lab, below, interval, line, share
 from splatdistill.measure.claims.splats import cost, outside
 from splatdistill.priors import load_prior
 from splatdistill.priors import words as grammar
 from splatdistill.priors.clip import Scorer
+
+CLAIMS = all_claims()
+
+
+def test_the_names_are_those_of_the_claims() -> None:
+    assert list(CLAIMS) == list(NAMES)
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +87,7 @@ def test_records_become_a_page_and_a_plot(tmp_path, monkeypatch, capfd) -> None:
     curve = line("SDS", [1, 2], [[1.0, 2.0], [3.0, 4.0]])
     found = Findings(["RMSE"], [("SDS", [(1.0, 0.5, 1.5)])], False, "It is not so.", {"g": 4}, [curve])
     claim = Claim("sdi-1", "a paper", "It is so.", lambda lab: found)
-    monkeypatch.setitem(CLAIMS, "sdi-1", claim)
+    monkeypatch.setattr(reproduce, "all_claims", lambda: {"sdi-1": claim})
     assert reproduce.main(["sdi-1", "--out", str(tmp_path)]) == 0
     page = (tmp_path / "REPRODUCTION.md").read_text("utf-8")
     assert "sdi-1: does not hold here" in page and "**It is not so.**" in page
@@ -99,9 +105,7 @@ def test_what_was_measured_is_not_measured_again(tmp_path, monkeypatch) -> None:
         times.append(lab.draws)
         return Findings(["RMSE"], [("SDS", [1.0])], None, "It is one.")
 
-    monkeypatch.setattr(
-        "splatdistill.measure.claims.CLAIMS", {"sdi-1": Claim("sdi-1", "", "It is.", measure)}
-    )
+    monkeypatch.setattr(reproduce, "all_claims", lambda: {"sdi-1": Claim("sdi-1", "", "It is.", measure)})
     out = ["--out", str(tmp_path)]
     for words in ([], [], ["--draws", "3"], ["sdi-1", "--draws", "3"]):
         assert reproduce.main([*words, *out]) == 0

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from splatdistill import sample2d
-from splatdistill.guidance import METHODS
+from splatdistill.guidance.registry import METHODS
 from splatdistill.priors.latent import LatentPrior
 
 DRAW = [name for name, method in METHODS.items() if method.reads_latents and not method.edits]
@@ -60,7 +60,6 @@ def test_the_seed_decides(teacher):
         (["--method", "pds"], "--source-prompt"),
         (["--method", "clip"], "splatdistill.train"),
         (["--method", "sds", "--mode", "cached"], "--mode"),
-        (["--method", "sdx"], "sdx"),
         (["--count", "0"], "--count"),
         (["--rate", "0"], "--rate"),
     ],

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from diffusers import StableDiffusionPipeline
 
-from splatdistill.guidance import sample
+from splatdistill.guidance.core import sample
 from splatdistill.priors import load_prior
 from splatdistill.priors import words as grammar
 from splatdistill.priors.base import cfg

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from splatdistill.guidance import Distillation
+from splatdistill.guidance.core import Distillation
 from splatdistill.scene.gaussians import NAMES, init_blob
 from splatdistill.scene.rendering import Render
 from splatdistill.training.monitor import GONE, INTERVAL, Session

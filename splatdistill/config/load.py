@@ -28,7 +28,8 @@ from omegaconf.errors import OmegaConfBaseException
 from splatdistill.config.presets import FOR_PICTURES, FOR_TASKS, named, presets_for
 from splatdistill.config.schema import Config, PriorConfig
 from splatdistill.errors import UserError
-from splatdistill.guidance import Method, find_method
+from splatdistill.guidance.core import Method
+from splatdistill.guidance.registry import find_method
 from splatdistill.priors.lora import sealed
 
 ALIASES = {  # other names of a key, or of a whole group

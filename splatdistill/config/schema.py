@@ -4,7 +4,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from splatdistill.config.presets import DEFAULT
-from splatdistill.guidance import SDI, Method
+from splatdistill.guidance.core import Method
+from splatdistill.guidance.methods import SDI
 from splatdistill.scene.cameras import OrbitRanges
 from splatdistill.scene.densification import DensificationConfig
 from splatdistill.scene.losses import HoldWeights, LossWeights

@@ -20,7 +20,7 @@ from splatdistill.config.schema import Config, PriorConfig
 from splatdistill.errors import UserError
 from splatdistill.folder import CONFIG, RESULT
 from splatdistill.formats.ply import read_ply
-from splatdistill.guidance import sample
+from splatdistill.guidance.core import sample
 from splatdistill.guidance.prompts import ViewPrompts
 from splatdistill.measure import metrics
 from splatdistill.measure.jury import Jury

@@ -36,10 +36,17 @@ def default_dtype(device: torch.device | str) -> torch.dtype:
     """Return the dtype of networks: float16 on CUDA, bfloat16 on a CPU that has it, float32 elsewhere."""
     if torch.device(device).type == "cuda":
         return torch.float16
+    return torch.bfloat16 if native_bfloat16(device) else torch.float32
+
+
+def native_bfloat16(device: torch.device | str) -> bool:
+    """Return whether the device multiplies in bfloat16; elsewhere it is slower than float32."""
+    device = torch.device(device)
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            return torch.cuda.is_bf16_supported(including_emulation=False)
     capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # absent before torch 2.10
-    return (
-        torch.bfloat16 if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") else torch.float32
-    )
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
 def vae_dtype(dtype: torch.dtype, device: torch.device | str) -> torch.dtype:
@@ -50,11 +57,7 @@ def vae_dtype(dtype: torch.dtype, device: torch.device | str) -> torch.dtype:
     """
     if dtype != torch.float16:
         return dtype
-    if torch.device(device).type != "cuda":
-        return torch.bfloat16
-    with torch.cuda.device(device):
-        native = torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.bfloat16 if native else torch.float32
+    return torch.bfloat16 if native_bfloat16(device) else torch.float32
 
 
 def reads_text_alone(config: dict[str, Any]) -> bool:

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from splatdistill.priors.latent import native_bfloat16
 from splatdistill.teaching import scenes
 from splatdistill.teaching.networks import IMAGE_SIZE, LATENT_CHANNELS, make_autoencoder
 
@@ -79,7 +80,7 @@ def train_autoencoder(path: Path, steps: int, seed: int = 1, device: torch.devic
         first = state["step"]
 
     def loss_of(images: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        with torch.autocast(device.type, torch.bfloat16):
+        with torch.autocast(device.type, torch.bfloat16, enabled=native_bfloat16(device)):
             latents = model.encoder(images).float()
             output = model.decoder(latents + LATENT_NOISE * noise).float()
         loss = _reconstruction_loss(output, images) + 0.01 * _latent_loss(latents)

@@ -19,7 +19,7 @@ from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor
 
 from splatdistill.priors import words as grammar
-from splatdistill.priors.latent import LatentPrior
+from splatdistill.priors.latent import LatentPrior, native_bfloat16
 from splatdistill.priors.multiview import VIEWS, camera_matrices
 from splatdistill.priors.view_unet import between
 from splatdistill.priors.zero123 import relative_pose
@@ -86,7 +86,7 @@ def encode_pictures(autoencoder: Any, path: Path, settings: DenoiserSettings) ->
     kind = settings.views, settings.task == "image"
     for pictures in scenes.groups(settings.seed, settings.pictures, IMAGE_SIZE, threads, *kind):
         images = torch.from_numpy(pictures.images).to(device).permute(0, 3, 1, 2)  # NHWC memory: fast
-        with torch.autocast(device.type, torch.bfloat16):
+        with torch.autocast(device.type, torch.bfloat16, enabled=native_bfloat16(device)):
             encoded = autoencoder.encoder(images.float() / 127.5 - 1).float()
         encoded = (encoded * autoencoder.config.scaling_factor).cpu()
         first = len(captions)
@@ -202,7 +202,7 @@ class Denoiser:
         radians; the error of the azimuths read from every picture is added.
         """
         unet: Any = self.networks["unet"]
-        with torch.autocast(self.device.type, torch.bfloat16):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=native_bfloat16(self.device)):
             if pictures is not None and cameras is not None:
                 tokens, scores = unet.read(pictures)
                 views = self.settings.views
@@ -329,7 +329,7 @@ def train_reader(denoiser: Denoiser, dataset: Path, compiled: bool = True) -> No
     for step in range(settings.reading):
         rng = torch.Generator(device).manual_seed(settings.seed * 1_000_003 + step)
         rows = torch.randint(len(azimuths), (READ,), generator=rng, device=device)
-        with torch.autocast(device.type, torch.bfloat16):
+        with torch.autocast(device.type, torch.bfloat16, enabled=native_bfloat16(device)):
             _, scores = unet.read(pictures.latents[rows].float() / scale)
         loss = F.cross_entropy(scores.float(), between(azimuths[rows]))
         denoiser.networks.zero_grad(set_to_none=True)

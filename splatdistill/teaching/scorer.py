@@ -23,6 +23,7 @@ from transformers import CLIPConfig, CLIPModel
 
 from splatdistill.priors import words as grammar
 from splatdistill.priors.clip import image_embeddings, text_embeddings
+from splatdistill.priors.latent import native_bfloat16
 from splatdistill.scene.views import view_word
 from splatdistill.teaching import scenes
 from splatdistill.teaching.muon import Muon
@@ -123,7 +124,7 @@ def train_scorer(settings: ScorerSettings, threads: int) -> tuple[CLIPModel, Any
         images = spoiled(pictures[rows].float() / 255, rng)
         words = ids[rows]
         same = (words[:, None] == words[None]).all(-1)
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=native_bfloat16("cpu")):
             seen, said = image_embeddings(model, images * 2 - 1), text_embeddings(model, words)
         loss = contrast(seen.float(), said.float(), same, model.logit_scale.exp().clamp(max=100))
         model.zero_grad(set_to_none=True)

@@ -229,7 +229,7 @@ def sheet(options: argparse.Namespace) -> None:
     """Draw four views of each of some texts with DIR/teacher, 50 steps, guidance 4: DIR/sheet.png."""
     from PIL import Image
 
-    from splatdistill.guidance import sample
+    from splatdistill.guidance.core import sample
     from splatdistill.priors import load_prior
     from splatdistill.priors.base import cfg
     from splatdistill.scene.cameras import orbit

@@ -61,7 +61,7 @@ def load_autoencoder(path: Path) -> AutoencoderTiny:
 @torch.no_grad()
 def sample_sheet(teacher: Path, path: Path, seed: int = 0) -> None:
     """Write a PNG of teacher samples (50 DDIM steps): each thing in three views and three colors."""
-    from splatdistill.guidance import sample
+    from splatdistill.guidance.core import sample
     from splatdistill.priors.base import cfg
 
     prior = load_prior(str(teacher), device="cpu", dtype=torch.bfloat16)

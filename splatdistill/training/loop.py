@@ -11,7 +11,7 @@ from splatdistill.config.schema import BackgroundConfig, CapturesConfig, Config,
 from splatdistill.errors import Diverged
 from splatdistill.folder import METRICS, MetricsWriter, checkpoint_path
 from splatdistill.formats.ply import write_ply
-from splatdistill.guidance import Guide
+from splatdistill.guidance.guide import Guide
 from splatdistill.guidance.prompts import pick_backgrounds
 from splatdistill.ops import upload
 from splatdistill.priors.base import Prior

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import ParameterDict
 
-from splatdistill.guidance import Distillation
+from splatdistill.guidance.core import Distillation
 from splatdistill.scene.gaussians import from_tensors
 from splatdistill.scene.pictures import to_uint8
 from splatdistill.scene.rendering import Render

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 if TYPE_CHECKING:
-    from splatdistill.guidance import Distillation
+    from splatdistill.guidance.core import Distillation
     from splatdistill.scene.rendering import Render
 
 Metrics = dict[str, float]

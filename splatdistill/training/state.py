@@ -8,7 +8,7 @@ import torch
 
 from splatdistill.config.schema import Config, OptimizerConfig
 from splatdistill.errors import Diverged, UserError
-from splatdistill.guidance import State
+from splatdistill.guidance.query import State
 from splatdistill.guidance.schedules import Linear
 from splatdistill.scene.densification import Densifier
 from splatdistill.scene.gaussians import NAMES, finite_mask, from_tensors, init_blob, joined, select

@@ -5,21 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from splatdistill.guidance import (
-    DSD,
-    SDI,
-    SDS,
-    Inversion,
-    Method,
-    ddim_inversion,
-    distill,
-    find_method,
-    sample,
-)
-from splatdistill.guidance.dsd import PathStart
+from splatdistill.guidance.core import Method, distill, sample
+from splatdistill.guidance.dsd import DSD, PathStart
 from splatdistill.guidance.latents import cached_sdi, distill_latents, dsd_star
-from splatdistill.guidance.noise import walk
+from splatdistill.guidance.methods import SDI, SDS
+from splatdistill.guidance.noise import Inversion, ddim_inversion, walk
 from splatdistill.guidance.query import add_noise, gaussian_like, predicted_noise
+from splatdistill.guidance.registry import find_method
 from splatdistill.measure import metrics
 from splatdistill.measure.claims.base import Claim, Findings, Lab, below, interval, line
 from splatdistill.priors.base import Conditioning

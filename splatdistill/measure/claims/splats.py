@@ -18,7 +18,7 @@ from splatdistill.errors import UserError
 from splatdistill.files import atomic_write
 from splatdistill.folder import RESULT
 from splatdistill.formats.ply import read_ply
-from splatdistill.guidance import METHODS
+from splatdistill.guidance.registry import METHODS
 from splatdistill.measure import metrics
 from splatdistill.measure.claims.base import (
     Claim,

@@ -321,7 +321,9 @@ def test_a_prior_that_cannot_run_is_one_line_by_the_probe() -> None:
 
 def test_the_autoencoder_is_never_in_half_precision(monkeypatch: pytest.MonkeyPatch) -> None:
     assert vae_dtype(torch.float32, "cpu") == torch.float32
-    assert vae_dtype(torch.float16, "cpu") == torch.bfloat16
+    for native, expected in ((True, torch.bfloat16), (False, torch.float32)):
+        monkeypatch.setattr("torch.cpu.get_capabilities", lambda n=native: {"avx512_bf16": n}, raising=False)
+        assert vae_dtype(torch.float16, "cpu") == expected
     monkeypatch.setattr("torch.cuda.device", lambda _: torch.no_grad())
     for native, expected in ((True, torch.bfloat16), (False, torch.float32)):
         monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation, n=native: n)

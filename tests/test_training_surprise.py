@@ -3,7 +3,8 @@
 import torch
 
 from splatdistill.config.load import resolve
-from splatdistill.guidance import SDI, Guide
+from splatdistill.guidance.guide import Guide
+from splatdistill.guidance.methods import SDI
 from splatdistill.priors.base import ToyPrior
 from splatdistill.scene.gaussians import init_blob
 from splatdistill.training.origin import Origin

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 
 from splatdistill.config.schema import Config
-from splatdistill.guidance import Guide, Views
+from splatdistill.guidance.core import Views
+from splatdistill.guidance.guide import Guide
 from splatdistill.guidance.query import add_noise, gaussian_like, predicted_noise
 from splatdistill.priors.base import alpha_bar_at
 from splatdistill.scene.cameras import sample_orbit

@@ -18,6 +18,7 @@ from splatdistill.cli import (
     add_start,
     add_viewer,
     chosen,
+    existing,
     exit_status,
     folder,
     join_values,
@@ -38,15 +39,20 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add_start(parser, required=True)
     add("--prompt", help="what it shows; default the run's own prompt")
-    add("--image", metavar="FILE", help="a picture of it; image.* says from where, image.rgb how it counts")
+    add(
+        "--image",
+        type=existing,
+        metavar="FILE",
+        help="a picture of it; image.* says from where, image.rgb how it counts",
+    )
     cameras = "pictures of it with cameras: a transforms.json as nerfstudio writes it"
-    add("--references", metavar="JSON", help=cameras)
+    add("--references", type=existing, metavar="JSON", help=cameras)
     add("--negative-prompt", help="what to steer away from")
     strength = "the highest level of noise, above .02 to 1: more changes more; default .5"
     add("--strength", type=float, metavar="T", help=strength)
     add("--method", help="sdi (default), sds, csd, ... : docs/METHODS.md")
     add("--out", type=folder, metavar="DIR", help="default outputs/<prompt>-refine-<seed>")
-    add("--config", metavar="YAML", help="settings on top of the presets")
+    add("--config", type=existing, metavar="YAML", help="settings on top of the presets")
     add_viewer(parser)
     add_logging(parser)
     add("--overwrite", action="store_true", help="replace the run in the output folder")

@@ -39,12 +39,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add_start(parser, required=True)
     add("--prompt", help="what it shows; default the run's own prompt")
-    add(
-        "--image",
-        type=existing,
-        metavar="FILE",
-        help="a picture of it; image.* says from where, image.rgb how it counts",
-    )
+    picture = "a picture of it; image.* says from where, image.rgb how it counts"
+    add("--image", type=existing, metavar="FILE", help=picture)
     cameras = "pictures of it with cameras: a transforms.json as nerfstudio writes it"
     add("--references", type=existing, metavar="JSON", help=cameras)
     add("--negative-prompt", help="what to steer away from")

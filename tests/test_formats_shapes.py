@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import plyfile
@@ -71,7 +72,7 @@ def test_a_mesh_has_y_up_unless_told():
 @pytest.mark.parametrize("colored", [True, False])
 def test_a_point_cloud_becomes_gaussians_at_its_points(colored):
     points = np.random.default_rng(0).uniform(-1, 1, (200, 3)).astype("f4")
-    table = np.empty(
+    table: Any = np.empty(
         200, [("x", "f4"), ("y", "f4"), ("z", "f4")] + [(c, "u1") for c in ("red", "green", "blue")] * colored
     )
     for axis, column in zip("xyz", points.T, strict=True):

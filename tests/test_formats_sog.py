@@ -10,7 +10,7 @@ from PIL import Image
 from test_formats_ply import by_gaussforge
 
 from splatdistill.errors import UserError
-from splatdistill.formats.sog import codebook, palette, read_sog, write_sog
+from splatdistill.formats.sog import codebook, read_sog, write_sog
 
 
 @pytest.mark.parametrize("degree", range(4))
@@ -70,18 +70,6 @@ def test_a_codebook_keeps_few_values_and_outliers():
     normal = np.random.default_rng(0).normal(size=(500, 3))
     codes, centers = codebook(normal)
     assert codes.shape == (500, 3) and np.sqrt(((centers[codes] - normal) ** 2).mean()) < np.ptp(normal) / 900
-
-
-def test_a_palette_is_exact_while_it_is_large_enough_and_close_beyond():
-    rows = np.random.default_rng(0).normal(size=(1000, 9)).astype(np.float32)
-    labels, colors = palette(rows, 10)
-    assert len(colors) == 1000 and np.array_equal(colors[labels], rows)
-    labels, colors = palette(rows, 8)
-    assert len(colors) == 256 and labels.max() == 255
-    spread = ((rows - rows.mean(0)) ** 2).sum()
-    assert ((rows - colors[labels]) ** 2).sum() < 0.4 * spread
-    labels, colors = palette(np.repeat(rows[:3], 400, 0), 2)
-    assert len(colors) == 3
 
 
 @pytest.mark.parametrize("degree", range(4))

@@ -37,6 +37,7 @@ from splatdistill.formats.packing import (
     to_splats,
     warn,
 )
+from splatdistill.formats.palette import palette
 from splatdistill.scene.gaussians import from_arrays
 
 CODES = 256  # entries of a codebook
@@ -138,27 +139,6 @@ def codebook(values: np.ndarray, iterations: int = 20) -> tuple[np.ndarray, np.n
         centers = np.sort(np.where(members > 0, means, centers))
     codes = np.searchsorted((centers[1:] + centers[:-1]) / 2, flat)
     return codes.reshape(values.shape).astype(np.uint8), centers
-
-
-def palette(rows: np.ndarray, bits: int) -> tuple[np.ndarray, np.ndarray]:
-    """Quantize rows [N, D] to labels [N] into at most 2^bits rows; exact when that many suffice.
-
-    Median cut: groups of equal size are split `bits` times where they are widest; a group becomes its mean.
-    """
-    distinct, labels = np.unique(rows, axis=0, return_inverse=True)
-    if len(distinct) <= 1 << bits:
-        return labels.reshape(-1), distinct
-    groups = np.resize(
-        np.arange(len(rows)), (1, -(-len(rows) >> bits) << bits)
-    )  # some rows twice, to come out even
-    for _ in range(bits):
-        members = rows[groups]  # [G, M, D]
-        widest = members.var(1).argmax(1)  # [G]
-        order = np.take_along_axis(members, widest[:, None, None], 2)[:, :, 0].argsort(1)
-        groups = np.take_along_axis(groups, order, 1).reshape(2 * len(groups), -1)
-    labels = np.empty(len(rows), np.int64)
-    labels[groups] = np.arange(len(groups))[:, None]
-    return labels, rows[groups].mean(1)
 
 
 def read_sog(path: str | Path, note: Note = warn) -> tuple[ParameterDict, dict[str, str]]:

@@ -174,10 +174,14 @@ class LatentPrior(Prior):
     @torch.no_grad()
     def embed(self, texts: list[str]) -> Tensor:
         """Return hidden states [n,L,D] of the text encoder, float32; longer texts are cut, see `fit`."""
+        return self.read(texts, self.text_encoder)
+
+    def read(self, texts: list[str], text_encoder: Any) -> Tensor:
+        """Return hidden states as `embed`, of any encoder of these tokens, with gradient."""
         tokens = self.tokenizer(
             texts, padding="max_length", max_length=self.text_length, truncation=True, return_tensors="pt"
         )
-        return self.text_encoder(tokens.input_ids.to(self.device))[0].float()
+        return text_encoder(tokens.input_ids.to(self.device))[0].float()
 
     def fit(self, text: str, suffixes: Sequence[str] = ("",)) -> str:
         """Return `text`, cut so that the encoder reads all of it and any of the suffixes behind it."""

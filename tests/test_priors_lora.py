@@ -18,7 +18,8 @@ from splatdistill.errors import UserError
 from splatdistill.folder import CONFIG
 from splatdistill.priors import load_prior
 from splatdistill.priors.base import Prior, cfg
-from splatdistill.priors.lora import LoraFile, taught_words
+from splatdistill.priors.lora import LoraFile, merge, taught_words
+from splatdistill.priors.view_transformer import ViewTransformer
 
 RANK = 3
 ON_UNET = ("to_q", "to_k", "to_v", "to_out.0", "net.0.proj", "net.2", "proj_in", "conv1", "linear_1")
@@ -157,6 +158,19 @@ def test_the_shipped_teachers_take_a_lora(tmp_path):
         load_prior("embedded-image", dtype=torch.float32, lora=[str(path)])
 
 
+def test_a_transformer_takes_a_lora_under_its_own_prefix(tmp_path):
+    sizes = {"outer_width": 8, "outer_layers": 2, "width": 16, "layers": 1, "head": 4, "told": 8}
+    network = ViewTransformer(4, 4, 8, **sizes, cross_attention_dim=8).requires_grad_(False)
+    own = factors(network, ("inner.0.enter", "predict"))
+    state = {f"transformer.{name}.lora_A.weight": down for name, (down, _) in own.items()}
+    state |= {f"transformer.{name}.lora_B.weight": up for name, (_, up) in own.items()}
+    save_file(state, tmp_path / "lora.safetensors")
+    expected = by_hand(network, own, 0.5)
+    merge(LoraFile(tmp_path / "lora.safetensors", 0.5), network, None, "real")
+    for name, p in network.named_parameters():
+        torch.testing.assert_close(p, expected[name], atol=1e-5, rtol=0)
+
+
 def foreign_files(unet, folder):
     """Yield files that are no LoRA of a UNet, and a word of the line for each."""
     name, (down, up) = next(iter(factors(unet, ("to_q",)).items()))
@@ -171,7 +185,7 @@ def foreign_files(unet, folder):
     yield file("sizes", {f"{stem}.lora_A.weight": wide, f"{stem}.lora_B.weight": up}), "another model"
     yield file("ranks", {f"{stem}.lora_A.weight": down[:2], f"{stem}.lora_B.weight": up}), "ranks 2 and 3"
     yield file("half", {f"{stem}.lora_A.weight": down}), "no LoRA"
-    yield file("other", {"transformer.blocks.0.weight": down}), "no LoRA"
+    yield file("other", {"blocks.0.weight": down}), "no LoRA"
     yield file("sdxl", {"text_encoder_2.x.lora_A.weight": down}), "no LoRA"
     yield file("kohya", {"lora_unet_nothing.lora_down.weight": down}), "no LoRA"
     yield file("nan", {f"{stem}.lora_A.weight": down * torch.nan, f"{stem}.lora_B.weight": up}), "finite"

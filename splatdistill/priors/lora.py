@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 UNET, TEXT = "unet", "text_encoder"  # the parts of a teacher, as diffusers prefixes their weights
+TRANSFORMER = "transformer"  # prefixes those of a denoiser that is one
 TRIGGER = "modelspec.trigger_phrase"  # in a file's metadata: words that it taught
 ADAPTER = "lora_adapter_metadata"  # in a file's metadata: peft's configuration, by diffusers
 MAX_HEADER = 100_000_000  # bytes, the limit of safetensors
@@ -141,7 +143,7 @@ def _read(lora: LoraFile) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
 
     told = lora.metadata()
     try:
-        state = {name: value.float() for name, value in load_file(lora.path).items()}
+        state = {_renamed(name): value.float() for name, value in load_file(lora.path).items()}
     except Exception as error:  # safetensors' own exception, and torch's
         raise UserError(
             f"{lora.path} is damaged ({' '.join(str(error).split())[:120]}); copy it again"
@@ -165,7 +167,14 @@ def _read(lora: LoraFile) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
         metadata = json.loads(told[ADAPTER]) if ADAPTER in told else None
     except (ValueError, RecursionError):
         metadata = None
-    return state, metadata if isinstance(metadata, dict) else None
+    if not isinstance(metadata, dict):
+        return state, None
+    return state, {_renamed(name): value for name, value in metadata.items()}
+
+
+def _renamed(name: str) -> str:
+    """Return a name under the denoiser's one prefix: diffusers has another for transformers."""
+    return re.sub(rf"^{TRANSFORMER}\.", f"{UNET}.", name)
 
 
 def _foreign(lora: LoraFile, name: str) -> UserError:

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
+from diffusers.loaders import PeftAdapterMixin
 from torch import Tensor, nn
 
 CLEAN = -1  # timestep of a clean conditioning view
@@ -60,7 +61,7 @@ class Layer(nn.Module):
         return torch.addcmul(x, 1 + gate, self.leave(torch.cat([seen, F.relu(m).square()], -1)))
 
 
-class ViewTransformer(ModelMixin, ConfigMixin):
+class ViewTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin):
     """A transformer that predicts v of noisy latents [n, C, h, w] of the views of scenes; see the module.
 
     Each channel is predicted as the best linear guess from the noisy latents and the channel's mean and

@@ -1,4 +1,4 @@
-"""Measure time and memory at the size of a scan: drawing, files, the viewer, an edit.
+"""Measure time and memory at the size of a scan: drawing, files, the viewer, an edit, refining.
 
 python benchmarks/scan_size.py [--count 1000000]: writes benchmarks/results/scan_size.json
 
@@ -27,15 +27,15 @@ from common import write_result
 from torch import Tensor
 from torch.nn import ParameterDict
 
-from splatdistill import edit, formats, view
+from splatdistill import edit, formats, refine, view
 from splatdistill.scene.cameras import orbit
 from splatdistill.scene.gaussians import from_arrays
 from splatdistill.scene.rendering import render
 
 SIZES = (100_000, 300_000, 1_000_000)  # of the rasterizer's measurement
 SIDE, REPEATS = 512, 3  # pixels; the best of so many
-EDIT_STEPS = 5
-MASK = ("--mask", "sphere:0,0,0.5,0.3")
+STEPS = 5  # of the edit, and of refining
+MASK = "sphere:0,0,0.5,0.3"
 
 
 def scan(count: int) -> ParameterDict:
@@ -130,21 +130,15 @@ def look(folder: Path, count: int) -> dict[str, float]:
     return {"seconds": opened, "frame": frame, "sent_bytes": len(packed[0]) * 32}
 
 
-def change(folder: Path, count: int) -> dict[str, float]:
-    """Edit the scene for a few steps, with its checkpoint, report and result."""
-    words = [
-        "--splat",
-        str(folder / "scan.ply"),
-        "--source-prompt",
-        "a sphere",
-        "--target-prompt",
-        "a red cube",
-    ]
-    words += ["--out", str(folder / "edit"), "--steps", str(EDIT_STEPS), "--overwrite"]
-    words += MASK if "--mask" in Path(edit.__file__).read_text("utf-8") else ()
+def change(folder: Path, count: int, verb: str) -> dict[str, float]:
+    """Edit a part of the scene, or refine it, for a few steps, with checkpoint, report and result."""
+    words = ["--splat", str(folder / "scan.ply"), "--out", str(folder / verb), "--steps", str(STEPS)]
     start = time.process_time()
-    assert edit.main(words) == 0
-    return {"seconds": time.process_time() - start, "steps": EDIT_STEPS}
+    if verb == "edit":
+        assert edit.main([*words, "--target-prompt", "a red sphere", "--mask", MASK]) == 0
+    else:
+        assert refine.main([*words, "--prompt", "a red sphere"]) == 0
+    return {"seconds": time.process_time() - start, "steps": STEPS}
 
 
 TASKS: dict[str, Callable[..., dict[str, float]]] = {
@@ -152,7 +146,7 @@ TASKS: dict[str, Callable[..., dict[str, float]]] = {
     "write": write,
     "read": read,
     "view": look,
-    "edit": change,
+    "change": change,
 }
 
 
@@ -197,7 +191,9 @@ def main() -> None:
         result["raster"] = {str(size): measured("raster", folder, size) for size in SIZES}
         for task in ("write", "read"):
             result[task] = {name: measured(task, folder, count, "--name", name) for name in names}
-        result |= {task: measured(task, folder, count) for task in ("view", "edit")}
+        result["view"] = measured("view", folder, count)
+        for verb in ("edit", "refine"):
+            result[verb] = measured("change", folder, count, "--name", verb)
     write_result("scan_size", result)
 
 

@@ -4,9 +4,11 @@ import pytest
 import torch
 from test_formats_conventions import figure
 
-from splatdistill import export, formats, view
+from splatdistill import edit, export, formats, refine, view
 from splatdistill.formats.conventions import CONVENTIONS
 from splatdistill.formats.ply import write_ply
+from splatdistill.training.inputs import read_start
+from splatdistill.training.progress import RunResult
 
 STANDING = torch.tensor([[0.0, 0, 0], [0, 0, 1], [1, 0, 0]])  # the middle, the top, the front
 
@@ -31,3 +33,21 @@ def test_it_stands_in_what_is_exported(theirs, ending):
     assert export.main([str(theirs[0]), str(ours), "--from", theirs[1]]) == 0
     back, _ = formats.read_splat(ours)
     assert torch.allclose(back["means"], STANDING, atol=1e-6)
+
+
+@pytest.mark.parametrize("verb", [edit, refine])
+def test_it_stands_in_what_is_edited_and_refined(theirs, verb, monkeypatch):
+    begun = []
+
+    def make(config, out, args):
+        begun.append(config)
+        return RunResult(out, 1, 1, 3, 0.0)
+
+    monkeypatch.setattr(verb, "make", make)
+    prompts = {
+        edit: ["--source-prompt", "a dog", "--target-prompt", "a red dog"],
+        refine: ["--prompt", "a dog"],
+    }
+    assert verb.main(["--splat", str(theirs[0]), "--from", theirs[1], *prompts[verb]]) == 0
+    start = read_start(begun[0].edit.splat, begun[0].edit.program, begun[0].edit.up)
+    assert torch.allclose(start["means"], STANDING, atol=1e-6)

@@ -12,7 +12,7 @@ from diffusers import StableDiffusionPipeline
 from safetensors.torch import save_file
 from tiny import SMALL, make_pipeline
 
-from splatdistill import edit, sample2d, train
+from splatdistill import edit, refine, sample2d, train
 from splatdistill.config.load import load, resolve
 from splatdistill.errors import UserError
 from splatdistill.folder import CONFIG
@@ -244,7 +244,7 @@ def test_a_run_records_its_lora_and_resumes_only_with_the_same(folder, style, pa
     assert train.main(["--resume", str(out), "--steps", "4"]) == 0
 
 
-def test_edit_and_sample2d_take_the_same_option(folder, style, tmp_path):
+def test_edit_refine_and_sample2d_take_the_same_option(folder, style, tmp_path):
     out = tmp_path / "flat"
     words = ["--prior", str(folder), "--lora", str(style), "--steps", "2"]
     assert sample2d.main(["--prompt", "a dog", "--count", "1", "--out", str(out), *words]) == 0
@@ -253,3 +253,6 @@ def test_edit_and_sample2d_take_the_same_option(folder, style, tmp_path):
     edited = ["--splat", str(run), "--target-prompt", "a red dog", "--out", str(tmp_path / "edited")]
     assert edit.main([*edited, *words, *SMALL]) == 0
     assert load(tmp_path / "edited" / CONFIG).prior.lora == (str(style),)
+    refined = ["--splat", str(run), "--out", str(tmp_path / "refined")]
+    assert refine.main([*refined, *words, *SMALL]) == 0
+    assert load(tmp_path / "refined" / CONFIG).prior.lora == (str(style),)

@@ -131,7 +131,9 @@ class Student:
         return {
             prefix + name.removeprefix("text_model."): value.detach().float().cpu().contiguous()
             for prefix, network in parts.items()
-            for name, value in get_peft_model_state_dict(network, adapter_name="default").items()
+            for name, value in get_peft_model_state_dict(
+                network, adapter_name="default", save_embedding_layers=False
+            ).items()
         }
 
 
@@ -165,7 +167,7 @@ def teach(prior: LatentPrior, examples: Examples, settings: LoraSettings) -> dic
             group["lr"] = settings.rate * (1 - step / settings.steps)
         optimizer.step()
         if step % 50 == 0 or step == settings.steps - 1:
-            log.info("step %d of %d: loss %.4f", step + 1, settings.steps, float(loss))
+            log.info("step %d of %d: loss %.4f", step + 1, settings.steps, float(loss.detach()))
     return student.state()
 
 

@@ -167,8 +167,9 @@ class Vocabulary:
         return frozenset({noun} | bears | broader)
 
     def category(self, noun: str) -> str:
-        """Return the broadest class of a noun that several nouns have; "other things" for none."""
-        return next((name for name in reversed(self.things[noun]) if self._members[name] >= MEMBERS), OTHER)
+        """Return the class of a noun that most nouns have; "other things" where none has several."""
+        best = max(reversed(self.things[noun]), key=lambda name: self._members[name], default=OTHER)
+        return best if self._members[best] >= MEMBERS else OTHER
 
     @cached_property
     def _members(self) -> Counter[str]:

@@ -4,10 +4,18 @@ from __future__ import annotations
 
 import json
 import sys
+import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from splatdistill.measure.machine import machine
+from splatdistill.training.progress import NullWatcher
+from splatdistill.training.run import finished, fit, prepare, returned
+
+if TYPE_CHECKING:
+    from torch.nn import ParameterDict
+
+    from splatdistill.config.schema import Config
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -18,3 +26,13 @@ def write_result(name: str, result: dict[str, Any], folder: Path = RESULTS) -> N
     content = {"command": command, "machine": machine(), **result}
     folder.mkdir(exist_ok=True)
     (folder / f"{name}.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def made(config: Config) -> ParameterDict:
+    """Return what a run writes as splat.ply, without its pictures."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder)
+        (out / "checkpoints").mkdir()
+        job = prepare(config, out)
+        fit(job, NullWatcher())
+        return returned(job, *finished(job))

@@ -13,19 +13,18 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from common import RESULTS, write_result
+from common import RESULTS, made, write_result
 from edit_job import SIZE, VIEWS, look, photographed, photographs
 from PIL import Image
 from torch import Tensor
 from torch.nn import ParameterDict
 
-from splatdistill.edit import main as edit
+from splatdistill.edit import configure, parse
 from splatdistill.formats.ply import read_ply, write_ply
 from splatdistill.measure.metrics import psnr, psnr_of_error, wilson_interval
 from splatdistill.measure.runs import right_names
@@ -129,15 +128,11 @@ def main() -> None:
         target = grammar.describe(things, colors)
         with tempfile.TemporaryDirectory() as folder:
             write_ply(f"{folder}/in.ply", fitted)
-            before, begin, out = read_ply(f"{folder}/in.ply")[0], time.perf_counter(), Path(folder) / "run"
+            before, begin = read_ply(f"{folder}/in.ply")[0], time.perf_counter()
             told = ["--source-prompt", grammar.describe(things[1:], colors[1:]), "--target-prompt", target]
-            quick = ["report.frames=2", "report.size=16", "--mask", box, "--method", options.method]
-            status = edit(
-                ["--splat", f"{folder}/in.ply", *told, "--out", str(out), *quick, *options.overrides]
-            )
-            if status:
-                raise SystemExit(status)
-            seconds, after = time.perf_counter() - begin, read_ply(out / "splat.ply")[0]
+            told += ["--splat", f"{folder}/in.ply", "--mask", box, "--method", options.method]
+            write_ply(f"{folder}/out.ply", made(configure(parse([*told, *options.overrides]))))
+            seconds, after = time.perf_counter() - begin, read_ply(f"{folder}/out.ply")[0]
         pictures = [look(splat, cameras) for splat in (before, after)]
         unseen = out_of_sight(corners, cameras).expand_as(truth)
         named, colored = right_names(scorer, scorer.images(pictures[1]), target)

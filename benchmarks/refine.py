@@ -12,11 +12,10 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
-from common import RESULTS, write_result
+from common import RESULTS, made, write_result
 from edit_job import look, photographed, photographs, scene
 from PIL import Image
 from torch import Tensor
@@ -26,7 +25,7 @@ from splatdistill.formats.ply import read_ply, write_ply
 from splatdistill.measure.metrics import bootstrap_interval, psnr
 from splatdistill.priors import words as grammar
 from splatdistill.priors.clip import Scorer
-from splatdistill.refine import main as refine
+from splatdistill.refine import configure, parse
 from splatdistill.scene.cameras import orbit
 from splatdistill.scene.gaussians import from_tensors, joined, sh_degree_of
 
@@ -111,16 +110,12 @@ def distances(scorer: Scorer, pictures: Tensor, truth: Tensor) -> Tensor:
 
 
 def run(splat: ParameterDict, prompt: str, words: list[str]) -> tuple[ParameterDict, float]:
-    """Write, refine and read back; return the refined splat and the seconds that it took."""
+    """Write and refine a splat; return the refined one and the seconds that it took."""
     with tempfile.TemporaryDirectory() as folder:
         write_ply(f"{folder}/in.ply", splat)
-        begin, out = time.perf_counter(), f"{folder}/run"
-        quick = ["report.frames=2", "report.size=16"]
-        if status := refine(
-            ["--splat", f"{folder}/in.ply", "--prompt", prompt, "--out", out, *quick, *words]
-        ):
-            raise SystemExit(status)
-        return read_ply(Path(out) / "splat.ply")[0], time.perf_counter() - begin
+        begin = time.perf_counter()
+        config = configure(parse(["--splat", f"{folder}/in.ply", "--prompt", prompt, *words]))
+        return made(config), time.perf_counter() - begin
 
 
 def gains(rows: list[dict[str, Any]]) -> dict[str, Any]:

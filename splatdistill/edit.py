@@ -10,6 +10,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from splatdistill.cli import (
     Parser,
@@ -29,6 +30,9 @@ from splatdistill.cli import (
 )
 from splatdistill.errors import UserError
 from splatdistill.training.inputs import edit_settings, name_of
+
+if TYPE_CHECKING:
+    from splatdistill.config.schema import Config
 
 COMPARING = ("pds", "dds", "dreamcatalyst")  # methods that read what the splat shows
 METHODS = (*COMPARING, "sds", "sdi")
@@ -61,6 +65,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def start(args: argparse.Namespace) -> int:
     """Read the splat and its prompt, and run; return the exit status."""
+    config = configure(args)
+    if args.preview_mask is not None:
+        return preview_mask(config, args)
+    if config.edit.scale != 1.0:
+        scale = f"{config.edit.scale:.3g} times its size"
+        note(f"{config.edit.splat} is edited in the unit sphere, {scale}, and goes back afterwards")
+    out = args.out or Path("outputs") / f"{name_of(config)}-edit-{config.seed}"
+    return status_of(make(config, out, args))
+
+
+def configure(args: argparse.Namespace) -> Config:
+    """Return the configuration of the command line."""
     if not args.target_prompt.strip():
         raise UserError("the target prompt is empty; say what it should show: --target-prompt 'a red car'")
     method = args.method or ("sdi" if args.mask else "pds")
@@ -79,14 +95,7 @@ def start(args: argparse.Namespace) -> int:
 
     flags = {"prompt": args.target_prompt, "method": method, "edit": edit}
     task = "edit-part" if args.mask else "edit"
-    config = resolve(flags | chosen(args, "steps", "seed"), args.config, args.overrides, task)
-    if args.preview_mask is not None:
-        return preview_mask(config, args)
-    if config.edit.scale != 1.0:
-        scale = f"{config.edit.scale:.3g} times its size"
-        note(f"{config.edit.splat} is edited in the unit sphere, {scale}, and goes back afterwards")
-    out = args.out or Path("outputs") / f"{name_of(config)}-edit-{config.seed}"
-    return status_of(make(config, out, args))
+    return resolve(flags | chosen(args, "steps", "seed"), args.config, args.overrides, task)
 
 
 if __name__ == "__main__":

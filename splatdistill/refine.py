@@ -10,6 +10,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from splatdistill.cli import (
     Parser,
@@ -29,6 +30,9 @@ from splatdistill.cli import (
 )
 from splatdistill.errors import UserError
 from splatdistill.training.inputs import edit_settings, name_of
+
+if TYPE_CHECKING:
+    from splatdistill.config.schema import Config
 
 LAST = 0.02  # the level of noise at the end, as a share of T; configs/refine.yaml has the one at the start
 
@@ -66,6 +70,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def start(args: argparse.Namespace) -> int:
     """Read the splat and its prompt, and run; return the exit status."""
+    config = configure(args)
+    if args.preview_mask is not None:
+        return preview_mask(config, args)
+    out = args.out or Path("outputs") / f"{name_of(config)}-refine-{config.seed}"
+    return status_of(make(config, out, args))
+
+
+def configure(args: argparse.Namespace) -> Config:
+    """Return the configuration of the command line."""
     if args.strength is not None and not LAST < args.strength <= 1.0:
         raise UserError(f"--strength {args.strength:g}: expected a level of noise above {LAST:g}, at most 1")
     edit = edit_settings(
@@ -93,10 +106,7 @@ def start(args: argparse.Namespace) -> int:
     config = resolve(flags, args.config, [*words, *args.overrides], "refine")
     if config.method.edits:
         raise UserError(f"method '{config.method.name}' edits: use python -m splatdistill.edit")
-    if args.preview_mask is not None:
-        return preview_mask(config, args)
-    out = args.out or Path("outputs") / f"{name_of(config)}-refine-{config.seed}"
-    return status_of(make(config, out, args))
+    return config
 
 
 if __name__ == "__main__":

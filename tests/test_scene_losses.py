@@ -116,6 +116,9 @@ def test_what_holds_a_scene_is_zero_where_it_started():
     torch.testing.assert_close(total.detach(), expected)
     half, _ = holding(render(scene, cameras), before, scene, origin, rows, replace(weights, clean=0.1), 0.5)
     torch.testing.assert_close(half.detach(), 0.5 * expected)
+    falling = replace(weights, final=0.2)
+    late, _ = holding(render(scene, cameras), before, scene, origin, rows, falling, 0.0, 0.5)
+    torch.testing.assert_close(late.detach(), 0.6 * expected)
 
 
 def test_what_surprises_the_teacher_is_held_less():

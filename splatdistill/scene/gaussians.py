@@ -124,16 +124,23 @@ def moved(gaussians: ParameterDict, shift: tuple[float, float, float], scale: fl
     return from_tensors(**{**gaussians, "means": means, "scales": scales})
 
 
-def placement(gaussians: ParameterDict, radius: float = 0.78) -> tuple[tuple[float, float, float], float]:
+def placement(
+    gaussians: ParameterDict, radius: float = 0.78, besides: Tensor | None = None
+) -> tuple[tuple[float, float, float], float]:
     """Return the shift and scale for `moved` that center a scene within `radius`, except for outliers.
 
+    besides: points [P, 3] that are to be within it as well.
     A scene already within 1 of the origin, with its center within 0.3, is left in place.
     """
     solid = gaussians["opacities"].detach().sigmoid() >= min(0.1, gaussians["opacities"].max().sigmoid())
     means = gaussians["means"].detach()[solid].double()
     low, high = (torch.stack([axis.quantile(q) for axis in means.T[:, :1_000_000]]) for q in (0.01, 0.99))
+    if besides is not None:
+        low, high = torch.minimum(low, besides.amin(0)), torch.maximum(high, besides.amax(0))
     middle = (low + high) / 2
     reach = float((means[:1_000_000] - middle).norm(dim=1).quantile(0.99).clamp(min=1e-6))
+    if besides is not None:
+        reach = max(reach, float((besides - middle).norm(dim=1).max()))
     if reach + float(middle.norm()) <= 1.0 and float(middle.norm()) <= 0.3:
         return (0.0, 0.0, 0.0), 1.0
     x, y, z = (-middle).tolist()

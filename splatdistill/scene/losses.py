@@ -39,6 +39,8 @@ class HoldWeights:
             grip = exp(-fall (surprise / clean - 1)) multiplies the weights, and 1 - grip the learning rates.
             A splat that does not surprise the teacher stays as it is. 0: no grip, and all weights as given.
         fall: how fast the grip falls.
+        final: what all weights fall to over the run, as a share of their start: as the level of noise falls
+            the teacher pulls less and less, and would lose against an even hold.
     """
 
     rgb: float = 0.0
@@ -46,7 +48,8 @@ class HoldWeights:
     means: float = 0.0
     colors: float = 0.0
     clean: float = 0.0
-    fall: float = 6.0
+    fall: float = 8.0
+    final: float = 1.0
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -132,6 +135,7 @@ def holding(
     rows: Tensor,
     weights: HoldWeights,
     grip: float = 0.0,
+    progress: float = 0.0,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Return the weighted sum of what holds a scene to its origin, and each term, detached and unweighted.
 
@@ -143,6 +147,7 @@ def holding(
         rows: the ancestor [N] of each Gaussian in the origin; one beyond its end has none, and is not held.
         weights: of the terms.
         grip: what multiplies the weights, if they say so.
+        progress: the share of the run that is done.
     """
     terms: dict[str, tuple[float, Tensor]] = {}
     if before is not None:
@@ -154,8 +159,9 @@ def holding(
             moved = (gaussians[name] - origin[name].detach()[rows.where(old, 0)]).flatten(1)
             terms[f"hold_{name}"] = (weight, (moved.square().sum(1) * old).mean())
     total = view.alpha.new_zeros(())
+    scale = (grip if weights.clean > 0.0 else 1.0) * (1.0 + (weights.final - 1.0) * progress)
     for weight, value in terms.values():
-        total = total + (grip if weights.clean > 0.0 else 1.0) * weight * value
+        total = total + scale * weight * value
     return total, {name: value.detach() for name, (_, value) in terms.items()}
 
 

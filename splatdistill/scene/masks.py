@@ -41,6 +41,11 @@ class Mask:
         scaled = (points - self.middle.to(points)) / self.half.to(points)
         return scaled.norm(dim=-1) if self.round else scaled.abs().amax(-1)
 
+    @property
+    def tips(self) -> Tensor:
+        """The middles of the region's six sides [6, 3]."""
+        return torch.cat([self.middle + self.half.diag(), self.middle - self.half.diag()])
+
     def moved(self, shift: tuple[float, float, float], scale: float) -> Mask:
         """Return the mask of the scene that `gaussians.moved` returns for the same arguments."""
         middle = (self.middle + self.middle.new_tensor(shift)) * scale

@@ -223,9 +223,8 @@ def edit_settings(
     from splatdistill.scene.masks import is_words, read_mask
 
     gaussians = read_start(splat, program or "", up or "", note)
-    if mask and not is_words(mask):
-        read_mask(mask, gaussians)  # a mistake in it is told before anything is loaded
-    shift, scale = placement(gaussians)
+    region = None if not mask or is_words(mask) else read_mask(mask, gaussians)
+    shift, scale = placement(gaussians, besides=None if region is None else region.tips)
     found = {"splat": str(splat), "source_prompt": source_prompt or "", "shift": list(shift), "scale": scale}
     given = {"program": program, "up": up, "mask": mask}
     return found | {key: value for key, value in given.items() if value}

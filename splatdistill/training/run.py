@@ -51,6 +51,8 @@ from splatdistill.training.progress import NullWatcher, RunResult, Watcher
 
 if TYPE_CHECKING:
     import torch
+    from torch import Tensor
+    from torch.nn import ParameterDict
 
     from splatdistill.config.schema import Config
     from splatdistill.priors.base import Prior
@@ -249,6 +251,30 @@ def fit(job: Job, watcher: Watcher) -> bool:
     return done
 
 
+def finished(job: Job) -> tuple[ParameterDict, Tensor]:
+    """Return the pruned scene, and which Gaussians of the state it has: [N] bool.
+
+    What a mask holds stays in any case. Raises Diverged when no Gaussian is left.
+    """
+    from splatdistill.scene.densification import keep_mask
+    from splatdistill.scene.gaussians import select
+
+    limits, scene, held = job.config.gaussians, job.state.gaussians, job.state.densifier.held
+    keep = keep_mask(scene, limits.final_opacity, limits.final_scale, limits.final_floaters)
+    if held is not None:
+        keep |= held
+    if not keep.any():
+        raise Diverged("no Gaussian is left at the end; try other settings or another --seed")
+    return select(scene, keep), keep
+
+
+def returned(job: Job, scene: ParameterDict, keep: Tensor) -> ParameterDict:
+    """Return a finished scene in the place of the splat that the run started from, if it did."""
+    if job.origin is None:
+        return scene
+    return job.origin.returned(scene, job.state.densifier.rows[keep], job.config.edit)
+
+
 def write(job: Job) -> int:
     """Prune the scene, write the images and splat.ply; return the number of Gaussians left.
 
@@ -258,17 +284,9 @@ def write(job: Job) -> int:
     from splatdistill.formats.ply import write_ply
     from splatdistill.media.run_report import write_report
     from splatdistill.media.sheets import compare
-    from splatdistill.scene.densification import keep_mask
-    from splatdistill.scene.gaussians import select
 
-    config, out, limits = job.config, job.out, job.config.gaussians
-    scene, held = job.state.gaussians, job.state.densifier.held
-    keep = keep_mask(scene, limits.final_opacity, limits.final_scale, limits.final_floaters)
-    if held is not None:
-        keep |= held
-    scene = select(scene, keep)
-    if not len(scene["means"]):
-        raise Diverged("no Gaussian is left at the end; try other settings or another --seed")
+    config, out = job.config, job.out
+    scene, keep = finished(job)
     write_report(scene, out, config)
     write_record(job, len(scene["means"]))
     if job.origin is not None:
@@ -279,9 +297,7 @@ def write(job: Job) -> int:
         "seed": str(config.seed),
         "version": __version__,
     }
-    if job.origin is not None:
-        scene = job.origin.returned(scene, job.state.densifier.rows[keep], config.edit)
-    return len(scene["means"]) - write_ply(out / RESULT, scene, comments)
+    return len(scene["means"]) - write_ply(out / RESULT, returned(job, scene, keep), comments)
 
 
 def mask_picture(config: Config, path: Path, device: str | None = None) -> tuple[int, int]:

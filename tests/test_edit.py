@@ -11,6 +11,7 @@ from tiny import SMALL, stop_after
 from splatdistill import edit, train
 from splatdistill.formats.ply import read_ply, write_ply
 from splatdistill.scene.gaussians import init_blob, moved, placement
+from splatdistill.scene.masks import read_mask
 
 TINY = ["--steps", "4", *SMALL, "prior.dtype=float32"]
 
@@ -91,6 +92,16 @@ def test_a_splat_in_its_place_stays_there():
     assert placement(init_blob(200, opacity=0.5)) == ((0.0, 0.0, 0.0), 1.0)
     shift, scale = placement(moved(init_blob(2000, radius=0.6, opacity=0.5), (5.0, 0.0, 0.0), 2.0))
     assert shift[0] == pytest.approx(-10.0, abs=0.2) and scale == pytest.approx(0.78 / 1.2, rel=0.1)
+
+
+def test_a_region_beside_the_splat_counts_in_its_place():
+    low = moved(init_blob(2000, radius=0.3, opacity=0.5), (0.0, 0.0, -0.4), 1.0)
+    assert placement(low)[1] > 1.2  # alone it would fill the view
+    tips = read_mask("box:-0.3,-0.3,0,0.3,0.3,0.8", low).tips
+    assert tips.shape == (6, 3) and tips[:, 2].max() == pytest.approx(0.8)
+    assert placement(low, besides=tips) == ((0.0, 0.0, 0.0), 1.0)
+    shift, scale = placement(moved(low, (0.0, 0.0, 0.0), 10.0), besides=10.0 * tips)
+    assert shift[2] == pytest.approx(-0.5, abs=0.2) and scale == pytest.approx(0.78 / 7.5, rel=0.15)
 
 
 def test_an_edit_to_the_same_prompt_returns_the_same_splat(teacher):

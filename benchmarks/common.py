@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from splatdistill.measure.machine import machine
+from splatdistill.priors import load_prior
+from splatdistill.priors.base import Prior
 from splatdistill.training.progress import NullWatcher
 from splatdistill.training.run import finished, fit, prepare, returned
 
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
 
     from splatdistill.config.schema import Config
 
+TEACHERS: dict[str, Prior] = {}  # by name, each loaded once
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -33,6 +36,8 @@ def made(config: Config) -> ParameterDict:
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder)
         (out / "checkpoints").mkdir()
-        job = prepare(config, out)
+        if config.prior.name not in TEACHERS:
+            TEACHERS[config.prior.name] = load_prior(config.prior.name)
+        job = prepare(config, out, teacher=TEACHERS[config.prior.name])
         fit(job, NullWatcher())
         return returned(job, *finished(job))

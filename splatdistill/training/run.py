@@ -139,11 +139,26 @@ def make_run(
     return result
 
 
-def prepare(config: Config, out: Path, *, device: str | None = None, resume: bool = False) -> Job:
+def prepare(
+    config: Config,
+    out: Path,
+    *,
+    device: str | None = None,
+    resume: bool = False,
+    teacher: Prior | None = None,
+) -> Job:
     """Load and check everything that a run needs; write nothing.
 
-    resume: go on from the newest checkpoint in `out`, with the run's own picture and source. Raises UserError
-    for what cannot be used, and Diverged for a teacher that predicts what is not finite.
+    Args:
+        config: what to do.
+        out: the folder of the run.
+        device: as in `make_run`.
+        resume: go on from the newest checkpoint in `out`, with the run's own pictures and source.
+        teacher: of the configuration, if it is loaded already.
+
+    Raises:
+        UserError: something cannot be used.
+        Diverged: the teacher predicts what is not finite.
     """
     from splatdistill.training import checkpoint
     from splatdistill.training.loop import guide_of
@@ -163,7 +178,7 @@ def prepare(config: Config, out: Path, *, device: str | None = None, resume: boo
     own = resume and (out / REFERENCE).exists()
     picture = read_reference(config, out / REFERENCE if own else Path(config.image.path))
     captures = read_pictures(config, out, resume)
-    prior = fit_teacher(config, teacher_of(config, place), picture)
+    prior = fit_teacher(config, teacher or teacher_of(config, place), picture)
     origin = found_mask(config, prior, read_source(config, out, place, resume))
     state = new_state(config, place, origin)
     guide = guide_of(config, prior, state)  # starts the method: VSD's student, or CLIP

@@ -115,8 +115,12 @@ def test_what_holds_a_scene_is_zero_where_it_started():
     expected = 2 * terms["hold_rgb"] + 3 * terms["hold_alpha"] + 5 * terms["hold_means"]
     torch.testing.assert_close(total.detach(), expected)
     falling = replace(weights, final=0.2)
-    late, _ = holding(render(scene, cameras), before, scene, origin, rows, falling, 0.5)
+    late, _ = holding(render(scene, cameras), before, scene, origin, rows, falling, 0.0, 0.5)
     torch.testing.assert_close(late.detach(), 0.6 * expected)
+    weak = replace(weights, clean=0.1)  # the silhouette is held as before
+    half, _ = holding(render(scene, cameras), before, scene, origin, rows, weak, 0.5)
+    silhouette = 3 * terms["hold_alpha"]
+    torch.testing.assert_close(half.detach(), 0.5 * (expected - silhouette) + silhouette)
 
 
 def test_what_surprises_the_teacher_is_held_less():

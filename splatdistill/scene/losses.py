@@ -36,8 +36,9 @@ class HoldWeights:
         means: weight of the mean squared distance of the centers from where they, or their ancestors, were.
         colors: the same of the colors of degree 0.
         clean: the teacher's surprise (`training.surprise`) at pictures without damage, by which a run grips:
-            the learning rates are multiplied by 1 - grip, grip = exp(-fall (surprise / clean - 1)), so that a
-            splat that does not surprise the teacher stays as it is. 0: no grip.
+            grip = exp(-fall (surprise / clean - 1)) multiplies the weights, all but that of the silhouette,
+            and 1 - grip the learning rates: a splat that does not surprise the teacher stays as it is.
+            0: no grip, and all weights as given.
         fall: how fast the grip falls.
         final: what all weights fall to over the run, as a share of their start: as the level of noise falls
             the teacher pulls less and less, and would lose against an even hold.
@@ -134,6 +135,7 @@ def holding(
     origin: ParameterDict,
     rows: Tensor,
     weights: HoldWeights,
+    grip: float = 0.0,
     progress: float = 0.0,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Return the weighted sum of what holds a scene to its origin, and each term, detached and unweighted.
@@ -145,6 +147,7 @@ def holding(
         origin: the scene that it started from.
         rows: the ancestor [N] of each Gaussian in the origin; one beyond its end has none, and is not held.
         weights: of the terms.
+        grip: what multiplies most weights, if they say so.
         progress: the share of the run that is done.
     """
     terms: dict[str, tuple[float, Tensor]] = {}
@@ -158,8 +161,9 @@ def holding(
             terms[f"hold_{name}"] = (weight, (moved.square().sum(1) * old).mean())
     total = view.alpha.new_zeros(())
     scale = 1.0 + (weights.final - 1.0) * progress
-    for weight, value in terms.values():
-        total = total + scale * weight * value
+    for name, (weight, value) in terms.items():
+        gripped = grip if weights.clean > 0.0 and name != "hold_alpha" else 1.0
+        total = total + gripped * scale * weight * value
     return total, {name: value.detach() for name, (_, value) in terms.items()}
 
 

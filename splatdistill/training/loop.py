@@ -184,7 +184,7 @@ def train(
             if origin is not None:
                 rows = state.densifier.rows
                 held, errors = holding(
-                    view, before, state.gaussians, origin.placed, rows, config.hold, progress
+                    view, before, state.gaussians, origin.placed, rows, config.hold, state.grip, progress
                 )
                 loss, terms = loss + held, terms | errors
             if reference is not None:

@@ -7,7 +7,7 @@ import torch
 from splatdistill.scene import losses
 from splatdistill.scene.cameras import orbit
 from splatdistill.scene.gaussians import init_blob, joined
-from splatdistill.scene.losses import HoldWeights, LossWeights, holding, regularization
+from splatdistill.scene.losses import HoldWeights, LossWeights, holding, overgrowth, regularization
 from splatdistill.scene.rendering import Render, render
 
 NAMES = [field.name for field in fields(LossWeights)]
@@ -121,6 +121,16 @@ def test_what_holds_a_scene_is_zero_where_it_started():
     half, _ = holding(render(scene, cameras), before, scene, origin, rows, weak, 0.5)
     silhouette = 3 * terms["hold_alpha"]
     torch.testing.assert_close(half.detach(), 0.5 * (expected - silhouette) + silhouette)
+
+
+def test_a_silhouette_may_shrink_and_lose_its_holes_but_not_grow():
+    disk = torch.zeros(1, 16, 16, 1)
+    disk[:, 4:12, 4:12] = 1.0
+    torn = disk.clone()
+    torn[:, 7:9, 7:9] = 0.0
+    assert overgrowth(disk, torn).item() == overgrowth(torn, disk).item() == 0.0
+    assert overgrowth(torch.zeros_like(disk), disk).item() == 0.0
+    assert overgrowth(torch.ones_like(disk), disk).item() == pytest.approx(1 - 12 * 12 / 256)
 
 
 def test_what_surprises_the_teacher_is_held_less():

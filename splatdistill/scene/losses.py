@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 
+import torch.nn.functional as F
 from torch import Tensor
 from torch.nn import ParameterDict
 
@@ -32,7 +33,7 @@ class HoldWeights:
 
     Args:
         rgb: weight of the mean squared error of the colors of its views.
-        alpha: the same of their alpha, the silhouette.
+        alpha: the same of alpha beyond the silhouette, which may shrink, but not grow; see `overgrowth`.
         means: weight of the mean squared distance of the centers from where they, or their ancestors, were.
         colors: the same of the colors of degree 0.
         clean: the teacher's surprise (`training.surprise`) at pictures without damage, by which a run grips:
@@ -128,6 +129,15 @@ def reference_errors(render: Render, rgb: Tensor, alpha: Tensor) -> tuple[Tensor
     return (render.rgb - rgb).square().mean(), (render.alpha - alpha).square().mean()
 
 
+def overgrowth(alpha: Tensor, before: Tensor, margin: int = 2) -> Tensor:
+    """Return the mean square of what alpha has beyond the silhouette before, widened by `margin` pixels.
+
+    alpha, before [V, H, W, 1]. The margin closes small holes, so that they may be filled.
+    """
+    wide = F.max_pool2d(before.permute(0, 3, 1, 2), 2 * margin + 1, 1, margin).permute(0, 2, 3, 1)
+    return (alpha - wide).clamp(min=0.0).square().mean()
+
+
 def holding(
     view: Render,
     before: Render | None,
@@ -153,7 +163,7 @@ def holding(
     terms: dict[str, tuple[float, Tensor]] = {}
     if before is not None:
         terms["hold_rgb"] = (weights.rgb, (view.rgb - before.rgb).square().mean())
-        terms["hold_alpha"] = (weights.alpha, (view.alpha - before.alpha).square().mean())
+        terms["hold_alpha"] = (weights.alpha, overgrowth(view.alpha, before.alpha))
     old = rows < len(origin["means"])
     for name, weight in (("means", weights.means), ("sh0", weights.colors)):
         if weight > 0.0:

@@ -129,7 +129,7 @@ def reference_errors(render: Render, rgb: Tensor, alpha: Tensor) -> tuple[Tensor
     return (render.rgb - rgb).square().mean(), (render.alpha - alpha).square().mean()
 
 
-def overgrowth(alpha: Tensor, before: Tensor, margin: int = 2) -> Tensor:
+def overgrowth(alpha: Tensor, before: Tensor, margin: int = 1) -> Tensor:
     """Return the mean square of what alpha has beyond the silhouette before, widened by `margin` pixels.
 
     alpha, before [V, H, W, 1]. The margin closes small holes, so that they may be filled.

@@ -1,9 +1,15 @@
 """A short form of benchmarks/fuzz_formats.py: its first cases, and those built to need memory."""
 
+import os
+import signal
+
+import numpy as np
 import pytest
-from fuzz_formats import ENDINGS, HEAVY_EVERY, fuzz, samples, sound
+from damage import HEAVY_EVERY, samples
+from fuzz_formats import ENDINGS, MIB, TRACED_EVERY, fuzz, in_process, sound
 
 from splatdistill import formats
+from splatdistill.errors import UserError
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
@@ -27,3 +33,20 @@ def test_every_flavour_that_is_damaged_is_sound_before(tmp_path, ending):
     for content in samples(ending):
         (tmp_path / f"a{ending}").write_bytes(content)
         assert len(formats.FORMATS[ending].read(tmp_path / f"a{ending}", print)[0]["means"]) in (12, 300)
+
+
+FAULTS = {
+    "foreign exception": lambda *_, **__: {}["nothing"],
+    "long error": lambda *_, **__: (_ for _ in ()).throw(UserError("a\nb")),
+    "memory": lambda *_, **__: bytearray(100 * MIB),
+    "memory that nobody touches": lambda *_, **__: np.empty(100 * MIB, np.uint8),
+    "crash": lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL),
+    "hang": lambda *_, **__: signal.pause(),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_the_campaign_finds_a_planted_fault(monkeypatch, fault):
+    monkeypatch.setattr(formats, "read_splat", FAULTS[fault])
+    row = in_process(".splat", TRACED_EVERY, seed=0, hang_seconds=0.5)
+    assert not sound(row), row

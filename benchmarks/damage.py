@@ -1,4 +1,4 @@
-"""Damaged and malicious splat files, for benchmarks/fuzz_formats.py: a case's number and a seed give its bytes."""
+"""Damaged and malicious splat files for benchmarks/fuzz_formats.py, by the number and the seed of a case."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ EXTREMES = (
     0x7F800000,
     0x7FC00000,
 )
-HEAVY_EVERY = 200  # cases from one that is built to need memory to the next
+HEAVY_EVERY = 500  # cases from one that is built to need memory to the next
 DIGITS = frozenset(b"0123456789")
 Mutator = Callable[[bytearray, np.random.Generator], bytearray]
 

@@ -7,8 +7,8 @@ extreme, parts cut out, doubled, swapped or appended; headers that lie; compress
 bombs; and files built to need memory. A case is named by its number: the same seed gives the same file. What
 is counted: scenes, the importer's own errors (UserError), other exceptions, crashes and hangs of the process;
 and the most memory that one file needed above 4 times its size: by the whole process at every case, whatever
-allocated it (Linux), and by tracemalloc (what Python and NumPy allocate, touched or not) at every case that is
-built to need memory and one in ten of the others, since it doubles the time.
+allocated it (Linux), and by tracemalloc (what Python and NumPy allocate, touched or not) at every case that
+is built to need memory and one in twenty of the others, since it doubles the time.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import os
+import resource
 import sys
 import tempfile
 import time
@@ -37,7 +38,7 @@ ENDINGS = (".ply", ".compressed.ply", ".splat", ".spz", ".glb", ".sog")
 MIB = 1 << 20
 ALLOWED_MIB = 64  # beyond 4 times the file's size
 HANG_SECONDS = 60
-TRACED_EVERY = 10  # divides damage.HEAVY_EVERY
+TRACED_EVERY = 20  # divides damage.HEAVY_EVERY
 MEMORY_DISK = "/dev/shm"  # where there is one
 
 
@@ -74,64 +75,67 @@ def in_process(ending: str, cases: int, seed: int, hang_seconds: float = HANG_SE
         def advance(case: int) -> None:
             progress.value = case
 
-        results.put(fuzz(ending, range(cases), seed, advance))
+        results.put(fuzz(ending, range(cases), seed, folder, advance))
 
-    process = context.Process(target=work)
-    process.start()
-    last, since = -1, time.monotonic()
-    while process.is_alive() and results.empty():
-        process.join(0.2)
-        if progress.value != last:
-            last, since = progress.value, time.monotonic()
-        elif time.monotonic() - since > hang_seconds:
-            process.kill()
-            return {"cases": cases, "crashed": False, "hung": True, "case": last}
-    if results.empty():
-        last = progress.value
-        return {"cases": cases, "crashed": True, "hung": False, "case": last, "exit": process.exitcode}
-    row = results.get()
-    process.join()
+    with tempfile.TemporaryDirectory(dir=MEMORY_DISK if os.path.isdir(MEMORY_DISK) else None) as name:
+        folder, process = Path(name), context.Process(target=work)
+        process.start()
+        last, since = -1, time.monotonic()
+        while process.is_alive() and results.empty():
+            process.join(0.2)
+            if progress.value != last:
+                last, since = progress.value, time.monotonic()
+            elif time.monotonic() - since > hang_seconds:
+                process.kill()
+                process.join()
+                return {"cases": cases, "crashed": False, "hung": True, "case": last}
+        row = {"cases": cases, "crashed": True, "hung": False, "case": progress.value}
+        if not results.empty():
+            row = results.get()
+        process.join()
     return row
 
 
 def fuzz(
-    ending: str, cases: range, seed: int, advance: Callable[[int], None] = lambda case: None
+    ending: str,
+    cases: range,
+    seed: int,
+    folder: Path,
+    advance: Callable[[int], None] = lambda case: None,
 ) -> dict[str, Any]:
     """Read the cases of these numbers; return counts, the most memory and the longest time."""
     seeds = samples(ending)
     scenes = errors = traced = 0
     others: dict[str, int] = {}  # what -> first case
     slowest, hungriest, fattest, largest = 0.0, -1e9, -1e9, 0
-    with tempfile.TemporaryDirectory(dir=MEMORY_DISK if os.path.isdir(MEMORY_DISK) else None) as folder:
-        path = Path(folder) / f"case{ending}"
-        for case in cases:
-            advance(case)
-            content = damaged(ending, seeds, np.random.default_rng((seed, case)), case)
-            path.write_bytes(content)
-            largest, allowed = max(largest, len(content)), 4 * len(content)
-            trace = case % TRACED_EVERY == TRACED_EVERY - 1
-            before = resident("VmRSS")
-            if trace:
-                tracemalloc.start()
-            start = time.perf_counter()
-            try:
-                formats.read_splat(path, note=lambda text: None)
-                scenes += 1
-            except UserError as error:
-                errors += 1
-                if "\n" in str(error) or len(str(error)) > 500:
-                    others.setdefault(f"an error of more than a line: {str(error)[:80]!r}", case)
-            except Exception as error:
-                place = traceback.extract_tb(error.__traceback__)[-1]
-                others.setdefault(
-                    f"{type(error).__name__} at {Path(place.filename).name}:{place.lineno}", case
-                )
-            slowest = max(slowest, time.perf_counter() - start)
-            fattest = max(fattest, (resident("VmHWM") - before - allowed) / MIB)
-            if trace:
-                traced += 1
-                hungriest = max(hungriest, (tracemalloc.get_traced_memory()[1] - allowed) / MIB)
-                tracemalloc.stop()
+    path, before = folder / f"case{ending}", resident()
+    for case in cases:
+        advance(case)
+        content = damaged(ending, seeds, np.random.default_rng((seed, case)), case)
+        path.write_bytes(content)
+        largest, allowed = max(largest, len(content)), 4 * len(content)
+        trace = case % TRACED_EVERY == TRACED_EVERY - 1
+        if trace:
+            before = resident()
+            tracemalloc.start()
+        start = time.perf_counter()
+        try:
+            formats.read_splat(path, note=lambda text: None)
+            scenes += 1
+        except UserError as error:
+            errors += 1
+            if "\n" in str(error) or len(str(error)) > 500:
+                others.setdefault(f"an error of more than a line: {str(error)[:80]!r}", case)
+        except Exception as error:
+            place = traceback.extract_tb(error.__traceback__)[-1]
+            others.setdefault(f"{type(error).__name__} at {Path(place.filename).name}:{place.lineno}", case)
+        slowest = max(slowest, time.perf_counter() - start)
+        highest = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # since the last `resident`
+        fattest = max(fattest, (highest - before - allowed) / MIB)
+        if trace:
+            traced += 1
+            hungriest = max(hungriest, (tracemalloc.get_traced_memory()[1] - allowed) / MIB)
+            tracemalloc.stop()
     return {
         "cases": len(cases),
         "scenes": scenes,
@@ -147,11 +151,10 @@ def fuzz(
     }
 
 
-def resident(kind: str) -> int:
-    """Bytes of this process in memory: VmRSS now, which starts the highest anew, or VmHWM, the highest."""
-    if kind == "VmRSS":
-        Path("/proc/self/clear_refs").write_text("5")
-    return int(Path("/proc/self/status").read_text().partition(f"{kind}:")[2].split()[0]) * 1024
+def resident() -> int:
+    """Bytes of this process in memory; the most that it had is counted anew from here."""
+    Path("/proc/self/clear_refs").write_text("5")
+    return int(Path("/proc/self/status").read_text().partition("VmRSS:")[2].split()[0]) * 1024
 
 
 if __name__ == "__main__":

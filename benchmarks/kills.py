@@ -1,151 +1,292 @@
-"""Kill runs at every file operation, and see that nothing is lost: one process a kill, forked.
+"""Kill every verb that writes at every file operation, and see that nothing is lost.
 
-A run, and one that replaces a finished run, are made again and again; the k-th one dies, as by SIGKILL, just
-before its k-th operation on files. Then the same command (or --resume) is given again. What counts as lost: a
-finished run that was to be replaced and is nowhere, while the new one has no result; an end without a result;
-and an output file with other bytes than those of a run that nobody killed.
+`PYTHONPATH=tests python benchmarks/kills.py [--jobs NAME ...]` writes benchmarks/results/kills.json.
+
+A job is a command: a new run, one that replaces a finished run or goes on with it, of each way to place
+Gaussians and of VSD; a run from a picture; an edit; an export over an older file; and others. It is done once
+undisturbed, and then again and again: the k-th time it dies by SIGKILL at its k-th operation on files, or in
+the middle of its k-th write. Then the user does what is left to do: --resume, or the same command again;
+every other time that is killed too, at a random operation, up to three kills in all.
+
+Lost: an older result that is nowhere while there is no new one; a command that cannot be finished.
+Different: any file, hidden ones too, that at the end has other bytes than after the undisturbed command, is
+missing, or is too many. The teacher is by default a tiny random pipeline: what is in question are files.
+With --plant a fault is put into the product, which the campaign must find.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 import shutil
+import sys
 import tempfile
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, BinaryIO
 from unittest.mock import patch
 
+import numpy as np
 import torch
 from common import write_result
+from file_faults import KILL, KILLED, MEMORY_DISK, NEVER, TEAR, Ended, contents, preload, run_verb
+from format_errors import scene
+from PIL import Image, ImageDraw
 
 from splatdistill.config.load import resolve
-from splatdistill.config.schema import Config
 from splatdistill.folder import CONFIG, PREVIOUS, RESULT
+from splatdistill.formats.ply import write_ply
 from splatdistill.training import inputs, run
+from splatdistill.training.state import TrainState
 
-OPERATIONS = ("fsync", "link", "mkdir", "remove", "rename", "replace", "rmdir", "unlink", "write")
-KILLED = 9
 SETTINGS = (
-    *("steps=4", "views.size=16", "views.count=4", "gaussians.count=50"),
+    *("steps=4", "views.size=16", "views.count=2", "gaussians.count=50"),
     *("report.size=16", "report.frames=2", "checkpoint_every=2", "gaussians.final_opacity=0.01"),
 )
 KINDS = {
-    "fixed": ("densification.kind=none",),
-    "default": ("densification.kind=default", "densification.start=1", "densification.every=2"),
-    "mcmc": ("densification.kind=mcmc", "densification.start=1", "densification.every=2"),
+    "fixed": ("method=sds", "densification.kind=none"),
+    "default": ("method=sds", "densification.kind=default", "densification.start=1", "densification.every=2"),
+    "mcmc": ("method=sds", "densification.kind=mcmc", "densification.start=1", "densification.every=2"),
     "vsd": ("method=vsd",),
 }
+FORMATS = ("ply", "compressed.ply", "splat", "spz", "glb", "sog", "obj")
+MOST_KILLS = 3  # of one case
+FAULTS = {"before": KILL, "within": TEAR}
+
+
+@dataclass
+class Job:
+    """A command that writes into OUT, whose place in `words` is {out}."""
+
+    words: list[str]
+    before: Path | None = None  # what OUT holds before
+    again: list[str] = field(default_factory=list)  # what is added when the command is given again
+    resumes: bool = False  # --resume continues it, once its config.yaml is there
+    result: str = RESULT  # the file that must not be lost
 
 
 @dataclass
 class Tally:
-    """What came of a campaign."""
+    """What came of the faults that a job met."""
 
-    kills: int = 0
-    lost: int = 0
-    different: int = 0
-
-
-def dying(moment: int) -> None:
-    """Let this process die before its operation number `moment` on files, counted from 0."""
-    done = iter(range(10**9))
-
-    def counted(original: Callable) -> Callable:
-        def operation(*args, **kwargs):
-            if next(done) == moment:
-                os._exit(KILLED)
-            return original(*args, **kwargs)
-
-        return operation
-
-    for name in OPERATIONS:
-        setattr(os, name, counted(getattr(os, name)))
+    faults: int = 0
+    lost: list[str] = field(default_factory=list)
+    different: list[str] = field(default_factory=list)
+    untold: list[str] = field(
+        default_factory=list
+    )  # faults that the user heard nothing of, or not in one line
 
 
-def forked(job: Callable[[], object], moment: int) -> int:
-    """Return the exit status of a process that does a job and dies on the way, or with 0 when it is done."""
-    process = os.fork()
-    if process == 0:
-        try:
-            torch.set_num_threads(1)  # the threads of the parent are not here
-            dying(moment)
-            job()
-        except BaseException:
-            os._exit(1)
-        os._exit(0)
-    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
-
-
-def outputs(folder: Path) -> dict[str, bytes]:
-    """Return all files of a run's folder, but of the checkpoints the last alone."""
-    files = {str(path.relative_to(folder)): path for path in sorted(folder.rglob("*")) if path.is_file()}
-    states = [name for name in files if name.endswith(".pt")]
-    return {name: path.read_bytes() for name, path in files.items() if name not in states[:-1]}
-
-
-def kill_all(config: Config, folder: Path, old: Path | None, moments: Iterator[int] | range) -> Tally:
-    """Kill a run at the given moments, as far as it has such; with `old` it replaces a copy of that run."""
-    tally = Tally()
-    run.make_run(config, folder / "whole", device="cpu")
-    whole = outputs(folder / "whole")
-    for moment in moments:
-        out = folder / f"{moment}"
-        if old is not None:
-            shutil.copytree(old, out)
-        status = forked(
-            lambda out=out: run.make_run(config, out, device="cpu", overwrite=old is not None), moment
-        )
-        if status == 0:
-            break
-        if status != KILLED:
-            raise RuntimeError(f"status {status} instead of a kill, see {out}")
-        tally.kills += 1
-        results = {place.read_bytes() for place in (out / RESULT, out / PREVIOUS / RESULT) if place.exists()}
-        if old is not None and not results & {(old / RESULT).read_bytes(), whole[RESULT]}:
-            tally.lost += 1
-        resume = old is None and (out / CONFIG).exists()
-        result = run.make_run(config, out, device="cpu", resume=resume, overwrite=old is not None)
-        tally.lost += not result.finished
-        tally.different += outputs(out) != whole
-        shutil.rmtree(out)
+def kill_all(job: Job, folder: Path, every: int = 1) -> Tally:
+    """Kill a job at every so many-th of its operations, finish it, and compare."""
+    whole = folder / "whole"
+    expected, ended = done(job, whole)
+    tally, random, cases = Tally(), np.random.default_rng(0), 0
+    for name, how in FAULTS.items():
+        for moment in range(0, NEVER, every):
+            out = folder / f"{name}-{moment}"
+            if job.before is not None:
+                shutil.copytree(job.before, out)
+            where = f"killed {name} operation {moment}"
+            status = run_verb(filled(job.words, out), out, how, moment).status
+            if status == 0:
+                shutil.rmtree(out)
+                break
+            if status != KILLED:
+                raise RuntimeError(f"status {status} instead of a kill: {filled(job.words, out)}")
+            kills, last = 1, ended
+            while status == KILLED:
+                tally.faults += 1
+                if not held(job, out, expected):
+                    tally.lost.append(f"{where}: neither the old {job.result} nor the new one is there")
+                later = int(random.integers(ended.operations)) if cases % 2 and kills < MOST_KILLS else NEVER
+                ended_again = run_verb(next_words(job, out, expected, cases), out, KILL, later)
+                status, kills = ended_again.status, kills + 1
+            cases += 1
+            if status != 0:
+                tally.lost.append(f"{where}: {last.text[-300:]}")
+            elif wrong := differing(contents(out), expected):
+                tally.different.append(f"{where}: {wrong}")
+            shutil.rmtree(out)
     return tally
 
 
-def campaign(prior: str, kind: str, folder: Path, moments: range) -> dict[str, Tally]:
-    """Kill new runs and runs that replace another, of one kind."""
-    config = resolve({"prompt": "a red car", "prior": {"name": prior}}, None, [*SETTINGS, *KINDS[kind]])
-    other = resolve({"prompt": "a red dog", "prior": {"name": prior}}, None, [*SETTINGS, *KINDS["fixed"]])
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # as in the processes
-    try:
-        teacher = inputs.teacher_of(config, torch.device("cpu"))  # loaded once
-        with patch.object(run, "teacher_of", lambda *_: teacher):
-            run.make_run(other, folder / "old", device="cpu")
-            return {
-                "new": kill_all(config, folder / "new", None, moments),
-                "replacing": kill_all(config, folder / "replacing", folder / "old", moments),
-            }
-    finally:
-        torch.set_num_threads(threads)
+def done(job: Job, out: Path) -> tuple[dict[str, bytes], Ended]:
+    """Do a job undisturbed; return the files in OUT, and how many operations it took."""
+    if job.before is not None:
+        shutil.copytree(job.before, out)
+    ended = run_verb(filled(job.words, out), out)
+    if ended.status != 0:
+        raise RuntimeError(f"{filled(job.words, out)}: {ended.text}")
+    return contents(out), ended
+
+
+def filled(words: list[str], out: Path) -> list[str]:
+    """Return the command line with its folder."""
+    return [word.format(out=out) for word in words]
+
+
+def next_words(job: Job, out: Path, expected: dict[str, bytes], turn: int) -> list[str]:
+    """Return what a user does after a kill: continue a run that had begun, or give the command again."""
+    config = out / CONFIG
+    begun = job.resumes and config.is_file() and config.read_bytes() == expected[CONFIG]
+    if begun and (turn % 3 or not job.again):
+        return ["train", "--resume", str(out)]
+    return filled([*job.words, *job.again], out)
+
+
+def held(job: Job, out: Path, expected: dict[str, bytes]) -> bool:
+    """Whether an older result is there, whole, where no new one is."""
+    if job.before is None or not (job.before / job.result).exists():
+        return True
+    places = [out / job.result, out / PREVIOUS / job.result]
+    results = {place.read_bytes() for place in places if place.exists()}
+    return bool(results & {(job.before / job.result).read_bytes(), expected[job.result]})
+
+
+def differing(found: dict[str, bytes], expected: dict[str, bytes]) -> str:
+    """Name the files that are not as expected."""
+    return ", ".join(sorted(n for n in found.keys() | expected.keys() if found.get(n) != expected.get(n)))
+
+
+def runs(prior: str, folder: Path) -> dict[str, Job]:
+    """Return the jobs that a teacher takes part in, by name, after making what they start from."""
+    made, dog = folder / "made", folder / "dog"
+    model = ["--prior", prior, "--allow-unknown", *SETTINGS]
+    started = ["train", "--prompt", "a red car", "--out", "{out}", *model]
+    done(Job([*started, "seed=5", *KINDS["fixed"]]), made)
+    done(Job(["train", "--prompt", "a red dog", "--out", "{out}", *model, *KINDS["fixed"]]), dog)
+    found = {}
+    for kind, settings in KINDS.items():
+        found[f"{kind}, new"] = Job([*started, *settings], resumes=True)
+        replaced = Job([*started, *settings, "--overwrite"], dog, resumes=True)
+        found[f"{kind}, replacing a run"] = replaced
+    found["longer"] = Job(["train", "--resume", "{out}", "--steps", "6"], made)
+    found["seeds"] = Job([*started, *KINDS["fixed"], "--seeds", "0,1", "steps=2"])
+    picture = folder / "picture.png"
+    drawn = Image.new("RGBA", (48, 64))
+    ImageDraw.Draw(drawn).ellipse((8, 12, 40, 52), fill="red")
+    drawn.save(picture)
+    found["picture"] = Job([*started, "--image", str(picture)], resumes=True)
+    edited = ["edit", "--splat", str(made), "--target-prompt", "a blue car", "--out", "{out}", *model]
+    found["edit, new"] = Job(edited, resumes=True)
+    found["edit, replacing a run"] = Job([*edited, "--overwrite"], dog, resumes=True)
+    found["report"] = Job(["report", "{out}"], made)
+    drawing = ["sample2d", "--prompt", "a red car", "--out", "{out}", "--count", "2", "--steps", "4"]
+    found["sample2d"] = Job([*drawing, "--prior", prior, "--allow-unknown"], result="picture.png")
+    return found
+
+
+def exports(folder: Path, endings: Sequence[str]) -> dict[str, Job]:
+    """Return a job for each format, which replaces the file of another scene, after making both."""
+    for name, count in (("old", 200), ("new", 400)):
+        gaussians = scene(count, 1)
+        gaussians["opacities"].data.fill_(4.0)
+        write_ply(folder / f"{name}.ply", gaussians)
+    found = {}
+    for ending in endings:
+        (folder / ending).mkdir()
+        done(Job(["export", str(folder / "old.ply"), f"{{out}}/splat.{ending}"]), folder / ending)
+        command = ["export", str(folder / "new.ply"), f"{{out}}/splat.{ending}", "--overwrite"]
+        found[f"export, .{ending}"] = Job(command, folder / ending, result=f"splat.{ending}")
+    return found
+
+
+def campaign(
+    prior: str | None, names: list[str] | None, every: int, meet: Callable[[Job, Path, int], Tally]
+) -> Iterator[tuple[str, Tally]]:
+    """Let the named jobs, or all, meet faults; print and yield what came of each.
+
+    Args:
+        prior: the folder of a teacher; None for a tiny random one, for which tests/ must be importable.
+        names: of jobs, or None.
+        every: so many-th operation on files meets a fault.
+        meet: `kill_all`, or another campaign of this kind.
+    """
+    if prior is None:
+        from tiny import make_pipeline
+
+        with tempfile.TemporaryDirectory() as folder:
+            yield from campaign(str(make_pipeline(Path(folder), "AutoencoderTiny")), names, every, meet)
+        return
+    config = resolve({"prompt": "a red car", "prior": {"name": prior}}, None, [])
+    teacher = inputs.teacher_of(config, torch.device("cpu"))  # loaded once
+    with (
+        tempfile.TemporaryDirectory(dir=MEMORY_DISK) as folder,
+        patch.object(run, "teacher_of", lambda *_: teacher),
+        patch.object(inputs, "teacher_of", lambda *_: teacher),
+    ):
+        endings = [ending for ending in FORMATS if names is None or f"export, .{ending}" in names]
+        made = exports(Path(folder), endings)
+        if names is None or len(endings) < len(names):
+            made |= runs(prior, Path(folder))
+        for name in names or made:
+            place = Path(folder) / "jobs" / name.replace(" ", "-")
+            place.mkdir(parents=True)
+            tally = meet(made[name], place, every)
+            print(name, *(f"{key} {count}" for key, count in counted(tally).items()), sep=", ", flush=True)
+            for line in tally.lost + tally.different + tally.untold:
+                print(f"    {line}", flush=True)
+            yield name, tally
+
+
+@contextmanager
+def torn(path: str | Path) -> Iterator[BinaryIO]:
+    """Open a file for writing as if nothing could happen; planted in place of `atomic_write`."""
+    with open(path, "wb") as file:
+        yield file
+
+
+def forgetful(state: TrainState, saved: dict[str, Any], device: torch.device) -> None:
+    """Load a state but for its generator; planted in place of `load_state_dict`."""
+    load_state(state, saved, device)
+    state.generator.manual_seed(0)
+
+
+load_state = TrainState.load_state_dict
+PLANTS = {
+    "torn": ("splatdistill.formats.ply.atomic_write", torn),
+    "forgetful": ("splatdistill.training.state.TrainState.load_state_dict", forgetful),
+}
+
+
+def counted(tally: Tally) -> dict[str, int]:
+    """Return the numbers of a tally."""
+    lists = {"lost": tally.lost, "different": tally.different, "untold": tally.untold}
+    return {"faults": tally.faults} | {name: len(lines) for name, lines in lists.items()}
+
+
+def recorded(campaign: Iterator[tuple[str, Tally]], name: str | None, every: int) -> bool:
+    """Go through a campaign, writing its figures and their sums after each job; return whether all held.
+
+    name: of the result; None writes none.
+    """
+    rows, total = {}, counted(Tally())
+    for job, tally in campaign:
+        rows[job] = counted(tally)
+        total = {key: total[key] + rows[job][key] for key in total}
+        if name is not None:
+            write_result(name, {"every": every, **total, "jobs": rows})
+    return total["faults"] > 0 and total == counted(Tally(faults=total["faults"]))
 
 
 def main() -> None:
-    """Print a line a campaign and write the result."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--prior", default="embedded")
-    parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=KINDS)
+    """Print a line a job and write the result."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument(
+        "--prior", default="embedded", help="the teacher; default the shipped one of single views"
+    )
+    parser.add_argument("--jobs", nargs="+", metavar="NAME", help="default all")
     parser.add_argument("--every", type=int, default=1, help="kill at every so many-th operation")
+    parser.add_argument("--dry", action="store_true", help="write no result")
+    parser.add_argument("--plant", choices=PLANTS, help="put this fault into the product, to see it found")
     args = parser.parse_args()
-    figures = {}
-    for kind in args.kinds:
-        with tempfile.TemporaryDirectory() as folder:
-            tallies = campaign(args.prior, kind, Path(folder), range(0, 10**6, args.every))
-        for name, tally in tallies.items():
-            print(f"{kind:8} {name:10} {tally.kills:4} kills, {tally.lost} lost, {tally.different} different")
-            figures[f"{kind}, {name}"] = vars(tally)
-    write_result("kills", {"every": args.every, "campaigns": figures})
+    preload()
+    torch.set_num_threads(1)
+    with patch(*PLANTS[args.plant]) if args.plant else nullcontext():
+        held = campaign(args.prior, args.jobs, args.every, kill_all)
+        sys.exit(not recorded(held, None if args.dry or args.plant else "kills", args.every))
 
 
 if __name__ == "__main__":

@@ -13,17 +13,17 @@ from splatdistill.errors import UserError
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
-def test_damaged_files_give_a_scene_or_one_clear_error_within_the_memory_allowed(ending):
+def test_damaged_files_give_a_scene_or_one_clear_error_within_the_memory_allowed(tmp_path, ending):
     pytest.importorskip("zstandard")
-    row = fuzz(ending, range(200), seed=1)
+    row = fuzz(ending, range(200), 1, tmp_path)
     assert sound(row), row
     assert row["user_errors"] > 50 and row["scenes"] > 10
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
-def test_files_built_to_need_memory_stay_within_it(ending):
+def test_files_built_to_need_memory_stay_within_it(tmp_path, ending):
     pytest.importorskip("zstandard")
-    row = fuzz(ending, range(HEAVY_EVERY - 1, 5 * HEAVY_EVERY, HEAVY_EVERY), seed=2)
+    row = fuzz(ending, range(HEAVY_EVERY - 1, 5 * HEAVY_EVERY, HEAVY_EVERY), 2, tmp_path)
     assert sound(row), row
 
 

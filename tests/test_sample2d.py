@@ -85,3 +85,14 @@ def test_pictures_that_are_not_finite_are_not_written(teacher, capfd, monkeypatc
     monkeypatch.setattr(LatentPrior, "predict", broken)
     assert sample2d.main(words(teacher, "--steps", "2", "--out", "o")) == 1
     assert "not finite" in capfd.readouterr().err and not Path("o", "picture.png").exists()
+
+
+def test_what_a_long_prompt_loses_is_said(teacher, capsys):
+    source = ["--source-prompt", "a red mushroom " * 9, "--method", "pds", "--steps", "2", "--out", "o"]
+    long = ["--prompt", "a red dog " * 9 + "front view", "--prior", teacher, "--count", "2", *source]
+    assert sample2d.main(long) == 0
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith("the prompt is longer than the teacher reads") and lines[0].endswith(
+        "front view"
+    )
+    assert lines[1].startswith("the source prompt is longer than the teacher reads")

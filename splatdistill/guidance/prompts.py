@@ -60,11 +60,14 @@ class ViewPrompts:
             self._cut[text, suffixes] = self.fit(text, suffixes)
         return self._cut.get((text, suffixes), text)
 
-    def left_out(self, backgrounds: Iterable[str | None] = (None,)) -> list[str]:
-        """Return a line for each text that is cut, with the part that is never read."""
+    def left_out(self, backgrounds: Iterable[str | None] = (None,), called: str = "prompt") -> list[str]:
+        """Return a line for each text that is cut, with the part that is never read.
+
+        backgrounds: that are named. called: what a user calls the prompt.
+        """
         lines, backgrounds = [], list(backgrounds)
         views = VIEW_WORDS if self.view_words else ("",)
-        for name, text, words in (("prompt", self.prompt, views), ("negative prompt", self.negative, ("",))):
+        for name, text, words in ((called, self.prompt, views), ("negative prompt", self.negative, ("",))):
             kept = min((self.read(text, background, words) for background in backgrounds), key=len)
             if rest := text[len(kept) :].strip(" ,;"):
                 lines.append(f"the {name} is longer than the teacher reads; left out is: {rest}")

@@ -56,7 +56,7 @@ class RenderedRun:
 
 
 def render_run(run: Path, size: int) -> RenderedRun:
-    """Render a finished run; raises UserError where there is none."""
+    """Render a finished run; its views are blank where they are not finite. Raises UserError for no run."""
     if not (run / RESULT).is_file():
         raise UserError(f"{run}: there is no finished run (no {RESULT})")
     config = load(run / CONFIG)
@@ -65,8 +65,12 @@ def render_run(run: Path, size: int) -> RenderedRun:
     with torch.no_grad():
         seen = render(gaussians, cameras, torch.ones(3))
         shape = textureless(seen, cameras)
-    first = [x.permute(0, 3, 1, 2).nan_to_num().clamp(0, 1).cpu() for x in (seen.rgb, shape, seen.alpha)]
-    return RenderedRun(run, config, first[0], first[1], first[2], bool(finite_mask(gaussians).all()))
+    views = [x.permute(0, 3, 1, 2).cpu() for x in (seen.rgb, shape, seen.alpha)]
+    visible = all(bool(x.isfinite().all()) for x in views)
+    if not visible:  # overflow: the run shows nothing, and counts as diverged
+        views = [torch.ones_like(views[0]), torch.ones_like(views[1]), torch.zeros_like(views[2])]
+    color, geometry, alpha = (x.clamp(0, 1) for x in views)
+    return RenderedRun(run, config, color, geometry, alpha, visible and bool(finite_mask(gaussians).all()))
 
 
 def diverged(seen: RenderedRun) -> bool:

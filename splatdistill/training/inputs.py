@@ -107,14 +107,19 @@ def fit_teacher(config: Config, prior: Prior, picture: Reference | None) -> Prio
     return prior
 
 
-def left_out(config: Config, prior: Prior) -> list[str]:
-    """Return a line for each prompt of a run that is longer than its teacher reads."""
+def left_out(config: Config, prior: Prior, flat: bool = False) -> list[str]:
+    """Return a line for each prompt of a run that is longer than its teacher reads.
+
+    flat: for pictures without cameras, whose views and backgrounds no prompt names.
+    """
     from splatdistill.guidance.prompts import ViewPrompts
 
-    words = prior.view_words and config.guidance.mode != "plain"
-    prompts = ViewPrompts(config.prompt, config.negative_prompt, words, prior.fit)
+    words = prior.view_words and config.guidance.mode != "plain" and not flat
     backgrounds = config.backgrounds
-    return prompts.left_out(backgrounds.colors if backgrounds.in_prompt else [None])
+    names = list(backgrounds.colors) if backgrounds.in_prompt and not flat else [None]
+    prompts = ViewPrompts(config.prompt, config.negative_prompt, words, prior.fit)
+    source = ViewPrompts(config.edit.source_prompt, "", words, prior.fit)
+    return prompts.left_out(names) + source.left_out(names, "source prompt")
 
 
 def read_reference(config: Config, path: Path) -> Reference | None:

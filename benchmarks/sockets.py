@@ -1,0 +1,79 @@
+"""Show which verbs open a socket, by strace.
+
+`python benchmarks/sockets.py [--steps N]` writes benchmarks/results/sockets.json.
+
+Every verb runs as a user runs it, in a process of its own, on the shipped teacher, under
+`strace -f -e trace=socket,connect,bind`. Only `view`, and a run that was asked to show itself, may open one of the
+Internet families; `view` is here to show that one would be seen.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from common import write_result
+
+CALL = re.compile(r"\b(socket|connect|bind)\(.*?\b(AF_\w+)")
+INTERNET = {"AF_INET", "AF_INET6"}
+MAY = {"view"}
+SECONDS = 60  # for `view` to listen
+
+
+def commands(folder: Path, steps: int) -> dict[str, list[str]]:
+    """Return the command line of each verb, in an order in which each finds what it reads."""
+    run, small = str(folder / "run"), [f"steps={steps}", "report.size=64"]
+    drawn = ["--prompt", "a red mushroom", "--out", str(folder / "drawn"), "--count", "1", "--steps", "3"]
+    edited = ["--splat", run, "--target-prompt", "a blue mushroom", "--out", str(folder / "edited"), *small]
+    return {
+        "train": ["--prompt", "a red mushroom", "--out", run, *small],
+        "edit": edited,
+        "export": [run, str(folder / "scene.spz")],
+        "report": [run],
+        "evaluate": [run, "--out", str(folder / "figures")],
+        "sample2d": drawn,
+        "reproduce": ["--help"],
+        "doctor": [],
+        "view": [run, "--port", "0"],
+    }
+
+
+def sockets(verb: str, words: list[str], log: Path) -> dict[str, int]:
+    """Run a verb under strace; return how often it named each family in a call on sockets."""
+    traced = ["strace", "-f", "-qq", "-e", "trace=socket,connect,bind", "-o", str(log)]
+    command = [*traced, sys.executable, "-m", "splatdistill", verb, *words]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        if verb in MAY:
+            assert process.stderr is not None
+            next(line for line in process.stderr if "http://" in line)
+            process.send_signal(signal.SIGINT)
+        _, said = process.communicate()
+    if process.returncode not in (0, 130) and verb not in MAY:
+        raise RuntimeError(f"{verb}: status {process.returncode}: {said}")
+    families = [match[2] for match in map(CALL.search, log.read_text().splitlines()) if match]
+    return {family: families.count(family) for family in sorted(set(families))}
+
+
+def main() -> None:
+    """Print a line a verb and write the result."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--steps", type=int, default=20, help="of the runs; default 20")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        found = {}
+        for verb, words in commands(Path(folder), args.steps).items():
+            found[verb] = sockets(verb, words, Path(folder) / "strace.log")
+            print(f"{verb:10} {found[verb] or 'none'}", flush=True)
+    wrong = [verb for verb, families in found.items() if INTERNET & set(families) and verb not in MAY]
+    blind = [verb for verb in MAY if not INTERNET & set(found[verb])]
+    write_result("sockets", {"steps": args.steps, "families": found})
+    sys.exit(f"sockets of {', '.join(wrong)}; none seen of {', '.join(blind)}" if wrong or blind else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -172,6 +172,8 @@ def runs(prior: str, folder: Path) -> dict[str, Job]:
     edited = ["edit", "--splat", str(made), "--target-prompt", "a blue car", "--out", "{out}", *model]
     found["edit, new"] = Job(edited, resumes=True)
     found["edit, replacing a run"] = Job([*edited, "--overwrite"], dog, resumes=True)
+    refined = ["refine", "--splat", str(made), "--prompt", "a red car", "--out", "{out}", *model]
+    found["refine, new"] = Job(refined, resumes=True)
     found["report"] = Job(["report", "{out}"], made)
     drawing = ["sample2d", "--prompt", "a red car", "--out", "{out}", "--count", "2", "--steps", "4"]
     found["sample2d"] = Job([*drawing, "--prior", prior, "--allow-unknown"], result="picture.png")

@@ -61,7 +61,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--config", type=existing, metavar="YAML", help=settings)
     more = "continue a run that was stopped, exactly; with --steps, one that is finished"
     add("--resume", type=folder, metavar="DIR", help=more)
-    sweep = "a run for each value, and DIR/sweep.png; several multiply, also with --seeds"
+    sweep = "a run for each value, and DIR/sweep.html; several multiply, also with --seeds"
     add("--sweep", action="append", metavar="KEY=V,V", help=sweep)
     add_viewer(parser)
     add_logging(parser)
@@ -99,13 +99,14 @@ def start(args: argparse.Namespace) -> int:
 
 
 def several(args: argparse.Namespace) -> int:
-    """Make a run for each seed and each combination of a sweep, and one image of all.
+    """Make a run for each seed and each combination of a sweep, and one image or page of all.
 
     Returns:
         The highest exit status of the runs.
     """
     from splatdistill.config.load import load
     from splatdistill.files import atomic_write
+    from splatdistill.media.runs_page import runs_page
     from splatdistill.media.sheets import runs_sheet
 
     if args.seed is not None and args.seeds is not None:
@@ -131,9 +132,11 @@ def several(args: argparse.Namespace) -> int:
                 continue
         finished[out] = name
     if finished:
-        names = list(finished.values()) if args.sweep else []
         with atomic_write(base / sheet) as file:
-            runs_sheet([out / RESULT for out in finished], 96, 2, names).save(file, format="PNG")
+            if args.sweep:
+                file.write(runs_page(planned[0][2].prompt or name_of(planned[0][2]), finished).encode())
+            else:
+                runs_sheet([out / RESULT for out in finished], 96, 2).save(file, format="PNG")
         note(f"{base / sheet} shows {len(finished)} runs, four views each")
     return status
 

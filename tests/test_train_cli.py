@@ -259,12 +259,13 @@ def test_a_viewer_that_fails_to_start_does_not_end_the_run(teacher, capfd, monke
     assert "no viewer: broken" in capfd.readouterr().err and Path("run/splat.ply").exists()
 
 
-def test_a_sweep_makes_a_run_for_each_value_and_one_picture(teacher, capfd):
+def test_a_sweep_makes_a_run_for_each_value_and_one_page(teacher):
     words = command(teacher, "--out", "runs", "--sweep", "guidance.scale=3,5", "--seeds", "0,1")
     assert main(words) == 0
     names = {f"guidance.scale={scale}_seed={seed}" for scale in (3, 5) for seed in (0, 1)}
     assert {path.name for path in Path("runs").iterdir() if path.is_dir()} == names
-    assert (Path("runs") / "sweep.png").stat().st_size > 0 and "4 runs" in capfd.readouterr().err
+    page = (Path("runs") / "sweep.html").read_text("utf-8")
+    assert page.count("<h2>") == 4 and '"guidance.scale%3D3_seed%3D0/report.html"' in page
     made = (Path("runs") / "guidance.scale=3_seed=0" / "splat.ply").stat().st_mtime_ns
     assert main([*words, "--sweep", "views.count=2"]) == 0  # another sweep, other folders
     assert main(words) == 0  # nothing is made again

@@ -99,31 +99,18 @@ def compare(before: ParameterDict, after: ParameterDict, path: Path, look: Repor
         grid([list(row) for row in pictures]).save(file, format="PNG")
 
 
-def runs_sheet(
-    splats: Sequence[Path], size: int = 96, columns: int = 4, names: Sequence[str] = ()
-) -> Image.Image:
+def runs_sheet(splats: Sequence[Path], size: int = 96, columns: int = 4) -> Image.Image:
     """Return an image of four views of each splat file.
 
     Args:
         splats: files to read.
         size: width and height of a view in pixels.
         columns: splats in a row.
-        names: a label for each splat; empty for no labels.
     """
     cameras = turntable(4, *EVALUATION_VIEW, size)
     strips = [torch.cat(list(render_views(read_ply(splat)[0], cameras)), 1) for splat in splats]
-    strips = [titled(strip, name) for strip, name in zip(strips, names, strict=True)] if names else strips
     strips += [torch.full_like(strips[0], 255)] * (-len(strips) % columns)
     return grid([strips[k : k + columns] for k in range(0, len(strips), columns)])
-
-
-def titled(picture: Tensor, name: str) -> Tensor:
-    """Add a label above an image [H, W, 3] uint8: [LABEL + H, W, 3]."""
-    height, width, _ = picture.shape
-    sheet = Image.new("RGB", (width, LABEL + height), "white")
-    sheet.paste(Image.fromarray(picture.numpy()), (0, LABEL))
-    ImageDraw.Draw(sheet).text((4, LABEL / 2), name, fill=(90, 90, 90), anchor="lm", font_size=12)
-    return torch.from_numpy(np.array(sheet))
 
 
 def grid(rows: Sequence[Sequence[Tensor]]) -> Image.Image:

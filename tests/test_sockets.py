@@ -1,0 +1,69 @@
+"""No verb opens a socket unless it was asked to show something."""
+
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from tiny import SMALL
+
+from splatdistill import __main__ as entry
+
+EVENTS = ("socket.__new__", "socket.connect", "socket.bind", "socket.getaddrinfo", "socket.gethostbyname")
+_told: list[list[str]] = []
+
+
+def listen(event: str, details: tuple) -> None:
+    if event in EVENTS and _told:
+        _told[-1].append(f"{event}{details[1:]}")
+
+
+sys.addaudithook(listen)  # it stays: audit hooks cannot be taken away
+
+
+@contextmanager
+def sockets() -> Iterator[list[str]]:
+    """Collect what is done with sockets in the block."""
+    _told.append([])
+    try:
+        yield _told[-1]
+    finally:
+        _told.pop()
+
+
+def test_no_verb_opens_a_socket(teacher, workplace, monkeypatch):
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    small = ["--prior", teacher, "--steps", "2", *SMALL, "method=sds"]
+    words = {
+        "train": ["--prompt", "a red mushroom", "--out", "run", *small],
+        "refine": ["--splat", "run", "--out", "refined", *small],
+        "edit": ["--splat", "run", "--target-prompt", "a dog", "--out", "edited", *small[:-1]],
+        "export": ["run", "scene.spz"],
+        "report": ["run"],
+        "evaluate": ["run", "--no-teacher", "--out", "figures"],
+        "sample2d": [
+            "--prompt",
+            "a dog",
+            "--prior",
+            teacher,
+            "--steps",
+            "2",
+            "--count",
+            "1",
+            "--out",
+            "flat",
+        ],
+        "reproduce": ["--list"],
+        "doctor": [],
+    }
+    assert set(words) == set(entry.VERBS) - {"view"}
+    for verb, given in words.items():
+        with sockets() as told:
+            assert entry.main([verb, *given]) == 0, verb
+        assert told == [], verb
+
+
+def test_a_socket_would_be_seen():
+    with sockets() as told, socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+    assert len(told) == 2

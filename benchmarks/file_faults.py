@@ -65,6 +65,7 @@ def run_verb(words: Sequence[str], folder: Path, how: int = KILL, moment: int = 
     text, told = os.memfd_create("text"), os.memfd_create("told")
     process = os.fork()
     if process == 0:
+        status = 70
         try:
             for stream in (1, 2):
                 os.dup2(text, stream)

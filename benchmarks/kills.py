@@ -73,9 +73,7 @@ class Tally:
     faults: int = 0
     lost: list[str] = field(default_factory=list)
     different: list[str] = field(default_factory=list)
-    untold: list[str] = field(
-        default_factory=list
-    )  # faults that the user heard nothing of, or not in one line
+    untold: list[str] = field(default_factory=list)  # the user did not hear of it in one line
 
 
 def kill_all(job: Job, folder: Path, every: int = 1) -> Tally:
@@ -101,8 +99,8 @@ def kill_all(job: Job, folder: Path, every: int = 1) -> Tally:
                 if not held(job, out, expected):
                     tally.lost.append(f"{where}: neither the old {job.result} nor the new one is there")
                 later = int(random.integers(ended.operations)) if cases % 2 and kills < MOST_KILLS else NEVER
-                ended_again = run_verb(next_words(job, out, expected, cases), out, KILL, later)
-                status, kills = ended_again.status, kills + 1
+                last = run_verb(next_words(job, out, expected, cases), out, KILL, later)
+                status, kills = last.status, kills + 1
             cases += 1
             if status != 0:
                 tally.lost.append(f"{where}: {last.text[-300:]}")
@@ -259,13 +257,13 @@ def counted(tally: Tally) -> dict[str, int]:
     return {"faults": tally.faults} | {name: len(lines) for name, lines in lists.items()}
 
 
-def recorded(campaign: Iterator[tuple[str, Tally]], name: str | None, every: int) -> bool:
+def recorded(met: Iterator[tuple[str, Tally]], name: str | None, every: int) -> bool:
     """Go through a campaign, writing its figures and their sums after each job; return whether all held.
 
     name: of the result; None writes none.
     """
     rows, total = {}, counted(Tally())
-    for job, tally in campaign:
+    for job, tally in met:
         rows[job] = counted(tally)
         total = {key: total[key] + rows[job][key] for key in total}
         if name is not None:
@@ -287,8 +285,8 @@ def main() -> None:
     preload()
     torch.set_num_threads(1)
     with patch(*PLANTS[args.plant]) if args.plant else nullcontext():
-        held = campaign(args.prior, args.jobs, args.every, kill_all)
-        sys.exit(not recorded(held, None if args.dry or args.plant else "kills", args.every))
+        killed = campaign(args.prior, args.jobs, args.every, kill_all)
+        sys.exit(not recorded(killed, None if args.dry or args.plant else "kills", args.every))
 
 
 if __name__ == "__main__":

@@ -16,9 +16,12 @@ ROOT = Path(__file__).resolve().parents[1]
 RUNS = ["default, new", "fixed, replacing a run"]
 EXPORTS = ["export, .spz", "export, .ply"]
 
-pytestmark = pytest.mark.skipif(
-    sys.platform != "linux" or not shutil.which("cc"), reason="needs Linux and a C compiler"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        sys.platform != "linux" or not shutil.which("cc"), reason="needs Linux and a C compiler"
+    ),
+]
 
 
 def campaign(name: str, *words: str) -> subprocess.CompletedProcess:
@@ -47,7 +50,6 @@ def test_the_campaign_finds_a_planted_fault(teacher, fault, job):
     assert ended.returncode == 1 and "killed" in ended.stdout, ended.stdout + ended.stderr
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["kills", "disk_full"])
 def test_nothing_is_lost_at_any_operation_on_files(teacher, name):
     ended = campaign(name, "--prior", teacher)

@@ -1,6 +1,6 @@
 """Measure time and memory at the size of a scan: drawing, files, the viewer, an edit, refining.
 
-python benchmarks/scan_size.py [--count 1000000]: writes benchmarks/results/scan_size.json
+python benchmarks/scan_size.py [--count 1000000] [--parts ...]: writes benchmarks/results/scan_size.json
 
 A scene of Gaussians at SH degree 3 on curved surfaces within radius 1, as flat and as small as so many of
 them are; view-dependent color is smooth along the surface, with noise. Each task runs in a process of its
@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import write_result
+from common import RESULTS, write_result
 from torch import Tensor
 from torch.nn import ParameterDict
 
@@ -141,6 +141,7 @@ def change(folder: Path, count: int, verb: str) -> dict[str, float]:
     return {"seconds": time.process_time() - start, "steps": STEPS}
 
 
+PARTS = ("raster", "write", "read", "view", "edit", "refine")  # "read" reads what "write" wrote
 TASKS: dict[str, Callable[..., dict[str, float]]] = {
     "raster": raster,
     "write": write,
@@ -169,10 +170,23 @@ def measured(task: str, folder: Path, count: int, *rest: str) -> dict[str, float
     return row
 
 
+def part(name: str, folder: Path, count: int) -> dict[str, Any]:
+    """Return the rows of one part of the result."""
+    names = [*formats.FORMATS, ".spz 4"]
+    if name == "raster":
+        return {str(size): measured("raster", folder, size) for size in SIZES}
+    if name in ("write", "read"):
+        return {ending: measured(name, folder, count, "--name", ending) for ending in names}
+    if name == "view":
+        return measured("view", folder, count)
+    return measured("change", folder, count, "--name", name)
+
+
 def main() -> None:
-    """Run all tasks, or in a process of its own one of them."""
+    """Run all parts, or in a process of its own one task."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--count", type=int, default=SIZES[-1])
+    parser.add_argument("--parts", nargs="*", choices=PARTS, default=PARTS, help="the rest stays as it was")
     parser.add_argument("--task", choices=TASKS, help="only this one, as JSON")
     parser.add_argument("--folder", type=Path)
     parser.add_argument("--name", action="append", default=[])
@@ -183,18 +197,15 @@ def main() -> None:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         print(json.dumps(row | {"peak_mib": peak}))
         return
-    count, names = options.count, [*formats.FORMATS, ".spz 4"]
+    known = RESULTS / "scan_size.json"
+    result = json.loads(known.read_text("utf-8")) if known.is_file() else {}
+    result |= {"gaussians": options.count, "sh_degree": 3, "side": SIDE}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        formats.write_splat(folder / "scan.ply", scan(count))
-        result: dict[str, Any] = {"gaussians": count, "sh_degree": 3, "side": SIDE}
-        result["raster"] = {str(size): measured("raster", folder, size) for size in SIZES}
-        for task in ("write", "read"):
-            result[task] = {name: measured(task, folder, count, "--name", name) for name in names}
-        result["view"] = measured("view", folder, count)
-        for verb in ("edit", "refine"):
-            result[verb] = measured("change", folder, count, "--name", verb)
-    write_result("scan_size", result)
+        formats.write_splat(folder / "scan.ply", scan(options.count))
+        for chosen in options.parts:
+            result[chosen] = part(chosen, folder, options.count)
+            write_result("scan_size", {k: v for k, v in result.items() if k not in ("command", "machine")})
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from torch import Tensor
 
 from splatdistill.errors import UserError
 from splatdistill.files import atomic_write
+from splatdistill.priors.folders import one_line
 from splatdistill.priors.judge import TOLD, WEIGHTS, Classifier, Judge
 from splatdistill.teaching.judge_views import MEASURED, SEED, VIEWS, Course, Views, junk, softened, targets
 
@@ -54,7 +55,9 @@ def read_photographs(path: Path, classes: int) -> Classifier:
     try:
         saved = torch.load(path, weights_only=True, map_location="cpu")
     except Exception as error:  # a foreign file
-        raise UserError(f"cannot read {path}: {error}; expected the weights of EfficientNet-Lite0") from error
+        raise UserError(
+            f"cannot read {path}: {one_line(error)}; expected the weights of EfficientNet-Lite0"
+        ) from error
     network = Classifier(classes)
 
     def put(target: Any, convolution: str, normalization: str) -> None:

@@ -5,8 +5,8 @@ import tracemalloc
 import numpy as np
 import pytest
 import torch
+from damage import version_4
 from format_errors import BOUNDS, errors, round_trip, scene
-from fuzz_formats import version_4
 from test_formats_ply import by_gaussforge
 
 from splatdistill.errors import UserError

@@ -161,6 +161,7 @@ def test_a_suite_makes_each_run_once(folders: tuple[Path, Path], tmp_path: Path,
     assert make_runs(prompts, tmp_path, ["sds"], *where, TINY) == runs and len(calls) == 4
 
 
+@pytest.mark.slow
 def test_runs_side_by_side_are_the_same_runs(folders: tuple[Path, Path], tmp_path: Path) -> None:
     where, threads = ([str(folders[1])], [0, 1], TINY), torch.get_num_threads()
     torch.set_num_threads(max((os.cpu_count() or 1) // 2, 1))  # each of two has so many; sums depend on it

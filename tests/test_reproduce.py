@@ -30,7 +30,9 @@ def lab(tmp_path_factory) -> Lab:
     return Lab(prior, Scorer.load("embedded"), folder, 2, 2, 3, 4, [*tiny, "gaussians.final_opacity=0.01"])
 
 
-@pytest.mark.parametrize("name", ["sdi-1", "sdi-2", "dsd-1"])
+@pytest.mark.parametrize(
+    "name", ["sdi-1", *(pytest.param(name, marks=pytest.mark.slow) for name in ("sdi-2", "dsd-1"))]
+)
 def test_what_is_exact_is_exact_however_little_is_measured(lab: Lab, name: str, monkeypatch) -> None:
     monkeypatch.setattr(flat, "DDIM_STEPS", 10)
     found = CLAIMS[name].measure(lab)
@@ -46,6 +48,7 @@ def test_what_is_exact_is_exact_however_little_is_measured(lab: Lab, name: str, 
     assert all(len(row) == len(found.columns) for row in cells.values())
 
 
+@pytest.mark.slow
 def test_inversion_leaves_less_of_the_equation_open_than_chance(lab: Lab) -> None:
     found = dict(CLAIMS["sdi-3"].measure(lab).rows)
     mean = {name: sum(cell[0] for cell in cells) / len(cells) for name, cells in found.items()}

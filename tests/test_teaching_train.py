@@ -116,6 +116,7 @@ def test_a_multiview_unet_starts_as_the_plain_teacher_and_trains(trained: Path, 
     torch.testing.assert_close(joined, alone, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_an_image_conditioned_network_trains_and_leans_on_the_picture(trained: Path, tmp_path: Path) -> None:
     from splatdistill.priors.base import cfg
     from splatdistill.priors.zero123 import Zero123Prior

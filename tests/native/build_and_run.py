@@ -3,6 +3,7 @@
 python tests/native/build_and_run.py: in build/native-check; ends with what the tests end with
 """
 
+import os
 import shlex
 import subprocess
 import sys
@@ -22,7 +23,7 @@ TESTS = ROOT / "tests" / "native"
 
 
 def ninja_text(cxx: str) -> str:
-    """Return build.ninja: one program of kernels and tests; the bindings are only compiled."""
+    """Return build.ninja: one program of kernels and tests; the bindings are only checked."""
     includes = [pybind11.get_include(), sysconfig.get_path("include"), str(ROOT / "csrc"), str(TESTS)]
     include = " ".join(f"-isystem{shlex.quote(path)}" for path in includes[:2])
     include += "".join(f" -I{shlex.quote(path)}" for path in includes[2:])
@@ -38,10 +39,15 @@ def ninja_text(cxx: str) -> str:
         f"rule cxx\n  command = {cxx} -MMD -MF $out.d {FLAGS} {include} $flags -c $in -o $out",
         "  description = compile $out",
         "  depfile = $out.d\n  deps = gcc",
+        f"rule check\n  command = {cxx} -fsyntax-only {FLAGS} {include} $flags $in && touch $out",
+        "  description = check $in",
         f"rule link\n  command = {cxx} -fopenmp {SANITIZERS} $in -o $out",
     ]
-    lines += [f"build {target}: cxx {source}\n  flags = {flags}" for target, source, flags in objects]
-    linked = [target for target, source, _ in objects if source.parent.name != "python"]
+    bindings = [target for target, source, _ in objects if source.parent.name == "python"]
+    for target, source, flags in objects:
+        rule = "check" if target in bindings else "cxx"
+        lines.append(f"build {target}: {rule} {source}\n  flags = {flags}")
+    linked = [target for target, *_ in objects if target not in bindings]
     return "\n".join([*lines, f"build tests: link {' '.join(linked)}", ""])
 
 
@@ -52,8 +58,9 @@ def main() -> None:
         raise SystemExit("the native checks need a C++ compiler")
     FOLDER.mkdir(parents=True, exist_ok=True)
     (FOLDER / "build.ninja").write_text(ninja_text(cxx))
+    environment = {name: value for name, value in os.environ.items() if name != "MAKEFLAGS"}  # ninja reads it
     for command in ([sys.executable, "-m", "ninja", "--quiet", "-C", str(FOLDER)], [str(FOLDER / "tests")]):
-        status = subprocess.run(command).returncode
+        status = subprocess.run(command, env=environment).returncode
         if status:
             raise SystemExit(status)
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from splatdistill import __version__
 from splatdistill.console import note
 from splatdistill.errors import Diverged, UserError
+from splatdistill.files import NO_ROOM
 from splatdistill.folder import REPORT, RESULT
 from splatdistill.guidance.registry import check_method
 from splatdistill.priors.loading import check_name
@@ -173,7 +174,8 @@ def exit_status(command: Callable[[], int], interrupted: str) -> int:
         return 1
     except OSError as error:  # such as a full disk or missing permissions
         where = f"{error.filename}: " if error.filename else ""
-        note(f"error: {where}{error.strerror or error}")
+        advice = "; make room on the disk" if error.errno in NO_ROOM else ""
+        note(f"error: {where}{error.strerror or error}{advice}")
         return 2
     except KeyboardInterrupt:
         note(interrupted)

@@ -16,12 +16,9 @@ ROOT = Path(__file__).resolve().parents[1]
 RUNS = ["default, new", "fixed, replacing a run"]
 EXPORTS = ["export, .spz", "export, .ply"]
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(
-        sys.platform != "linux" or not shutil.which("cc"), reason="needs Linux and a C compiler"
-    ),
-]
+pytestmark = pytest.mark.skipif(
+    sys.platform != "linux" or not shutil.which("cc"), reason="needs Linux and a C compiler"
+)
 
 
 def campaign(name: str, *words: str) -> subprocess.CompletedProcess:
@@ -38,18 +35,21 @@ def test_a_kill_at_an_operation_on_files_loses_nothing(teacher):
     assert ended.stdout.count("lost 0, different 0") == 4 and "faults 0" not in ended.stdout
 
 
+@pytest.mark.slow
 def test_a_disk_that_fills_up_is_told_and_loses_nothing(teacher):
     ended = campaign("disk_full", "--prior", teacher, "--every", "29", "--jobs", *RUNS, *EXPORTS)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert ended.stdout.count("untold 0") == 4 and "faults 0" not in ended.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault, job", [("torn", "export, .ply"), ("forgetful", "fixed, new")])
 def test_the_campaign_finds_a_planted_fault(teacher, fault, job):
     ended = campaign("kills", "--prior", teacher, "--plant", fault, "--every", "23", "--jobs", job)
     assert ended.returncode == 1 and "killed" in ended.stdout, ended.stdout + ended.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["kills", "disk_full"])
 def test_nothing_is_lost_at_any_operation_on_files(teacher, name):
     ended = campaign(name, "--prior", teacher)

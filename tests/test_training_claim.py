@@ -177,3 +177,24 @@ def test_what_can_be_no_folder_is_one_line(tmp_path, name):
             pass
     assert "\n" not in str(caught.value) and os.path.lexists(tmp_path / "dangling")
     assert not (tmp_path / "nowhere").exists()
+
+
+def test_what_a_killed_removal_of_the_previous_run_leaves_is_in_nobodys_way(tmp_path):
+    run = make_folder(tmp_path / "run", *FINISHED)
+    claim.set_aside(run)
+    aside = run / PREVIOUS
+    for path in claim.own_files(aside):
+        path.unlink()
+    (aside / "checkpoints").mkdir(exist_ok=True)
+    (aside / f".{RESULT}.tmp").write_text("half")
+    claim.check_folder(run, overwrite=True, resume=False)
+    claim.drop_previous(run)
+    assert not aside.exists()
+    for foreign in ("notes.txt", "checkpoints/notes.txt"):
+        (aside / "checkpoints").mkdir(parents=True, exist_ok=True)
+        (aside / foreign).write_text("mine")
+        with pytest.raises(UserError, match="in the way"):
+            claim.check_folder(run, overwrite=True, resume=False)
+        claim.drop_previous(run)
+        assert (aside / foreign).read_text() == "mine"
+        (aside / foreign).unlink()

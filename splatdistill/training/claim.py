@@ -88,7 +88,7 @@ def check_folder(out: Path, *, overwrite: bool, resume: bool) -> None:
             f"{out} holds an unfinished run; continue it with --resume {out}, or give --overwrite"
         )
     aside = out / PREVIOUS
-    if os.path.lexists(aside) and not is_run(aside):
+    if os.path.lexists(aside) and not (is_run(aside) or is_remnant(aside)):
         raise UserError(f"{aside} is in the way, and no run; move it, or give another --out")
 
 
@@ -99,6 +99,14 @@ def is_run(folder: Path) -> bool:
     except (OSError, ValueError, RecursionError, yaml.YAMLError):
         return False
     return isinstance(values, dict) and values.keys() >= KEYS
+
+
+def is_remnant(folder: Path) -> bool:
+    """Return whether a folder holds only what a killed `drop_run` or `move_run` leaves, and nobody's file."""
+    if folder.is_symlink() or not folder.is_dir():
+        return False
+    ours = {*leftovers(folder), folder / CHECKPOINTS, folder / VALIDATION}
+    return all(path in ours and not path.is_symlink() for path in folder.rglob("*"))
 
 
 def own_files(folder: Path) -> list[Path]:
@@ -161,7 +169,7 @@ def bring_back(out: Path) -> None:
 def drop_previous(out: Path) -> None:
     """Delete the run that was set aside: the new one has its result."""
     aside = out / PREVIOUS
-    if is_run(aside):
+    if is_run(aside) or is_remnant(aside):
         drop_run(aside)
     with suppress(OSError):
         aside.rmdir()

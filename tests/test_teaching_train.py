@@ -53,6 +53,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_the_exported_folder_loads_in_diffusers_and_here(trained: Path) -> None:
     pipeline = StableDiffusionPipeline.from_pretrained(trained / "teacher", local_files_only=True)
     pipeline.set_progress_bar_config(disable=True)
@@ -83,6 +84,7 @@ def test_a_resumed_training_ends_in_the_same_weights(trained: Path, tmp_path: Pa
         assert torch.equal(value, resumed.networks.state_dict()[name]), name
 
 
+@pytest.mark.slow
 def test_a_multiview_unet_starts_as_the_plain_teacher_and_trains(trained: Path, tmp_path: Path) -> None:
     from splatdistill.priors.base import cfg
     from splatdistill.priors.multiview import MultiViewPrior

@@ -45,11 +45,11 @@ def test_the_last_two_are_kept_in_numeric_order(tmp_path):
     assert checkpoint.latest(tmp_path)["step"] == 100000000
 
 
-def test_a_save_replaces_what_came_later_and_keeps_as_many_as_asked(tmp_path):
+def test_a_save_replaces_what_came_later_and_keeps_the_one_before(tmp_path):
     for step in (1, 2, 3, 9):
-        checkpoint.save(tmp_path / checkpoint_name(step), small(step), keep=3)
-    checkpoint.save(tmp_path / checkpoint_name(4), small(4), keep=3)
-    assert [p.name for p in sorted(tmp_path.iterdir())] == [f"step-0000000{k}.pt" for k in (2, 3, 4)]
+        checkpoint.save(tmp_path / checkpoint_name(step), small(step))
+    checkpoint.save(tmp_path / checkpoint_name(4), small(4))
+    assert [p.name for p in sorted(tmp_path.iterdir())] == [f"step-0000000{k}.pt" for k in (3, 4)]
 
 
 def test_any_damage_falls_back_to_the_one_before(tmp_path):

@@ -291,6 +291,16 @@ def test_a_resumed_run_sweeps_what_killed_writes_left_and_later_scenes(teacher, 
     assert outputs(Path("run")) == outputs(whole)
 
 
+def test_a_kill_between_a_checkpoint_and_the_removal_of_an_older_one_leaves_none_too_many(teacher, whole):
+    shutil.copytree(whole, "run")
+    older = Path("run/checkpoints/step-00000000.pt")
+    assert not older.exists() and len(list(older.parent.glob("*.pt"))) == 2
+    older.write_bytes(b"older")
+    Path("run", "splat.ply").unlink()
+    make_run(settings(teacher), "run", device="cpu", resume=True)
+    assert outputs(Path("run")) == outputs(whole)
+
+
 FULL = ["config.yaml", "metrics.jsonl", "step-00000000.ply", "step-00000002.pt", "step-00000004.ply"]
 FULL += ["preview.png", "turntable.webp", "filmstrip.png", "report.html", "splat.ply"]
 

@@ -27,8 +27,11 @@ ROWS = {"means": (3,), "scales": (3,), "quats": (4,), "opacities": (), "sh0": (1
 COUNTS = ("step", "skipped", "bad_in_a_row")
 
 
-def save(path: str | Path, state: dict[str, Any], *, keep: int = 2) -> None:
-    """Write a checkpoint atomically; then delete all but it and the `keep` - 1 before it.
+KEEP = 2  # checkpoints of a run
+
+
+def save(path: str | Path, state: dict[str, Any]) -> None:
+    """Write a checkpoint atomically; then delete all but it and the KEEP - 1 before it.
 
     state holds tensors, numbers, strings, and dicts, lists or tuples of them. Equal states give equal bytes.
     Later checkpoints in the folder are deleted too: they were skipped as damaged, or belong to a run that
@@ -40,8 +43,15 @@ def save(path: str | Path, state: dict[str, Any], *, keep: int = 2) -> None:
     with atomic_write(path) as file:
         file.write(buffer.getbuffer())
     found = _newest_first(path.parent)
-    newest = found.index(path)
-    for other in found[:newest] + found[newest + keep :]:
+    for other in found[: found.index(path)]:
+        other.unlink(missing_ok=True)
+    drop_older(path)
+
+
+def drop_older(path: Path) -> None:
+    """Delete the checkpoints before the last KEEP up to this one; a kill within `save` leaves one more."""
+    found = _newest_first(path.parent)
+    for other in found[found.index(path) + KEEP :]:
         other.unlink(missing_ok=True)
 
 

@@ -25,6 +25,7 @@ from splatdistill.folder import (
     REFERENCE,
     RESULT,
     SOURCE,
+    checkpoint_path,
 )
 from splatdistill.training.claim import (
     bring_back,
@@ -214,6 +215,7 @@ def begun(job: Job, resume: bool) -> Iterator[None]:
     from splatdistill.config.load import dump
     from splatdistill.files import atomic_write
     from splatdistill.formats.ply import write_ply
+    from splatdistill.training import checkpoint
     from splatdistill.training.origin import write_mask
 
     out, first = job.out, job.state.step
@@ -226,6 +228,8 @@ def begun(job: Job, resume: bool) -> Iterator[None]:
             file.write(dump(job.config).encode())
         (out / CHECKPOINTS).mkdir(exist_ok=True)
         drop_later(out, first)
+        if not job.new:
+            checkpoint.drop_older(checkpoint_path(out, first))
         if job.new and job.picture is not None and not (out / REFERENCE).exists():
             job.picture.save(out / REFERENCE)
         if job.new and job.captures is not None and not (out / CAPTURES).exists():

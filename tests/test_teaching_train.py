@@ -67,6 +67,7 @@ def test_the_exported_folder_loads_in_diffusers_and_here(trained: Path) -> None:
     assert prior.prediction_type == "v_prediction"
 
 
+@pytest.mark.slow
 def test_a_resumed_training_ends_in_the_same_weights(trained: Path, tmp_path: Path) -> None:
     shutil.copy(trained / "autoencoder.pt", tmp_path)
     shutil.copy(trained / "pictures.npz", tmp_path)
@@ -153,6 +154,7 @@ def test_an_image_conditioned_network_trains_and_leans_on_the_picture(trained: P
         assert torch.equal(again.networks["unet"].state_dict()[key], value), key
 
 
+@pytest.mark.slow
 def test_a_picture_is_told_with_the_way_to_each_of_its_views(trained: Path) -> None:
     from splatdistill.priors.zero123 import relative_pose
     from splatdistill.teaching.denoiser import Dataset, draw_batch
@@ -252,6 +254,7 @@ def test_compiled_blocks_have_the_gradients_of_the_eager_network() -> None:
         assert error < 0.45 * eager[name].norm() + 1e-5, name
 
 
+@pytest.mark.slow
 def test_a_weight_without_a_gradient_stops_the_training(trained: Path, tmp_path: Path) -> None:
     from splatdistill.teaching.denoiser import train_denoiser
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -38,11 +39,16 @@ class Parser(argparse.ArgumentParser):
         """Exit with one line instead of the whole usage."""
         self.exit(2, f"error: {message}; --help lists the options\n")
 
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride] - overloads
+        """Parse the words, or those of the command line."""
+        return super().parse_args(join_values(sys.argv[1:] if args is None else list(args)), namespace)
+
     def parse_intermixed_args(  # pyright: ignore[reportIncompatibleMethodOverride] - overloads
         self, args: Any = None, namespace: Any = None
     ) -> Any:
         """Parse; positional words are settings, and others most likely a prompt without its flag."""
-        parsed = super().parse_intermixed_args(args, namespace)
+        given = join_values(sys.argv[1:] if args is None else list(args))
+        parsed = super().parse_intermixed_args(given, namespace)
         if words := " ".join(word for word in parsed.overrides if "=" not in word):
             flag = "--target-prompt" if hasattr(parsed, "target_prompt") else "--prompt"
             self.error(f"'{words}' is no setting such as guidance.scale=10; for a prompt: {flag} \"{words}\"")
@@ -87,6 +93,18 @@ def chosen(args: argparse.Namespace, *names: str) -> dict[str, Any]:
 PROGRAMS = "triposplat, trellis, sam3d, sharp, inria, supersplat"
 
 
+def add_run(parser: argparse.ArgumentParser, place: str) -> None:
+    """Add the options that every run has, with the settings last; `place` is its default folder."""
+    add = parser.add_argument
+    add("--out", type=folder, metavar="DIR", help=f"default outputs/{place}")
+    settings = "settings on top of the presets; a run's config.yaml repeats the run"
+    add("--config", type=existing, metavar="YAML", help=settings)
+    add_viewer(parser)
+    add_logging(parser)
+    add("--overwrite", action="store_true", help="replace the run in the output folder")
+    add_settings(parser)
+
+
 def add_start(parser: argparse.ArgumentParser, *, required: bool) -> None:
     """Add the options of a run that starts from a splat, and changes all of it or a part."""
     add = parser.add_argument
@@ -103,6 +121,25 @@ def add_axes(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--from-up", choices=("y", "z", "-y"), help="the axis that is up in FILE")
     helped = f"sets FILE upright, its front toward +X: {PROGRAMS}"
     parser.add_argument("--from", dest="program", metavar="PROGRAM", help=helped)
+
+
+def start_of(args: argparse.Namespace, prompt: str | None, *, prompted: bool) -> dict[str, Any]:
+    """Return the settings `edit.*` of the options of `add_start`; see `inputs.edit_settings`."""
+    from splatdistill.training.inputs import edit_settings
+
+    axes = {"program": args.program, "up": args.from_up}
+    return edit_settings(Path(args.splat), prompt, note, **axes, mask=args.mask, prompted=prompted)
+
+
+def change(config: Config, args: argparse.Namespace, kind: str) -> int:
+    """Make the run that changes a splat, or show its mask; return the exit status."""
+    from splatdistill.training.inputs import name_of
+
+    if args.preview_mask is not None:
+        return preview_mask(config, args)
+    return status_of(
+        make(config, args.out or Path("outputs") / f"{name_of(config)}-{kind}-{config.seed}", args)
+    )
 
 
 def preview_mask(config: Config, args: argparse.Namespace) -> int:

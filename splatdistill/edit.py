@@ -9,27 +9,10 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from splatdistill.cli import (
-    Parser,
-    add_logging,
-    add_settings,
-    add_start,
-    add_viewer,
-    chosen,
-    existing,
-    exit_status,
-    folder,
-    join_values,
-    make,
-    note,
-    preview_mask,
-    status_of,
-)
+from splatdistill.cli import Parser, add_run, add_start, change, chosen, exit_status, note, start_of
 from splatdistill.errors import UserError
-from splatdistill.training.inputs import edit_settings, name_of
 
 if TYPE_CHECKING:
     from splatdistill.config.schema import Config
@@ -46,14 +29,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--source-prompt", help="what it shows; default the run's own prompt")
     add("--target-prompt", required=True, help="what it should show")
     add("--method", choices=METHODS, help="default pds; within a mask sdi, which makes what was not there")
-    add("--out", type=folder, metavar="DIR", help="default outputs/<target prompt>-edit-<seed>")
-    add("--config", type=existing, metavar="YAML", help="settings on top of the presets")
-    add_viewer(parser)
-    add_logging(parser)
-    add("--overwrite", action="store_true", help="replace the run in the output folder")
-    add_settings(parser)
-    words = sys.argv[1:] if arguments is None else list(arguments)
-    return parser.parse_intermixed_args(join_values(words))
+    add_run(parser, "<target prompt>-edit-<seed>")
+    return parser.parse_intermixed_args(arguments)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -66,13 +43,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def start(args: argparse.Namespace) -> int:
     """Read the splat and its prompt, and run; return the exit status."""
     config = configure(args)
-    if args.preview_mask is not None:
-        return preview_mask(config, args)
     if config.edit.scale != 1.0:
         scale = f"{config.edit.scale:.3g} times its size"
         note(f"{config.edit.splat} is edited in the unit sphere, {scale}, and goes back afterwards")
-    out = args.out or Path("outputs") / f"{name_of(config)}-edit-{config.seed}"
-    return status_of(make(config, out, args))
+    return change(config, args, "edit")
 
 
 def configure(args: argparse.Namespace) -> Config:
@@ -82,15 +56,7 @@ def configure(args: argparse.Namespace) -> Config:
     method = args.method or ("sdi" if args.mask else "pds")
     if method == "sdi" and not args.mask:
         raise UserError("--method sdi makes the whole splat anew: give --mask, or use splatdistill.refine")
-    edit = edit_settings(
-        Path(args.splat),
-        args.source_prompt,
-        note,
-        program=args.program,
-        up=args.from_up,
-        mask=args.mask,
-        prompted=method in COMPARING,
-    )
+    edit = start_of(args, args.source_prompt, prompted=method in COMPARING)
     from splatdistill.config.load import resolve
 
     flags = {"prompt": args.target_prompt, "method": method, "edit": edit}

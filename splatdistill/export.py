@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from splatdistill import __version__
-from splatdistill.cli import Parser, exit_status, join_values, note
+from splatdistill.cli import Parser, exit_status, note
 from splatdistill.errors import UserError
 from splatdistill.folder import RESULT
 
@@ -47,8 +47,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--triangles", type=int, metavar="N", help="of a mesh: at most so many, about; default 20000")
     add("--overwrite", action="store_true", help="replace OUT if it is there")
     add("--version", action="version", version=f"splatdistill {__version__}")
-    words = sys.argv[1:] if arguments is None else list(arguments)
-    return parser.parse_args(join_values(words))
+    return parser.parse_args(arguments)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -9,27 +9,10 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from splatdistill.cli import (
-    Parser,
-    add_logging,
-    add_settings,
-    add_start,
-    add_viewer,
-    chosen,
-    existing,
-    exit_status,
-    folder,
-    join_values,
-    make,
-    note,
-    preview_mask,
-    status_of,
-)
+from splatdistill.cli import Parser, add_run, add_start, change, chosen, existing, exit_status, start_of
 from splatdistill.errors import UserError
-from splatdistill.training.inputs import edit_settings, name_of
 
 if TYPE_CHECKING:
     from splatdistill.config.schema import Config
@@ -51,14 +34,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     strength = "the highest level of noise, above .02 to 1: more changes more; default .5"
     add("--strength", type=float, metavar="T", help=strength)
     add("--method", help="sdi (default), sds, csd, ... : docs/METHODS.md")
-    add("--out", type=folder, metavar="DIR", help="default outputs/<prompt>-refine-<seed>")
-    add("--config", type=existing, metavar="YAML", help="settings on top of the presets")
-    add_viewer(parser)
-    add_logging(parser)
-    add("--overwrite", action="store_true", help="replace the run in the output folder")
-    add_settings(parser)
-    words = sys.argv[1:] if arguments is None else list(arguments)
-    return parser.parse_intermixed_args(join_values(words))
+    add_run(parser, "<prompt>-refine-<seed>")
+    return parser.parse_intermixed_args(arguments)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -70,26 +47,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def start(args: argparse.Namespace) -> int:
     """Read the splat and its prompt, and run; return the exit status."""
-    config = configure(args)
-    if args.preview_mask is not None:
-        return preview_mask(config, args)
-    out = args.out or Path("outputs") / f"{name_of(config)}-refine-{config.seed}"
-    return status_of(make(config, out, args))
+    return change(configure(args), args, "refine")
 
 
 def configure(args: argparse.Namespace) -> Config:
     """Return the configuration of the command line."""
     if args.strength is not None and not LAST < args.strength <= 1.0:
         raise UserError(f"--strength {args.strength:g}: expected a level of noise above {LAST:g}, at most 1")
-    edit = edit_settings(
-        Path(args.splat),
-        args.prompt,
-        note,
-        program=args.program,
-        up=args.from_up,
-        mask=args.mask,
-        prompted=False,
-    )
+    edit = start_of(args, args.prompt, prompted=False)
     prompt = args.prompt if args.prompt is not None else edit["source_prompt"]
     if not prompt.strip() and not args.image:
         raise UserError("what does the splat show? say it with --prompt 'a red car'")

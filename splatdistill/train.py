@@ -16,14 +16,11 @@ from typing import TYPE_CHECKING
 from splatdistill.cli import (
     Parser,
     add_axes,
-    add_logging,
-    add_settings,
-    add_viewer,
+    add_run,
     chosen,
     existing,
     exit_status,
     folder,
-    join_values,
     make,
     note,
     numbers,
@@ -56,20 +53,13 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--negative-prompt", help="what to steer away from")
     add("--method", help="sdi (default), sds, dsd, csd, ... : docs/METHODS.md")
     add("--seeds", metavar="0-7", help="a run for each, in DIR/SEED, and DIR/seeds.png; goes on where it was")
-    add("--out", type=folder, metavar="DIR", help="default outputs/<prompt>-<seed>, or -seeds")
-    settings = "settings on top of the presets; a run's config.yaml repeats the run"
-    add("--config", type=existing, metavar="YAML", help=settings)
     more = "continue a run that was stopped, exactly; with --steps, one that is finished"
     add("--resume", type=folder, metavar="DIR", help=more)
     sweep = "a run for each value, and DIR/sweep.html; several multiply, also with --seeds"
     add("--sweep", action="append", metavar="KEY=V,V", help=sweep)
-    add_viewer(parser)
-    add_logging(parser)
-    add("--overwrite", action="store_true", help="replace the run in the output folder")
     add("--list-words", action="store_true", help="print the words that the teacher knows, and exit")
-    add_settings(parser)
-    words = sys.argv[1:] if arguments is None else list(arguments)
-    return parser.parse_intermixed_args(join_values(words))
+    add_run(parser, "<prompt>-<seed>, or -seeds")
+    return parser.parse_intermixed_args(arguments)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

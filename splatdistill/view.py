@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from splatdistill import __version__
-from splatdistill.cli import Parser, add_viewer, exit_status, interruptible, join_values, note
+from splatdistill.cli import Parser, add_viewer, exit_status, interruptible, note
 from splatdistill.errors import UserError
 from splatdistill.folder import CONFIG, RESULT
 
@@ -34,8 +34,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--from", dest="program", metavar="PROGRAM", help=f"sets FILE upright: {programs}")
     add_viewer(parser)
     add("--version", action="version", version=f"splatdistill {__version__}")
-    words = sys.argv[1:] if arguments is None else list(arguments)
-    return parser.parse_args(join_values(words))
+    return parser.parse_args(arguments)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -23,6 +23,24 @@ POINTS = 400  # largest number of points of a plot
 PLOTS = {"loss": "loss", "gradient_norm": "gradient norm", "t": "timestep t", "gaussians": "Gaussians"}
 
 
+def document(title: str, policy: str, style: str, body: str) -> str:
+    """Return a page of one heading as HTML; policy: its Content-Security-Policy."""
+    return f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="{html.escape(policy)}">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{html.escape(title)}</title>
+<style>{style}</style>
+</head>
+<body>
+<h1>{html.escape(title)}</h1>
+{body}</body>
+</html>
+"""
+
+
 def report_page(
     gaussians: ParameterDict,
     title: str,
@@ -63,18 +81,11 @@ def report_page(
         else ""
     )
     few = f" The {left_out} faintest and smallest are left out here." if left_out else ""
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{html.escape(policy)}">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{html.escape(title)}</title>
-<style>{style}</style>
-</head>
-<body>
-<h1>{html.escape(title)}</h1>
-<p class="quiet">{html.escape(facts)}</p>
+    return document(
+        title,
+        policy,
+        style,
+        f"""<p class="quiet">{html.escape(facts)}</p>
 <div class="pair">
 <canvas id="viewer" tabindex="0" aria-label="the splat, to turn by mouse, touch or arrow keys"></canvas>
 <img alt="the splat turning once" src="data:image/webp;base64,{encoded(turntable)}">
@@ -87,9 +98,8 @@ def report_page(
 <script type="application/json" id="settings">{json.dumps(viewer)}</script>
 <script type="text/plain" id="splats">{encoded(splats)}</script>
 <script>{script}</script>
-</body>
-</html>
-"""
+""",
+    )
 
 
 def asset(name: str) -> str:

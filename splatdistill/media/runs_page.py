@@ -7,7 +7,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from splatdistill.folder import METRICS, REPORT, RESULT, read_metrics
-from splatdistill.media.page import asset, digest, encoded
+from splatdistill.media.page import asset, digest, document, encoded
 from splatdistill.media.sheets import runs_sheet
 
 SIZE = 224  # of a view in pixels
@@ -26,22 +26,14 @@ def runs_page(title: str, runs: Mapping[Path, str]) -> str:
     """
     style = asset("style.css")
     policy = f"default-src 'none'; img-src data:; style-src {digest(style)}; base-uri 'none'"
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{html.escape(policy)}">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{html.escape(title)}</title>
-<style>{style}</style>
-</head>
-<body>
-<h1>{html.escape(title)}</h1>
-<p class="quiet">{len(runs)} runs, four views each; a name leads to the run's own page.</p>
+    return document(
+        title,
+        policy,
+        style,
+        f"""<p class="quiet">{len(runs)} runs, four views each; a name leads to the run's own page.</p>
 {"".join(section(run, name) for run, name in runs.items())}
-</body>
-</html>
-"""
+""",
+    )
 
 
 def section(run: Path, name: str) -> str:

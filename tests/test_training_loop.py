@@ -255,7 +255,7 @@ def test_the_view_from_a_pictures_camera_is_held_to_the_picture(tmp_path) -> Non
     for name, picture in (("held", reference), ("free", None)):
         (tmp_path / name / "checkpoints").mkdir(parents=True)
         state = new_state(config, CPU)
-        assert loop.train(config, toy(), state, tmp_path / name, reference=picture)
+        assert loop.train(config, toy(), state, tmp_path / name, anchors=loop.Anchors(picture))
         with torch.no_grad():
             view = render(state.gaussians, reference.camera, torch.ones(3))
         shown = reference.before(torch.ones(1, 3)).permute(0, 2, 3, 1)

@@ -1,6 +1,8 @@
 """The training loop, with exact resume: cameras, render, encode, distill, regularize, step, densify."""
 
 import math
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -78,16 +80,6 @@ def guide_of(config: Config, prior: Prior, state: TrainState) -> Guide:
     return guide
 
 
-@torch.no_grad()
-def views_before(
-    config: Config, origin: Origin | None, cameras: Cameras, background: Tensor
-) -> Render | None:
-    """Render views of the splat that the run started from, where the method or what holds it reads them."""
-    if origin is None or not (config.method.edits or config.hold.sees):
-        return None
-    return render(origin.placed, cameras, background)
-
-
 def drop_gradients_(gaussians: torch.nn.ParameterDict, held: Tensor | None) -> None:
     """Set the gradients of the `held` [N] Gaussians to zero: Adam, whose moments stay zero, leaves them."""
     if held is not None:
@@ -99,6 +91,57 @@ def drop_gradients_(gaussians: torch.nn.ParameterDict, held: Tensor | None) -> N
 def gradient_norm(gaussians: torch.nn.ParameterDict) -> Tensor:
     """Return the norm of all parameter gradients together; not finite if any of them is not."""
     return torch.nn.utils.get_total_norm([p.grad for p in gaussians.values() if p.grad is not None])
+
+
+@dataclass(frozen=True)
+class Anchors:
+    """What a run is held to beside its prompt.
+
+    Args:
+        reference: a picture that the view from its camera should match.
+        origin: the splat that the run starts from.
+        captures: pictures with cameras, of which every step sees one.
+    """
+
+    reference: Reference | None = None
+    origin: Origin | None = None
+    captures: Captures | None = None
+
+    @torch.no_grad()
+    def before(self, config: Config, cameras: Cameras, background: Tensor) -> Render | None:
+        """Render views of the origin, where the method or what holds to it reads them."""
+        if self.origin is None or not (config.method.edits or config.hold.sees):
+            return None
+        return render(self.origin.placed, cameras, background)
+
+    def loss(
+        self,
+        config: Config,
+        state: TrainState,
+        view: Render,
+        before: Render | None,
+        background: Tensor,
+        degree: int,
+        progress: float,
+    ) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
+        """Yield the loss of each anchor and its named terms, detached.
+
+        before: what `before` gave; background [V, 3]; degree: the SH bands in use.
+        """
+        if self.origin is not None:
+            placed, rows = self.origin.placed, state.densifier.rows
+            yield holding(view, before, state.gaussians, placed, rows, config.hold, state.grip, progress)
+        if self.reference is not None:
+            yield reference_loss(state, self.reference, background[:1], degree, config.image)
+        if self.captures is not None:
+            drawn = int(torch.randint(len(self.captures), (1,), generator=state.generator))
+            weights = config.captures
+            yield reference_loss(state, self.captures[drawn], background[:1], degree, weights, "capture")
+
+    def keep_(self, state: TrainState) -> None:
+        """Move what left the mask of an edit back into it."""
+        if self.origin is not None and self.origin.mask is not None:
+            self.origin.mask.keep_inside_(state.gaussians["means"], state.densifier.free(state.gaussians))
 
 
 def reference_loss(
@@ -123,9 +166,7 @@ def train(
     state: TrainState,
     out: Path,
     watcher: Watcher | None = None,
-    reference: Reference | None = None,
-    origin: Origin | None = None,
-    captures: Captures | None = None,
+    anchors: Anchors | None = None,
 ) -> bool:
     """Run the remaining steps, writing checkpoints/ and metrics.jsonl in `out`; return whether all were run.
 
@@ -137,15 +178,13 @@ def train(
         state: the state to continue from; changed in place.
         out: the folder of the run, with checkpoints/ in it.
         watcher: called for every step; may stop the run.
-        reference: a picture that the view from its camera should match.
-        origin: the splat that the run starts from.
-        captures: pictures with cameras, of which every step sees one.
+        anchors: what the run is held to.
 
     Raises:
         Diverged: too many bad steps in a row; the state before them was saved.
         UserError: a file cannot be written.
     """
-    watcher = watcher or NullWatcher()
+    watcher, anchors = watcher or NullWatcher(), anchors or Anchors()
     guide = guide_of(config, prior, state)
     views, scene = config.views, config.gaussians
     generator = state.generator
@@ -167,7 +206,7 @@ def train(
 
             # Loss: distillation of the images, and regularization of the Gaussians.
             shown = shade(view, placed, background, config.shading, progress, generator)
-            before = views_before(config, origin, placed, background)
+            before = anchors.before(config, placed, background)
             guided = guide(
                 shown,
                 progress,
@@ -181,18 +220,7 @@ def train(
                 watcher.on_views(view, guided.distillation)
             penalty, terms = regularization(view, state.gaussians, config.losses)
             loss = guided.loss + penalty
-            if origin is not None:
-                rows = state.densifier.rows
-                held, errors = holding(
-                    view, before, state.gaussians, origin.placed, rows, config.hold, state.grip, progress
-                )
-                loss, terms = loss + held, terms | errors
-            if reference is not None:
-                held, errors = reference_loss(state, reference, background[:1], degree, config.image)
-                loss, terms = loss + held, terms | errors
-            if captures is not None:
-                seen = captures[int(torch.randint(len(captures), (1,), generator=generator))]
-                held, errors = reference_loss(state, seen, background[:1], degree, config.captures, "capture")
+            for held, errors in anchors.loss(config, state, view, before, background, degree, progress):
                 loss, terms = loss + held, terms | errors
 
             # Step, unless the gradient is not finite or too large; then the state is unchanged.
@@ -210,8 +238,7 @@ def train(
                 if state.grip <= GRIPPED:
                     state.densifier.after_backward(state.gaussians, state.optimizers, state.step, view.info)
                 clamp_to_sphere_(state.gaussians, scene.bound)
-                if origin is not None and origin.mask is not None:
-                    origin.mask.keep_inside_(state.gaussians["means"], state.densifier.free(state.gaussians))
+                anchors.keep_(state)
             for optimizer in state.optimizers.values():
                 optimizer.zero_grad(set_to_none=True)
             state.bad_in_a_row = 0 if good else state.bad_in_a_row + 1

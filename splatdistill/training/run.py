@@ -261,7 +261,7 @@ def fit(job: Job, watcher: Watcher) -> bool:
     held = None if job.picture is None else job.picture.resized(config.views.size).to(job.device)
     shift, scale = config.edit.shift, config.edit.scale
     captures = None if job.captures is None else job.captures.moved(shift, scale).to(job.device)
-    done = loop.train(config, job.prior, state, job.out, watcher, held, job.origin, captures)
+    done = loop.train(config, job.prior, state, job.out, watcher, loop.Anchors(held, job.origin, captures))
     if done and state.skipped >= state.step:
         raise Diverged(
             f"every one of the {state.step} steps was bad: its gradient was not finite or its norm above "

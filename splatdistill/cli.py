@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from splatdistill import __version__
 from splatdistill.console import note
-from splatdistill.errors import Diverged, UserError
-from splatdistill.files import NO_ROOM
+from splatdistill.errors import UserError
 from splatdistill.folder import REPORT, RESULT
 from splatdistill.guidance.registry import check_method
 from splatdistill.priors.loading import check_name
@@ -90,9 +89,6 @@ def chosen(args: argparse.Namespace, *names: str) -> dict[str, Any]:
     return flags | {"prior": teacher} if teacher else flags
 
 
-PROGRAMS = "triposplat, trellis, sam3d, sharp, inria, supersplat"
-
-
 def add_run(parser: argparse.ArgumentParser, place: str) -> None:
     """Add the options that every run has, with the settings last; `place` is its default folder."""
     add = parser.add_argument
@@ -116,11 +112,13 @@ def add_start(parser: argparse.ArgumentParser, *, required: bool) -> None:
     add("--preview-mask", type=Path, metavar="FILE", help="write a picture of what --mask covers, and stop")
 
 
-def add_axes(parser: argparse.ArgumentParser) -> None:
-    """Add the options that say which way a file's axes go."""
-    parser.add_argument("--from-up", choices=("y", "z", "-y"), help="the axis that is up in FILE")
-    helped = f"sets FILE upright, its front toward +X: {PROGRAMS}"
-    parser.add_argument("--from", dest="program", metavar="PROGRAM", help=helped)
+def add_axes(parser: argparse.ArgumentParser, file: str = "FILE") -> None:
+    """Add the options that say which way the axes of a file go; `file` is its name in the help."""
+    up = f"the axis that is up in {file}; default by its format"
+    parser.add_argument("--from-up", choices=("y", "z", "-y"), help=up)
+    programs = "triposplat, trellis, sam3d, sharp, inria, supersplat"
+    upright = f"sets {file} upright, its front toward +X: {programs}"
+    parser.add_argument("--from", dest="program", metavar="PROGRAM", help=upright)
 
 
 def start_of(args: argparse.Namespace, prompt: str | None, *, prompted: bool) -> dict[str, Any]:
@@ -193,30 +191,6 @@ def existing(text: str) -> str:
     if not Path(text).exists():
         raise argparse.ArgumentTypeError(f"there is no {text}")
     return text
-
-
-def exit_status(command: Callable[[], int], interrupted: str) -> int:
-    """Run a command and return its exit status.
-
-    1 and one line when a run diverged; 2 and one line after a user error or when the system refuses; 130 and
-    the note `interrupted` on an interrupt.
-    """
-    try:
-        return command()
-    except UserError as error:
-        note(f"error: {error}")
-        return 2
-    except Diverged as error:
-        note("; ".join([f"error: {error}", *getattr(error, "__notes__", [])]))
-        return 1
-    except OSError as error:  # such as a full disk or missing permissions
-        where = f"{error.filename}: " if error.filename else ""
-        advice = "; make room on the disk" if error.errno in NO_ROOM else ""
-        note(f"error: {where}{error.strerror or error}{advice}")
-        return 2
-    except KeyboardInterrupt:
-        note(interrupted)
-        return 130
 
 
 def join_values(words: list[str]) -> list[str]:

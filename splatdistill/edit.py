@@ -11,7 +11,8 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from splatdistill.cli import Parser, add_run, add_start, change, chosen, exit_status, note, start_of
+from splatdistill.cli import Parser, add_run, add_start, change, chosen, note, start_of
+from splatdistill.console import exit_status
 from splatdistill.errors import UserError
 
 if TYPE_CHECKING:

@@ -1,5 +1,9 @@
 """Exceptions that commands report in one line: user errors and diverged runs."""
 
+import errno
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT)  # the disk is full
+
 
 class UserError(ValueError):
     """An error in the user's input, reported in one line with exit status 2.

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from splatdistill import __version__
-from splatdistill.cli import Parser, exit_status, folder, note, numbers
+from splatdistill.cli import Parser, folder, note, numbers
+from splatdistill.console import exit_status
 from splatdistill.errors import UserError
 from splatdistill.files import atomic_write, writable_folder
 from splatdistill.folder import CONFIG, RESULT

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from splatdistill import __version__
-from splatdistill.cli import Parser, exit_status, note
+from splatdistill.cli import Parser, add_axes, note
+from splatdistill.console import exit_status
 from splatdistill.errors import UserError
 from splatdistill.folder import RESULT
 
@@ -37,9 +38,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         choices=("y", "z", "-y"),
         help="the axis that is up in OUT; by default .ply z, as trained; .splat and .sog -y; the others y",
     )
-    add("--from-up", choices=("y", "z", "-y"), help="the axis that is up in IN; default by format, as above")
-    programs = "triposplat, trellis, sam3d, sharp, inria, supersplat"
-    add("--from", dest="program", metavar="PROGRAM", help=f"sets IN upright, its front toward +X: {programs}")
+    add_axes(parser, "IN")
     add("--spz", type=int, choices=(3, 4), default=None, help="the version of an .spz; default 3")
     add("--prune", type=float, metavar="OPACITY", help="leave out Gaussians of lower opacity, 0 to 1")
     add("--mesh", action="store_true", help="triangles with vertex colors (.glb or .obj) instead of splats")

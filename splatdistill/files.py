@@ -1,15 +1,12 @@
 """Atomic file writing: a reader never sees a partial file."""
 
-import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from splatdistill.errors import UserError
-
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+from splatdistill.errors import NO_ROOM, UserError
 
 
 def temporary_of(path: Path) -> Path:

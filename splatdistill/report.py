@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from splatdistill import __version__
-from splatdistill.cli import Parser, exit_status, note
+from splatdistill.cli import Parser, note
+from splatdistill.console import exit_status
 from splatdistill.errors import UserError
 from splatdistill.folder import CONFIG, REPORT, RESULT
 

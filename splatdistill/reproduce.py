@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from splatdistill import __version__
-from splatdistill.cli import Parser, exit_status, folder, note
-from splatdistill.console import say
+from splatdistill.cli import Parser, folder, note
+from splatdistill.console import exit_status, say
 from splatdistill.errors import UserError
 from splatdistill.measure.claims import NAMES, all_claims
 

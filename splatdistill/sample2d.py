@@ -14,7 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from splatdistill.cli import Parser, add_settings, chosen, exit_status, folder, note
+from splatdistill.cli import Parser, add_settings, chosen, folder, note
+from splatdistill.console import exit_status
 from splatdistill.errors import Diverged, UserError
 
 if TYPE_CHECKING:

@@ -19,14 +19,13 @@ from splatdistill.cli import (
     add_run,
     chosen,
     existing,
-    exit_status,
     folder,
     make,
     note,
     numbers,
     status_of,
 )
-from splatdistill.console import say
+from splatdistill.console import exit_status, say
 from splatdistill.errors import Diverged, UserError
 from splatdistill.folder import CONFIG, RESULT, SEEDS, SWEEP
 from splatdistill.training.inputs import edit_settings, name_of

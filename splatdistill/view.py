@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from splatdistill import __version__
-from splatdistill.cli import Parser, add_viewer, exit_status, interruptible, note
+from splatdistill.cli import Parser, add_axes, add_viewer, interruptible, note
+from splatdistill.console import exit_status
 from splatdistill.errors import UserError
 from splatdistill.folder import CONFIG, RESULT
 
@@ -29,9 +30,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("source", type=Path, metavar="FILE|RUN", help="a splat in any format, or the folder of a run")
-    add("--from-up", choices=("y", "z", "-y"), help="the axis that is up in FILE; default by its format")
-    programs = "triposplat, trellis, sam3d, sharp, inria, supersplat"
-    add("--from", dest="program", metavar="PROGRAM", help=f"sets FILE upright: {programs}")
+    add_axes(parser)
     add_viewer(parser)
     add("--version", action="version", version=f"splatdistill {__version__}")
     return parser.parse_args(arguments)

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from splatdistill.console import exit_status
 from splatdistill.errors import UserError
 from splatdistill.priors.judge import FOLDER, TOLD
 from splatdistill.teaching.assets import read_rows
@@ -178,15 +179,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--run", default="run", help="subfolder of what was trained")
     parser.add_argument("--bundle", type=Path, default=Path("assets"), help="folder of assets.json")
     options = parser.parse_args(arguments)
-    try:
+
+    def command() -> int:
         rows = read_rows(options.bundle)
         text, named = card(options.out, options.run, rows), credits(rows)
         (options.out / "teacher" / "README.md").write_text(text, "utf-8")
         (options.out / "teacher" / "NOTICE").write_text(named, "utf-8")
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+        return 0
+
+    return exit_status(command, "interrupted")
 
 
 if __name__ == "__main__":

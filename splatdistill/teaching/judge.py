@@ -26,6 +26,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor
 
+from splatdistill.console import exit_status
 from splatdistill.errors import UserError
 from splatdistill.files import atomic_write
 from splatdistill.priors.folders import one_line
@@ -263,16 +264,16 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(options.threads)
-    try:
+
+    def command() -> int:
         settings = JudgeSettings(seconds=options.seconds)
         lesson = Lesson(Course.of(options.out, options.bundle), options.photographs, settings)
         lesson.run()
         told = write_folder(lesson.network.eval(), lesson.course, lesson.step)
         log.info("%s", told["measured"])
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+        return 0
+
+    return exit_status(command, "interrupted")
 
 
 if __name__ == "__main__":

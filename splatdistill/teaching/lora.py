@@ -24,6 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from splatdistill.console import exit_status
 from splatdistill.errors import UserError
 from splatdistill.files import atomic_write
 from splatdistill.priors import load_prior
@@ -220,12 +221,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--device", default="cpu", help="cpu or cuda")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
+
+    def command() -> int:
         run(options)
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+        return 0
+
+    return exit_status(command, "interrupted")
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from splatdistill.console import exit_status
 from splatdistill.errors import UserError
 from splatdistill.priors.judge import FOLDER as JUDGE
 from splatdistill.priors.judge import TOLD, TRUTH, WEIGHTS
@@ -296,13 +297,13 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(options.threads)
-    try:
+
+    def command() -> int:
         options.out.mkdir(parents=True, exist_ok=True)
         STAGES[options.stage](options)
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+        return 0
+
+    return exit_status(command, "interrupted")
 
 
 if __name__ == "__main__":

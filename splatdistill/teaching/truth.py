@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from splatdistill.errors import UserError
+from splatdistill.console import exit_status
 from splatdistill.files import atomic_write
 from splatdistill.priors.judge import FOLDER, TRUTH
 from splatdistill.scene.cameras import EVALUATION_VIEW, turntable
@@ -80,16 +80,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--bundle", type=Path, default=Path("assets"), help="folder of assets.json")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    try:
+
+    def command() -> int:
         shelf = Shelf(
             tuple(all_entries(options.bundle)), options.bundle, options.out / "meshes", Renderer(SIZE)
         )
         (options.out / FOLDER).mkdir(parents=True, exist_ok=True)
         write_truth(shelf, options.out / FOLDER / TRUTH)
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+        return 0
+
+    return exit_status(command, "interrupted")
 
 
 if __name__ == "__main__":

@@ -114,11 +114,12 @@ def add_start(parser: argparse.ArgumentParser, *, required: bool) -> None:
 
 def add_axes(parser: argparse.ArgumentParser, file: str = "FILE") -> None:
     """Add the options that say which way the axes of a file go; `file` is its name in the help."""
+    either = parser.add_mutually_exclusive_group()
     up = f"the axis that is up in {file}; default by its format"
-    parser.add_argument("--from-up", choices=("y", "z", "-y"), help=up)
+    either.add_argument("--from-up", choices=("y", "z", "-y"), help=up)
     programs = "triposplat, trellis, sam3d, sharp, inria, supersplat"
     upright = f"sets {file} upright, its front toward +X: {programs}"
-    parser.add_argument("--from", dest="program", metavar="PROGRAM", help=upright)
+    either.add_argument("--from", dest="program", metavar="PROGRAM", help=upright)
 
 
 def start_of(args: argparse.Namespace, prompt: str | None, *, prompted: bool) -> dict[str, Any]:

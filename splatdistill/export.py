@@ -121,8 +121,6 @@ def check(args: argparse.Namespace, mesh: bool) -> None:
         )
     if args.spz is not None and (mesh or args.target.suffix.lower() != ".spz"):
         raise UserError(f"--spz is the version of an .spz; {args.target} is none")
-    if args.program and args.from_up:
-        raise UserError("--from says what is up in IN; leave out --from-up")
     if args.target.exists() and not args.overwrite:
         raise UserError(f"{args.target} exists; give --overwrite or another name")
 

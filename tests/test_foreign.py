@@ -43,7 +43,7 @@ def test_it_stands_in_what_is_edited_and_refined(theirs, verb, monkeypatch):
         begun.append(config)
         return RunResult(out, 1, 1, 3, 0.0)
 
-    monkeypatch.setattr(verb, "make", make)
+    monkeypatch.setattr("splatdistill.cli.make", make)
     prompts = {
         edit: ["--source-prompt", "a dog", "--target-prompt", "a red dog"],
         refine: ["--prompt", "a dog"],

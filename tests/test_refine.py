@@ -105,7 +105,6 @@ def test_mistakes_are_one_line(teacher, capfd):
         (words(teacher, "--method", "pds"), "splatdistill.edit"),
         ([*words(teacher), "--splat", "none.ply"], "none.ply"),
         (words(teacher, "--from", "blender"), "blender"),
-        (words(teacher, "--from", "trellis", "--from-up", "y"), "leave out --from-up"),
         (words(teacher, "--preview-mask", "mask.png"), "--mask"),
         (words(teacher, "--mask", "box:1,2"), "x0,y0,z0"),
         (words(teacher, "hold.rgb=-1"), "hold.rgb"),
@@ -114,5 +113,8 @@ def test_mistakes_are_one_line(teacher, capfd):
         assert refine.main(given) == 2
         lines = capfd.readouterr().err.strip().splitlines()
         assert len(lines) == 1 and said in lines[0], lines
+    with pytest.raises(SystemExit, match="2"):
+        refine.main(words(teacher, "--from", "trellis", "--from-up", "y"))
+    assert "not allowed with argument --from" in capfd.readouterr().err
     assert train.main(["--prompt", "a red dog", "--from-up", "y"]) == 2
     assert "--init" in capfd.readouterr().err

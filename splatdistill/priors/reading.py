@@ -230,13 +230,14 @@ class Vocabulary:
 
     def _thing(self, words: list[str], change: Change) -> tuple[list[str], bool]:
         """Return the known words for one thing, and whether there is one."""
-        found = self._find(words) or self._near(words)
+        known = self._find(words)
+        found = known or self._near(words)
         if found is None:
             return self._kept(words, change), False
         start, end, name = found
         before = self._kept(words[:start], change)
         said = " ".join(words[start:end])
-        if not self._find(words):
+        if known is None:
             change.taken.append((said, name))
         return [*before, *name.split(), *self._kept(words[end:], change)], True
 

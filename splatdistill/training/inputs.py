@@ -222,8 +222,6 @@ def edit_settings(
         raise UserError(f"there is no {splat}; give a splat file, or the folder of a finished run")
     if prompted and not (source_prompt and source_prompt.strip()):
         raise UserError("what does the splat show? say it with --source-prompt 'a red car'")
-    if program and up:
-        raise UserError("--from says what is up in the splat; leave out --from-up")
     from splatdistill.scene.gaussians import placement
     from splatdistill.scene.masks import is_words, read_mask
 

@@ -64,7 +64,6 @@ def test_a_file_that_lies_on_its_side_is_set_upright(tmp_path):
         (["."], "no splat.ply"),
         (["absent"], "no file and no run"),
         (["here.obj"], "ending"),
-        (["it.ply", "--from", "inria", "--from-up", "y"], ""),
         (["it.ply", "--viewer", "0.0.0.0:1"], "--viewer-remote"),
         (["it.ply", "--viewer", "x"], "[HOST:]PORT"),
     ],
@@ -76,3 +75,10 @@ def test_a_mistake_is_one_line_and_status_2(tmp_path, monkeypatch, capfd, argume
     assert main(arguments) == 2
     (line,) = capfd.readouterr().err.strip().splitlines()
     assert expected in line
+
+
+def test_a_convention_and_an_axis_exclude_each_other(capfd):
+    with pytest.raises(SystemExit, match="2"):
+        main(["it.ply", "--from", "inria", "--from-up", "y"])
+    (line,) = capfd.readouterr().err.strip().splitlines()
+    assert "not allowed with argument --from" in line

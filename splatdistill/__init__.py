@@ -15,10 +15,14 @@ if TYPE_CHECKING:
     from splatdistill.config.schema import Config
     from splatdistill.errors import UserError
     from splatdistill.formats import read_splat, write_splat
+    from splatdistill.guidance.bridge import SDSBridge
+    from splatdistill.guidance.cfd import CFD
     from splatdistill.guidance.clip import CLIP
     from splatdistill.guidance.core import GuideResult, Method, distill, sample
-    from splatdistill.guidance.dsd import DSD, DSDPublished
+    from splatdistill.guidance.dsd import ASD, DSD, DSDPublished
+    from splatdistill.guidance.flow import RFDS, FlowSDI, RFDSRev
     from splatdistill.guidance.guide import Guide
+    from splatdistill.guidance.hifa import HiFA
     from splatdistill.guidance.methods import (
         CSD,
         DDS,
@@ -35,7 +39,9 @@ if TYPE_CHECKING:
     from splatdistill.guidance.noise import Inversion
     from splatdistill.guidance.query import Comparison, Query, Source, State
     from splatdistill.guidance.registry import METHODS
+    from splatdistill.guidance.reward import Reward, RewardConfig
     from splatdistill.guidance.schedules import Timesteps
+    from splatdistill.guidance.sctd import SCTD
     from splatdistill.guidance.vsd import VSD
     from splatdistill.priors import load_prior
     from splatdistill.scene.cameras import Cameras
@@ -50,9 +56,14 @@ _HOMES = {
     "Method": "guidance.core",
     "distill": "guidance.core",
     "sample": "guidance.core",
+    "SDSBridge": "guidance.bridge",
+    "CFD": "guidance.cfd",
+    "ASD": "guidance.dsd",
     "DSD": "guidance.dsd",
     "DSDPublished": "guidance.dsd",
+    **dict.fromkeys(("RFDS", "RFDSRev", "FlowSDI"), "guidance.flow"),
     "Guide": "guidance.guide",
+    "HiFA": "guidance.hifa",
     **dict.fromkeys(("CSD", "DDS", "ISM", "NFSD", "PDS", "SDI", "SDS", "SJC"), "guidance.methods"),
     "DreamCatalyst": "guidance.methods",
     "SDIPublished": "guidance.methods",
@@ -60,6 +71,9 @@ _HOMES = {
     "Inversion": "guidance.noise",
     **dict.fromkeys(("Comparison", "Query", "Source", "State"), "guidance.query"),
     "METHODS": "guidance.registry",
+    "Reward": "guidance.reward",
+    "RewardConfig": "guidance.reward",
+    "SCTD": "guidance.sctd",
     "Timesteps": "guidance.schedules",
     "VSD": "guidance.vsd",
     "Cameras": "scene.cameras",
@@ -77,11 +91,12 @@ _HOMES = {
 }
 
 __all__ = [
-    "CLIP", "CSD", "DDS", "DSD", "ISM", "METHODS", "NFSD", "PDS", "SDI", "SDS", "SJC", "VSD", "Cameras",
-    "Comparison", "Config", "DSDPublished", "DreamCatalyst", "Gaussians", "Guide", "GuideResult",
-    "Inversion", "Method", "Query", "RunResult", "SDIPublished", "SDIPublishedPerpNeg", "Source", "State",
-    "Timesteps", "UserError", "__version__", "distill", "load_prior", "make_run", "rasterize", "read_splat",
-    "render", "resolve", "sample", "write_splat",
+    "ASD", "CFD", "CLIP", "CSD", "DDS", "DSD", "ISM", "METHODS", "NFSD", "PDS", "RFDS", "SCTD", "SDI", "SDS",
+    "SJC", "VSD", "Cameras", "Comparison", "Config", "DSDPublished", "DreamCatalyst", "FlowSDI", "Gaussians",
+    "Guide", "GuideResult", "HiFA", "Inversion", "Method", "Query", "RFDSRev", "Reward", "RewardConfig",
+    "RunResult", "SDIPublished", "SDIPublishedPerpNeg", "SDSBridge", "Source", "State", "Timesteps",
+    "UserError", "__version__", "distill", "load_prior", "make_run", "rasterize", "read_splat", "render",
+    "resolve", "sample", "write_splat",
 ]  # fmt: skip
 
 

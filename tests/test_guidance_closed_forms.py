@@ -100,7 +100,7 @@ def test_nfsd_drops_the_noise(prediction_type: str, negative: str | None) -> Non
     prior, z = toy(prediction_type), latents(0)
     cond = branches(prior, 7.5)
     if negative:
-        cond = replace(cond, negative=prior.embed([negative]).expand(3, -1, -1))
+        cond = replace(cond, others=prior.embed([negative]).expand(1, 3, -1, -1))
     x = noised(z, T, drawn())
     null, text = score(prior, x, T, ""), score(prior, x, T, "text")
     late = at(T) < 200

@@ -254,7 +254,7 @@ def test_inversion_leaves_z_and_its_graph_alone():
 def test_random_noise_is_standard_and_mixes_at_the_level_of_t():
     prior, z, t = toy(), latents(500), torch.full((500,), 300)
     query = Query(prior, z, t, branches(prior, 500), torch.Generator().manual_seed(0))
-    eps, z_t = SDS().compare(query, State())
+    eps, z_t, _ = SDS().compare(query, State())
     assert eps.mean().abs() < 0.03 and abs(eps.std() - 1.0) < 0.03
     alpha_bar = prior.alphas_cumprod[300]
     torch.testing.assert_close(z_t, (alpha_bar.sqrt() * z + (1 - alpha_bar).sqrt() * eps).float())

@@ -6,6 +6,7 @@ from typing import Literal
 from splatdistill.config.presets import DEFAULT
 from splatdistill.guidance.core import Method
 from splatdistill.guidance.methods import SDI
+from splatdistill.guidance.reward import RewardConfig
 from splatdistill.scene.cameras import OrbitRanges
 from splatdistill.scene.densification import DensificationConfig
 from splatdistill.scene.losses import HoldWeights, LossWeights
@@ -211,6 +212,7 @@ class Config:
     checkpoint_every: int = 100  # steps
     prior: PriorConfig = field(default_factory=PriorConfig)
     guidance: GuidanceConfig = field(default_factory=GuidanceConfig)
+    reward: RewardConfig = field(default_factory=RewardConfig)
     image: ImageConfig = field(default_factory=ImageConfig)
     captures: CapturesConfig = field(default_factory=CapturesConfig)
     edit: EditConfig = field(default_factory=EditConfig)

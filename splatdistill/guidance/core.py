@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
+from torch.nn import ParameterDict
 
 from splatdistill import ops
 from splatdistill.guidance.prompts import ViewPrompts
@@ -22,6 +23,7 @@ from splatdistill.priors.base import Conditioning, Prior, alpha_bar_at
 from splatdistill.scene.cameras import Cameras
 
 Weight = Callable[[Prior, Tensor], Tensor]
+PROMPT = "{prompt}"  # in a method's further text: the prompt of the view
 
 
 def one(prior: Prior, t: Tensor) -> Tensor:
@@ -76,6 +78,7 @@ class Views:
         background: the plain colors behind them [V,3], or None for white.
         names: the backgrounds' names for the prompts, or None for none.
         source: the same views [V,H,W,3] of what is edited, or None.
+        scene: the Gaussians that were drawn, or None.
     """
 
     rgb: Tensor
@@ -83,6 +86,7 @@ class Views:
     background: Tensor | None = None
     names: list[str] | None = None
     source: Tensor | None = None
+    scene: ParameterDict | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,6 +106,7 @@ class GuideResult:
 class Distiller(Protocol):
     """What a method sees of a guide."""
 
+    prior: Prior
     prompts: ViewPrompts
     state: State
 
@@ -141,14 +146,17 @@ class Method:
         """Return w [B] at t [B]: 1."""
         return one(prior, t)
 
-    def third_text(self, negative: str, open_vocabulary: bool) -> str | None:
-        """Return a text that `compare` needs beside the prompt and the null text; None for none.
+    def other_texts(self, negative: str, open_vocabulary: bool) -> tuple[str, ...]:
+        """Return texts that `compare` needs beside the prompt and the null text, for `Conditioning.of_other`.
+
+        PROMPT in one stands for the prompt, whose view is then named; with the run's negative prompt among
+        them, the null text is empty.
 
         Args:
             negative: the run's negative prompt; empty for none.
             open_vocabulary: the teacher reads any text.
         """
-        return None
+        return ()
 
     def evaluate(
         self, guide: Distiller, views: Views, progress: float, generator: torch.Generator | None
@@ -184,6 +192,8 @@ def distill(
     source: Source | None = None,
     cameras: Cameras | None = None,
     state: State | None = None,
+    scene: ParameterDict | None = None,
+    progress: float = 0.0,
 ) -> Distillation:
     """Distill latents z [B,C,h,w] at timesteps t [B].
 
@@ -200,6 +210,8 @@ def distill(
         source: what an editing method compares with; its branches likewise.
         cameras: of the samples [B], for a method that reads them.
         state: of the run; None for a fresh one from seed 0.
+        scene: the Gaussians that the samples show, for a method that carries something on them.
+        progress: the share of the run that is done, for a method of several stages.
 
     Raises:
         ValueError: an edit without a source, or a method that judges pictures.
@@ -214,16 +226,26 @@ def distill(
         source = Source(source.z, source.cond.with_default(method.guidance))
     with torch.no_grad():
         clean = z.detach().contiguous()
-        query = Query(prior, clean, t, cond, generator, source, cameras)
-        eps, z_t = method.compare(query, method.start(prior, 0) if state is None else state)
-        conversion = ops.prediction_coefficients(alpha_bar_at(prior, t), prior.prediction_type)
-        coefficients = torch.cat([conversion, method.weight(prior, t).float().unsqueeze(1)], dim=1)
-        there, weights, coefficients = ops.upload([t, cond.weights, coefficients], z.device)
-        outputs = prior.predict(z_t, there, cond)
-        gradient, x0_hat, _ = ops.noise_residual(z_t, outputs, weights, coefficients, eps, cond.perp_neg)
+        query = Query(prior, clean, t, cond, generator, source, cameras, scene, progress)
+        found = method.compare(query, method.start(prior, 0) if state is None else state)
+        gradient, x0_hat = residual(query, found, method.weight(prior, t))
         target = clean - gradient
     loss = 0.5 * (z - target).square().sum() / len(z)
-    return Distillation(loss, gradient, target, x0_hat, eps, z_t)
+    return Distillation(loss, gradient, target, x0_hat, found.eps, found.z_t)
+
+
+def residual(query: Query, found: Comparison, w: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the gradient w (e_g(z_t) - eps) and the guided x0_hat, both [B,C,h,w]; w [B]."""
+    prior, t, given = query.prior, query.t, found.predicted
+    kind = prior.prediction_type if given is None else "epsilon"
+    conversion = ops.prediction_coefficients(alpha_bar_at(prior, t), kind)
+    coefficients = torch.cat([conversion, w.float().unsqueeze(1)], dim=1)
+    weights = query.cond.weights if given is None else torch.ones(1, len(t))
+    there, weights, coefficients = ops.upload([t, weights, coefficients], found.z_t.device)
+    outputs = prior.predict(found.z_t, there, query.cond) if given is None else given[None]
+    perp_neg = given is None and query.cond.perp_neg
+    gradient, x0_hat, _ = ops.noise_residual(found.z_t, outputs, weights, coefficients, found.eps, perp_neg)
+    return gradient, x0_hat
 
 
 def sampling_timesteps(num_timesteps: int, steps: int) -> Tensor:

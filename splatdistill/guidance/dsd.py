@@ -1,4 +1,4 @@
-"""Diverse Score Distillation: noise from the DDIM path of the run's own seed."""
+"""Methods that compare two noise levels: Diverse and Asynchronous Score Distillation."""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -65,7 +65,7 @@ class DSD(Method):
 
     def compare(self, query: Query, state: PathStart) -> Comparison:
         """Return (e_c at t_delta, z_t)."""
-        further = self.further(query)
+        further = query.further(self.spread, self.lowest)
         eps = self.on_path(query.at(further), state)
         noised = query.noised(eps, t=further)
         return Comparison(
@@ -75,15 +75,6 @@ class DSD(Method):
     def weight(self, prior: Prior, t: Tensor) -> Tensor:
         """Return 1 - ab [B] at t [B]."""
         return sds_weight(prior, t)
-
-    def further(self, query: Query) -> Tensor:
-        """Draw t_delta [B], from 1 to T - 1; no random number is drawn where spread is 0."""
-        last = query.levels - 1
-        if self.spread == 0.0:
-            return query.t.clamp(1, last)
-        room = (self.spread * (query.t - int(self.lowest * query.levels)).double()).clamp(min=0.0)
-        room = torch.minimum(room, (last - query.t).double())
-        return (query.t + (room * query.uniform()).long()).clamp(1, last)
 
     def on_path(self, query: Query, state: PathStart) -> Tensor:
         """Return the guided prediction eps* [B,C,h,w] at the query's t on each view's DDIM path."""
@@ -105,3 +96,35 @@ class DSDPublished(DSD):
 
     guidance: float = 8.5
     compared: float = 2.0
+
+
+@dataclass(frozen=True)
+class ASD(Method):
+    """Asynchronous Score Distillation (ScaleDreamer), 2407.02040: (1 - ab) (e_g(z_t) - e(z_{t+d}, text)).
+
+    One noise for both levels. The prediction at the noisier level stands for that of VSD's student.
+
+    Args:
+        spread: d is floor(U(0, spread (t - lowest T))).
+        lowest: see `spread`.
+    """
+
+    name: ClassVar[str] = "asd"
+
+    timesteps: Timesteps = Timesteps(low=(0.5, 0.02), high=(0.98, 0.5))
+    spread: float = 0.1
+    lowest: float = 0.02
+
+    def __post_init__(self) -> None:
+        if self.spread < 0.0 or not 0.0 <= self.lowest < 1.0:
+            raise ValueError("asd: expected spread >= 0 and 0 <= lowest < 1")
+
+    def compare(self, query: Query, state: State) -> Comparison:
+        """Return (e(z_{t+d}, text), z_t) at fresh noise."""
+        eps, further = query.gaussian(), query.further(self.spread, self.lowest)
+        text = query.cond.with_guidance(1.0)
+        return Comparison(query.predict(query.noised(eps, t=further), text, further), query.noised(eps))
+
+    def weight(self, prior: Prior, t: Tensor) -> Tensor:
+        """Return 1 - ab [B] at t [B]."""
+        return sds_weight(prior, t)

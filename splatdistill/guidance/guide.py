@@ -5,10 +5,12 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.nn import ParameterDict
 
-from splatdistill.guidance.core import GuideResult, Method, Views, distill
+from splatdistill.guidance.core import PROMPT, GuideResult, Method, Views, distill
 from splatdistill.guidance.prompts import PromptCache, ViewPrompts, conditioning
 from splatdistill.guidance.query import Source, State
+from splatdistill.guidance.reward import Reward
 from splatdistill.priors.base import Conditioning, Prior
 from splatdistill.scene.cameras import Cameras
 
@@ -31,6 +33,7 @@ class Guide:
         views: name the view in the prompt ("view"), make the other views negatives as well ("perp_neg",
             2304.04968), or neither ("plain"). A prior that reads cameras needs neither.
         source_prompt: of an edit, what the source shows.
+        reward: weighs several evaluations by a scorer; None for one.
         seed: decides the method's own random state (DSD's path, VSD's student).
         state: the method's, of a run that goes on; None for a new one.
 
@@ -49,16 +52,21 @@ class Guide:
         source_prompt: str = "",
         seed: int = 0,
         state: State | None = None,
+        reward: Reward | None = None,
     ) -> None:
         if views not in ("view", "perp_neg", "plain"):
             raise ValueError(f"views must be 'view', 'perp_neg' or 'plain', got {views!r}")
-        self.prior, self.method = prior, method
+        self.prior, self.method, self.reward = prior, method, reward
         self.mode: ViewMode = views
         self.state = method.start(prior, seed) if state is None else state
         self.cache = PromptCache(prior)
-        self.third = method.third_text(negative, prior.vocabulary is None)
-        null = "" if self.third is not None else negative
+        others = method.other_texts(negative, prior.vocabulary is None)
+        null = "" if negative in others else negative
         words = prior.view_words and views != "plain"
+        self.others = [
+            ViewPrompts(text.replace(PROMPT, prompt), "", words and PROMPT in text, prior.fit)
+            for text in others
+        ]
         self.prompts = ViewPrompts(prompt, null, words, prior.fit)
         self.source_prompts = ViewPrompts(source_prompt, null, words, prior.fit)
 
@@ -72,6 +80,7 @@ class Guide:
         background: Tensor | None = None,
         names: list[str] | None = None,
         source: Tensor | None = None,
+        scene: ParameterDict | None = None,
     ) -> GuideResult:
         """Return the loss of a step's images, with the teacher's evaluation of them.
 
@@ -83,6 +92,7 @@ class Guide:
             background: plain colors behind the images [V,3]; None for white.
             names: the backgrounds' names, for a teacher whose captions name them.
             source: of an edit, the same views [V,H,W,3] of the source.
+            scene: the Gaussians that were drawn, for a method that carries something on them (CFD).
 
         Raises:
             ValueError: shapes or counts that do not fit.
@@ -97,7 +107,7 @@ class Guide:
             raise ValueError("this guide depends on the view: give cameras, or Guide(views='plain')")
         if background is None:
             background = torch.ones(len(rgb), 3, device=rgb.device)
-        views = Views(rgb, cameras, background, names, source)
+        views = Views(rgb, cameras, background, names, source, scene)
         return self.method.evaluate(self, views, progress, generator)
 
     def distill(self, views: Views, progress: float, generator: torch.Generator | None) -> GuideResult:
@@ -107,7 +117,15 @@ class Guide:
         levels = len(prior.alphas_cumprod)
         t = method.timesteps.sample(progress, len(z), levels, generator, prior.group)  # [V]
         cond, source = self.conditioning(self.prompts, views), self._source(views)
-        found = distill(prior, z, t, cond, method, generator, source, views.cameras, self.state)
+        here = (source, views.cameras, self.state, views.scene, progress)
+        if self.reward is None:
+            found = distill(prior, z, t, cond, method, generator, *here)
+        else:
+            several = [
+                distill(prior, z, t, cond, method, generator, *here) for _ in range(self.reward.config.n)
+            ]
+            texts = self.prompts.texts(views.cameras, views.names, len(z))
+            found = self.reward.combined(prior, z, several, texts)
         return GuideResult(found.loss, t, found)
 
     def conditioning(self, prompts: ViewPrompts, views: Views) -> Conditioning:
@@ -115,8 +133,10 @@ class Guide:
         cond = conditioning(
             prompts, self.cache, views.cameras, views.names, self.method.guidance, self.mode, len(views.rgb)
         )
-        if self.third is not None:
-            cond = replace(cond, negative=self.cache([self.third] * len(views.rgb)))
+        if self.others:
+            count = len(views.rgb)
+            texts = [other.texts(views.cameras, None, count) for other in self.others]
+            cond = replace(cond, others=torch.stack([self.cache(text) for text in texts]))
         if views.cameras is None:
             return cond
         assert views.background is not None

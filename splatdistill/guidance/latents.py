@@ -55,7 +55,8 @@ def distill_latents(
     levels, state = len(prior.alphas_cumprod), method.start(prior, 0) if state is None else state
     for step in range(steps):
         t = method.timesteps.sample(step / max(steps - 1, 1), len(z), levels, generator, prior.group)
-        found = distill(prior, z, t, cond, method, generator, source, cameras, state)
+        progress = step / max(steps - 1, 1)
+        found = distill(prior, z, t, cond, method, generator, source, cameras, state, progress=progress)
         watch(step, z.detach(), found)
         optimizer.zero_grad()
         (found.loss * len(z)).backward()  # images are independent

@@ -147,7 +147,7 @@ class PDS(Method):
 
     def compare(self, query: Query, state: State) -> Comparison:
         """Return (e_src - psi/chi (z - zsrc), z_t); chi (e_g - eps) is the difference of ztilde."""
-        eps, z_t = source_prediction(query)
+        eps, z_t, _ = source_prediction(query)
         pull = ops.send(self.coefficients(query.prior, query.t)[1], eps).view(-1, 1, 1, 1)
         return Comparison(eps - pull * (query.z - query.source.z), z_t)
 
@@ -199,7 +199,7 @@ class DreamCatalyst(Method):
 
     def compare(self, query: Query, state: State) -> Comparison:
         """Return (e_src - psi / chi (z - zsrc), z_t)."""
-        eps, z_t = source_prediction(query)
+        eps, z_t, _ = source_prediction(query)
         tau = query.t.double() / query.levels
         pull = ops.send(self.psi * tau.exp() / self.weight(query.prior, query.t), eps).view(-1, 1, 1, 1)
         return Comparison(eps - pull.to(eps.dtype) * (query.z - query.source.z), z_t)
@@ -259,16 +259,17 @@ class NFSD(Method):
         """Return (0 below late T, else e(z_t, negative); z_t) at fresh noise."""
         z_t = query.noised(query.gaussian())
         (late,) = ops.upload([query.t < self.late * query.levels], z_t.device)
-        negative = query.predict(z_t, query.cond.negated())
+        negative = query.predict(z_t, query.cond.of_other())
         return Comparison(negative.masked_fill(late.view(-1, 1, 1, 1), 0.0), z_t)
 
     def weight(self, prior: Prior, t: Tensor) -> Tensor:
         """Return 1 - ab [B] at t [B]."""
         return sds_weight(prior, t)
 
-    def third_text(self, negative: str, open_vocabulary: bool) -> str | None:
+    def other_texts(self, negative: str, open_vocabulary: bool) -> tuple[str, ...]:
         """Return the run's negative prompt, else this method's own if the teacher can read it."""
-        return negative or (self.negative if open_vocabulary else None)
+        text = negative or (self.negative if open_vocabulary else "")
+        return (text,) if text else ()
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import ParameterDict
 
 from splatdistill import ops
 from splatdistill.priors.base import Conditioning, Prior, alpha_bar_at
@@ -14,11 +15,13 @@ from splatdistill.scene.cameras import Cameras
 class Comparison(NamedTuple):
     """The noise or prediction eps to compare with, at z_t; both [B,C,h,w] and without gradient.
 
-    eps is the noise in z_t, or another prediction at z_t.
+    eps is the noise in z_t, or another prediction at z_t. predicted: what takes the place of the guided
+    prediction at z_t, where the method has evaluated it already or wants another; None for the guided one.
     """
 
     eps: Tensor
     z_t: Tensor
+    predicted: Tensor | None = None
 
 
 class State:
@@ -52,6 +55,8 @@ class Query:
         generator: source of random numbers.
         origin: what is edited, or None.
         cameras: of the samples [B], or None.
+        scene: the Gaussians that the samples show, or None.
+        progress: the share of the run that is done.
     """
 
     prior: Prior
@@ -61,6 +66,8 @@ class Query:
     generator: torch.Generator | None = None
     origin: Source | None = None
     cameras: Cameras | None = None
+    scene: ParameterDict | None = None
+    progress: float = 0.0
 
     @property
     def levels(self) -> int:
@@ -88,6 +95,15 @@ class Query:
         count = len(self.t) // self.prior.group
         u = torch.rand(count, generator=self.generator, device=device, dtype=torch.float64).cpu()
         return u.repeat_interleave(self.prior.group)
+
+    def further(self, spread: float, lowest: float) -> Tensor:
+        """Draw t + floor(U(0, spread (t - lowest T))) [B], from 1 to T - 1; spread 0 draws nothing."""
+        last = self.levels - 1
+        if spread == 0.0:
+            return self.t.clamp(1, last)
+        room = (spread * (self.t - int(lowest * self.levels)).double()).clamp(min=0.0)
+        room = torch.minimum(room, (last - self.t).double())
+        return (self.t + (room * self.uniform()).long()).clamp(1, last)
 
     def noised(self, eps: Tensor, z: Tensor | None = None, t: Tensor | None = None) -> Tensor:
         """Return z_t [B,C,h,w] of z, or of other latents, with the noise eps at t, or at another timestep."""

@@ -34,6 +34,14 @@ HOMES = {  # name: module of this package and class
     "vsd": "vsd:VSD",
     "clip": "clip:CLIP",
     "sjc": "methods:SJC",
+    "asd": "dsd:ASD",
+    "sds_bridge": "bridge:SDSBridge",
+    "rfds": "flow:RFDS",
+    "rfds_rev": "flow:RFDSRev",
+    "flow_sdi": "flow:FlowSDI",
+    "cfd": "cfd:CFD",
+    "hifa": "hifa:HiFA",
+    "sctd": "sctd:SCTD",
 }
 
 

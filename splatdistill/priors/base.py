@@ -30,14 +30,14 @@ class Conditioning:
         negatives: w_i [R-2,B], the weights of perp-neg's negative branches relative to the positive one, on
             the CPU; None for classifier-free guidance.
         extra: [R,B,...], other inputs of the network in each branch, such as cameras; None for none.
-        negative: [B,L,D], a text that a method compares with, see `negated`; None for the null text.
+        others: [K,B,L,D], further texts that a method reads, see `of_other`; None for none.
     """
 
     embeddings: Tensor
     scale: float | None = None
     negatives: Tensor | None = None
     extra: Tensor | None = None
-    negative: Tensor | None = None
+    others: Tensor | None = None
 
     @property
     def perp_neg(self) -> bool:
@@ -63,9 +63,9 @@ class Conditioning:
         here = index.to(self.embeddings.device) if there is None else there
         extra = None if self.extra is None else self.extra[:, here]
         negatives = None if self.negatives is None else self.negatives[:, index.cpu()]
-        negative = None if self.negative is None else self.negative[here]
+        others = None if self.others is None else self.others[:, here]
         return replace(
-            self, embeddings=self.embeddings[:, here], negatives=negatives, extra=extra, negative=negative
+            self, embeddings=self.embeddings[:, here], negatives=negatives, extra=extra, others=others
         )
 
     def with_guidance(self, g: float) -> Conditioning:
@@ -76,12 +76,12 @@ class Conditioning:
         """Return the same branches, at scale `g` where none is set."""
         return self if self.scale is not None else self.with_guidance(g)
 
-    def negated(self) -> Conditioning:
-        """Return the branches of the negative text alone."""
+    def of_other(self, index: int = 0) -> Conditioning:
+        """Return the branches of one of the further texts alone; of the null text where there are none."""
         alone = self.with_guidance(0.0)
-        if self.negative is None:
+        if self.others is None:
             return alone
-        return replace(alone, embeddings=torch.cat([self.negative[None], self.embeddings[1:]]))
+        return replace(alone, embeddings=torch.cat([self.others[index : index + 1], self.embeddings[1:]]))
 
 
 def cfg(null: Tensor, text: Tensor, g: float | None = None) -> Conditioning:
@@ -248,12 +248,23 @@ def scaled_linear_alphas_cumprod(count: int = 1000, start: float = 0.00085, end:
     return torch.cumprod(1.0 - betas, dim=0)
 
 
+def flow_alphas_cumprod(count: int = 1000) -> Tensor:
+    """Return alpha_bar [count], float64, of a rectified flow (2209.03003) at the times s = (t + 1) / count.
+
+    x_s = (1 - s) x_0 + s eps, divided by sqrt((1 - s)^2 + s^2), is x_t with this alpha_bar; see
+    `ops.prediction_coefficients`.
+    """
+    s = torch.arange(1, count + 1, dtype=torch.float64) / count
+    return (1.0 - s) ** 2 / ((1.0 - s) ** 2 + s**2)
+
+
 class ToyPrior(Prior):
     """A prior of Gaussian data N(mean, variance) per prompt, with the optimal prediction in closed form.
 
     `mean` is [C,h,w] for every text, or a mapping from text to [C,h,w]; `variance` a number or [C,h,w].
     A text's embedding is its mean, so interpolated embeddings are interpolated means. `encode` averages
-    pixels into h x w cells of the first three channels (the others hold their mean), in [-1,1].
+    pixels into h x w cells of the first three channels (the others hold their mean), in [-1,1]. Its flow form
+    has prediction_type "flow" and alphas_cumprod of `flow_alphas_cumprod`.
     """
 
     def __init__(

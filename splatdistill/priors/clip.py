@@ -29,6 +29,7 @@ class Scorer:
         self.model = model.eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self._known: dict[str, Tensor] = {}
+        self.scale: float = model.logit_scale.exp().item()  # of cosines, in the model's own logits
         self.size: int = model.config.vision_config.image_size
         self.mean, self.std = (x.to(model.device).view(1, 3, 1, 1) for x in (mean, std))
 

@@ -15,6 +15,7 @@ from splatdistill.folder import METRICS, MetricsWriter, checkpoint_path
 from splatdistill.formats.ply import write_ply
 from splatdistill.guidance.guide import Guide
 from splatdistill.guidance.prompts import pick_backgrounds
+from splatdistill.guidance.reward import Reward
 from splatdistill.ops import upload
 from splatdistill.priors.base import Prior
 from splatdistill.scene.cameras import Cameras, sample_orbit
@@ -75,6 +76,7 @@ def guide_of(config: Config, prior: Prior, state: TrainState) -> Guide:
         source_prompt=config.edit.source_prompt,
         seed=config.seed,
         state=state.method,
+        reward=Reward.load(config.reward, prior.device),
     )
     state.method = guide.state
     return guide
@@ -215,6 +217,7 @@ def train(
                 background=background,
                 names=names,
                 source=before.rgb if before is not None and config.method.edits else None,
+                scene=state.gaussians,
             )
             if guided.distillation is not None:
                 watcher.on_views(view, guided.distillation)

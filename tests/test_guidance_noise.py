@@ -263,7 +263,7 @@ def test_random_noise_is_standard_and_mixes_at_the_level_of_t():
 def test_fixed_noise_is_what_was_given():
     prior, z = toy(), latents(2)
     query = Query(prior, z, torch.tensor([1, 2]), branches(prior, 2))
-    eps, _ = FixedNoise(eps=latents(2, seed=5)).compare(query, State())
+    eps, _, _ = FixedNoise(eps=latents(2, seed=5)).compare(query, State())
     assert torch.equal(eps, latents(2, seed=5))
 
 

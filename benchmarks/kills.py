@@ -10,7 +10,7 @@ every other time that is killed too, at a random operation, up to three kills in
 
 Lost: an older result that is nowhere while there is no new one; a command that cannot be finished.
 Different: any file, hidden ones too, that at the end has other bytes than after the undisturbed command, is
-missing, or is too many. The teacher is by default a tiny random pipeline: what is in question are files.
+missing, or is too many. With --prior the teacher is another than the shipped one.
 With --plant a fault is put into the product, which the campaign must find.
 """
 

@@ -1,6 +1,7 @@
 """No verb opens a socket unless it was asked to show something."""
 
 import socket
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -61,6 +62,22 @@ def test_no_verb_opens_a_socket(teacher, workplace, monkeypatch):
         with sockets() as told:
             assert entry.main([verb, *given]) == 0, verb
         assert told == [], verb
+
+
+def test_no_import_opens_a_socket():
+    code = (
+        "import sys, pkgutil, importlib, splatdistill\n"
+        f"events, seen = {EVENTS!r}, []\n"
+        "sys.addaudithook(lambda event, details: seen.append(event) if event in events else None)\n"
+        "homes = ('splatdistill.teaching', 'splatdistill.__main__')\n"
+        "for module in pkgutil.walk_packages(splatdistill.__path__, 'splatdistill.'):\n"
+        "    if not module.name.startswith(homes):\n"
+        "        importlib.import_module(module.name)\n"
+        "import diffusers.loaders\n"
+        "print('diffusers' in sys.modules, seen)\n"
+    )
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert told.stdout == "True []\n"
 
 
 def test_a_socket_would_be_seen():

@@ -159,7 +159,7 @@ def parse_word(word: str) -> dict[str, Any]:
 
 def _overrides(words: list[str]) -> list[Layer]:
     """Merge words into one layer, since dependent settings may come as several words."""
-    source = " ".join(f"override '{word}'" for word in words[:3]) + " ..." * (len(words) > 3)
+    source = f"override '{words[0]}'" if len(words) == 1 else "overrides"
     result: dict[str, Any] = {}
     for word in words:
         _overlay(result, canonical(parse_word(word), f"override '{word}'"))

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from splatdistill import __version__
-from splatdistill.console import note
+from splatdistill.console import exit_status, note
 from splatdistill.errors import UserError
 from splatdistill.folder import REPORT, RESULT
 from splatdistill.guidance.registry import check_method
@@ -128,6 +128,34 @@ def start_of(args: argparse.Namespace, prompt: str | None, *, prompted: bool) ->
 
     axes = {"program": args.program, "up": args.from_up}
     return edit_settings(Path(args.splat), prompt, note, **axes, mask=args.mask, prompted=prompted)
+
+
+def parse_change(
+    verb: str,
+    name: str,
+    options: Callable[[argparse.ArgumentParser], None],
+    arguments: Sequence[str] | None,
+) -> argparse.Namespace:
+    """Parse the command line of a verb that changes a splat.
+
+    Args:
+        verb: its name.
+        name: what the default folder of a run begins with.
+        options: adds those that only this verb has.
+        arguments: the words; None for those of the process.
+    """
+    described = f"{verb.capitalize()} a splat."
+    parser = Parser(prog=f"python -m splatdistill.{verb}", description=described, allow_abbrev=False)
+    add_start(parser, required=True)
+    options(parser)
+    add_run(parser, f"{name}-{verb}-<seed>")
+    return parser.parse_intermixed_args(arguments)
+
+
+def run_change(start: Callable[[], int]) -> int:
+    """Return the exit status of a verb that changes a splat."""
+    again = "python -m splatdistill.train --resume DIR"
+    return exit_status(start, f"interrupted; a run that had begun continues with `{again}`")
 
 
 def change(config: Config, args: argparse.Namespace, kind: str) -> int:

@@ -11,8 +11,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from splatdistill.cli import Parser, add_run, add_start, change, chosen, note, start_of
-from splatdistill.console import exit_status
+from splatdistill.cli import change, chosen, note, parse_change, run_change, start_of
 from splatdistill.errors import UserError
 
 if TYPE_CHECKING:
@@ -24,21 +23,21 @@ METHODS = (*COMPARING, "sds", "sdi")
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Return the command line as a namespace; flags that were not given are None or False."""
-    parser = Parser(prog="python -m splatdistill.edit", description="Edit a splat.", allow_abbrev=False)
+    return parse_change("edit", "<target prompt>", options, arguments)
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that only this verb has."""
     add = parser.add_argument
-    add_start(parser, required=True)
     add("--source-prompt", help="what it shows; default the run's own prompt")
     add("--target-prompt", required=True, help="what it should show")
     add("--method", choices=METHODS, help="default pds; within a mask sdi, which makes what was not there")
-    add_run(parser, "<target prompt>-edit-<seed>")
-    return parser.parse_intermixed_args(arguments)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit status: 0, 1 diverged, 2 a user's mistake, 130 interrupted."""
     args = parse(arguments)
-    again = "python -m splatdistill.train --resume DIR"
-    return exit_status(lambda: start(args), f"interrupted; a run that had begun continues with `{again}`")
+    return run_change(lambda: start(args))
 
 
 def start(args: argparse.Namespace) -> int:

@@ -11,8 +11,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from splatdistill.cli import Parser, add_run, add_start, change, chosen, existing, start_of
-from splatdistill.console import exit_status
+from splatdistill.cli import change, chosen, existing, parse_change, run_change, start_of
 from splatdistill.errors import UserError
 
 if TYPE_CHECKING:
@@ -23,9 +22,12 @@ LAST = 0.02  # the level of noise at the end, as a share of T; configs/refine.ya
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Return the command line as a namespace; flags that were not given are None or False."""
-    parser = Parser(prog="python -m splatdistill.refine", description="Refine a splat.", allow_abbrev=False)
+    return parse_change("refine", "<prompt>", options, arguments)
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that only this verb has."""
     add = parser.add_argument
-    add_start(parser, required=True)
     add("--prompt", help="what it shows; default the run's own prompt")
     picture = "a picture of it; image.* says from where, image.rgb how it counts"
     add("--image", type=existing, metavar="FILE", help=picture)
@@ -35,15 +37,12 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     strength = "the highest level of noise, above .02 to 1: more changes more; default .5"
     add("--strength", type=float, metavar="T", help=strength)
     add("--method", help="sdi (default), sds, csd, ... : docs/METHODS.md")
-    add_run(parser, "<prompt>-refine-<seed>")
-    return parser.parse_intermixed_args(arguments)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit status: 0, 1 diverged, 2 a user's mistake, 130 interrupted."""
     args = parse(arguments)
-    again = "python -m splatdistill.train --resume DIR"
-    return exit_status(lambda: start(args), f"interrupted; a run that had begun continues with `{again}`")
+    return run_change(lambda: start(args))
 
 
 def start(args: argparse.Namespace) -> int:

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 from splatdistill.measure.machine import machine
 from splatdistill.priors import load_prior
 from splatdistill.priors.base import Prior
-from splatdistill.training.progress import NullWatcher
-from splatdistill.training.run import finished, fit, prepare, returned
+from splatdistill.training.run import changed
 
 if TYPE_CHECKING:
     from torch.nn import ParameterDict
@@ -33,11 +32,9 @@ def write_result(name: str, result: dict[str, Any], folder: Path = RESULTS) -> N
 
 def made(config: Config) -> ParameterDict:
     """Return what a run writes as splat.ply, without its pictures."""
+    if config.prior.name not in TEACHERS:
+        TEACHERS[config.prior.name] = load_prior(config.prior.name)
     with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder)
-        (out / "checkpoints").mkdir()
-        if config.prior.name not in TEACHERS:
-            TEACHERS[config.prior.name] = load_prior(config.prior.name)
-        job = prepare(config, out, teacher=TEACHERS[config.prior.name])
-        fit(job, NullWatcher())
-        return returned(job, *finished(job))
+        scene = changed(config, Path(folder) / "run", teacher=TEACHERS[config.prior.name])
+    assert scene is not None
+    return scene

@@ -17,8 +17,6 @@ from splatdistill.errors import UserError
 if TYPE_CHECKING:
     from splatdistill.config.schema import Config
 
-LAST = 0.02  # the level of noise at the end, as a share of T; configs/refine.yaml has the one at the start
-
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Return the command line as a namespace; flags that were not given are None or False."""
@@ -52,8 +50,9 @@ def start(args: argparse.Namespace) -> int:
 
 def configure(args: argparse.Namespace) -> Config:
     """Return the configuration of the command line."""
-    if args.strength is not None and not LAST < args.strength <= 1.0:
-        raise UserError(f"--strength {args.strength:g}: expected a level of noise above {LAST:g}, at most 1")
+    from splatdistill.training.inputs import noise_levels
+
+    words = noise_levels(args.strength)
     edit = start_of(args, args.prompt, prompted=False)
     prompt = args.prompt if args.prompt is not None else edit["source_prompt"]
     if not prompt.strip() and not args.image:
@@ -64,10 +63,8 @@ def configure(args: argparse.Namespace) -> Config:
     flags |= chosen(args, "negative_prompt", "method", "steps", "seed")
     if args.image is not None:
         flags["image"] = {"path": args.image}
-    levels = f"=[{args.strength}, {LAST}]"
     if args.references is not None:
         flags["captures"] = {"path": args.references}
-    words = [f"method.timesteps.{end}{levels}" for end in ("low", "high")] if args.strength else []
     config = resolve(flags, args.config, [*words, *args.overrides], "refine")
     if config.method.edits:
         raise UserError(f"method '{config.method.name}' edits: use python -m splatdistill.edit")

@@ -29,9 +29,11 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("source", type=Path, metavar="FILE|RUN", help="a splat in any format, or the folder of a run")
+    kinds = "a splat in any format, a point cloud, a mesh, or the folder of a run"
+    add("source", type=Path, metavar="FILE|RUN", help=kinds)
     add_axes(parser)
     add_viewer(parser)
+    add("--prior", help="the teacher of runs that are started in the page; default as of refine and edit")
     add("--version", action="version", version=f"splatdistill {__version__}")
     return parser.parse_args(arguments)
 
@@ -49,7 +51,9 @@ def view(args: argparse.Namespace) -> int:
 
     address = parse_address(args.viewer or "", args.viewer_remote)
     scenes, prompt, method = open_scenes(args.source, args.from_up, args.program)
-    with interruptible() as interrupted, serve(scenes, address, prompt, method, live=False):
+    settings = [] if args.prior is None else [f"prior.name={args.prior}"]
+    served = serve(scenes, address, prompt, method, live=False, settings=settings)
+    with interruptible() as interrupted, served:
         note("Ctrl-C ends it")
         version = -1
         while not interrupted():
@@ -72,17 +76,18 @@ def open_scenes(source: Path, up: str | None = None, program: str | None = None)
 
     up, program: as in `formats.read_splat`. Raises UserError when there is none, or it cannot be read.
     """
-    from splatdistill import formats
+    from splatdistill.formats.shapes import holds_splats, read_scene
     from splatdistill.viewer import Scenes, Session
 
     folder, file = source if source.is_dir() else None, source_file(source)
-    gaussians, comments = formats.read_splat(file, up, program=program, note=note)
+    gaussians, comments = read_scene(file, up, program=program, note=note)
     steps = 0
     if folder and (folder / CONFIG).is_file():
         from splatdistill.config.load import load
 
         steps = load(folder / CONFIG).steps
-    scenes = Scenes(Session.showing(gaussians, steps, steps), comments, file, folder)
+    stored = file if holds_splats(file) else None
+    scenes = Scenes(Session.showing(gaussians, steps, steps), comments, stored, folder)
     return scenes, comments.get("prompt") or source.name, comments.get("method") or file.suffix
 
 

@@ -134,15 +134,31 @@ class Page:
             number = ord(key.upper())
             self.call("Input.dispatchKeyEvent", type=kind, key=key, code=code, windowsVirtualKeyCode=number)
 
-    def drag(self, start: tuple[int, int], end: tuple[int, int]) -> None:
-        """Drag with the left button."""
+    def drag(self, start: tuple[int, int], end: tuple[int, int], modifiers: int = 0) -> None:
+        """Drag with the left button; modifiers: 1 alt, 8 shift."""
         for kind, (x, y) in (
             ("mouseMoved", start),
             ("mousePressed", start),
             ("mouseMoved", end),
             ("mouseReleased", end),
         ):
-            self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", buttons=1, clickCount=1)
+            self.call(
+                "Input.dispatchMouseEvent",
+                type=kind,
+                x=x,
+                y=y,
+                button="left",
+                buttons=1,
+                clickCount=1,
+                modifiers=modifiers,
+            )
+
+    def drop(self, file: Path) -> None:
+        """Drop a file on the middle of the window."""
+        size = self.evaluate("[innerWidth / 2, innerHeight / 2]")
+        data = {"items": [], "files": [str(file)], "dragOperationsMask": 1}
+        for kind in ("dragEnter", "dragOver", "drop"):
+            self.call("Input.dispatchDragEvent", type=kind, x=size[0], y=size[1], data=data)
 
     def screenshot(self, path: Path | None = None) -> np.ndarray:
         """Return the pixels [H, W, 3] of the window, also written to a .png."""

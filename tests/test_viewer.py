@@ -24,10 +24,10 @@ from splatdistill.scene.gaussians import from_tensors, init_blob
 from splatdistill.training import loop
 from splatdistill.training.monitor import Session
 from splatdistill.training.state import new_state
-from splatdistill.viewer.app import VIEWS, App, place_of
+from splatdistill.viewer.app import App
 from splatdistill.viewer.drawing import CHANNELS, LARGEST, Pose, RenderOptions, draw, splats_for_client
 from splatdistill.viewer.panels import RASTERIZER, summary
-from splatdistill.viewer.path import Keyframe, along, film
+from splatdistill.viewer.path import VIEWS, Keyframe, along, film, place_of
 from splatdistill.viewer.scenes import Scenes
 from splatdistill.viewer.server import Address, start_server
 
@@ -81,9 +81,9 @@ class Client:
 
 
 @contextmanager
-def app_for(session: Session, folder: Path | None = None, live: bool = True):
+def app_for(session: Session, folder: Path | None = None, live: bool = True, settings=None):
     server, address = start_server(Address(port=0))
-    app = App(server, Scenes(session, {}, None, folder), "a red ball", "sdi", live)
+    app = App(server, Scenes(session, {}, None, folder), "a red ball", "sdi", live, settings)
     try:
         yield app, address.port
     finally:

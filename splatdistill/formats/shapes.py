@@ -45,7 +45,14 @@ class Surface(NamedTuple):
 def read_shape(
     path: str | Path, up: str | None = None, *, program: str | None = None, note: Note = warn
 ) -> ParameterDict:
-    """Read a splat, or a point cloud or a mesh as Gaussians, into the world frame.
+    """Return what `read_scene` does, without the comments."""
+    return read_scene(path, up, program=program, note=note)[0]
+
+
+def read_scene(
+    path: str | Path, up: str | None = None, *, program: str | None = None, note: Note = warn
+) -> tuple[ParameterDict, dict[str, str]]:
+    """Read a splat with its comments, or a point cloud or a mesh as Gaussians, into the world frame.
 
     Args:
         path: the file; its ending and its content say what it is.
@@ -57,21 +64,27 @@ def read_shape(
         UserError: a damaged file, or one that holds none of these.
     """
     path = Path(path)
-    ending = path.suffix.lower()
-    if ending == ".obj":
-        scene, own = of_surface(_read_obj(path)), MESH_UP
-    elif ending == ".glb" and path.is_file() and not _holds_splats(path):
-        scene, own = of_surface(_read_triangles(path, note)), MESH_UP
-    elif ending == ".ply" and path.is_file() and not _is_splat(path):
+    if holds_splats(path):
+        return formats.read_splat(path, up, program=program, note=note)
+    ending, own = path.suffix.lower(), MESH_UP
+    if ending == ".ply":
         scene, own = of_points(*read_points(path), note=note), POINTS_UP
     else:
-        return formats.read_splat(path, up, program=program, note=note)[0]
+        scene = of_surface(_read_obj(path) if ending == ".obj" else _read_triangles(path, note))
     if program:
         raise UserError(f"{path} is no splat; say what is up in it with --from-up, not --from")
     if (up := up or own) != "z":
         rotate_(scene, rotation_between(up, "z"))
-    note(f"{path} holds no splat; the run starts from {len(scene['means'])} Gaussians on its surface")
-    return scene
+    note(f"{path} holds no splat; {len(scene['means'])} Gaussians on its surface stand for it")
+    return scene, {}
+
+
+def holds_splats(path: Path) -> bool:
+    """Return whether a file is to be read as a splat; broken and absent ones are, whose reader says why."""
+    ending = path.suffix.lower()
+    if ending in (".glb", ".ply") and path.is_file():
+        return _has_splats(path) if ending == ".glb" else _is_splat(path)
+    return ending != ".obj"
 
 
 def of_points(points: np.ndarray, colors: np.ndarray | None, note: Note = warn) -> ParameterDict:
@@ -166,7 +179,7 @@ def _is_splat(path: Path) -> bool:
     return splat or not {"x", "y", "z"} <= names
 
 
-def _holds_splats(path: Path) -> bool:
+def _has_splats(path: Path) -> bool:
     binary = open_binary(path)
     return any(EXTENSION in (primitive.get("extensions") or {}) for primitive, _ in primitives(binary))
 

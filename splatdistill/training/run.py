@@ -140,6 +140,28 @@ def make_run(
     return result
 
 
+def changed(
+    config: Config, out: Path, watch: Watch = unwatched, teacher: Prior | None = None
+) -> ParameterDict | None:
+    """Return the scene that a run comes to, without its pictures; None when the watcher stopped it.
+
+    Args:
+        config: what to do.
+        out: a new folder, for the run's checkpoints.
+        watch: as in `make_run`.
+        teacher: of the configuration, if it is loaded already.
+
+    Raises:
+        UserError: the configuration or what it names cannot be used.
+        Diverged: the run came to nothing.
+    """
+    job = prepare(config, out, teacher=teacher)
+    (out / CHECKPOINTS).mkdir(parents=True)
+    with watch(job) as watcher:
+        done = fit(job, watcher)
+    return returned(job, *finished(job)) if done else None
+
+
 def prepare(
     config: Config,
     out: Path,

@@ -1,28 +1,28 @@
 """The viewer: one thread that updates panels and canvases, another for slow work."""
 
 import io
-import math
 import threading
 import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import viser
 from PIL import Image
 
-from splatdistill.console import note
 from splatdistill.errors import UserError
 from splatdistill.scene.gaussians import sh_degree_of
 from splatdistill.training.monitor import Snapshot, TeacherView
-from splatdistill.viewer.drawing import Pose, RenderOptions, draw, splats_for_client, triple
+from splatdistill.viewer.controls import Controls
+from splatdistill.viewer.desk import Desk
+from splatdistill.viewer.drawing import RenderOptions, draw, pose_of, splats_for_client, triple
 from splatdistill.viewer.panels import AS_USUAL, FILM_SECONDS, MESHES, RASTERIZER, Panels
-from splatdistill.viewer.path import Keyframe, along, film
+from splatdistill.viewer.path import VIEWS, Home, Keyframe, along, film, home_of, point
 from splatdistill.viewer.scenes import Scenes
 from splatdistill.viewer.server import Server
+from splatdistill.viewer.tools import HELP
+from splatdistill.viewer.workbench import Workbench
 
 IDLE = 0.5  # seconds between two updates
 MOVING = 0.1  # the same, after a move of a camera
@@ -31,8 +31,7 @@ STILL = 0.25  # seconds without a move until a view is rendered at full size
 DRAFT_ROWS = 240  # pixels, while the camera moves
 FILM_ROWS = 720  # at most
 LONGEST_REST = 10.0  # seconds
-DISTANCE, FOV = 3.0, math.radians(45.0)  # of the views that have a key
-VIEWS = {str(k + 1): (45.0 * k, 20.0) for k in range(8)} | {"9": (0.0, 85.0), "R": (0.0, 20.0)}  # degrees
+SHARE = 0.9  # of the time for a run that was started in the page; the viewer takes the rest
 
 
 @dataclass(frozen=True)
@@ -43,12 +42,25 @@ class CanvasState:
     scene: Snapshot | None
     options: RenderOptions
     rows: int  # 0: left to the browser
+    before: Snapshot | None = None  # the scene on the left of the line, if there is one
+    split: float = 0.0  # where the line is
 
 
 class App:
-    """Connection of scenes, session, panels and clients until `close`; its errors never end a run."""
+    """Connection of scenes, session, panels and clients until `close`; its errors never end a run.
 
-    def __init__(self, server: Server, scenes: Scenes, prompt: str, method: str, live: bool) -> None:
+    settings: of runs that are started in the page, `key=value` each; None: the page cannot change the scene.
+    """
+
+    def __init__(
+        self,
+        server: Server,
+        scenes: Scenes,
+        prompt: str,
+        method: str,
+        live: bool,
+        settings: Sequence[str] | None = None,
+    ) -> None:
         self._server, self._scenes, self._session = server, scenes, scenes.session
         snapshot = self._session.snapshot
         degree = sh_degree_of(snapshot.gaussians) if snapshot else 3
@@ -62,13 +74,20 @@ class App:
         self._drawn: dict[int, CanvasState] = {}
         self._teacher_view: TeacherView | None = None
         self._history_length = 0
-        self._told: set[str] = set()
-        self._pending: set[str] = set()
-        self._closed = threading.Event()
-        self._slow = ThreadPoolExecutor(1, "viewer")
+        self._controls = Controls(server)
+        self._closed = self._controls.closed
+        self._guard, self._later = self._controls.guard, self._controls.later
+        self._compared: dict[int, tuple[CanvasState, np.ndarray, np.ndarray]] = {}
+        self._home: Home = home_of(snapshot)
+        self._files = 0  # as in Desk
+        self.bench: Workbench | None = None
+        if settings is not None:
+            self.bench = Workbench(server, scenes, self._controls, self.panels.tabs, prompt, settings)
+        self.panels.help({} if self.bench is None else HELP)
         self._frame: float | None = None  # duration of the last rendering in seconds
-        server.initial_camera.position = place_of(*VIEWS["R"])
-        server.initial_camera.fov = FOV
+        start = self._home.view("R")
+        server.initial_camera.position, server.initial_camera.look_at = start.position, start.look_at
+        server.initial_camera.fov = start.fov_rad
         server.on_client_connect(self._on_connect)
         server.on_client_disconnect(self._on_disconnect)
         self._connect_controls()
@@ -78,9 +97,10 @@ class App:
 
     def close(self) -> None:
         """End the threads; a film in progress is abandoned."""
-        self._closed.set()
+        if self.bench is not None:
+            self.bench.close()
         self._session.watch(False)
-        self._slow.shutdown(cancel_futures=True)
+        self._controls.close()
         self._thread.join()
 
     # ---- actions of clients, in viser's event loop: nothing here may block ----
@@ -90,10 +110,15 @@ class App:
             self._session.wake()
 
         client.camera.on_update(moved)
+        if self.bench is not None:
+            self.bench.welcome(client)
         self._watch()
 
     async def _on_disconnect(self, client: viser.ClientHandle) -> None:
         self._drawn.pop(client.client_id, None)
+        self._compared.pop(client.client_id, None)
+        if self.bench is not None:
+            self.bench.pages.forget(client.client_id)
         self._watch()
 
     def _watch(self) -> None:
@@ -102,10 +127,10 @@ class App:
 
     def _connect_controls(self) -> None:
         panels, session = self.panels, self._session
-        on, later = self._on, self._later
+        on, later, command = self._controls.on, self._later, self._controls.command
         if panels.live:
             on(panels.pause, lambda _: self._toggle_pause())
-            self._command("Pause or go on", "space", lambda _: self._toggle_pause())
+            command("Pause or go on", "space", lambda _: self._toggle_pause())
             on(panels.step, lambda _: self._single_step())
             on(panels.stop, lambda _: session.stop())
             on(panels.teacher, lambda _: self._toggle_teacher())
@@ -114,7 +139,7 @@ class App:
         on(panels.reset, lambda client: self._go(client, "R"))
         for key, (azimuth, elevation) in VIEWS.items():
             label = "Reset the view" if key == "R" else f"View from {azimuth:.0f}, {elevation:.0f} degrees"
-            self._command(label, key, lambda client, key=key: self._go(client, key))
+            command(label, key, lambda client, key=key: self._go(client, key))
         on(panels.add_key, lambda client: self._add_key(client))
         on(panels.drop_key, lambda _: self._drop_key())
         on(panels.preview, lambda client: self._start_preview(client))
@@ -143,51 +168,10 @@ class App:
             self._keyframes.pop()
         self._session.wake()
 
-    def _on(self, handle: Any, act: Callable[[viser.ClientHandle], object]) -> None:
-        """Call `act` with the client that used a control."""
-
-        async def used(event: Any) -> None:
-            if event.client is not None:
-                self._guard(lambda: act(event.client))
-
-        attach = handle.on_click if isinstance(handle, viser.GuiButtonHandle) else handle.on_update
-        attach(used)
-
-    def _command(self, label: str, key: Any, act: Callable[[viser.ClientHandle], object]) -> None:
-        """Call `act` with the client whose key was pressed, or who chose it from the list (Ctrl-K)."""
-
-        async def used(event: Any) -> None:
-            if event.client is not None:
-                self._guard(lambda: act(event.client))
-
-        self._server.gui.add_command(label, hotkey=key).on_trigger(used)
-
     def _go(self, client: viser.ClientHandle, key: str) -> None:
         """Show a client one of the views that have a key."""
         self._preview = None
-        point(client, Keyframe(place_of(*VIEWS[key]), (0.0, 0.0, 0.0), FOV))
-
-    def _later(self, name: str, job: Callable[[], None]) -> None:
-        """Run slow work in its own thread, unless the same is already queued."""
-        if name in self._pending or self._closed.is_set():
-            return
-        self._pending.add(name)
-
-        def run() -> None:
-            self._guard(job)
-            self._pending.discard(name)
-
-        self._slow.submit(run)
-
-    def _guard(self, job: Callable[[], object]) -> None:
-        """Run something that must not end the run; each error is reported once."""
-        try:
-            job()
-        except Exception as error:  # no error here may end the run
-            line = f"{type(error).__name__}: {' '.join(str(error).split())[:150]}"
-            if line not in self._told and len(self._told) < 10 and not self._closed.is_set():
-                self._told.add(line)
-                note(f"viewer: {line}; the run goes on")
+        point(client, self._home.view(key))
 
     # ---- the update thread ----
 
@@ -208,13 +192,14 @@ class App:
 
     def _rest(self, spent: float) -> None:
         """Sleep, so that a training in progress keeps its share of the time."""
-        if not self.panels.live:
+        running = self.bench is not None and self.bench.jobs.busy
+        if not (self.panels.live or running):
             return
-        share = float(np.clip(self.panels.share.value, 0.5, 0.99))
+        share = SHARE if running else float(np.clip(self.panels.share.value, 0.5, 0.99))
         end = time.monotonic() + min(spent * share / (1 - share), LONGEST_REST)
         version = -1
         while (left := end - time.monotonic()) > 0 and not self._closed.is_set():
-            if self._session.status.paused or self._session.status.finished:
+            if self._session.status.paused or (self._session.status.finished and not running):
                 return
             version = self._session.wait(version, left)
 
@@ -224,7 +209,7 @@ class App:
         place = int(panels.scene.value)
         chosen = kept[place] if 0 <= place < len(kept) else None
         if chosen is None:
-            self._shown = self._session.snapshot
+            self._shown = self._session.snapshot if self.bench is None else self.bench.shown()
         elif chosen != self._chosen:
             self._shown = self._scenes.get(chosen)
         self._chosen = chosen
@@ -234,6 +219,10 @@ class App:
         count = len(shown.gaussians["means"]) if shown else None
         panels.show_status(status, count, shown.step if shown else None, self._frame)
         panels.show_mode()
+        if self.bench is not None:
+            if self.bench.desk.files != self._files:
+                self._settle(self.bench.desk)
+            self.bench.show(count or 0)
         panels.show_keyframes(len(self._keyframes))
         if not panels.live:
             return
@@ -250,7 +239,8 @@ class App:
         shown = self._shown
         if shown is None:
             return
-        exact = self.panels.mode.value == RASTERIZER
+        compared = self.bench is not None and self.bench.compares
+        exact = self.panels.mode.value == RASTERIZER or compared
         options = self._render_options()
         if not exact:
             self._send_splats(shown)
@@ -269,19 +259,46 @@ class App:
             rows = min(rows, DRAFT_ROWS)
         if exact:
             wanted = CanvasState(stamp, shown, options, rows)
+            if self.bench is not None and self.bench.compares:
+                wanted = replace(wanted, before=self.bench.before, split=self.bench.split)
         else:
             wanted = CanvasState(0.0, None, RenderOptions(background=options.background), 0)
         if wanted == self._drawn.get(client.client_id):
             return
         if exact:
-            begin = time.perf_counter()
-            image = draw(shown.gaussians, pose_of(client.camera).cameras(rows), options)
-            self._frame = time.perf_counter() - begin
+            image = self._drawn_as(client, wanted)
         else:
             image = np.array(options.background)[None, None] * 255
         quality = 75 if rows == DRAFT_ROWS else 95
         client.scene.set_background_image(image.astype(np.uint8), format="jpeg", jpeg_quality=quality)
         self._drawn[client.client_id] = wanted
+
+    def _drawn_as(self, client: viser.ClientHandle, wanted: CanvasState) -> np.ndarray:
+        """Return the picture [H, W, 3] of a canvas: one scene, or two beside each other."""
+        assert wanted.scene is not None
+        both = replace(wanted, split=0.0)
+        kept = self._compared.get(client.client_id)
+        if kept is None or kept[0] != both:
+            cameras, begin = pose_of(client.camera).cameras(wanted.rows), time.perf_counter()
+            now = draw(wanted.scene.gaussians, cameras, wanted.options)
+            self._frame = time.perf_counter() - begin
+            if wanted.before is None:
+                return now
+            kept = (both, draw(wanted.before.gaussians, cameras, wanted.options), now)
+            self._compared[client.client_id] = kept
+        image = kept[2].copy()
+        edge = round(wanted.split * image.shape[1])
+        image[:, :edge] = kept[1][:, :edge]
+        return image
+
+    def _settle(self, desk: Desk) -> None:
+        """Show a scene that has come from another file: its name, and all of it."""
+        self._files = desk.files
+        self.panels.title(desk.title, self._scenes.comments.get("method", "-"))
+        self._home = home_of(self._session.snapshot)
+        self.panels.planes.value = self._home.planes
+        for client in self._server.get_clients().values():
+            point(client, self._home.view("R"))
 
     def _send_splats(self, shown: Snapshot) -> None:
         """Send the Gaussians to the browsers, if they do not have them."""
@@ -328,7 +345,8 @@ class App:
         panels = self.panels
         mesh, ending = panels.format.value in MESHES, panels.format.value.removeprefix("mesh ")
         up = None if panels.up.value == AS_USUAL else panels.up.value
-        self._send_scene(client, ending, up, panels.prune.value, int(panels.cells.value) * mesh)
+        cells, triangles = int(panels.cells.value) * mesh, int(panels.triangles.value)
+        self._send_scene(client, ending, up, panels.prune.value, cells, triangles)
 
     def _send_scene(
         self,
@@ -337,9 +355,10 @@ class App:
         up: str | None = None,
         prune: float = 0.0,
         cells: int = 0,
+        triangles: int = 0,
     ) -> None:
         try:
-            content = self._scenes.export(self._chosen, ending, up, prune, cells)
+            content = self._scenes.export(self._chosen, ending, up, prune, cells, triangles)
         except UserError as error:
             client.add_notification("Nothing to download", str(error), color="red")
             return
@@ -374,25 +393,3 @@ class App:
             self._closed.is_set,
         )
         client.send_file_download(name, content, save_immediately=True)
-
-
-def pose_of(camera: viser.CameraHandle) -> Pose:
-    """Return the camera of a browser; raises ValueError for an invalid one."""
-    w, x, y, z = (float(value) for value in camera.wxyz)
-    return Pose((w, x, y, z), triple(camera.position), float(camera.fov), camera.aspect)
-
-
-def place_of(azimuth_deg: float, elevation_deg: float) -> tuple[float, float, float]:
-    """Return the position of a camera that looks at the origin from DISTANCE."""
-    a, e = math.radians(azimuth_deg), math.radians(elevation_deg)
-    flat = DISTANCE * math.cos(e)
-    return (flat * math.cos(a), flat * math.sin(a), DISTANCE * math.sin(e))
-
-
-def point(client: viser.ClientHandle, key: Keyframe) -> None:
-    """Move a client's camera, with +Z up."""
-    with client.atomic():
-        client.camera.up_direction = (0.0, 0.0, 1.0)
-        client.camera.position = key.position
-        client.camera.look_at = key.look_at
-        client.camera.fov = key.fov_rad

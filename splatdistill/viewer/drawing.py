@@ -5,6 +5,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+import viser
 from gsplat.utils import normalized_quat_to_rotmat
 from torch import Tensor
 from torch.nn import ParameterDict
@@ -62,6 +63,12 @@ class Pose:
         pose[:3, :3] = normalized_quat_to_rotmat(normalize(torch.tensor(self.wxyz).double(), dim=-1))
         pose[:3, 3] = torch.tensor(self.position, dtype=torch.float64)
         return from_poses(pose[None], float(np.degrees(self.fov_rad)), *self.size(height))
+
+
+def pose_of(camera: viser.CameraHandle) -> Pose:
+    """Return the camera of a browser; raises ValueError for an invalid one."""
+    w, x, y, z = (float(value) for value in camera.wxyz)
+    return Pose((w, x, y, z), triple(camera.position), float(camera.fov), camera.aspect)
 
 
 @torch.no_grad()

@@ -47,7 +47,7 @@ class Panels:
             self.pause = gui.add_button("Pause", icon=Icon.PLAYER_PAUSE, color="yellow")
             self.step = gui.add_button("Single step", icon=Icon.PLAYER_TRACK_NEXT, color="gray")
         self.download = gui.add_button("Download .ply", icon=Icon.DOWNLOAD)
-        tabs = gui.add_tab_group()
+        self.tabs = tabs = gui.add_tab_group()
         if self.live:
             with tabs.add_tab("Training"):
                 self._training(steps)
@@ -57,9 +57,17 @@ class Panels:
             self._path()
         with tabs.add_tab("Export"):
             self._export()
-        with tabs.add_tab("Help"):
-            rows = HELP if self.live else {key: does for key, does in HELP.items() if key != "space"}
-            gui.add_html(f'<div style="{STYLE}"><div style="{GRID_OF_TWO}">{cells(rows)}</div></div>')
+
+    def help(self, more: dict[str, str]) -> None:
+        """Add the last tab: what keys and mouse do; more: what only some pages have."""
+        rows = {key: does for key, does in HELP.items() if key != "space" or self.live}
+        with self.tabs.add_tab("Help"):
+            grid = f'<div style="{GRID_OF_TWO}">{cells(rows | more)}</div>'
+            self._gui.add_html(f'<div style="{STYLE}">{grid}</div>')
+
+    def title(self, prompt: str, method: str) -> None:
+        """Set the head of the panel."""
+        self._prompt, self._method = prompt, method
 
     def _training(self, steps: int) -> None:
         empty = np.zeros(1)
@@ -127,6 +135,10 @@ class Panels:
         self.cells = gui.add_slider(
             "Cells", min=32, max=256, step=8, initial_value=128, hint="of a mesh, along its longest side"
         )
+        hint = "of a mesh: about so many at most"
+        self.triangles = gui.add_slider(
+            "Triangles", min=1_000, max=200_000, step=1_000, initial_value=20_000, hint=hint
+        )
         self.export = gui.add_button("Download", icon=Icon.DOWNLOAD)
 
     def show_status(
@@ -146,12 +158,12 @@ class Panels:
             rows["it/s"], rows["left"] = f"{status.speed:.1f}", "paused" if status.paused else f"{left:.0f} s"
         if self.mode.value == RASTERIZER:
             rows["frame"] = f"{1000 * frame:.0f} ms, {1 / frame:.0f}/s" if frame else "-"
-        _update(self.summary, content=summary(self._prompt, rows))
+        update(self.summary, content=summary(self._prompt, rows))
         if not self.live:
             return
-        _update(self.progress, value=100.0 * status.step / max(status.steps, 1))
+        update(self.progress, value=100.0 * status.step / max(status.steps, 1))
         for button in (self.pause, self.step, self.stop):
-            _update(button, disabled=status.finished)
+            update(button, disabled=status.finished)
         wanted = "Resume" if status.paused else "Pause"
         if self.pause.label != wanted:
             self.pause.label = wanted
@@ -173,8 +185,9 @@ class Panels:
     def show_mode(self) -> None:
         """Enable the controls of the chosen rendering mode."""
         for handle in self.exact:
-            _update(handle, visible=self.mode.value == RASTERIZER)
-        _update(self.cells, visible=self.format.value in MESHES)
+            update(handle, visible=self.mode.value == RASTERIZER)
+        for handle in (self.cells, self.triangles):
+            update(handle, visible=self.format.value in MESHES)
 
     def show_scenes(self, count: int) -> None:
         """Offer the stored scenes, and the newest as the last position of the slider."""
@@ -183,16 +196,16 @@ class Panels:
             self.scene.max = count
             if newest:
                 self.scene.value = count
-        _update(self.scene, visible=count > 0)
+        update(self.scene, visible=count > 0)
 
     def show_keyframes(self, count: int) -> None:
         """Show the number of keyframes of the path."""
         text = (
             f"{count} views on the path" if count else "Move to a view and add it; two or more make a path."
         )
-        _update(self.keyframes, content=f'<div style="{STYLE}; color: gray">{text}</div>')
+        update(self.keyframes, content=f'<div style="{STYLE}; color: gray">{text}</div>')
         for button in (self.preview, self.film):
-            _update(button, disabled=count < 2)
+            update(button, disabled=count < 2)
 
 
 SHOWN = {"t": "t", "loss": "loss", "gradient": "gradient_norm"}
@@ -226,7 +239,7 @@ def tile(picture: np.ndarray) -> np.ndarray:
     return np.pad(picture[rows][:, columns], ((2, 2), (2, 2), (0, 0)), constant_values=255)
 
 
-def _update(handle: object, **values: object) -> None:
+def update(handle: object, **values: object) -> None:
     """Set only attributes that differ: viser sends every assignment to every client."""
     for name, value in values.items():
         if getattr(handle, name) != value:

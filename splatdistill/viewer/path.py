@@ -1,5 +1,6 @@
 """A camera path through keyframes, smooth in position, target and field of view."""
 
+import math
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -7,14 +8,21 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import viser
 from torch.nn import ParameterDict
 
 from splatdistill.media.films import find_ffmpeg, write_mp4, write_webp
 from splatdistill.scene.cameras import Cameras, from_poses, looking_at
+from splatdistill.scene.gaussians import placement
+from splatdistill.training.monitor import Snapshot
 from splatdistill.viewer.drawing import RenderOptions, draw
 
 FPS = 24
 WEBP_FPS = 12  # its frames are kept in memory until all are there
+
+
+DISTANCE, FOV = 3.0, math.radians(45.0)  # of the views that have a key, of a scene of radius 1
+VIEWS = {str(k + 1): (45.0 * k, 20.0) for k in range(8)} | {"9": (0.0, 85.0), "R": (0.0, 20.0)}  # degrees
 
 
 @dataclass(frozen=True)
@@ -29,6 +37,48 @@ class Keyframe:
         """Return the camera, +Z up, for an image of this size in pixels."""
         poses = looking_at(torch.tensor([self.position]), torch.tensor([self.look_at]))
         return from_poses(poses, float(np.degrees(self.fov_rad)), width, height)
+
+
+@dataclass(frozen=True)
+class Home:
+    """Where a scene is: its middle, and its radius in world units, that the views of the keys show."""
+
+    middle: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    radius: float = 1.0
+
+    def view(self, key: str) -> Keyframe:
+        """Return one of VIEWS of the scene."""
+        x, y, z = (m + self.radius * p for m, p in zip(self.middle, place_of(*VIEWS[key])))
+        return Keyframe((x, y, z), self.middle, FOV)
+
+    @property
+    def planes(self) -> tuple[float, float]:
+        """The nearest and farthest depth that is drawn."""
+        return (max(0.01 * self.radius, 0.001), max(100.0 * self.radius, 0.002))
+
+
+def home_of(scene: Snapshot | None) -> Home:
+    """Return where a scene is; at the origin while there is none."""
+    if scene is None:
+        return Home()
+    (x, y, z), scale = placement(scene.gaussians, radius=1.0)
+    return Home((-x, -y, -z), 1.0 / scale)
+
+
+def place_of(azimuth_deg: float, elevation_deg: float) -> tuple[float, float, float]:
+    """Return the position of a camera that looks at the origin from DISTANCE."""
+    a, e = math.radians(azimuth_deg), math.radians(elevation_deg)
+    flat = DISTANCE * math.cos(e)
+    return (flat * math.cos(a), flat * math.sin(a), DISTANCE * math.sin(e))
+
+
+def point(client: viser.ClientHandle, key: Keyframe) -> None:
+    """Move a client's camera, with +Z up."""
+    with client.atomic():
+        client.camera.up_direction = (0.0, 0.0, 1.0)
+        client.camera.position = key.position
+        client.camera.look_at = key.look_at
+        client.camera.fov = key.fov_rad
 
 
 def along(keyframes: list[Keyframe], share: float) -> Keyframe:

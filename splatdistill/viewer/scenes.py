@@ -12,11 +12,11 @@ from splatdistill.scene.orientation import reorient
 from splatdistill.training.monitor import Session, Snapshot
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Scenes:
-    """The scenes of a session, newest last; file: the stored result, if any; folder: of the run.
+    """The scenes of a session, newest last; file: holds the newest as it is, if any does; folder: of the run.
 
-    comments: stored in exported files.
+    comments: stored in exported files. All but the session change when the scene is changed in the page.
     """
 
     session: Session
@@ -36,13 +36,19 @@ class Scenes:
         return Snapshot(step_of(path), gaussians.requires_grad_(False))
 
     def export(
-        self, path: Path | None, ending: str, up: str | None = None, prune: float = 0.0, cells: int = 0
+        self,
+        path: Path | None,
+        ending: str,
+        up: str | None = None,
+        prune: float = 0.0,
+        cells: int = 0,
+        triangles: int = 20_000,
     ) -> bytes:
         """Return a scene in the format of an ending; a stored file in that format is returned as it is.
 
         path as in `get`; up: the up axis of the file, by default the format's; prune: leave out Gaussians of
-        lower opacity; cells along the longest side of a mesh, 0 for splats. Raises UserError when the format
-        cannot hold it, or nothing is left.
+        lower opacity; cells along the longest side of a mesh, 0 for splats, and about its largest number of
+        triangles. Raises UserError when the format cannot hold it, or nothing is left.
         """
         done = self.file is not None and self.session.status.finished and self.file.is_file()
         stored = self.file if path is None and done else path
@@ -62,7 +68,8 @@ class Scenes:
             if cells:
                 from splatdistill.formats.mesh import write_mesh  # needs an extra
 
-                write_mesh(target, reorient(gaussians, "z", up or "y"), self.comments, cells, note=ignore)
+                turned = reorient(gaussians, "z", up or "y")
+                write_mesh(target, turned, self.comments, cells, triangles, note=ignore)
             else:
                 formats.write_splat(target, gaussians, self.comments, up)
             return target.read_bytes()

@@ -27,6 +27,7 @@ from websockets.http11 import Request, Response
 
 from splatdistill.console import note
 from splatdistill.errors import UserError
+from splatdistill.viewer.pages import PLACE, Pages
 
 PORT, PORTS = 8080, 100  # first port, and number of ports to try
 LARGEST_MESSAGE = 2**16  # bytes of a client's message
@@ -189,6 +190,8 @@ class _Once(logging.Handler):
 class Server(viser.ViserServer):
     """A quiet viser server that refuses all requests before `open`."""
 
+    guard: "Guard"  # set by start_server
+
     def __init__(self, host: str, port: int, ready: threading.Event) -> None:
         super().__init__(host, port, verbose=False)
         self._ready = ready
@@ -203,6 +206,10 @@ class Server(viser.ViserServer):
     def control(self, uuid: str) -> Any:
         """Return the control with this identifier, or None."""
         return self.gui._gui_input_handle_from_uuid.get(uuid)
+
+    def attach(self, pages: Pages) -> None:
+        """Let the script of our pages open sockets of its own, before `open`."""
+        self.guard.pages = pages
 
     def open(self) -> None:
         """Accept requests from now on: the panels exist."""
@@ -241,7 +248,7 @@ def start_server(address: Address) -> tuple[Server, Address]:
         server.stop()
         raise UserError(f"viser {viser.__version__} cannot be guarded from other pages; install viser 1.1")
 
-    guard.control = server.control
+    guard.control, server.guard = server.control, guard
 
     def failed(_: object, context: dict[str, Any]) -> None:
         logger.error(context["message"], exc_info=context.get("exception"))
@@ -252,28 +259,36 @@ def start_server(address: Address) -> tuple[Server, Address]:
 
 
 @dataclass
-class _Guard:
-    """The checks between a server and its clients: whether it is open, and how it finds controls."""
+class Guard:
+    """The checks between a server and its clients: whether it is open, and how it finds controls.
+
+    pages: who else may open a socket; None for nobody.
+    """
 
     hooked: threading.Event = field(default_factory=threading.Event)
     control: Callable[[str], Any] = lambda uuid: None
+    pages: Pages | None = None
+
+    def admits(self, path: str) -> bool:
+        """Return whether a socket at this path is one of our pages' own."""
+        return self.pages is not None and self.pages.admits(path)
 
 
 @contextlib.contextmanager
-def _guarded(remote: bool, logger: logging.Logger, ready: threading.Event) -> Iterator[_Guard]:
+def _guarded(remote: bool, logger: logging.Logger, ready: threading.Event) -> Iterator[Guard]:
     """Make a server that starts inside the block check `refusal` and `understood` first.
 
     viser builds its websocket server in a function of its own thread and keeps no handle to it: what it calls
     there is the one place to hook in.
     """
-    guard = _Guard()
+    guard = Guard()
     original = websockets.asyncio.server.serve
     own_protocol = f"viser-v{viser.__version__}"
 
     def serve(handler: Any, host: str, port: int, *, process_request: Any, **options: Any) -> Any:
         def checked(connection: Any, request: Request) -> Response | None:
             reason = refusal(request.headers, remote)
-            if reason is None and request.headers.get_all("Upgrade"):
+            if reason is None and request.headers.get_all("Upgrade") and not guard.admits(request.path):
                 spoken = request.headers.get_all("Sec-WebSocket-Protocol")
                 reason = None if own_protocol in spoken else "another version's page; reload it"
             if reason is None and not ready.is_set():
@@ -283,6 +298,8 @@ def _guarded(remote: bool, logger: logging.Logger, ready: threading.Event) -> It
             return process_request(connection, request)
 
         async def filtered(connection: Any) -> None:
+            if guard.pages is not None and connection.request.path.startswith(PLACE):
+                return await guard.pages.talk(connection)
             receive = connection.recv
 
             async def next_understood(*arguments: Any, **keywords: Any) -> bytes:

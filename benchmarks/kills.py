@@ -10,7 +10,7 @@ every other time that is killed too, at a random operation, up to three kills in
 
 Lost: an older result that is nowhere while there is no new one; a command that cannot be finished.
 Different: any file, hidden ones too, that at the end has other bytes than after the undisturbed command, is
-missing, or is too many. With --prior the teacher is another than the shipped one.
+missing, or is too many. The teacher is by default a tiny random pipeline: what is in question are files.
 With --plant a fault is put into the product, which the campaign must find.
 """
 
@@ -201,7 +201,7 @@ def campaign(
     Args:
         prior: the folder of a teacher; None for a tiny random one, for which tests/ must be importable.
         names: of jobs, or None.
-        every: so many-th operation on files meets a fault.
+        every: so many-th operation of a run meets a fault; of what cannot be resumed every one does.
         meet: `kill_all`, or another campaign of this kind.
     """
     if prior is None:
@@ -224,7 +224,7 @@ def campaign(
         for name in names or made:
             place = Path(folder) / "jobs" / name.replace(" ", "-")
             place.mkdir(parents=True)
-            tally = meet(made[name], place, every)
+            tally = meet(made[name], place, every if made[name].resumes else 1)
             print(name, *(f"{key} {count}" for key, count in counted(tally).items()), sep=", ", flush=True)
             for line in tally.lost + tally.different + tally.untold:
                 print(f"    {line}", flush=True)
@@ -275,10 +275,10 @@ def main() -> None:
     """Print a line a job and write the result."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument(
-        "--prior", default="embedded", help="the teacher; default the shipped one of single views"
+        "--prior", help="the teacher; default a tiny random one, for which tests/ must be importable"
     )
     parser.add_argument("--jobs", nargs="+", metavar="NAME", help="default all")
-    parser.add_argument("--every", type=int, default=1, help="kill at every so many-th operation")
+    parser.add_argument("--every", type=int, default=1, help="kill a run at every so many-th operation only")
     parser.add_argument("--dry", action="store_true", help="write no result")
     parser.add_argument("--plant", choices=PLANTS, help="put this fault into the product, to see it found")
     args = parser.parse_args()

@@ -16,7 +16,7 @@ FIGURES = re.compile(r"(<!-- figures: .*? -->\n).*?(<!-- end -->)", re.DOTALL)
 def faults(result: dict[str, Any]) -> str:
     """Describe a campaign on files."""
     jobs, every = len(result["jobs"]), result["every"]
-    places = "every operation" if every == 1 else f"every {every}th operation"
+    places = "every operation" + (f" (of runs every {every}.)" if every > 1 else "")
     counts = f"{result['lost']} lost, {result['different']} with different bytes, {result['untold']} untold"
     return f"{result['faults']} at {places} of {jobs} jobs: {counts}"
 

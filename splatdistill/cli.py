@@ -253,21 +253,24 @@ def make(config: Config, out: Path, args: argparse.Namespace, *, resume: bool = 
     args: the options of `add_settings`, `add_viewer` and `add_logging`, and --overwrite.
     """
     from splatdistill.training.loggers import find_logger
+    from splatdistill.training.parallel import joined
     from splatdistill.training.run import make_run
 
     if not 0 <= args.validate <= MOST_VIEWS:
         raise UserError(f"--validate {args.validate}: expected a number of views from 1 to {MOST_VIEWS}")
     address = viewer_address(args)
     logger = find_logger(args.log) if args.log else None
-    return make_run(
-        config,
-        out,
-        device=args.device,
-        overwrite=args.overwrite,
-        resume=resume,
-        allow_unknown=args.allow_unknown,
-        watch=lambda job: watched(job, address, args.validate, logger, hint=args.prior is None),
-    )
+    with joined(note) as ranks:
+        return make_run(
+            config,
+            out,
+            device=args.device,
+            overwrite=args.overwrite,
+            resume=resume,
+            allow_unknown=args.allow_unknown,
+            watch=lambda job: watched(job, address, args.validate, logger, hint=args.prior is None),
+            ranks=ranks,
+        )
 
 
 def status_of(result: RunResult) -> int:

@@ -5,6 +5,7 @@ Locking and replacing an older run is in training/claim.py.
 
 import json
 import math
+import os
 import re
 import sys
 from pathlib import Path
@@ -88,11 +89,15 @@ class MetricsWriter:
     """A writer of one JSON object a line; each is flushed to the operating system when `write` returns.
 
     Opening keeps the lines of steps before resume_step and drops later and torn ones, since a resumed run
-    repeats those steps; 0 starts the file anew. Raises UserError when the file cannot be written.
+    repeats those steps; 0 starts the file anew. Without a path nothing is kept. Raises UserError when the
+    file cannot be written.
     """
 
-    def __init__(self, path: str | Path, resume_step: int = 0) -> None:
-        self._path = path = Path(path)
+    def __init__(self, path: str | Path | None, resume_step: int = 0) -> None:
+        self._path = path = Path(os.devnull if path is None else path)
+        if path == Path(os.devnull):
+            self._file = open(path, "ab", buffering=0)  # noqa: SIM115
+            return
         kept = _lines_before(path, resume_step) if resume_step > 0 and path.exists() else []
         with atomic_write(path) as file:
             file.writelines(kept)

@@ -29,6 +29,7 @@ from splatdistill.console import exit_status, say
 from splatdistill.errors import Diverged, UserError
 from splatdistill.folder import CONFIG, RESULT, SEEDS, SWEEP
 from splatdistill.training.inputs import edit_settings, name_of
+from splatdistill.training.parallel import launched
 
 if TYPE_CHECKING:
     from splatdistill.config.schema import Config
@@ -98,6 +99,8 @@ def several(args: argparse.Namespace) -> int:
     from splatdistill.media.runs_page import runs_page
     from splatdistill.media.sheets import runs_sheet
 
+    if launched():
+        raise UserError("--seeds and --sweep make runs one after another: use splatdistill.batch for many")
     if args.seed is not None and args.seeds is not None:
         raise UserError("give --seed or --seeds, not both")
     seeds = [None] if args.seeds is None else numbers(args.seeds, "--seeds")

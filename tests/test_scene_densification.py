@@ -12,6 +12,7 @@ from splatdistill.scene.densification import (
     keep_mask,
     lonely_mask,
     relocation,
+    statistics,
 )
 
 
@@ -45,6 +46,11 @@ def info(gradient, views=2, size=64, visible=None):
     return {"means2d": means2d, "radii": radii, "width": size, "height": size, "n_cameras": views}
 
 
+def seen(gradient):
+    """Return the statistics of such a pass."""
+    return statistics(info(gradient))
+
+
 def gradient_of(count, norms):
     """Pixel gradients [N, 2] with the given first norms in gsplat's normalized units (64 pixels, 2 views)."""
     gradient = torch.zeros(count, 2)
@@ -70,15 +76,15 @@ def test_mean_gradient_is_normalized_as_gsplat_does():
     strategy, state = DefaultStrategy(), DefaultStrategy().initialize_state()
     visible = torch.tensor([[1, 1, 0, 1, 0], [1, 0, 0, 1, 1]])
     for seed in range(2):
-        seen = info(torch.randn(5, 2, generator=torch.Generator().manual_seed(seed)), visible=visible)
-        densifier.after_backward(scene, {}, 1, seen)
-        strategy._update_state(scene, state, {**seen, "gaussian_ids": None})
+        told = info(torch.randn(5, 2, generator=torch.Generator().manual_seed(seed)), visible=visible)
+        densifier.after_backward(scene, {}, 1, densifier.seen(1, told))
+        strategy._update_state(scene, state, {**told, "gaussian_ids": None})
     torch.testing.assert_close(densifier.state_dict(), {k: state[k] for k in ("grad2d", "count")})
 
 
 def test_only_large_gradients_grow_and_the_optimizers_follow():
     scene, optimizers, densifier = setup(grow_grad2d=0.5, grow_scale3d=1.0)  # all small: duplicated
-    counts = densifier.after_backward(scene, optimizers, 10, info(gradient_of(40, [0.6, 0.4, 0.7])))
+    counts = densifier.after_backward(scene, optimizers, 10, seen(gradient_of(40, [0.6, 0.4, 0.7])))
     assert counts == {"grown": 2} and len(scene["means"]) == 42
     assert torch.equal(scene["means"][40:], scene["means"][[0, 2]])
     check_consistent(scene, optimizers, densifier)
@@ -91,7 +97,7 @@ def test_large_gaussians_are_split_into_smaller_ones_near_by():
     torch.manual_seed(0)
     scene, optimizers, densifier = setup(grow_grad2d=0.5, grow_scale3d=1e-4)
     before, scale = scene["means"][0].detach().clone(), scene["scales"][0].exp().mean()
-    assert densifier.after_backward(scene, optimizers, 10, info(gradient_of(40, [0.6]))) == {"grown": 1}
+    assert densifier.after_backward(scene, optimizers, 10, seen(gradient_of(40, [0.6]))) == {"grown": 1}
     assert len(scene["means"]) == 41
     torch.testing.assert_close(scene["scales"][39:].exp().mean(), scale / 1.6, rtol=0.1, atol=0)
     assert (scene["means"][39:] - before).norm(dim=-1).max() < 5 * scale
@@ -100,9 +106,9 @@ def test_large_gaussians_are_split_into_smaller_ones_near_by():
 
 def test_growth_takes_the_largest_gradients_up_to_the_cap():
     scene, optimizers, densifier = setup(grow_grad2d=0.1, grow_scale3d=1.0, cap_max=42)
-    densifier.after_backward(scene, optimizers, 10, info(gradient_of(40, [0.2, 0.9, 0.3, 0.8])))
+    densifier.after_backward(scene, optimizers, 10, seen(gradient_of(40, [0.2, 0.9, 0.3, 0.8])))
     assert torch.equal(scene["means"][40:], scene["means"][[1, 3]])
-    densifier.after_backward(scene, optimizers, 20, info(gradient_of(42, [0.2, 0.9])))
+    densifier.after_backward(scene, optimizers, 20, seen(gradient_of(42, [0.2, 0.9])))
     assert len(scene["means"]) == 42
 
 
@@ -113,22 +119,22 @@ def test_transparent_oversize_and_non_finite_gaussians_are_pruned():
         scene["opacities"][0] = -6
         scene["scales"][1, 2] = math.log(0.6)
         scene["sh0"][2, 0, 1] = math.nan
-    assert densifier.after_backward(scene, optimizers, 10, info(torch.zeros(40, 2))) == {"pruned": 3}
+    assert densifier.after_backward(scene, optimizers, 10, seen(torch.zeros(40, 2))) == {"pruned": 3}
     assert torch.equal(scene["means"].detach(), kept)
     check_consistent(scene, optimizers, densifier)
 
 
 def test_pruning_never_empties_the_scene():
     scene, optimizers, densifier = setup(prune_opacity=0.99)
-    assert densifier.after_backward(scene, optimizers, 10, info(torch.zeros(40, 2))) == {}
+    assert densifier.after_backward(scene, optimizers, 10, seen(torch.zeros(40, 2))) == {}
     assert len(scene["means"]) == 40
 
 
 def test_opacity_reset_happens_on_schedule_and_clears_its_moments():
     scene, optimizers, densifier = setup(reset_every=15, reset_opacity=0.02)
     for step in (0, 14, 105):
-        assert "reset" not in densifier.after_backward(scene, optimizers, step, info(torch.zeros(40, 2)))
-    assert densifier.after_backward(scene, optimizers, 15, info(torch.zeros(40, 2))) == {"reset": 40}
+        assert "reset" not in densifier.after_backward(scene, optimizers, step, seen(torch.zeros(40, 2)))
+    assert densifier.after_backward(scene, optimizers, 15, seen(torch.zeros(40, 2))) == {"reset": 40}
     torch.testing.assert_close(scene["opacities"].sigmoid().detach(), torch.full((40,), 0.02))
     assert (optimizers["opacities"].state[scene["opacities"]]["exp_avg"] == 0).all()
     check_consistent(scene, optimizers, densifier)
@@ -138,19 +144,19 @@ def test_opacity_reset_happens_on_schedule_and_clears_its_moments():
 def test_nothing_changes_outside_the_schedule(step):
     scene, optimizers, densifier = setup(grow_grad2d=0.1)
     before = {name: value.detach().clone() for name, value in scene.items()}
-    assert densifier.after_backward(scene, optimizers, step, info(gradient_of(40, [0.9]))) == {}
+    assert densifier.after_backward(scene, optimizers, step, seen(gradient_of(40, [0.9]))) == {}
     assert all(torch.equal(value, before[name]) for name, value in scene.items())
 
 
 def test_kind_none_never_changes_anything():
     scene, optimizers, densifier = setup(kind="none", reset_every=10, prune_opacity=0.99)
-    assert densifier.after_backward(scene, optimizers, 10, info(torch.ones(40, 2))) == {}
+    assert densifier.after_backward(scene, optimizers, 10, seen(torch.ones(40, 2))) == {}
     assert len(scene["means"]) == 40
 
 
 def test_works_before_the_first_optimizer_step():
     scene, optimizers, densifier = setup(stepped=False, degree=0, grow_grad2d=0.5)
-    densifier.after_backward(scene, optimizers, 10, info(gradient_of(40, [0.6])))
+    densifier.after_backward(scene, optimizers, 10, seen(gradient_of(40, [0.6])))
     assert len(scene["means"]) == 41
 
 
@@ -159,7 +165,7 @@ def test_a_restored_run_continues_bit_exactly(kind):
     def run(first, last, scene, optimizers, densifier):
         for step in range(first, last):
             gradient = torch.randn(len(scene["means"]), 2) / 64
-            densifier.after_backward(scene, optimizers, step, info(gradient))
+            densifier.after_backward(scene, optimizers, step, seen(gradient))
             yield len(scene["means"])
 
     settings = {"kind": kind, "grow_grad2d": 0.9, "grow_scale3d": 0.05, "prune_opacity": 0.095}
@@ -218,13 +224,13 @@ def test_mcmc_moves_dead_gaussians_onto_live_ones_and_grows_to_the_cap():
         scene["opacities"][:3] = -9
         scene["means"][3] = math.nan
     live = scene["means"][4:].detach().clone()
-    assert densifier.after_backward(scene, optimizers, 10, {}) == {"relocated": 4, "grown": 1}
+    assert densifier.after_backward(scene, optimizers, 10, []) == {"relocated": 4, "grown": 1}
     assert len(scene["means"]) == 41 and G.finite_mask(scene).all()
     same = (scene["means"][:4, None] == live).all(-1)  # [4, live]
     assert same.any(1).all()
     assert (scene["opacities"].sigmoid() >= 0.0099).all()
     check_consistent(scene, optimizers, densifier)
-    assert densifier.after_backward(scene, optimizers, 20, {}) == {}
+    assert densifier.after_backward(scene, optimizers, 20, []) == {}
 
 
 def test_mcmc_noise_moves_transparent_gaussians_along_their_shape():
@@ -235,7 +241,7 @@ def test_mcmc_noise_moves_transparent_gaussians_along_their_shape():
         scene["scales"].copy_(torch.tensor([0.1, 0.01, 0.01]).log())
         scene["opacities"][:250], scene["opacities"][250:] = -7, 3
     before = scene["means"].detach().clone()
-    densifier.after_backward(scene, optimizers, 5, {})
+    densifier.after_backward(scene, optimizers, 5, [])
     moved = (scene["means"].detach() - before).abs()
     assert moved[250:].max() < 1e-3 * moved[:250].max()
     assert moved[:250, 0].mean() > 20 * moved[:250, 1].mean() > 0
@@ -291,7 +297,7 @@ def test_what_may_not_change_is_left_alone_and_offspring_know_their_ancestor(kin
     before = {name: value.detach().clone() for name, value in scene.items()}
     torch.manual_seed(0)
     for step in (10, 20, 30):
-        counts = densifier.after_backward(scene, optimizers, step, info(torch.ones(len(scene["means"]), 2)))
+        counts = densifier.after_backward(scene, optimizers, step, seen(torch.ones(len(scene["means"]), 2)))
         assert counts
     rows, held = densifier.rows, densifier.held
     assert len(scene["means"]) == len(rows) > 20 and held is not None

@@ -1,5 +1,6 @@
 """The inputs of a method (latents, timesteps and conditioning) and its results."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -26,6 +27,11 @@ class Comparison(NamedTuple):
 
 class State:
     """The state of a method during one run. This one, of a method without state, is empty."""
+
+    @property
+    def optimizers(self) -> Sequence[torch.optim.Optimizer]:
+        """Of what the method learns, if anything: over several processes their gradients are averaged."""
+        return ()
 
     def state_dict(self) -> dict[str, Any]:
         """Return tensors and plain values from which `load_state_dict` continues."""

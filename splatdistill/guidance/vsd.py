@@ -85,6 +85,11 @@ class Student(State):
         self.learned |= {f"camera.{name}": p for name, p in self.camera.named_parameters()}
         self.optimizer = torch.optim.AdamW(self.learned.values(), lr=rate, weight_decay=1e-2)
 
+    @property
+    def optimizers(self) -> list[torch.optim.Optimizer]:
+        """The student's one."""
+        return [self.optimizer]
+
     def output(self, query: Query, z_t: Tensor, t: Tensor) -> Tensor:
         """Return raw outputs [B,C,h,w] for the query's text and cameras, at z_t [B,C,h,w] and t [B]."""
         from splatdistill.priors.multiview import camera_matrices

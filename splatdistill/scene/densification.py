@@ -10,6 +10,7 @@ exactly.
 
 import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -34,6 +35,7 @@ ALTERNATING_BINOMIALS = torch.tensor(  # [n, j - 1]: C(n, j) (-1)^(j - 1) / sqrt
     ],
     dtype=torch.float64,
 )
+STATISTICS = ("grad2d", "count")  # kept by `default`
 FEW = 0.01  # share of a splat: fewer lonely Gaussians than that are its thin parts, and no floaters
 GRID = 32  # cells along each axis in the search for floaters
 
@@ -109,13 +111,21 @@ class Densifier:
         if self.config.kind == "default" and info["means2d"].requires_grad:
             info["means2d"].retain_grad()
 
+    def seen(self, step: int, info: dict[str, Any]) -> list[Tensor]:
+        """Return what a step's views add to the statistics, see `statistics`; nothing where none are kept.
+
+        Call it after loss.backward() with the Render's info. Over several processes these are to be summed.
+        """
+        wanted = self.config.kind == "default" and step < self.config.stop
+        return statistics(info) if wanted else []
+
     @torch.no_grad()
     def after_backward(
-        self, gaussians: ParameterDict, optimizers: dict[str, Optimizer], step: int, info: dict[str, Any]
+        self, gaussians: ParameterDict, optimizers: dict[str, Optimizer], step: int, seen: Sequence[Tensor]
     ) -> dict[str, int]:
         """Update the statistics and, at a refinement step, change the Gaussians.
 
-        Call it after the optimizers' step. Steps are absolute; `info` is that of the step's Render.
+        Call it after the optimizers' step. Steps are absolute; `seen` is what `seen` returned.
 
         Returns:
             Numbers of Gaussians grown, pruned, relocated or reset; only those above zero.
@@ -124,11 +134,12 @@ class Densifier:
         due = config.start <= step < config.stop and step % config.every == 0
         counts: dict[str, int] = {}
         if config.kind == "default" and step < config.stop:
-            self._accumulate(info)
+            for name, value in zip(STATISTICS, seen):
+                self._state[name] += value
             if due:
                 counts["grown"] = self._grow(gaussians, optimizers)
                 counts["pruned"] = self._prune(gaussians, optimizers)
-                for name in ("grad2d", "count"):
+                for name in STATISTICS:
                     self._state[name] = torch.zeros_like(self._state[name])
             if config.reset_every and step > 0 and step % config.reset_every == 0:
                 counts["reset"] = self._reset(gaussians, optimizers)
@@ -161,7 +172,7 @@ class Densifier:
         remove(gaussians, optimizers, self._state, bad)
 
     def _empty(self, gaussians: ParameterDict) -> dict[str, Tensor]:
-        names = ("grad2d", "count") if self.config.kind == "default" else ()
+        names = STATISTICS if self.config.kind == "default" else ()
         opacities = gaussians["opacities"].detach()
         empty = {name: torch.zeros_like(opacities) for name in names}
         if self.changeable is not None:
@@ -179,14 +190,6 @@ class Densifier:
         reset_opa(gaussians, optimizers, {}, self.config.reset_opacity)
         gaussians["opacities"].copy_(torch.where(free, gaussians["opacities"], before))
         return int(free.sum())
-
-    def _accumulate(self, info: dict[str, Any]) -> None:
-        """Add the norm of the image-plane gradient in normalized coordinates for each visible Gaussian."""
-        half = torch.tensor([info["width"] / 2, info["height"] / 2]) * info["n_cameras"]
-        norms = (info["means2d"].grad * send(half, info["means2d"])).norm(dim=-1)  # [V, N]
-        visible = (info["radii"] > 0).all(-1)  # [V, N]
-        self._state["grad2d"] += norms.where(visible, 0.0).sum(0)
-        self._state["count"] += visible.sum(0)
 
     def _grow(self, gaussians: ParameterDict, optimizers: dict[str, Optimizer]) -> int:
         """Duplicate small and split large Gaussians of large gradient, the largest first, up to the cap."""
@@ -217,6 +220,18 @@ class Densifier:
             return 0
         remove(gaussians, optimizers, self._state, bad)
         return int(bad.sum())
+
+
+@torch.no_grad()
+def statistics(info: dict[str, Any]) -> list[Tensor]:
+    """Return STATISTICS of a step's views, after its backward pass: summed gradients and views, both [N].
+
+    A gradient is the norm of the image-plane gradient in normalized coordinates, where a Gaussian is visible.
+    """
+    half = torch.tensor([info["width"] / 2, info["height"] / 2]) * info["n_cameras"]
+    norms = (info["means2d"].grad * send(half, info["means2d"])).norm(dim=-1)  # [V, N]
+    visible = (info["radii"] > 0).all(-1)  # [V, N]
+    return [norms.where(visible, 0.0).sum(0), visible.sum(0, dtype=norms.dtype)]
 
 
 def relocation(opacities: Tensor, scales: Tensor, copies: Tensor) -> tuple[Tensor, Tensor]:

@@ -27,6 +27,7 @@ from splatdistill.scene.rendering import Render, render
 from splatdistill.scene.shading import shade
 from splatdistill.training import checkpoint
 from splatdistill.training.origin import Origin
+from splatdistill.training.parallel import Alone
 from splatdistill.training.progress import Metrics, NullWatcher, Watcher
 from splatdistill.training.state import TrainState
 
@@ -34,12 +35,15 @@ GRIPPED = 0.5  # of the hold on a splat, above which nothing is born or pruned i
 SCENES = 10  # number of scenes kept over a run, beside the first
 
 
-def save(state: TrainState, config: Config, out: Path, *, scene: bool = True) -> None:
+def save(state: TrainState, config: Config, out: Path, ranks: Alone, *, scene: bool = True) -> None:
     """Write the state to the run's checkpoints, and before it the scene where that is kept.
 
-    scene: whether to keep it, if another tenth of the run is done.
+    ranks: of which the first writes. scene: whether to keep it, if another tenth of the run is done.
     """
     state.drop_broken()
+    ranks.keep_same(state)
+    if not ranks.first:
+        return
     before = max(state.step - config.checkpoint_every, -1)
     if scene and state.step * SCENES // config.steps > before * SCENES // config.steps:
         write_ply(checkpoint_path(out, state.step, ".ply"), state.gaussians)
@@ -128,17 +132,17 @@ class Anchors:
     ) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
         """Yield the loss of each anchor and its named terms, detached.
 
-        before: what `before` gave; background [V, 3]; degree: the SH bands in use.
+        before: what `before` gave; background [1, 3]: behind a picture; degree: the SH bands in use.
         """
         if self.origin is not None:
             placed, rows = self.origin.placed, state.densifier.rows
             yield holding(view, before, state.gaussians, placed, rows, config.hold, state.grip, progress)
         if self.reference is not None:
-            yield reference_loss(state, self.reference, background[:1], degree, config.image)
+            yield reference_loss(state, self.reference, background, degree, config.image)
         if self.captures is not None:
             drawn = int(torch.randint(len(self.captures), (1,), generator=state.generator))
             weights = config.captures
-            yield reference_loss(state, self.captures[drawn], background[:1], degree, weights, "capture")
+            yield reference_loss(state, self.captures[drawn], background, degree, weights, "capture")
 
     def keep_(self, state: TrainState) -> None:
         """Move what left the mask of an edit back into it."""
@@ -169,6 +173,7 @@ def train(
     out: Path,
     watcher: Watcher | None = None,
     anchors: Anchors | None = None,
+    ranks: Alone | None = None,
 ) -> bool:
     """Run the remaining steps, writing checkpoints/ and metrics.jsonl in `out`; return whether all were run.
 
@@ -181,39 +186,46 @@ def train(
         out: the folder of the run, with checkpoints/ in it.
         watcher: called for every step; may stop the run.
         anchors: what the run is held to.
+        ranks: the processes that share the views of each step.
 
     Raises:
         Diverged: too many bad steps in a row; the state before them was saved.
-        UserError: a file cannot be written.
+        UserError: a file cannot be written, or another process was lost.
     """
-    watcher, anchors = watcher or NullWatcher(), anchors or Anchors()
+    watcher, anchors, ranks = watcher or NullWatcher(), anchors or Anchors(), ranks or Alone()
     guide = guide_of(config, prior, state)
     views, scene = config.views, config.gaussians
     generator = state.generator
+    state.grip = ranks.told(state.grip)
+    ranks.average_before_steps(guide.state.optimizers)
     if state.step == 0:
-        save(state, config, out)  # from here on a killed run can be resumed
+        save(state, config, out, ranks)  # from here on a killed run can be resumed
+    mine = ranks.mine(views.count)
 
-    with MetricsWriter(out / METRICS, resume_step=state.step + 1) as metrics_file:
-        while state.step < config.steps and not watcher.should_stop():
+    with MetricsWriter(out / METRICS if ranks.first else None, resume_step=state.step + 1) as metrics_file:
+        while state.step < config.steps and not ranks.any(watcher.should_stop()):
             progress = state.step / max(config.steps - 1, 1)
             state.set_learning_rates(progress)
 
-            # Render random views, each on its own plain background.
+            # Render random views, each on its own plain background; all processes draw the same ones.
             together = prior.group if prior.group > 1 else views.opposite
             cameras = sample_orbit(views.ranges, views.count, views.size, generator, together)
             names, background = draw_backgrounds(config.backgrounds, views.count, generator, prior.group)
             degree = min(sh_degree_of(state.gaussians), state.step // scene.sh_every if scene.sh_every else 3)
-            placed, background = cameras.to(state.device), upload([background], state.device)[0]
+            own = ranks.noise(generator, config.seed, state.step)
+            cameras, names = cameras[mine], names and names[mine]
+            placed = cameras.to(state.device)
+            background, first = upload([background[mine], background[:1]], state.device)
             view = render(state.gaussians, placed, background, degree)
 
             # Loss: distillation of the images, and regularization of the Gaussians.
-            shown = shade(view, placed, background, config.shading, progress, generator)
+            shown = shade(view, placed, background, config.shading, progress, own)
             before = anchors.before(config, placed, background)
             guided = guide(
                 shown,
                 progress,
                 cameras,
-                generator=generator,
+                generator=own,
                 background=background,
                 names=names,
                 source=before.rgb if before is not None and config.method.edits else None,
@@ -223,23 +235,26 @@ def train(
                 watcher.on_views(view, guided.distillation)
             penalty, terms = regularization(view, state.gaussians, config.losses)
             loss = guided.loss + penalty
-            for held, errors in anchors.loss(config, state, view, before, background, degree, progress):
+            for held, errors in anchors.loss(config, state, view, before, first, degree, progress):
                 loss, terms = loss + held, terms | errors
 
             # Step, unless the gradient is not finite or too large; then the state is unchanged.
             state.densifier.before_backward(view.info)
             loss.backward()
+            seen = state.densifier.seen(state.step, view.info)
+            losses = torch.stack([loss.detach(), guided.loss.detach(), *terms.values()])
+            gradients = [p.grad for p in state.gaussians.values() if p.grad is not None]
+            ranks.add_up_([*gradients, losses], seen)
             drop_gradients_(state.gaussians, state.densifier.held)
             norm = gradient_norm(state.gaussians)
             # All numbers of the step at once: here the host waits for the device.
-            told = torch.stack([loss.detach(), guided.loss.detach(), norm, *terms.values()]).tolist()
-            total, distilled, norm, *values = told
+            total, distilled, *values, norm = torch.cat([losses, norm[None]]).tolist()
             good = math.isfinite(norm) and norm <= config.guard.gradient_norm and math.isfinite(total)
             if good:
                 for optimizer in state.optimizers.values():
                     optimizer.step()
                 if state.grip <= GRIPPED:
-                    state.densifier.after_backward(state.gaussians, state.optimizers, state.step, view.info)
+                    state.densifier.after_backward(state.gaussians, state.optimizers, state.step, seen)
                 clamp_to_sphere_(state.gaussians, scene.bound)
                 anchors.keep_(state)
             for optimizer in state.optimizers.values():
@@ -260,14 +275,14 @@ def train(
             watcher.on_step(state.step, metrics)
             if state.bad_in_a_row >= config.guard.bad_steps:
                 state.bad_in_a_row = 0
-                save(state, config, out, scene=False)
+                save(state, config, out, ranks, scene=False)
                 raise Diverged(
                     f"{config.guard.bad_steps} bad steps in a row: their gradient norm, last {norm:g}, was "
                     f"above {config.guard.gradient_norm:g} or not finite; the state before them is saved"
                 )
             if state.step % config.checkpoint_every == 0 or state.step == config.steps:
-                save(state, config, out)
+                save(state, config, out, ranks)
 
     if state.step < config.steps:
-        save(state, config, out, scene=False)
+        save(state, config, out, ranks, scene=False)
     return state.step >= config.steps

@@ -48,7 +48,8 @@ from splatdistill.training.inputs import (
     read_source,
     teacher_of,
 )
-from splatdistill.training.progress import NullWatcher, RunResult, Watcher
+from splatdistill.training.parallel import Alone
+from splatdistill.training.progress import NullWatcher, RunResult, Watcher, interruptible
 
 if TYPE_CHECKING:
     import torch
@@ -96,6 +97,7 @@ def make_run(
     resume: bool = False,
     allow_unknown: bool = False,
     watch: Watch = unwatched,
+    ranks: Alone | None = None,
 ) -> RunResult:
     """Make or continue a run, and return what came of it.
 
@@ -114,6 +116,8 @@ def make_run(
         resume: continue the run in the folder.
         allow_unknown: only warn of words that the embedded teacher does not know.
         watch: makes the watcher of a job, for the time that it runs.
+        ranks: the processes that make this run together, each by the same call; only the first writes, and is
+            watched.
 
     Returns:
         Where the result is, or how far the run came when the watcher stopped it.
@@ -124,17 +128,22 @@ def make_run(
     """
     from splatdistill.config.load import with_digests
 
-    out, config = Path(out), with_digests(config)
+    out, config, ranks = Path(out), with_digests(config), ranks or Alone()
     warnings = check_words(config, allow_unknown)
+    if not ranks.first:
+        return follow(config, out, device, resume, ranks)
     check_folder(out, overwrite=overwrite, resume=resume)
     with claimed(out):
         check_folder(out, overwrite=overwrite, resume=resume)  # under the lock
-        job = prepare(config, out, device=device, resume=resume)
+        ranks.wait()
+        job = prepare(config, out, device=ranks.device(device), resume=resume)
+        ranks.check(config.views.count, job.prior.group)
+        ranks.wait()
         job.warnings = warnings + left_out(config, job.prior) + check_kernels(job.device) + gripped(job)
         with begun(job, resume), watch(job) as watcher:
             begin = time.perf_counter()
-            done = fit(job, watcher)
-            count = write(job) if done else 0
+            done = fit(job, watcher, ranks)
+            count = ranks.told(write(job) if done else 0)
             result = RunResult(out, config.steps, job.state.step, count, time.perf_counter() - begin)
             watcher.on_result(result)
     return result
@@ -160,6 +169,29 @@ def changed(
     with watch(job) as watcher:
         done = fit(job, watcher)
     return returned(job, *finished(job)) if done else None
+
+
+def follow(config: Config, out: Path, device: str | None, resume: bool, ranks: Alone) -> RunResult:
+    """Take part in a run that another process writes; see `make_run`.
+
+    The folder is read only after the first process has claimed it, and changes only after all have read it.
+    """
+    ranks.wait()
+    job = prepare(config, out, device=ranks.device(device), resume=resume)
+    ranks.check(config.views.count, job.prior.group)
+    ranks.wait()
+    begin = time.perf_counter()
+    try:
+        with interruptible() as interrupted:
+            watcher = NullWatcher()
+            watcher.should_stop = interrupted
+            fit(job, watcher, ranks)
+            count = ranks.told(0)
+    except UserError as error:
+        if resume or job.state.step:
+            raise UserError(f"{error}; then continue with --resume {out}") from error
+        raise
+    return RunResult(out, config.steps, job.state.step, count, time.perf_counter() - begin)
 
 
 def prepare(
@@ -272,7 +304,7 @@ def begun(job: Job, resume: bool) -> Iterator[None]:
         drop_previous(out)
 
 
-def fit(job: Job, watcher: Watcher) -> bool:
+def fit(job: Job, watcher: Watcher, ranks: Alone | None = None) -> bool:
     """Run the remaining steps of a job; return whether all are done, or the watcher stopped it.
 
     Raises Diverged when the steps came to nothing; the state is saved.
@@ -283,7 +315,8 @@ def fit(job: Job, watcher: Watcher) -> bool:
     held = None if job.picture is None else job.picture.resized(config.views.size).to(job.device)
     shift, scale = config.edit.shift, config.edit.scale
     captures = None if job.captures is None else job.captures.moved(shift, scale).to(job.device)
-    done = loop.train(config, job.prior, state, job.out, watcher, loop.Anchors(held, job.origin, captures))
+    anchors = loop.Anchors(held, job.origin, captures)
+    done = loop.train(config, job.prior, state, job.out, watcher, anchors, ranks)
     if done and state.skipped >= state.step:
         raise Diverged(
             f"every one of the {state.step} steps was bad: its gradient was not finite or its norm above "

@@ -1,0 +1,181 @@
+"""One scene over two processes, forked from this one, which speak over 127.0.0.1."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ranks as campaign
+import torch
+from ranks import as_bytes, commands, side_by_side, trained, trained_together, verb
+from test_training_loop import CPU, tiny, toy
+from tiny import Hooks, stop_after
+
+from splatdistill.guidance import query as queries
+from splatdistill.guidance.query import Query
+from splatdistill.training import loop
+from splatdistill.training.parallel import Alone, Ranks, joined
+from splatdistill.training.state import new_state
+
+ROOT = Path(__file__).resolve().parents[1]
+KINDS = ["default", "mcmc", "vsd", "edit in a mask"]
+
+
+@pytest.fixture(scope="module")
+def kinds(teacher: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
+    return commands(tmp_path_factory.mktemp("kinds"), teacher, 8)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_processes_end_with_the_same_bits_after_growth(kinds, tmp_path: Path, kind: str) -> None:
+    first, second = (one["state"] for one in trained_together(kinds[kind], tmp_path))
+    assert as_bytes(first) == as_bytes(second) and first["step"] == 8
+    before = trained([*kinds[kind], "steps=1"], tmp_path, Alone())["state"]["gaussians"]
+    assert len(first["gaussians"]["means"]) > len(before["means"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("prior", ["", "embedded", "embedded-multiview"])
+def test_fifty_steps_of_every_kind_end_with_the_same_bits(teacher, tmp_path: Path, prior: str) -> None:
+    rows = campaign.same(tmp_path, prior or teacher, 50, ["default", "mcmc", "vsd", "edit", "refine"])
+    assert rows.pop("gradients")["largest_relative_difference"] < 1e-6
+    assert rows and all(row["same_bits"] for row in rows.values())
+
+
+@pytest.fixture
+def one_noise(monkeypatch) -> None:
+    """Give every view the same noise, so that it does not matter which process draws it."""
+
+    def gaussian_like(z: torch.Tensor, generator: Any) -> torch.Tensor:
+        return torch.randn(z.shape[1:], generator=torch.Generator().manual_seed(0)).expand_as(z).contiguous()
+
+    monkeypatch.setattr(queries, "gaussian_like", gaussian_like)
+    monkeypatch.setattr(Query, "uniform", lambda self: torch.full((len(self.t),), 0.4, dtype=torch.float64))
+
+
+FIXED_T = ["method.timesteps.low=[0.4,0.4]", "method.timesteps.high=[0.4,0.4]", "densification.kind=none"]
+
+
+@pytest.mark.parametrize("kind", ["mcmc", "vsd"])
+def test_first_gradients_are_those_of_one_process(kinds, tmp_path: Path, kind: str, one_noise) -> None:
+    words = [*kinds[kind], *FIXED_T, "steps=1"]
+    alone = trained(words, tmp_path, Alone())
+    for shared in trained_together(words, tmp_path):
+        for a, b in zip(alone["gradients"], shared["gradients"], strict=True):
+            assert not a.numel() or float((a - b).abs().max() / a.abs().max()) < 1e-6
+        if kind == "vsd":  # the student's step was of the mean gradient too; Adam's first has its sign
+            learned = (one["state"]["method"]["learned"] for one in (alone, shared))
+            for a, b in zip(*(student.values() for student in learned), strict=True):
+                torch.testing.assert_close(a, b, atol=2e-5, rtol=0)
+
+
+def test_views_that_are_denoised_together_stay_together(tmp_path: Path) -> None:
+    config, prior = tiny("views.count=8", "method=sds", "steps=3", "checkpoint_every=9"), toy()
+    prior.group = 4
+    (tmp_path / "checkpoints").mkdir()
+    seen = []
+
+    def work() -> list[Any]:
+        encode = prior.encode
+        prior.encode = lambda rgb: seen.append(len(rgb)) or encode(rgb)
+        with joined() as ranks:
+            state = new_state(config, CPU)
+            loop.train(config, prior, state, tmp_path, ranks=ranks)
+        return [seen, {name: value.detach() for name, value in state.gaussians.items()}]
+
+    (first, a), (second, b) = (one.returned for one in side_by_side(work))
+    assert first == second == [4, 4, 4] and as_bytes(a) == as_bytes(b)
+
+
+def test_processes_that_drifted_apart_go_on_from_the_first(tmp_path: Path) -> None:
+    config = tiny("views.count=2", "steps=4", "checkpoint_every=2")
+    (tmp_path / "checkpoints").mkdir()
+
+    def work() -> dict[str, torch.Tensor]:
+        with joined() as ranks:
+            state = new_state(config, CPU)
+
+            def nudge(step: int, metrics: Any) -> None:
+                if step == 1 and not ranks.first:
+                    state.gaussians["means"].data[0] += 1e-6
+
+            loop.train(config, toy(), state, tmp_path, Hooks(on_step=nudge), ranks=ranks)
+        return {name: value.detach() for name, value in state.gaussians.items()}
+
+    a, b = (one.returned for one in side_by_side(work))
+    assert as_bytes(a) == as_bytes(b)
+
+
+def steps_of(out: Path) -> list[int]:
+    return [json.loads(line)["step"] for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_another_number_of_processes_goes_on(kinds, tmp_path: Path) -> None:
+    out, resume = tmp_path / "run", ["train", "--resume", str(tmp_path / "run")]
+    begin = [*kinds["vsd"], "--out", str(out)]
+    for words, size, stop in ((begin, 2, 2), (resume, 1, 5), (resume, 2, 99)):
+        with pytest.MonkeyPatch.context() as patch:
+            stop_after(patch, stop)
+            ends = side_by_side(lambda words=words: verb(words), size)
+        status = 0 if stop == 99 else 130
+        assert [one.status for one in ends] == [status] * size, ends
+    assert steps_of(out) == list(range(1, 9)) and (out / "splat.ply").exists()
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_process_that_is_killed_is_one_line_and_the_run_goes_on(kinds, tmp_path: Path, rank: int) -> None:
+    words, whole, out = kinds["default"], tmp_path / "whole", tmp_path / "run"
+    assert [one.status for one in side_by_side(lambda: verb([*words, "--out", str(whole)]))] == [0, 0]
+    calls, add_up_ = [], Ranks.add_up_
+
+    def dying(self: Ranks, *given: Any) -> None:
+        calls.append(given)
+        if self.rank == rank and len(calls) == 7:
+            os.kill(os.getpid(), signal.SIGKILL)
+        add_up_(self, *given)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Ranks, "add_up_", dying)
+        ends = side_by_side(lambda: verb([*words, "--out", str(out)]))
+    assert ends[rank].status == -signal.SIGKILL and ends[1 - rank].status == 2
+    (told,) = [line for one in ends for line in one.text.splitlines() if line.startswith("error:")]
+    assert (
+        "another of the 2 processes" in told and f"--resume {out}" in told and "Traceback" not in ends[0].text
+    )
+    ends = side_by_side(lambda: verb(["train", "--resume", str(out)]))
+    assert [one.status for one in ends] == [0, 0], ends
+    assert campaign.contents(out) == campaign.contents(whole)
+
+
+@pytest.mark.slow
+def test_either_process_killed_at_random_moments_loses_nothing(teacher, tmp_path: Path) -> None:
+    tally = campaign.kills(tmp_path, teacher, 20)
+    assert tally["kills"] >= 15 and not (tally["lost"] or tally["different"] or tally["untold"]), tally
+
+
+def test_mistakes_are_told_once(kinds, tmp_path: Path) -> None:
+    for words, said in (
+        ([*kinds["default"], "views.count=3"], "views.count is 3, give a multiple of 2"),
+        ([*kinds["default"], "--seeds", "0,1"], "splatdistill.batch"),
+    ):
+        ends = side_by_side(lambda words=words: verb([*words, "--out", str(tmp_path / "run")]))
+        lines = [line for one in ends for line in one.text.splitlines() if line.startswith("error:")]
+        assert [one.status for one in ends] == [2, 2] and said in lines[0], ends
+        assert not (tmp_path / "run").exists()
+    assert len(ends) == 2
+
+
+@pytest.mark.slow
+def test_torchrun_starts_the_processes(kinds, tmp_path: Path) -> None:
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
+    verb_, *words = [*kinds["default"], "--out", str(tmp_path / "run")]
+    command = [*launch, f"splatdistill.{verb_}", *words]
+    ended = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert ended.returncode == 0, ended.stderr
+    together = side_by_side(lambda: verb([*kinds["default"], "--out", str(tmp_path / "forked")]))
+    assert [one.status for one in together] == [0, 0]
+    assert campaign.contents(tmp_path / "run") == campaign.contents(tmp_path / "forked")

@@ -10,6 +10,7 @@ its files are compared with those of a run that nobody touched.
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib
 import io
 import json
@@ -32,9 +33,11 @@ import torch
 from common import write_result
 from file_faults import MEMORY_DISK, contents, finished
 
-from splatdistill.config.schema import Config
+from splatdistill.config.schema import Config, PriorConfig
 from splatdistill.folder import CHECKPOINTS
+from splatdistill.priors.base import Prior
 from splatdistill.training import checkpoint, loop
+from splatdistill.training.inputs import teacher_of
 from splatdistill.training.parallel import Alone, Ranks, joined
 from splatdistill.training.progress import NullWatcher
 from splatdistill.training.run import fit, prepare
@@ -46,7 +49,7 @@ SMALL = (
 GROWTH = ("densification.start=1", "densification.every=4", "densification.stop=100000")
 GROWTH += ("densification.grow_grad2d=1e-9", "densification.cap_max=300")
 KINDS = {
-    "default": ("method=sdi", "densification.kind=default", *GROWTH),
+    "default": ("method=sdi", "inversion.steps=2", "densification.kind=default", *GROWTH),
     "mcmc": ("method=sds", "densification.kind=mcmc", *GROWTH),
     "vsd": ("method=vsd", "densification.kind=default", *GROWTH),
 }
@@ -89,6 +92,7 @@ def side_by_side(
                 }
                 for stream in (1, 2):
                     os.dup2(text, stream)
+                sys.stdout, sys.stderr = (open(stream, "w", closefd=False) for stream in (1, 2))  # noqa: SIM115
                 torch.set_num_threads(1)  # the threads of the parent are not here
                 with open(returned, "wb", closefd=False) as file:
                     torch.save(work(), file)
@@ -128,35 +132,51 @@ def configured(words: Sequence[str]) -> Config:
     return module.configure(module.parse(words[1:]))
 
 
-def trained(words: Sequence[str], out: Path, ranks: Alone) -> dict[str, Any]:
-    """Do the steps of a command line without its files; return the state after them, and the first gradients.
+def trained(words: Sequence[str], out: Path, ranks: Alone, prior: Prior | None = None) -> dict[str, Any]:
+    """Do the steps of a command line without its files.
 
     Processes that are found to differ are left so.
+
+    Returns:
+        The state after them, the number of Gaussians before them, and the first gradients, as one vector.
     """
     config, gradients = configured(words), []
     norm = loop.gradient_norm
 
     def noting(gaussians: torch.nn.ParameterDict) -> torch.Tensor:
         if not gradients:
-            gradients.extend(p.grad.clone() for p in gaussians.values() if p.grad is not None)
+            gradients.extend(p.grad.flatten() for p in gaussians.values() if p.grad is not None)
         return norm(gaussians)
 
     with tempfile.TemporaryDirectory(dir=out) as folder:
-        job = prepare(config, Path(folder))
+        job = prepare(config, Path(folder), teacher=prior or teacher(config))
         (Path(folder) / CHECKPOINTS).mkdir()
+        count = len(job.state.gaussians["means"])
         with patch.object(loop, "gradient_norm", noting), patch.object(Ranks, "keep_same", lambda *_: None):
             fit(job, NullWatcher(), ranks)
-    return {"state": job.state.state_dict(), "gradients": gradients}
+    return {"state": job.state.state_dict(), "count": count, "gradients": torch.cat(gradients)}
 
 
-def trained_together(words: Sequence[str], out: Path, size: int = 2) -> list[dict[str, Any]]:
-    """Do the same over several processes; return what each has in the end."""
+def teacher(config: Config) -> Prior:
+    """Return the teacher of a configuration, loaded once."""
+    return warm_teacher(config.prior)
+
+
+@functools.cache
+def warm_teacher(prior: PriorConfig) -> Prior:
+    """Load a teacher, once."""
+    return teacher_of(Config(prior=prior), torch.device("cpu"))
+
+
+def trained_together(words: Sequence[str], out: Path, prior: Prior | None = None) -> list[dict[str, Any]]:
+    """Do the same over two processes; return what each has in the end."""
 
     def work() -> dict[str, Any]:
         with joined() as ranks:
-            return trained(words, out, ranks)
+            return trained(words, out, ranks, prior)
 
-    ends = side_by_side(work, size)
+    prior = prior or teacher(configured(words))  # before the processes are forked
+    ends = side_by_side(work)
     if any(one.returned is None for one in ends):
         raise RuntimeError("\n".join(one.text for one in ends))
     return [one.returned for one in ends]
@@ -191,32 +211,27 @@ def same(folder: Path, prior: str, steps: int, names: Sequence[str] | None = Non
     for name, words in commands(folder, prior, steps).items():
         if names is not None and name not in names:
             continue
-        first, second = (one["state"] for one in trained_together(words, folder))
-        before = len(trained([*words, "steps=1"], folder, Alone())["state"]["gaussians"]["means"])
+        first, second = trained_together(words, folder)
         rows[name] = {
             "steps": steps,
-            "gaussians_before": before,
-            "gaussians": len(first["gaussians"]["means"]),
-            "same_bits": as_bytes(first) == as_bytes(second),
+            "gaussians_before": first["count"],
+            "gaussians": len(first["state"]["gaussians"]["means"]),
+            "same_bits": as_bytes(first["state"]) == as_bytes(second["state"]),
         }
         print(name, rows[name], flush=True)
-    rows["gradients"] = {"largest_relative_difference": gradients_apart(folder, prior)}
+    rows["gradients"] = {"relative_difference": gradients_apart(folder, prior)}
     print("gradients", rows["gradients"], flush=True)
     return rows
 
 
 def gradients_apart(folder: Path, prior: str) -> float:
-    """Return how far first gradients of two processes are from one's, beside the largest of a parameter."""
+    """Return how far first gradients of two processes are from one's, as a share of their norm."""
     quiet = ("method=sdi", "inversion.eta=0", "inversion.tau=0", "densification.kind=none", "steps=1")
+    quiet += ("prior.dtype=float32",)
     words = ["train", "--prompt", "a red dog", "--prior", prior, "--allow-unknown", *SMALL, *quiet]
     alone = trained(words, folder, Alone())["gradients"]
     shared = trained_together(words, folder)[0]["gradients"]
-    apart = [
-        float((a - b).abs().max() / a.abs().max().clamp(min=1e-30))
-        for a, b in zip(alone, shared)
-        if a.numel()
-    ]
-    return max(apart)
+    return float((alone - shared).norm() / alone.norm())
 
 
 def kills(folder: Path, prior: str, count: int) -> dict[str, Any]:

@@ -22,27 +22,26 @@ from splatdistill.training.parallel import Alone, Ranks, joined
 from splatdistill.training.state import new_state
 
 ROOT = Path(__file__).resolve().parents[1]
-KINDS = ["default", "mcmc", "vsd", "edit in a mask"]
+KINDS = ["default", "mcmc", "edit in a mask"]  # in short; all of them below
 
 
 @pytest.fixture(scope="module")
 def kinds(teacher: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
-    return commands(tmp_path_factory.mktemp("kinds"), teacher, 8)
+    return commands(tmp_path_factory.mktemp("kinds"), teacher, 6)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_processes_end_with_the_same_bits_after_growth(kinds, tmp_path: Path, kind: str) -> None:
-    first, second = (one["state"] for one in trained_together(kinds[kind], tmp_path))
-    assert as_bytes(first) == as_bytes(second) and first["step"] == 8
-    before = trained([*kinds[kind], "steps=1"], tmp_path, Alone())["state"]["gaussians"]
-    assert len(first["gaussians"]["means"]) > len(before["means"])
+    first, second = trained_together(kinds[kind], tmp_path)
+    assert as_bytes(first["state"]) == as_bytes(second["state"]) and first["state"]["step"] == 6
+    assert len(first["state"]["gaussians"]["means"]) > first["count"]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("prior", ["", "embedded", "embedded-multiview"])
 def test_fifty_steps_of_every_kind_end_with_the_same_bits(teacher, tmp_path: Path, prior: str) -> None:
     rows = campaign.same(tmp_path, prior or teacher, 50, ["default", "mcmc", "vsd", "edit", "refine"])
-    assert rows.pop("gradients")["largest_relative_difference"] < 1e-6
+    assert rows.pop("gradients")["relative_difference"] < 1e-6
     assert rows and all(row["same_bits"] for row in rows.values())
 
 
@@ -60,17 +59,25 @@ def one_noise(monkeypatch) -> None:
 FIXED_T = ["method.timesteps.low=[0.4,0.4]", "method.timesteps.high=[0.4,0.4]", "densification.kind=none"]
 
 
-@pytest.mark.parametrize("kind", ["mcmc", "vsd"])
-def test_first_gradients_are_those_of_one_process(kinds, tmp_path: Path, kind: str, one_noise) -> None:
-    words = [*kinds[kind], *FIXED_T, "steps=1"]
-    alone = trained(words, tmp_path, Alone())
-    for shared in trained_together(words, tmp_path):
-        for a, b in zip(alone["gradients"], shared["gradients"], strict=True):
-            assert not a.numel() or float((a - b).abs().max() / a.abs().max()) < 1e-6
-        if kind == "vsd":  # the student's step was of the mean gradient too; Adam's first has its sign
-            learned = (one["state"]["method"]["learned"] for one in (alone, shared))
-            for a, b in zip(*(student.values() for student in learned), strict=True):
-                torch.testing.assert_close(a, b, atol=2e-5, rtol=0)
+@pytest.mark.parametrize("group", [1, 4])
+def test_first_gradients_are_those_of_one_process(kinds, tmp_path: Path, group: int, one_noise) -> None:
+    words, prior = [*kinds["mcmc"], *FIXED_T, "steps=1", "views.count=8"], toy()
+    prior.group = group
+    alone = trained(words, tmp_path, Alone(), prior)["gradients"]
+    for shared in trained_together(words, tmp_path, prior):
+        assert float((alone - shared["gradients"]).norm() / alone.norm()) < 1e-6
+
+
+def test_a_student_learns_from_the_views_of_all(kinds, tmp_path: Path, one_noise) -> None:
+    words = [*kinds["vsd"], *FIXED_T, "steps=1"]
+    alone, shared = trained(words, tmp_path, Alone()), trained_together(words, tmp_path)[1]
+    moments = [
+        [m["exp_avg"] for m in one["state"]["method"]["optimizer"]["state"].values()]
+        for one in (alone, shared)
+    ]
+    for a, b in zip(*moments, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3 * float(a.abs().max()))
+    assert any(float(a.abs().max()) > 0 for a in moments[0])
 
 
 def test_views_that_are_denoised_together_stay_together(tmp_path: Path) -> None:
@@ -117,24 +124,36 @@ def steps_of(out: Path) -> list[int]:
 def test_another_number_of_processes_goes_on(kinds, tmp_path: Path) -> None:
     out, resume = tmp_path / "run", ["train", "--resume", str(tmp_path / "run")]
     begin = [*kinds["vsd"], "--out", str(out)]
-    for words, size, stop in ((begin, 2, 2), (resume, 1, 5), (resume, 2, 99)):
+    for words, size, stop in ((begin, 2, 2), (resume, 1, 4), (resume, 2, 99)):
         with pytest.MonkeyPatch.context() as patch:
             stop_after(patch, stop)
             ends = side_by_side(lambda words=words: verb(words), size)
         status = 0 if stop == 99 else 130
         assert [one.status for one in ends] == [status] * size, ends
-    assert steps_of(out) == list(range(1, 9)) and (out / "splat.ply").exists()
+    assert steps_of(out) == list(range(1, 7)) and (out / "splat.ply").exists()
+
+
+@pytest.fixture(scope="module")
+def whole(kinds, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """Return the files of a run over two processes that nobody touched."""
+    out = tmp_path_factory.mktemp("whole") / "run"
+    assert [one.status for one in side_by_side(lambda: verb([*kinds["default"], "--out", str(out)]))] == [
+        0,
+        0,
+    ]
+    return campaign.contents(out)
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_a_process_that_is_killed_is_one_line_and_the_run_goes_on(kinds, tmp_path: Path, rank: int) -> None:
-    words, whole, out = kinds["default"], tmp_path / "whole", tmp_path / "run"
-    assert [one.status for one in side_by_side(lambda: verb([*words, "--out", str(whole)]))] == [0, 0]
+def test_a_process_that_is_killed_is_one_line_and_the_run_goes_on(
+    kinds, whole: dict[str, bytes], tmp_path: Path, rank: int
+) -> None:
+    words, out = kinds["default"], tmp_path / "run"
     calls, add_up_ = [], Ranks.add_up_
 
     def dying(self: Ranks, *given: Any) -> None:
         calls.append(given)
-        if self.rank == rank and len(calls) == 7:
+        if self.rank == rank and len(calls) == 4:
             os.kill(os.getpid(), signal.SIGKILL)
         add_up_(self, *given)
 
@@ -148,7 +167,7 @@ def test_a_process_that_is_killed_is_one_line_and_the_run_goes_on(kinds, tmp_pat
     )
     ends = side_by_side(lambda: verb(["train", "--resume", str(out)]))
     assert [one.status for one in ends] == [0, 0], ends
-    assert campaign.contents(out) == campaign.contents(whole)
+    assert campaign.contents(out) == whole
 
 
 @pytest.mark.slow
@@ -170,12 +189,10 @@ def test_mistakes_are_told_once(kinds, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_torchrun_starts_the_processes(kinds, tmp_path: Path) -> None:
+def test_torchrun_starts_the_processes(kinds, whole, tmp_path: Path) -> None:
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
     verb_, *words = [*kinds["default"], "--out", str(tmp_path / "run")]
     command = [*launch, f"splatdistill.{verb_}", *words]
     ended = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert ended.returncode == 0, ended.stderr
-    together = side_by_side(lambda: verb([*kinds["default"], "--out", str(tmp_path / "forked")]))
-    assert [one.status for one in together] == [0, 0]
-    assert campaign.contents(tmp_path / "run") == campaign.contents(tmp_path / "forked")
+    assert campaign.contents(tmp_path / "run") == whole

@@ -112,12 +112,8 @@ class Densifier:
             info["means2d"].retain_grad()
 
     def seen(self, step: int, info: dict[str, Any]) -> list[Tensor]:
-        """Return what a step's views add to the statistics, see `statistics`; nothing where none are kept.
-
-        Call it after loss.backward() with the Render's info. Over several processes these are to be summed.
-        """
-        wanted = self.config.kind == "default" and step < self.config.stop
-        return statistics(info) if wanted else []
+        """Return what a step's views add to the statistics, after the backward pass; if any are kept."""
+        return statistics(info) if self.config.kind == "default" and step < self.config.stop else []
 
     @torch.no_grad()
     def after_backward(
@@ -134,8 +130,7 @@ class Densifier:
         due = config.start <= step < config.stop and step % config.every == 0
         counts: dict[str, int] = {}
         if config.kind == "default" and step < config.stop:
-            for name, value in zip(STATISTICS, seen):
-                self._state[name] += value
+            self._state |= {name: self._state[name] + value for name, value in zip(STATISTICS, seen)}
             if due:
                 counts["grown"] = self._grow(gaussians, optimizers)
                 counts["pruned"] = self._prune(gaussians, optimizers)
@@ -224,12 +219,9 @@ class Densifier:
 
 @torch.no_grad()
 def statistics(info: dict[str, Any]) -> list[Tensor]:
-    """Return STATISTICS of a step's views, after its backward pass: summed gradients and views, both [N].
-
-    A gradient is the norm of the image-plane gradient in normalized coordinates, where a Gaussian is visible.
-    """
-    half = torch.tensor([info["width"] / 2, info["height"] / 2]) * info["n_cameras"]
-    norms = (info["means2d"].grad * send(half, info["means2d"])).norm(dim=-1)  # [V, N]
+    """Return STATISTICS of a step's views: norms of normalized image-plane gradients, and views, both [N]."""
+    points, half = info["means2d"], torch.tensor([info["width"], info["height"]]) / 2 * info["n_cameras"]
+    norms = (points.grad * send(half, points)).norm(dim=-1)  # [V, N]
     visible = (info["radii"] > 0).all(-1)  # [V, N]
     return [norms.where(visible, 0.0).sum(0), visible.sum(0, dtype=norms.dtype)]
 

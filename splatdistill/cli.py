@@ -171,7 +171,7 @@ def change(config: Config, args: argparse.Namespace, kind: str) -> int:
 
 def preview_mask(config: Config, args: argparse.Namespace) -> int:
     """Write the picture that --preview-mask asks for; return the exit status."""
-    from splatdistill.training.run import mask_picture
+    from splatdistill.training.inputs import mask_picture
 
     if not config.edit.mask:
         raise UserError("--preview-mask shows what --mask covers; give --mask too")

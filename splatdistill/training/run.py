@@ -374,28 +374,6 @@ def write(job: Job) -> int:
     return len(scene["means"]) - write_ply(out / RESULT, returned(job, scene, keep), comments)
 
 
-def mask_picture(config: Config, path: Path, device: str | None = None) -> tuple[int, int]:
-    """Write a PNG of a splat, above the same views with what its mask covers in red; run nothing.
-
-    Returns:
-        How many Gaussians it covers, and how many there are. Raises UserError as `make_run` does.
-    """
-    from splatdistill.media.sheets import compare
-    from splatdistill.scene.gaussians import painted
-    from splatdistill.scene.masks import is_words
-    from splatdistill.training.origin import found_mask
-
-    place = pick_device(device)
-    origin = read_source(config, path.parent, place, resume=False)
-    if origin is not None and is_words(config.edit.mask):
-        origin = found_mask(config, teacher_of(config, place), origin)
-    if origin is None:
-        raise UserError("there is no splat whose mask could be shown")
-    rows = origin.changeable
-    compare(origin.placed, painted(origin.placed, rows, (1.0, 0.0, 0.0)), path, config.report)
-    return int(rows.sum()), len(rows)
-
-
 def write_record(job: Job, gaussians: int) -> None:
     """Write result.json: each prompt as it was given, how the teacher read it, and what it took for what."""
     from splatdistill import __version__

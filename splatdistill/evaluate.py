@@ -19,6 +19,7 @@ from splatdistill.console import exit_status
 from splatdistill.errors import UserError
 from splatdistill.files import atomic_write, writable_folder
 from splatdistill.folder import CONFIG, RESULT
+from splatdistill.guidance.registry import check_method
 from splatdistill.priors.loading import check_clip, check_name
 
 if TYPE_CHECKING:
@@ -108,6 +109,9 @@ def check(args: argparse.Namespace) -> None:
     if args.suite:
         for prior in args.priors.split(","):
             check_name(prior)
+        for method in args.methods.split(","):
+            check_method(method)
+        numbers(args.seeds, "--seeds")
         if any("=" not in str(word) for word in args.runs):
             raise UserError("with --suite the other words are settings, such as guidance.scale=3")
     elif not args.runs:

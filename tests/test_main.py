@@ -28,6 +28,8 @@ MISTAKES = [
     ["evaluate", "--clip", "nosuch", "--suite", "objects"],
     ["evaluate", "--clip", "owner/name", "--suite", "objects"],
     ["evaluate", "--suite", "objects", "--priors", "nosuch"],
+    ["evaluate", "--suite", "objects", "--methods", "sds,nosuch"],
+    ["evaluate", "--suite", "objects", "--seeds", "x"],
     ["evaluate", "nosuch"],
     ["doctor", "--nosuch"],
     ["train"],

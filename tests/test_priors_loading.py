@@ -52,7 +52,6 @@ def refused(path: str | Path, *words: str) -> str:
 
 
 UNETS = {
-    "an SDXL UNet": {"addition_embed_type": "text_time"},
     "an inpainting UNet": {"in_channels": 9},
     "a depth-to-image UNet": {"in_channels": 5},
     "an InstructPix2Pix UNet": {"in_channels": 8},
@@ -60,7 +59,7 @@ UNETS = {
     "an unCLIP UNet": {"class_embed_type": "projection", "projection_class_embeddings_input_dim": 2048},
     "a class by number": {"num_class_embeds": 10},
     "pictures or hints": {"encoder_hid_dim_type": "image_proj"},
-    "DeepFloyd IF": {"encoder_hid_dim_type": "text_proj", "in_channels": 3, "out_channels": 6},
+    "DeepFloyd IF": {"encoder_hid_dim_type": "text_proj", "in_channels": 6, "out_channels": 6},
     "few steps": {"time_cond_proj_dim": 256},
     "gated attention": {"attention_type": "gated"},
     "UNet2DModel": {"_class_name": "UNet2DModel"},
@@ -76,9 +75,8 @@ def test_a_denoiser_of_another_kind_is_called_by_its_name(folder: Path, kind: st
 
 
 @pytest.mark.parametrize("pipeline_class, model", [
-    ("StableDiffusion3Pipeline", "SD3Transformer2DModel"),
     ("FluxPipeline", "FluxTransformer2DModel"),
-    ("PixArtSigmaPipeline", "PixArtTransformer2DModel"),
+    ("AuraFlowPipeline", "AuraFlowTransformer2DModel"),
 ])  # fmt: skip
 def test_a_transformer_pipeline_is_called_by_its_name(folder: Path, pipeline_class: str, model: str) -> None:
     (folder / "unet").rename(folder / "transformer")

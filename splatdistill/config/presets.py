@@ -33,7 +33,11 @@ def family_of(prior: str) -> str:
         told = Folder(prior, place).json("model_index.json").get("family")
         if isinstance(told, str) and re.fullmatch(r"\w+", told):
             return told
-    return "embedded" if any((place / VOCABULARY).is_file() for place in places) else "sd"
+    if any((place / VOCABULARY).is_file() for place in places):
+        return "embedded"
+    draws = Folder(prior, places[0])
+    pixels = draws.json("unet/config.json").get("in_channels") == 3 and not draws.json("vae/config.json")
+    return "pixel" if pixels else "sd"
 
 
 def presets_for(prior: str, method: str, task: str) -> list[Path]:

@@ -248,14 +248,14 @@ def scaled_linear_alphas_cumprod(count: int = 1000, start: float = 0.00085, end:
     return torch.cumprod(1.0 - betas, dim=0)
 
 
-def flow_alphas_cumprod(count: int = 1000) -> Tensor:
+def flow_alphas_cumprod(count: int = 1000, noise_scale: float = 1.0) -> Tensor:
     """Return alpha_bar [count], float64, of a rectified flow (2209.03003) at the times s = (t + 1) / count.
 
-    x_s = (1 - s) x_0 + s eps, divided by sqrt((1 - s)^2 + s^2), is x_t with this alpha_bar; see
-    `ops.prediction_coefficients`.
+    x_s = (1 - s) x_0 + s noise_scale eps, divided by sqrt((1 - s)^2 + (s noise_scale)^2), is x_t with this
+    alpha_bar; see `ops.prediction_coefficients`.
     """
     s = torch.arange(1, count + 1, dtype=torch.float64) / count
-    return (1.0 - s) ** 2 / ((1.0 - s) ** 2 + s**2)
+    return (1.0 - s) ** 2 / ((1.0 - s) ** 2 + (s * noise_scale) ** 2)
 
 
 class ToyPrior(Prior):

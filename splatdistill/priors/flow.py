@@ -1,4 +1,4 @@
-"""Rectified flows with transformers: Stable Diffusion 3, FLUX.2 klein, PRX and Sana; and PixArt, of like build.
+"""Rectified flows with transformers: Stable Diffusion 3, FLUX.2 klein, PRX, Sana; and PixArt, of like build.
 
 A flow at time s is x_s = (1 - s) x_0 + s eps and predicts eps - x_0. Timestep t is s = (t + 1) / T, whatever
 shift the scheduler samples with; z_t is x_s divided by sqrt((1 - s)^2 + s^2).
@@ -160,7 +160,13 @@ class Flux2Prior(FlowPrior):
 
 
 class PRXPrior(FlowPrior):
-    """PRX at 256 or 512 pixels."""
+    """PRX at 256 or 512 pixels.
+
+    Attributes:
+        lower: whether texts are read in small letters.
+    """
+
+    lower: ClassVar[bool] = True
 
     pipeline = "PRXPipeline"
     denoiser = "PRXTransformer2DModel"
@@ -174,10 +180,20 @@ class PRXPrior(FlowPrior):
 
     @classmethod
     def encode_text(cls, pipeline: Any, texts: list[str]) -> Read:
-        """Return the encoder's states, and which of them are of words."""
-        device = pipeline.text_encoder.device
-        found = pipeline.encode_prompt(texts, device=device, do_classifier_free_guidance=False)
-        return Read(found[0], None, found[1])
+        """Return the encoder's states, and which of them are of words.
+
+        Not by the pipeline's own function, whose cleaning of texts asks for another package; of that, only
+        the small letters matter to a plain prompt.
+        """
+        tokens = pipeline.tokenizer(
+            [text.strip().lower() if cls.lower else text.strip() for text in texts],
+            padding="max_length",
+            max_length=pipeline.config.get("prompt_max_tokens") or pipeline.tokenizer.model_max_length,
+            truncation=True,
+            return_tensors="pt",
+        ).to(pipeline.text_encoder.device)
+        states = pipeline.text_encoder(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask)
+        return Read(states.last_hidden_state, None, tokens.attention_mask)
 
     @property
     def factor(self) -> int:

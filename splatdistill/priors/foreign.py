@@ -103,12 +103,12 @@ def _denoiser(folder: Folder) -> str:
 def _conditions(config: Mapping[str, Any]) -> str:
     """Return what a UNet2DConditionModel reads beside the text."""
     added, hidden = config.get("addition_embed_type"), config.get("encoder_hid_dim_type")
-    if added == "text_time":
-        return "an SDXL UNet: it needs text_embeds and time_ids, from two text encoders"
     if config.get("time_cond_proj_dim"):
         return "a UNet distilled for few steps (LCM): it is told the guidance, and has no field at all levels"
     if hidden == "text_proj":
-        return "a UNet of DeepFloyd IF: it draws pixels, told by a T5 encoder"
+        return "a UNet of DeepFloyd IF that enlarges a picture; its first stage is read"
+    if added == "text_time":
+        return "an SDXL UNet that also reads a picture"
     if added not in (None, "text") or hidden is not None:
         return f"a UNet that also reads pictures or hints ({hidden or added})"
     kind, classes = config.get("class_embed_type"), number(config, "num_class_embeds")

@@ -15,7 +15,13 @@ import transformers
 from diffusers import AutoencoderKL, AutoencoderTiny, DDIMScheduler, UNet2DConditionModel
 from diffusers.utils import logging as diffusers_logging
 from safetensors.torch import load_file
-from transformers import CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection, PreTrainedModel
+from transformers import (
+    AutoTokenizer,
+    CLIPTextModel,
+    CLIPTokenizer,
+    CLIPVisionModelWithProjection,
+    PreTrainedModel,
+)
 
 from splatdistill.priors.patch_codec import PatchCodec
 from splatdistill.priors.view_transformer import ViewTransformer
@@ -37,7 +43,9 @@ MOST_STEPS, MOST_SIDE = 100_000, 4096  # limits of a schedule and of latents; be
 CODE = re.compile(r"attn_implementation|experts_implementation|kernel|auto_map")
 
 
-def load_network(root: Path, part: str, dtype: torch.dtype, subfolder: str = "") -> Any:
+def load_network(
+    root: Path, part: str, dtype: torch.dtype, subfolder: str = "", allowed: tuple[Any, ...] = ()
+) -> Any:
     """Load one network of a pipeline.
 
     Args:
@@ -45,13 +53,14 @@ def load_network(root: Path, part: str, dtype: torch.dtype, subfolder: str = "")
         part: the kind: "unet", "vae", "text_encoder" or "image_encoder".
         dtype: of its weights.
         subfolder: its folder, if not named as the part.
+        allowed: the classes that it may have, if not those of the part.
 
     Raises:
         ValueError: another kind of network, or weights that are not complete as safetensors.
     """
     place = subfolder or part
     folder = root / place
-    model = model_of(folder, PARTS.get(part, (UNet2DConditionModel,)))
+    model = model_of(folder, allowed or PARTS.get(part, (UNet2DConditionModel,)))
     variant = "fp16" if "fp16" in weights_file(folder, STEMS.get(part, STEM)).name else None
     own = transformers_arguments(folder, model) if PreTrainedModel in model.mro() else {}
     network, info = model.from_pretrained(
@@ -103,7 +112,9 @@ def transformers_arguments(folder: Path, model: Any) -> dict[str, Any]:
     if (folder / "adapter_config.json").exists():
         raise ValueError(f"{folder.name}/ holds an adapter (adapter_config.json); merge it first")
     config = model.config_class.from_dict(without_code(read_json(folder / "config.json")))
-    return {"config": config, "attn_implementation": "sdpa"}
+    if model.__name__.endswith("Encoder"):  # T5Gemma's file describes a decoder as well
+        config = getattr(config, "encoder", None) or config
+    return {"config": config, "attn_implementation": "sdpa" if model._supports_sdpa else "eager"}
 
 
 def without_code(config: Any) -> Any:
@@ -120,6 +131,13 @@ def load_tokenizer(folder: Path) -> CLIPTokenizer:
     if not any(files <= there for files in words):
         raise ValueError(f"{folder.name}/ has no tokenizer.json, nor vocab.json with merges.txt")
     return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+
+
+def load_any_tokenizer(folder: Path) -> Any:
+    """Return the tokenizer of a folder, of whatever class it names in transformers; ValueError for none."""
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json", "spiece.model")):
+        raise ValueError(f"{folder.name}/ has no tokenizer.json, vocab.json or spiece.model")
+    return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
 
 
 def load_beside(
@@ -143,6 +161,13 @@ def weights_file(folder: Path, stem: str) -> Path:
     if not folder.is_dir():
         raise ValueError(f"{folder.name}/ is missing")
     raise ValueError(f"{folder.name}/ has no {stem}.safetensors (pickled weights are refused)")
+
+
+def weights_bytes(folder: Path, stem: str) -> int:
+    """Return the size of a network's weights in its folder; of several variants, the first."""
+    variant = ".fp16" if "fp16" in weights_file(folder, stem).name else ""
+    files = [path for path in folder.glob(f"{stem}*.safetensors") if (".fp16" in path.name) == bool(variant)]
+    return sum(path.stat().st_size for path in files)
 
 
 def load_scheduler(root: Path) -> DDIMScheduler:

@@ -180,7 +180,7 @@ class PipelinePrior(Prior):
     @classmethod
     def schedule(cls, folder: Folder) -> tuple[Tensor, float, str]:
         """Return alphas_cumprod [T], alpha_bar of the clean end, and what the network predicts."""
-        scheduler = load_scheduler(folder.root)
+        scheduler: Any = load_scheduler(folder.root)
         table = scheduler.alphas_cumprod.double().cpu()
         return table, float(scheduler.final_alpha_cumprod), scheduler.config.prediction_type
 

@@ -53,8 +53,15 @@ class PRXPixelPrior(PRXPrior):
     pipeline = "PRXPixelPipeline"
     encoders: ClassVar[Mapping[str, tuple[str, ...]]] = {"text_encoder": ("Qwen3VLTextModel", "Qwen3Model")}
     decoders = ()
+    lower = False
     noise_scale = 2.0
     predicts = "sample"
+
+    @classmethod
+    def options(cls, folder: Folder) -> dict[str, Any]:
+        """Return how many tokens it was trained with."""
+        told = number(folder.json("model_index.json"), "prompt_max_tokens")
+        return {"prompt_max_tokens": told} if told else {}
 
     @classmethod
     def suits(cls, config: Mapping[str, Any], folder: Folder) -> bool:

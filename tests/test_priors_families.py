@@ -1,0 +1,261 @@
+"""Every family of teachers on a tiny random folder in the published layout."""
+
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false
+
+import inspect
+import shutil
+from contextlib import nullcontext
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import diffusers
+import pytest
+import torch
+from families import FAMILIES, make_family
+from test_priors_loading import change, refused
+from tiny import SMALL, Hooks
+
+from splatdistill import ops
+from splatdistill.config.load import resolve
+from splatdistill.guidance.core import distill
+from splatdistill.guidance.query import predicted_noise
+from splatdistill.guidance.registry import METHODS
+from splatdistill.priors import load_prior
+from splatdistill.priors.base import alpha_bar_at, cfg
+from splatdistill.priors.folders import Folder
+from splatdistill.priors.loading import probe, reader_of
+from splatdistill.priors.pipeline import KEPT, PipelinePrior, Read, TextReader, pack, unpack
+from splatdistill.training.run import make_run
+
+FLOWS = ["SD3Prior", "Flux2Prior", "PRXPrior", "PRXPixelPrior", "SanaPrior"]
+TEXT = "a red mushroom"
+every_family = pytest.mark.parametrize("name", FAMILIES)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory):
+    """Return a function from a family's name to its folder, made once."""
+    root, made = tmp_path_factory.mktemp("families"), {}
+
+    def folder_of(name: str) -> Path:
+        if name not in made:
+            made[name] = make_family(root, name)
+        return made[name]
+
+    return folder_of
+
+
+def loaded(folder: Path) -> PipelinePrior:
+    prior: Any = load_prior(folder, "cpu", torch.float32)
+    return prior
+
+
+@every_family
+def test_a_folder_is_read_by_its_family_and_predicts(folders, name: str) -> None:
+    assert reader_of(Folder("x", folders(name))).__name__ == name
+    prior = loaded(folders(name))
+    probe(prior)
+    rgb = torch.rand(2, 3, 24, 24, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    z = prior.encode(rgb)
+    assert z.shape == (2, *prior.latent_shape)
+    z.square().sum().backward()
+    assert rgb.grad is not None and rgb.grad.abs().sum() > 0
+    shown = prior.decode(z.detach())
+    assert shown.shape == (2, 3, prior.image_size, prior.image_size)
+    null, text = prior.embed(["", TEXT])
+    assert not torch.equal(null, text)
+    hidden = torch.stack([null, text])[:, None].expand(-1, 2, -1, -1)
+    outputs = prior.predict(z.detach(), torch.tensor([100, 900]), cfg(hidden[0], hidden[1], 5.0))
+    assert outputs.shape == (2, 2, *prior.latent_shape) and outputs.isfinite().all()
+    assert not torch.equal(outputs[0], outputs[1])  # the text matters
+
+
+def started(prior: PipelinePrior, count: int) -> torch.Tensor:
+    return torch.randn(count, *prior.latent_shape, generator=torch.Generator().manual_seed(3))
+
+
+@pytest.mark.parametrize("name", FLOWS)
+def test_one_step_is_that_of_diffusers_own_pipeline(folders, name: str, monkeypatch) -> None:
+    """From pure noise at s = 1 one Euler step ends at x0_hat: text, time, guidance and latents all agree."""
+    prior, g = loaded(folders(name)), 3.0
+    pipeline: Any = getattr(diffusers, prior.pipeline).from_pretrained(folders(name))
+    pipeline.set_progress_bar_config(disable=True)
+    noise = started(prior, 1)
+    given: dict[str, Any] = {"latents": noise * getattr(prior, "noise_scale", 1.0)}
+    if name in ("PRXPrior", "PRXPixelPrior"):
+        given["use_resolution_binning"] = False
+        module = inspect.getmodule(type(pipeline))  # whose cleaning of texts needs a package that is not here
+        monkeypatch.setattr(module, "ftfy", SimpleNamespace(fix_text=lambda text: text), raising=False)
+    if name == "SanaPrior":  # its own scheduler rounds timesteps
+        given |= {"use_resolution_binning": False, "clean_caption": False}
+        pipeline.scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
+    if name == "Flux2Prior":  # of four layers, as 9, 18 and 27 are of 36
+        given["text_encoder_out_layers"] = (1, 2, 3)
+    side = prior.image_size
+    sizes = {"height": side, "width": side}
+    given |= {"num_inference_steps": 1, "guidance_scale": g, "output_type": "latent"} | sizes
+    found = pipeline(prompt=TEXT, **given)[0]
+    null, text = prior.embed(["", TEXT])
+    cond = cfg(null[None], text[None], g)
+    t = torch.tensor([999])
+    coefficients = ops.prediction_coefficients(alpha_bar_at(prior, t), prior.prediction_type)
+    outputs = prior.predict(noise, t, cond)
+    unweighted = torch.cat([coefficients, torch.ones(1, 1)], 1)
+    x0 = ops.noise_residual(noise, outputs, cond.weights, unweighted, torch.zeros_like(noise))[1]
+    expected = prior.unfolded(x0 / prior._scale + prior._shift) if name == "Flux2Prior" else x0
+    torch.testing.assert_close(torch.as_tensor(found), expected, atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["PixArtPrior", "SDXLPrior", "IFPrior"])
+def test_the_denoiser_sees_what_diffusers_own_pipeline_shows_it(folders, name: str, monkeypatch) -> None:
+    """The raw outputs of both branches in the pipeline's first step, at the last timestep."""
+    prior, g = loaded(folders(name)), 3.0
+    pipeline: Any = getattr(diffusers, prior.pipeline).from_pretrained(folders(name))
+    pipeline.set_progress_bar_config(disable=True)
+    kind = diffusers.DDPMScheduler if name == "IFPrior" else diffusers.DDIMScheduler
+    pipeline.scheduler = kind.from_config(pipeline.scheduler.config, timestep_spacing="trailing")
+    noise, seen = started(prior, 1), []
+    denoiser = pipeline.unet if name != "PixArtPrior" else pipeline.transformer
+    denoiser.register_forward_hook(lambda module, inputs, output: seen.append(output[0]))
+    side, given = prior.image_size, {"num_inference_steps": 1, "guidance_scale": g}
+    if name == "IFPrior":
+        monkeypatch.setattr(pipeline, "prepare_intermediate_images", lambda *_: noise)
+        pipeline(TEXT, output_type="pt", **given)
+    else:
+        more = {"use_resolution_binning": False, "clean_caption": False} if name == "PixArtPrior" else {}
+        pipeline(TEXT, height=side, width=side, latents=noise, output_type="latent", **given, **more)
+    null, text = prior.embed(["", TEXT])
+    outputs = prior.predict(noise, torch.tensor([999]), cfg(null[None], text[None], g))
+    torch.testing.assert_close(outputs[:, 0], seen[0][:, : noise.shape[1]], atol=2e-5, rtol=1e-4)
+
+
+@every_family
+def test_methods_give_a_gradient_on_every_family(folders, name: str) -> None:
+    prior = loaded(folders(name))
+    z = prior.encode(torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0)))
+    null, text = prior.embed(["", TEXT])
+    cond, t = cfg(null[None], text[None], 5.0), torch.tensor([600])
+    for method in ("sdi", "sds", "flow_sdi" if name in FLOWS else "sctd"):
+        found = distill(prior, z, t, cond, METHODS[method](), torch.Generator().manual_seed(0))
+        assert found.gradient.isfinite().all() and found.gradient.abs().sum() > 0, method
+
+
+def settings(folder: Path, method: str, steps: int = 3):
+    flags = {"prompt": TEXT, "method": method, "prior": {"name": str(folder)}}
+    words = [*SMALL, f"steps={steps}", "checkpoint_every=1", "prior.dtype=float32", "views.count=1"]
+    return resolve(flags, None, words)
+
+
+def stopped_and_resumed(folder: Path, method: str, out: Path) -> None:
+    """Make a run of 3 steps at once, and another that is stopped after one; expect the same bytes."""
+    config = settings(folder, method)
+    assert make_run(config, out / "whole", device="cpu").finished
+    done: list[int] = []
+    hooks = Hooks(on_step=lambda step, metrics: done.append(step), should_stop=lambda: len(done) >= 1)
+    make_run(config, out / "parts", device="cpu", watch=lambda job: nullcontext(hooks))
+    assert make_run(config, out / "parts", device="cpu", resume=True).finished
+    whole, parts = (out / name / "splat.ply" for name in ("whole", "parts"))
+    assert whole.read_bytes() == parts.read_bytes()
+
+
+def test_a_run_resumes_in_the_same_bytes(folders, tmp_path: Path) -> None:
+    stopped_and_resumed(folders("SD3Prior"), "flow_sdi", tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["sdi", "sds", "flow_sdi"])
+@every_family
+def test_every_run_resumes_in_the_same_bytes(folders, name: str, method: str, tmp_path: Path) -> None:
+    stopped_and_resumed(folders(name), method, tmp_path)
+
+
+@every_family
+def test_a_missing_part_is_one_line(folders, name: str, tmp_path: Path) -> None:
+    prior_class = reader_of(Folder("x", folders(name)))
+    for part in ("scheduler", "text_encoder", "tokenizer", *(["vae"] if prior_class.decoders else [])):
+        broken = shutil.copytree(folders(name), tmp_path / part)
+        shutil.rmtree(broken / part)
+        if part == "vae" and name == "PRXPrior":
+            continue  # that is what a PRX in pixels looks like
+        refused(broken)
+
+
+@every_family
+def test_pickled_weights_are_refused(folders, name: str, tmp_path: Path) -> None:
+    place = reader_of(Folder("x", folders(name))).place
+    for part in (place, "text_encoder"):
+        broken = shutil.copytree(folders(name), tmp_path / part)
+        weights = next((broken / part).glob("*.safetensors"))
+        weights.rename(weights.with_suffix(".bin"))
+        refused(broken, "pickled weights are refused")
+
+
+def test_a_scheduler_of_another_kind_is_one_line(folders, tmp_path: Path) -> None:
+    broken = shutil.copytree(folders("SD3Prior"), tmp_path / "flow")
+    change(broken / "scheduler" / "scheduler_config.json", _class_name="DDIMScheduler")
+    refused(broken, "DDIMScheduler", "made for diffusion")
+    broken = shutil.copytree(folders("PixArtPrior"), tmp_path / "diffusion")
+    change(broken / "scheduler" / "scheduler_config.json", _class_name="FlowMatchEulerDiscreteScheduler")
+    refused(broken, "made for flow matching")
+
+
+def test_an_autoencoder_of_another_width_is_one_line(folders, tmp_path: Path) -> None:
+    broken = shutil.copytree(folders("SD3Prior"), tmp_path / "broken")
+    change(broken / "vae" / "config.json", latent_channels=4)
+    refused(broken, "draws 16 channels, its vae has 4")
+
+
+@pytest.mark.parametrize(
+    ("name", "key"), [("Flux2Prior", "guidance_embeds"), ("SanaPrior", "guidance_embeds")]
+)
+def test_what_was_distilled_is_not_read(folders, name: str, key: str, tmp_path: Path) -> None:
+    broken = shutil.copytree(folders(name), tmp_path / "broken")
+    change(broken / "transformer" / "config.json", **{key: True})
+    refused(broken)
+
+
+def test_large_text_encoders_are_loaded_only_to_read(folders, monkeypatch) -> None:
+    prior = loaded(folders("SD3Prior"))
+    loads: list[int] = []
+    load = TextReader._load
+    monkeypatch.setattr(TextReader, "_load", lambda self: loads.append(1) or load(self))
+    prior.embed(["a dog"])
+    prior.embed(["a red dog"])
+    assert len(loads) == 1 and prior.reader._kept is not None
+    prior = loaded(folders("SD3Prior"))
+    prior.reader.size = KEPT + 1
+    small = prior.embed(["a dog"])
+    prior.embed(["a dog"])  # is known
+    prior.embed(["a red dog"])
+    assert len(loads) == 3 and prior.reader._kept is None and small.isfinite().all()
+
+
+def test_a_text_is_packed_and_unpacked() -> None:
+    generator = torch.Generator().manual_seed(0)
+    hidden, pooled = torch.randn(2, 5, 4, generator=generator), torch.randn(2, 7, generator=generator)
+    mask = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]])
+    for read in (Read(hidden), Read(hidden, None, mask), Read(hidden, pooled), Read(hidden, pooled, mask)):
+        again = unpack(pack(read), 4, 0 if read.pooled is None else 7)
+        assert torch.equal(again.hidden, hidden)
+        assert (again.pooled is None) == (read.pooled is None)
+        assert again.mask is not None
+        assert torch.equal(again.mask, torch.ones(2, 5) if read.mask is None else mask.float())
+        assert again.pooled is None or torch.equal(again.pooled, pooled)
+
+
+def test_the_noise_of_a_flow_is_what_its_velocity_says(folders) -> None:
+    """eps = x_s + (1 - s) v, in the flow's own coordinates."""
+    prior = loaded(folders("SD3Prior"))
+    z_t, t = started(prior, 1), torch.tensor([299])
+    null, text = prior.embed(["", TEXT])
+    cond = cfg(null[None], text[None], 1.0)
+    x = z_t * (0.7**2 + 0.3**2) ** 0.5
+    v = prior.predict(z_t, t, cond)[1]
+    torch.testing.assert_close(predicted_noise(prior, z_t, t, cond), x + 0.7 * v, atol=1e-5, rtol=1e-5)
+
+
+def test_presets_follow_what_a_folder_draws(folders) -> None:
+    """Unlike latents, 64 pixels want no 512: a larger picture would be thrown away."""
+    assert resolve({"prior": {"name": str(folders("IFPrior"))}}).views.size == 64
+    assert resolve({"prior": {"name": str(folders("SD3Prior"))}}).views.size == 512

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from splatdistill import __version__
 from splatdistill.cli import Parser
+from splatdistill.console import exit_status
 
 TEACHER = Path(__file__).resolve().parent / "assets" / "teacher"
 TEACHER_PARTS = ("model_index.json", "unet", "vae", "text_encoder", "tokenizer", "scheduler")
@@ -110,24 +111,45 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description="What this machine has, and what to do about the rest.",
         allow_abbrev=False,
     )
+    kinds = "appraise a teacher instead: a name, a folder, or owner/name@COMMIT of the hub"
+    parser.add_argument("--prior", metavar="X", help=kinds)
     parser.add_argument("--version", action="version", version=f"splatdistill {__version__}")
-    parser.parse_args(arguments)
+    args = parser.parse_args(arguments)
+    if args.prior is not None:
+        return exit_status(lambda: examine_prior(args.prior), "interrupted")
+    findings = list(examine())
+    show(findings)
+    able = all(finding.ok for finding in findings if finding.required)
+    print("The default run works here." if able else "The default run needs what is MISSING above.")
+    return 0 if able else 1
+
+
+def examine_prior(name: str) -> int:
+    """Print what a teacher is, whether it fits here, its cost and its licence; return the exit status."""
+    from splatdistill.priors.appraise import appraise, lines
+    from splatdistill.training.inputs import pick_device
+    from splatdistill.training.memory import free_memory
+
+    device = pick_device(None)
+    rows = [Finding(*row) for row in lines(appraise(name, device), free_memory(device))]
+    show(rows)
+    fits = next(row for row in rows if row.name == "memory")
+    print(f"{name} fits here." if fits.ok else f"{name} does not fit here: {fits.found}.")
+    return 0 if fits.ok else 1
+
+
+def show(findings: Sequence[Finding]) -> None:
+    """Print findings as a table."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    findings = list(examine())
     table = Table("", "what", "found", "what to do", box=None)
     for finding in findings:
         mark = "[green]ok[/]" if finding.ok else "[red]MISSING[/]" if finding.required else "[yellow]-[/]"
         cells = (finding.name, finding.found, "" if finding.ok else finding.advice)
         table.add_row(mark, *map(Text, cells))  # plain text: values may look like markup
-    console = Console()
-    console.print(table)
-    able = all(finding.ok for finding in findings if finding.required)
-    verdict = "The default run works here." if able else "The default run needs what is MISSING above."
-    console.print(f"\n{verdict}", highlight=False)
-    return 0 if able else 1
+    Console().print(table)
 
 
 if __name__ == "__main__":

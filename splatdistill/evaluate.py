@@ -1,5 +1,7 @@
 """`python -m splatdistill.evaluate RUN...` or `--suite NAME`: metrics of runs as a table, JSON and an image.
 
+`--compare A B` compares two such results pair by pair, as a table, JSON and a page.
+
 With a suite, missing runs of its prompts, priors, methods and seeds are made first. Heavy imports are
 deferred, so that help and errors answer at once.
 """
@@ -33,7 +35,10 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("runs", nargs="*", type=Path, metavar="RUN", help="folders of finished runs; with a suite: key=value")
-    add("--suite", metavar="NAME", help="make and measure runs: objects, compositions or dreamfusion")
+    suites = "objects, compositions, dreamfusion, sdi43, t3bench (or -single, -surroundings, -multi)"
+    add("--suite", metavar="NAME", help=f"make and measure runs: {suites}")
+    two = "compare two results of this command, of the same prompts and seeds"
+    add("--compare", nargs=2, type=Path, metavar=("A", "B"), help=two)
     add("--methods", default="sdi", help="with a suite: sdi,sds")
     add("--priors", default="embedded", help="with a suite: embedded,embedded-multiview")
     add("--seeds", default="0", help="with a suite: 0,1 or 0-7")
@@ -45,6 +50,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         metavar="PATH",
         help="embedded (default), the folder of a CLIP model, or owner/name@COMMIT of the hub",
     )
+    liked = "a CLIP model trained on preferences (PickScore, HPSv2), as --clip; its logits are a figure more"
+    add("--preference", metavar="PATH", help=liked)
     add("--distractors", type=Path, metavar="FILE", help="what R-Precision ranks against, one text a line")
     add("--no-teacher", action="store_true", help="do not compare with the teacher's own samples")
     add("--version", action="version", version=f"splatdistill {__version__}")
@@ -54,7 +61,38 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit status: 0, 2 a user's mistake, 130 interrupted."""
     args = parse(arguments)
-    return exit_status(lambda: report(args), "interrupted; the same command goes on from here")
+    task = compare if args.compare else report
+    return exit_status(lambda: task(args), "interrupted; the same command goes on from here")
+
+
+def compare(args: argparse.Namespace) -> int:
+    """Write comparison.json and comparison.html of two evaluations; return the exit status."""
+    from rich.console import Console
+
+    from splatdistill.measure.comparing import differences, page, paired, rows_of
+    from splatdistill.measure.comparing import table as comparison
+
+    first, second = args.compare
+    names = (first.name, second.name) if first.name != second.name else (str(first), str(second))
+    pairs = paired(rows_of(first), rows_of(second))
+    found, out = differences(pairs), args.out or Path("outputs/comparison")
+    writable_folder(out)
+    Console(width=None if sys.stdout.isatty() else 120).print(rich_table(comparison(found, names)))
+    with atomic_write(out / "comparison.json") as file:
+        told = {"first": str(first), "second": str(second), "figures": found, **provenance()}
+        file.write(json.dumps(told, indent=1).encode() + b"\n")
+    with atomic_write(out / "comparison.html") as file:
+        file.write(page(pairs, found, names).encode())
+    print(f"{out / 'comparison.html'} shows every pair; it is one file, to send or to keep")
+    return 0
+
+
+def provenance() -> dict[str, Any]:
+    """Return the versions that a result depends on."""
+    from importlib.metadata import version
+
+    packages = ("torch", "diffusers", "transformers", "gsplat", "numpy")
+    return {"versions": {"splatdistill": __version__, **{name: version(name) for name in packages}}}
 
 
 def report(args: argparse.Namespace) -> int:
@@ -65,7 +103,7 @@ def report(args: argparse.Namespace) -> int:
 
     from splatdistill.measure.jury import confusions
     from splatdistill.measure.runs import evaluate
-    from splatdistill.measure.suites import SUITES, make_runs
+    from splatdistill.measure.suites import PUBLISHED, SUITES, make_runs
     from splatdistill.media.sheets import runs_sheet
     from splatdistill.priors import words as grammar
     from splatdistill.priors.clip import Scorer
@@ -79,17 +117,21 @@ def report(args: argparse.Namespace) -> int:
     if args.suite:
         methods, priors = args.methods.split(","), args.priors.split(",")
         seeds, words = numbers(args.seeds, "--seeds"), [str(run) for run in runs]
-        runs = make_runs(SUITES[args.suite](), out, methods, priors, seeds, words, args.jobs)
+        prompts, theirs = SUITES[args.suite](), args.suite in PUBLISHED
+        runs = make_runs(prompts, out, methods, priors, seeds, words, args.jobs, allow_unknown=theirs)
+        others = prompts if theirs and others is None else others  # what a paper's R-Precision ranks against
     writable_folder(out)
     known = grammar.vocabulary() if args.clip == "embedded" else None
-    groups = evaluate(runs, scorer, others, not args.no_teacher, known)
+    judge = None if args.preference is None else Scorer.load(args.preference)
+    groups = evaluate(runs, scorer, others, not args.no_teacher, known, judge)
     unread = {row["prompt"] for g in groups.values() for row in g["rows"] if row["clip_score"] is None}
     judged = {row["prompt"] for g in groups.values() for row in g["rows"] if "called" in row}
     for prompt in sorted(unread - judged):
         note(f"the shipped scorer cannot read '{prompt}': no figure compares with it; give another --clip")
     Console(width=None if sys.stdout.isatty() else 120).print(table(groups))
     with atomic_write(out / "evaluation.json") as file:
-        file.write(json.dumps({"clip": args.clip, "groups": groups}, indent=1).encode() + b"\n")
+        told = {"clip": args.clip, "preference": args.preference, **provenance(), "groups": groups}
+        file.write(json.dumps(told, indent=1).encode() + b"\n")
     with atomic_write(out / "evaluation.md") as file:
         file.write(markdown(groups).encode())
     if judged:
@@ -106,6 +148,8 @@ def check(args: argparse.Namespace) -> None:
     if args.jobs is not None and args.jobs < 1:
         raise UserError(f"--jobs {args.jobs}: expected 1 or more")
     check_clip(args.clip)
+    if args.preference is not None:
+        check_clip(args.preference)
     if args.suite:
         for prior in args.priors.split(","):
             check_name(prior)
@@ -150,11 +194,16 @@ def cells(groups: dict[str, dict[str, Any]]) -> list[list[str]]:
 
 def table(groups: dict[str, dict[str, Any]]) -> Table:
     """Format the summaries for a terminal."""
+    return rich_table(cells(groups), "mean [95 % interval]")
+
+
+def rich_table(rows: list[list[str]], title: str = "") -> Table:
+    """Format rows of cells, the first the heading, for a terminal."""
     from rich.table import Table
     from rich.text import Text  # plain: names may hold what would be markup
 
-    heading, *rows = cells(groups)
-    result = Table(title=Text("mean [95 % interval]"))
+    heading, *rows = rows
+    result = Table(title=Text(title) if title else None)
     for i, name in enumerate(heading):
         result.add_column(Text(name), justify="right" if i else "left")
     for row in rows:

@@ -208,7 +208,7 @@ def test_unknown_names_are_one_line_that_says_what_there_is() -> None:
         refused("embedded-foo", "embedded, embedded-multiview, embedded-image").count("embedded-image") == 1
     )
     refused("nosuch", "no such folder", "sd21")
-    refused("owner/name", "not fetched")
+    refused("owner/name", "owner/name@COMMIT")
 
 
 def test_each_shipped_teacher_is_read_by_one_class() -> None:

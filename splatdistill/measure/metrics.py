@@ -27,6 +27,25 @@ def clip_score(images: Tensor, texts: Tensor) -> Tensor:
     return 100.0 * (images * texts).sum(-1).clamp(min=0.0)
 
 
+def antonym_score(images: Tensor, good: Tensor, bad: Tensor, scale: float = 100.0) -> Tensor:
+    """Return how much more an image is like one text than like its opposite: [n] in (0, 1).
+
+    CLIP-IQA (2207.12396): the softmax of the two scaled cosines. images [n, D], good and bad [D]: unit
+    embeddings.
+    """
+    return (scale * images @ torch.stack([good, bad]).mT).softmax(-1)[:, 0]
+
+
+def likeness_to_front(images: Tensor, azimuths_deg: Tensor) -> float:
+    """Return the mean cosine of the front view with those from behind, from above 120 degrees.
+
+    The higher, the more alike a back is to the front: near 1 for what has no front, and for a Janus.
+    images: unit embeddings [n, D] of views at these azimuths [n].
+    """
+    away = ((azimuths_deg + 180.0) % 360.0 - 180.0).abs()
+    return (images[away > 120.0] @ images[away.argmin()]).mean().item()
+
+
 def psnr(images: Tensor, others: Tensor) -> Tensor:
     """Return the peak signal-to-noise ratio [n] in dB of images [n, 3, H, W] in [0, 1]; at most 100."""
     return psnr_of_error((images - others).square().flatten(1).mean(1))

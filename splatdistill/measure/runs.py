@@ -38,6 +38,11 @@ from splatdistill.scene.views import view_word
 VIEWS = 12  # of the turntable, at the training distance
 BEHIND = 120.0  # degrees of azimuth beyond which a front is a second front
 SAMPLES = 8  # of the teacher for each prompt
+IQA = {  # CLIP-IQA's questions that SDI's authors ask (2405.15891, section 6.1)
+    "quality": ("Good", "Bad"),
+    "sharpness": ("Sharp", "Blurry"),
+    "real": ("Real", "Abstract"),
+}
 EMPTY = 0.005  # share of the image that is covered, below which a run failed
 FOGGED = 0.9  # the same, above which a run failed
 SATURATED = 0.98  # mean saturation of what is covered, above which a run failed
@@ -174,6 +179,7 @@ def measure(
         samples: of the run's teacher, to compare with, or None.
         known: words that the scorer knows, None for all; for a prompt with other words, figures are None.
     """
+    azimuths = turntable(len(rendered.color), *EVALUATION_VIEW, 8).azimuth_deg
     prompt = rendered.config.prompt
     readable = bool(prompt) and (known is None or known.issuperset(grammar.words(prompt)))
     color, geometry = scorer.images(rendered.color).cpu(), scorer.images(rendered.geometry).cpu()
@@ -199,7 +205,15 @@ def measure(
         "view": followed,
         "janus": janus,
         "diverged": diverged(rendered),
+        "empty": not rendered.finite or rendered.alpha.mean().item() < EMPTY,  # as the authors of SDI count
+        "janus_cosine": metrics.likeness_to_front(color, azimuths),
+        "prior": rendered.config.prior.name,
+        "method": rendered.config.method.name,
     }
+    if known is None:  # a CLIP model that reads any text
+        for name, words in IQA.items():
+            good, bad = scorer.texts([f"{word} photo." for word in words]).cpu()
+            row[name] = metrics.antonym_score(color, good, bad).mean().item()
     if samples is not None:
         views = F.interpolate(rendered.color, samples.shape[-2:], mode="bilinear", antialias=True)
         for name in ("high_frequency_ratio", "saturation"):
@@ -208,11 +222,22 @@ def measure(
     return row
 
 
-SHARES = ("object", "object_first_five", "nothing", "color", "janus", "diverged")  # rates of yes or no
+SHARES = (
+    "object",
+    "object_first_five",
+    "nothing",
+    "color",
+    "janus",
+    "diverged",
+    "empty",
+)  # rates of yes or no
 MEANS = (
     "r_precision",
     "r_precision_geometry",
     "clip_score",
+    "preference",
+    *IQA,
+    "janus_cosine",
     "view",
     "iou_share",
     "color_share",
@@ -284,12 +309,19 @@ def settings(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
             yield f"{prefix}{key}", value
 
 
+def preference(judge: Scorer, rendered: RenderedRun) -> float:
+    """Return the mean over views of a preference model's logit of picture and prompt (2305.01569)."""
+    (wanted,) = judge.texts([rendered.config.prompt]).cpu()
+    return judge.scale * (judge.images(rendered.color).cpu() @ wanted).mean().item()
+
+
 def evaluate(
     runs: Sequence[Path],
     scorer: Scorer,
     others: Sequence[str] | None = None,
     compare: bool = True,
     known: frozenset[str] | None = None,
+    judge: Scorer | None = None,
 ) -> dict[str, Any]:
     """Evaluate finished runs; return for each group (see `group_names`) its rows and its summary.
 
@@ -299,6 +331,7 @@ def evaluate(
         others: texts that R-Precision ranks against; None is `suites.distractors`.
         compare: also compare with samples of each run's own teacher.
         known: words that the scorer knows; see `measure`.
+        judge: a CLIP model that was trained on preferences (PickScore, HPSv2); None for none.
 
     Raises:
         UserError: a run is not finished.
@@ -321,6 +354,8 @@ def evaluate(
                 samples[key] = teacher_samples(teachers[config.prior], config)
             drawn = samples[key]
         row = measure(seen, scorer, others, drawn, known)
+        if judge is not None:
+            row["preference"] = preference(judge, seen)
         if config.prior.name not in juries:
             juries[config.prior.name] = Jury.of(config.prior.name)
         if (jury := juries[config.prior.name]) is not None:

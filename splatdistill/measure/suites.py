@@ -21,6 +21,7 @@ from splatdistill.config.schema import Config
 from splatdistill.errors import Diverged, UserError
 from splatdistill.folder import CONFIG, LOG, RESULT
 from splatdistill.priors import words as grammar
+from splatdistill.priors.loading import ASSETS
 from splatdistill.training import run
 from splatdistill.training.inputs import check_words, slug
 from splatdistill.training.progress import Lines, Watcher, interruptible
@@ -47,7 +48,23 @@ def compositions(count: int = 30) -> list[str]:
     return [grammar.describe(*pair) for pair in pairs]
 
 
+PUBLISHED = {  # suites of papers: the files that hold their prompts, each with its source in its first line
+    "sdi43": ("sdi43",),
+    "t3bench": ("t3bench-single", "t3bench-surroundings", "t3bench-multi"),
+    "t3bench-single": ("t3bench-single",),
+    "t3bench-surroundings": ("t3bench-surroundings",),
+    "t3bench-multi": ("t3bench-multi",),
+}
+
+
+def published(name: str) -> list[str]:
+    """Return the prompts of a paper's suite, in its order."""
+    texts = [(ASSETS / "suites" / f"{part}.txt").read_text("utf-8") for part in PUBLISHED[name]]
+    return [line for text in texts for line in text.splitlines() if line and not line.startswith("#")]
+
+
 SUITES = {
+    **{name: partial(published, name) for name in PUBLISHED},
     "objects": objects,
     "compositions": compositions,
     "dreamfusion": lambda: [  # in the style of its gallery; for teachers with an open vocabulary
@@ -76,10 +93,11 @@ def distractors() -> list[str]:
 
 @dataclass(frozen=True)
 class RunSpec:
-    """A run to be made: its folder and its configuration."""
+    """A run to be made: its folder, its configuration, and whether words may be unknown to its teacher."""
 
     folder: Path
     config: Config
+    allow_unknown: bool = False
 
 
 def make_runs(
@@ -90,10 +108,13 @@ def make_runs(
     seeds: Sequence[int],
     overrides: Sequence[str] = (),
     jobs: int | None = 1,
+    allow_unknown: bool = False,
 ) -> list[Path]:
     """Make the missing runs of a list and return the folders of all; see `make`.
 
-    Raises UserError for invalid settings, words, methods and priors before the first run is made.
+    allow_unknown: a teacher with a vocabulary of its own takes the nearest words, and of a prompt without any
+    it makes what it will. Raises UserError for invalid settings, words, methods and priors before the first
+    run is made.
     """
     specs: list[RunSpec] = []
     for prior, method in product(priors, methods):
@@ -101,8 +122,8 @@ def make_runs(
         for prompt, seed in product(prompts, seeds):
             flags = {"prompt": prompt, "prior": {"name": prior}, "method": method, "seed": seed}
             folder = out / f"{slug(prior)}-{method}" / f"{slug(prompt)}-{seed}"
-            these.append(RunSpec(folder, resolve(flags, None, overrides)))
-            check_words(these[-1].config, allow_unknown=False)
+            these.append(RunSpec(folder, resolve(flags, None, overrides), allow_unknown))
+            check_words(these[-1].config, allow_unknown)
         if missing := [one for one in these if not (one.folder / RESULT).exists()]:
             run.prepare(missing[0].config, missing[0].folder)  # checks everything and writes nothing
         specs += these
@@ -165,7 +186,8 @@ def make_one(spec: RunSpec) -> str:
     with open(folder / LOG, "a", encoding="utf-8") as log:
         try:
             config = load(folder / CONFIG) if begun else spec.config
-            result = run.make_run(config, folder, resume=begun, watch=partial(logged, log))
+            unknown = {"allow_unknown": spec.allow_unknown}
+            result = run.make_run(config, folder, resume=begun, watch=partial(logged, log), **unknown)
         except (UserError, Diverged) as error:
             print(f"error: {error}", file=log)
             return str(error)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from importlib.metadata import EntryPoint, entry_points
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from splatdistill.errors import Diverged, UserError
 from splatdistill.priors.folders import Folder, one_line
+from splatdistill.priors.hub import PINNED, chosen_files, whole
 
 if TYPE_CHECKING:
     import torch
@@ -57,7 +58,8 @@ def load_prior(
 
     Args:
         name: "embedded", "embedded-multiview", "embedded-image", "sd15", "sd21", a local folder in diffusers
-            layout, one of the denoisers beside its unet/, or the name of an installed entry point.
+            layout, one of the denoisers beside its unet/, a repository of the hub as owner/name@COMMIT, or
+            the name of an installed entry point.
         device: where its networks run.
         dtype: of its networks; None for what the prior finds best on the device.
         lora: files in safetensors whose changes are added to its networks, FILE or FILE:SCALE each.
@@ -85,6 +87,9 @@ def locate(name: str) -> Folder:
     check_name(name)
     if name in ALIASES:
         return Folder(name, download(name, *ALIASES[name], PATTERNS))
+    if PINNED.fullmatch(name) and not Path(name).exists():
+        repository, _, revision = name.partition("@")
+        return Folder(name, download(name, repository, revision, chosen_files))
     if name in SHIPPED:
         return Folder(name, EMBEDDED, "unet" + name.removeprefix("embedded").replace("-", "_"))
     if name in installed():
@@ -100,7 +105,7 @@ def words_of(name: str, taught: frozenset[str] = frozenset()) -> Words | None:
 
     `taught` are words that a LoRA adds. Raises UserError where the folder is broken.
     """
-    if name in (*ALIASES, *installed()):
+    if name in (*ALIASES, *installed()) or PINNED.fullmatch(name):
         return None
     root = locate(name).root
     path = root / VOCABULARY
@@ -116,11 +121,11 @@ def words_of(name: str, taught: frozenset[str] = frozenset()) -> Words | None:
 
 def check_name(name: str) -> None:
     """Raise UserError for a name that is no alias, no folder and no installed prior; nothing is read."""
-    if name in (*ALIASES, *SHIPPED, *installed()) or Path(name).exists():
+    if name in (*ALIASES, *SHIPPED, *installed()) or Path(name).exists() or PINNED.fullmatch(name):
         return
     if name.startswith("embedded"):
         raise UserError(f"prior '{name}': the shipped teachers are {', '.join(SHIPPED)}")
-    hub = ", and other teachers of the hub are not fetched" if name.count("/") == 1 else ""
+    hub = ", and a teacher of the hub is taken as owner/name@COMMIT" if name.count("/") == 1 else ""
     raise UserError(f"prior '{name}': there is no such folder{hub}; expected {expected()}")
 
 
@@ -172,28 +177,39 @@ def _import(entry: EntryPoint) -> type[Prior]:
         ) from error
 
 
-def download(name: str, repository: str, revision: str, patterns: tuple[str, ...]) -> Path:
+def download(
+    name: str,
+    repository: str,
+    revision: str,
+    patterns: Sequence[str] | Callable[[Sequence[str]], Sequence[str]],
+) -> Path:
     """Return the local snapshot of a hub repository at a revision, fetching it where it is not there yet.
 
-    Raises UserError when it cannot be had.
+    patterns: of the files, or a function that chooses from all of them. Raises UserError when it cannot be
+    had.
     """
-    from huggingface_hub import constants, logging, snapshot_download
+    from huggingface_hub import HfApi, constants, logging, snapshot_download
     from huggingface_hub.utils import disable_progress_bars, get_session
 
-    wanted: dict[str, Any] = {"revision": revision, "allow_patterns": list(patterns)}
+    wanted: dict[str, Any] = {"revision": revision}
+    if not callable(patterns):
+        wanted["allow_patterns"] = list(patterns)
     with suppress(Exception):  # it is missing
         known = Path(snapshot_download(repository, local_files_only=True, **wanted))
-        if all((known / path).is_file() for path in patterns if path.endswith(".safetensors")):
+        weights = [] if callable(patterns) else [path for path in patterns if path.endswith(".safetensors")]
+        if whole(known) if callable(patterns) else all((known / path).is_file() for path in weights):
             return known
     disable_progress_bars()
     logging.set_verbosity_error()
     try:
         get_session().head(constants.ENDPOINT, timeout=5)  # else the client tries for minutes
+        if callable(patterns):
+            wanted["allow_patterns"] = list(patterns(HfApi().list_repo_files(repository, revision=revision)))
         return Path(snapshot_download(repository, **wanted))
     except Exception as error:  # the hub's client lets through its transport's own exceptions, which vary
         raise UserError(
-            f"'{name}': cannot download {repository} ({one_line(error, 80)}); "
-            "check the network, or give a local folder"
+            f"'{name}': cannot download {repository} ({one_line(error, 80)}); check the network and whether "
+            "its owner asks for consent first, or give a local folder"
         ) from error
 
 

@@ -1,0 +1,152 @@
+"""What a teacher is, what it needs and what it asks, from its files' headers; no weights are read."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from splatdistill.priors.folders import Folder
+from splatdistill.priors.hub import UNUSED
+from splatdistill.priors.latent import default_dtype, vae_dtype
+from splatdistill.priors.loading import locate, reader_of
+from splatdistill.priors.pipeline import KEPT
+
+HEADER = 100 * 2**20  # bytes; no valid header is longer
+TENSORS = 24  # of the size of a picture at the autoencoder's first width that its backward pass keeps, about
+DENOISERS = ("unet", "transformer")
+SDI_EVALUATIONS = 8  # of the network in a step of sdi, on average over a run: seven of the inversion, and one
+
+
+@dataclass(frozen=True)
+class Part:
+    """A network of a teacher: how many parameters it has, and the bytes of the largest shard."""
+
+    parameters: int
+    files: int
+
+
+@dataclass(frozen=True)
+class Appraisal:
+    """What is known of a teacher.
+
+    Args:
+        reader: the class that reads it, in the words of its first line.
+        parts: its networks.
+        pixels: the side of its pictures, or 0 where the files do not say.
+        memory: bytes that a step needs, about, on the device and in the precision asked for.
+        reading: further bytes while large text encoders read.
+        licence: what the folder's README says, or an empty text.
+    """
+
+    reader: str
+    parts: dict[str, Part]
+    pixels: int
+    memory: int
+    reading: int
+    licence: str
+
+    @property
+    def denoiser(self) -> Part:
+        """The network that a step evaluates."""
+        return next((self.parts[name] for name in DENOISERS if name in self.parts), Part(0, 0))
+
+
+def appraise(name: str, device: torch.device | str = "cpu") -> Appraisal:
+    """Appraise a teacher on a device; raises UserError for one that is not there or that nothing reads."""
+    folder = locate(name)
+    reader = reader_of(folder)
+    parts = {path.name: part for path in sorted(folder.root.iterdir()) if (part := _part(path)) is not None}
+    parts = {part: value for part, value in parts.items() if part not in UNUSED}
+    if folder.place in parts:  # other denoisers beside it are not loaded
+        parts = {
+            key: value for key, value in parts.items() if key == folder.place or not key.startswith("unet")
+        }
+    dtype = default_dtype(device)
+    each = {part: dtype.itemsize for part in parts if part.startswith(DENOISERS)}
+    each["vae"] = vae_dtype(dtype, device).itemsize
+    encoders = sum(value.parameters for part, value in parts.items() if part.startswith("text_encoder"))
+    large = 4 * encoders > KEPT
+    kept = sum(
+        value.parameters * each.get(part, 4)
+        for part, value in parts.items()
+        if not (large and part.startswith("text_encoder"))
+    )
+    pixels = _pixels(folder)
+    width = next(iter(folder.json("vae/config.json").get("block_out_channels") or [0]))
+    passing = TENSORS * pixels**2 * width * each["vae"]
+    summary = (reader.__doc__ or reader.__name__).strip().splitlines()[0]
+    return Appraisal(
+        summary, parts, pixels, kept + passing, 2 * encoders if large else 0, licence(folder.root)
+    )
+
+
+def _part(folder: Path) -> Part | None:
+    """Count the parameters in a folder by the headers of its safetensors; None where there are none."""
+    files = sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
+    half = [path for path in files if ".fp16" in path.name]
+    files = half or [path for path in files if ".fp16" not in path.name]
+    counts = [_parameters(path) for path in files]
+    return Part(sum(counts), len(files)) if counts else None
+
+
+def _parameters(path: Path) -> int:
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if length > min(HEADER, path.stat().st_size):
+            return 0
+        header = json.loads(file.read(length))
+    return sum(math.prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")
+
+
+def _pixels(folder: Folder) -> int:
+    """Return the side of a teacher's pictures as its files say it."""
+    told = folder.json("model_index.json").get("default_sample_size")
+    if isinstance(told, int):
+        return told
+    config = folder.denoiser or folder.json("transformer/config.json")
+    vae = folder.json("vae/config.json")
+    blocks = vae.get("block_out_channels") or vae.get("encoder_block_out_channels") or [0]
+    side = config.get("sample_size")
+    return side * 2 ** (len(blocks) - 1) if isinstance(side, int) else 0
+
+
+def licence(root: Path) -> str:
+    """Return the licence that a folder's README.md names in its front matter; empty if none."""
+    path = root / "README.md"
+    text = path.read_text("utf-8", "replace")[:10_000] if path.is_file() else ""
+    front = re.match(r"---\n(.*?)\n---", text, re.DOTALL)
+    said = dict(re.findall(r"^(license(?:_name)?):\s*(\S+)", front[1], re.MULTILINE)) if front else {}
+    return str(said.get("license_name") or said.get("license", ""))
+
+
+def lines(found: Appraisal, free: int) -> list[tuple[str, bool, str, str]]:
+    """Return rows of a table: what, whether it is well, what was found, and what to do about it.
+
+    free: bytes of memory.
+    """
+
+    def size(count: float) -> str:
+        return f"{count / 1e9:.2f} billion" if count >= 1e9 else f"{count / 1e6:.1f} million"
+
+    rows = [("teacher", True, found.reader, "")]
+    rows += [(part, True, f"{size(value.parameters)} parameters", "") for part, value in found.parts.items()]
+    if found.pixels:
+        rows.append(("pictures", True, f"{found.pixels} pixels", ""))
+    need, peak = found.memory, found.memory + found.reading
+    told = f"about {need / 2**30:.1f} GiB a step" + (
+        f", {peak / 2**30:.1f} GiB while its text encoders read" if found.reading else ""
+    )
+    fits = "takes a smaller teacher, a GPU with more memory, or prior.dtype=bfloat16"
+    rows.append(("memory", peak <= free, f"{told}; {free / 2**30:.1f} GiB are free", fits))
+    work = 2 * 2 * SDI_EVALUATIONS * found.denoiser.parameters
+    cost = f"{SDI_EVALUATIONS} evaluations of two branches with sdi, {work / 1e9:,.1f} GFLOP for each token"
+    rows.append(("cost of a step", True, cost, ""))
+    rows.append(
+        ("licence", bool(found.licence), found.licence or "not said in the folder", "see where it is from")
+    )
+    return rows

@@ -1,0 +1,58 @@
+"""What the doctor says of a teacher, from its files alone."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from families import make_family
+
+from splatdistill import doctor
+from splatdistill.errors import UserError
+from splatdistill.priors import load_prior
+from splatdistill.priors.appraise import appraise, licence, lines
+from splatdistill.priors.pipeline import PipelinePrior
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = make_family(tmp_path_factory.mktemp("appraise"), "SD3Prior")
+    (made / "README.md").write_text(
+        "---\nlicense: other\nlicense_name: stabilityai-ai-community\n---\n# A card\n"
+    )
+    return made
+
+
+def test_it_counts_what_the_networks_have(folder: Path) -> None:
+    prior = load_prior(folder, "cpu", torch.float32)
+    found = appraise(str(folder))
+    assert isinstance(prior, PipelinePrior)
+    assert found.denoiser.parameters == sum(value.numel() for value in prior.network_.state_dict().values())
+    assert set(found.parts) == {"transformer", "vae", "text_encoder", "text_encoder_2", "text_encoder_3"}
+    assert found.pixels == prior.image_size and "Stable Diffusion 3" in found.reader
+    assert found.licence == "stabilityai-ai-community"
+    assert found.memory > sum(4 * part.parameters for part in found.parts.values()) / 2
+
+
+def test_a_step_that_does_not_fit_is_told_with_what_it_needs(folder: Path) -> None:
+    found = appraise(str(folder))
+    told = {name: (ok, text) for name, ok, text, _ in lines(found, found.memory)}
+    assert told["memory"][0] and told["licence"][0] and "evaluations" in told["cost of a step"][1]
+    assert not {name: ok for name, ok, _, _ in lines(found, found.memory - 1)}["memory"]
+
+
+def test_the_command_says_it(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert doctor.main(["--prior", str(folder)]) == 0
+    out = capsys.readouterr().out
+    assert "fits here" in out and "stabilityai" in out
+    assert doctor.main(["--prior", "no such thing"]) == 2
+
+
+def test_a_folder_that_nothing_reads_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no diffusers pipeline"):
+        appraise(str(tmp_path))
+
+
+def test_a_card_without_a_licence_says_nothing(tmp_path: Path) -> None:
+    assert licence(tmp_path) == ""
+    (tmp_path / "README.md").write_text("# no front matter\nlicense: mit\n")
+    assert licence(tmp_path) == ""

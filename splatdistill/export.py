@@ -41,7 +41,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add_axes(parser, "IN")
     add("--spz", type=int, choices=(3, 4), default=None, help="the version of an .spz; default 3")
     add("--prune", type=float, metavar="OPACITY", help="leave out Gaussians of lower opacity, 0 to 1")
-    add("--mesh", action="store_true", help="triangles with vertex colors (.glb or .obj) instead of splats")
+    kinds = "triangles instead of splats: a .glb with a texture, or an .obj with vertex colors"
+    add("--mesh", action="store_true", help=kinds)
     add("--resolution", type=int, metavar="N", help="of a mesh: cells along its longest side; default 128")
     add("--triangles", type=int, metavar="N", help="of a mesh: at most so many, about; default 20000")
     add("--overwrite", action="store_true", help="replace OUT if it is there")

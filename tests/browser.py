@@ -98,7 +98,7 @@ class Page:
         assert "exceptionDetails" not in result, result
         return result["result"].get("value")
 
-    def until(self, condition: str, frames: int = 3_000) -> Any:
+    def until(self, condition: str, frames: int = 600) -> Any:
         """Wait in the page, from one drawn frame to the next, for a condition; return its value."""
         wait = f"""new Promise((resolve, reject) => {{
             let left = {frames};
@@ -114,7 +114,7 @@ class Page:
 
     def click(self, label: str) -> None:
         """Press the button, or the tab, with this text, as soon as nothing covers its middle."""
-        self.until(
+        place = self.until(
             f"""(() => {{
                 const has = e => e.textContent.trim() === {json.dumps(label)} && e.offsetParent !== null;
                 const found = [...document.querySelectorAll("button, [role=tab]")].find(has);
@@ -123,10 +123,15 @@ class Page:
                 const box = found.getBoundingClientRect();
                 const top = document.elementFromPoint(box.x + box.width / 2, box.y + box.height / 2);
                 if (!found.contains(top)) return false;
+                if (found.role === "tab") return [box.x + box.width / 2, box.y + box.height / 2];
                 found.click();  // at once: what moves between two messages would be missed
                 return true;
             }})()"""
         )
+        if isinstance(place, list):  # a tab can be dragged, so it hears the mouse alone
+            for kind in ("mouseMoved", "mousePressed", "mouseReleased"):
+                where = {"x": place[0], "y": place[1], "button": "left", "buttons": 1, "clickCount": 1}
+                self.call("Input.dispatchMouseEvent", type=kind, **where)
 
     def press(self, key: str, code: str) -> None:
         """Press and release a key, by its name and its place on the keyboard."""

@@ -36,16 +36,17 @@ def test_a_box_chooses_and_what_is_chosen_is_deleted_and_comes_back(page, tmp_pa
         page.until("window.splatdistill.state.tool === 'box'")
         page.click("Pick")
         page.drag((100, 100), (478, 700))  # the left half
-        page.until(f"{SAYS}('of 300 Gaussians are chosen')")
+        page.until(f"{SAYS}('of 300 Gaussians are picked')")
         page.screenshot(tmp_path / "box.png")
         left = int(app.bench.desk.chosen.sum())
         assert 100 < left < 200 and bool(
             (app.bench.desk.chosen == (scene()["means"][:, 1] < 0)).float().mean() > 0.9
         )
         page.drag((500, 100), (900, 700), modifiers=8)
-        page.until(f"{SAYS}('300 of 300 Gaussians are chosen')")
+        page.until(f"{SAYS}('of 300 Gaussians are picked') && !{SAYS}('{left} of 300')")
+        assert int(app.bench.desk.chosen.sum()) > left
         page.drag((500, 100), (900, 700), modifiers=1)
-        page.until(f"{SAYS}('{left} of 300 Gaussians are chosen')")
+        page.until(f"{SAYS}('{left} of 300 Gaussians are picked')")
         page.click("Delete")
         page.until(f"{SAYS}('Gaussians{300 - left}')")
         height, width = canvas_of(page, page.screenshot()).shape[:2]
@@ -67,11 +68,11 @@ def test_a_brush_paints_what_it_passes_and_all_else_is_cropped(page, tmp_path): 
         page.until("window.splatdistill.state.tool === 'stroke'")
         page.click("Pick")
         page.drag((380, 330), (580, 330))
-        page.until(f"{SAYS}('of 300 Gaussians are chosen')")
+        page.until(f"{SAYS}('of 300 Gaussians are picked')")
         page.screenshot(tmp_path / "brush.png")
         painted = int(app.bench.desk.chosen.sum())
         page.drag((380, 420), (580, 420))  # paints on
-        page.until(f"{SAYS}('of 300 Gaussians are chosen') && !{SAYS}('{painted} of 300')")
+        page.until(f"{SAYS}('of 300 Gaussians are picked') && !{SAYS}('{painted} of 300')")
         kept = int(app.bench.desk.chosen.sum())
         assert kept > painted
         page.click("Delete the rest")

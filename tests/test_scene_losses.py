@@ -130,7 +130,10 @@ def test_a_silhouette_may_shrink_and_lose_its_holes_but_not_grow():
     torn[:, 7:9, 7:9] = 0.0
     assert overgrowth(disk, torn).item() == overgrowth(torn, disk).item() == 0.0
     assert overgrowth(torch.zeros_like(disk), disk).item() == 0.0
-    assert overgrowth(torch.ones_like(disk), disk).item() == pytest.approx(1 - 10 * 10 / 256)
+    assert overgrowth(torch.ones_like(disk), disk).item() == pytest.approx(1 - 8 * 8 / 256)
+    soft = 0.3 * torch.nn.functional.pad(disk, (0, 0, 1, 0, 1, 0))[:, :16, :16]
+    assert overgrowth(disk, disk.maximum(soft)).item() == 0.0
+    assert overgrowth(disk.maximum((soft > 0).float()), disk.maximum(soft)).item() > 0.0  # nor harden
 
 
 def test_what_surprises_the_teacher_is_held_less():

@@ -77,7 +77,7 @@ def test_deleting_and_undoing_gives_every_byte_back(desk, others, left):
 
 
 def test_nothing_is_never_left(desk):
-    with pytest.raises(UserError, match="nothing is chosen"):
+    with pytest.raises(UserError, match="nothing is picked"):
         desk.delete()
     desk.choose(rows(*range(10)), "replace")
     with pytest.raises(UserError, match="no Gaussian would be left"):

@@ -16,15 +16,16 @@ from splatdistill.formats.packing import opened
 COMPONENT_TYPES = {"f4": 5126, "u4": 5125, "u2": 5123, "u1": 5121}  # NumPy -> glTF
 KINDS = {5120: "i1", 5121: "u1", 5122: "i2", 5123: "u2", 5125: "u4", 5126: "f4"}  # glTF -> NumPy
 MAX_JSON_BYTES = 1 << 24
-ACCESSOR_TYPES = {1: "SCALAR", 3: "VEC3", 4: "VEC4"}
+ACCESSOR_TYPES = {1: "SCALAR", 2: "VEC2", 3: "VEC3", 4: "VEC4"}
 ARRAY_BUFFER, ELEMENT_ARRAY_BUFFER = 34962, 34963
 POINTS, TRIANGLES = 0, 4
 
 
 class Primitive(NamedTuple):
-    """A mesh primitive: attributes by semantic, each [N] or [N, 3 or 4], and what else its JSON says.
+    """A mesh primitive: attributes by semantic, each [N] or [N, 2 to 4], and what else its JSON says.
 
-    Attributes of a whole-number type are normalized fractions. indices [M], if any, are unsigned.
+    Attributes of a whole-number type are normalized fractions. indices [M], if any, are unsigned. picture: a
+    .png, which the materials know as texture 0.
     """
 
     mode: int
@@ -32,6 +33,7 @@ class Primitive(NamedTuple):
     indices: np.ndarray | None = None
     properties: dict[str, Any] = {}  # noqa: RUF012 - never changed
     materials: tuple[dict[str, Any], ...] = ()
+    picture: bytes = b""
 
 
 def write_primitive(
@@ -69,6 +71,12 @@ def write_primitive(
     described = {"attributes": written, "mode": primitive.mode, **primitive.properties}
     if primitive.indices is not None:
         described["indices"] = add(primitive.indices, ELEMENT_ARRAY_BUFFER)
+    pictures = {}
+    if primitive.picture:
+        views.append({"buffer": 0, "byteOffset": len(content), "byteLength": len(primitive.picture)})
+        content.extend(primitive.picture + bytes(-len(primitive.picture) % 4))
+        pictures["images"] = [{"bufferView": len(views) - 1, "mimeType": "image/png"}]
+        pictures["textures"] = [{"source": 0}]
     asset = {"version": "2.0", "generator": f"splatdistill {__version__}"}
     document = {
         "asset": {**asset, "extras": comments} if comments else asset,
@@ -80,6 +88,7 @@ def write_primitive(
         "accessors": accessors,
         "bufferViews": views,
         "buffers": [{"byteLength": len(content)}],
+        **pictures,
     }
     if primitive.materials:
         document["materials"] = list(primitive.materials)
@@ -148,6 +157,15 @@ class Binary(NamedTuple):
         return np.lib.stride_tricks.as_strided(base.view(), (count, dtype.itemsize), (stride, 1)).view(
             f"<{kind}"
         )
+
+    def bytes_of(self, index: object) -> bytes:
+        """Return the bytes of a buffer view; raises UserError if it is invalid."""
+        view = self.item("bufferViews", index)
+        start, length = view.get("byteOffset", 0), view.get("byteLength")
+        sound = _whole(start) and _whole(length) and start + length <= len(self.content)
+        if not sound or view.get("buffer", 0) != 0 or "uri" in self.item("buffers", 0):
+            raise UserError(f"{self.path} has buffer view {index} of no sound place; export or copy it again")
+        return self.content[start : start + length].tobytes()
 
 
 def _whole(number: object) -> bool:

@@ -1,8 +1,9 @@
-"""A triangle mesh with vertex colors from a scene, for programs that cannot read splats: .obj, or .glb.
+"""A triangle mesh from a scene, for programs that cannot read splats: .glb, its colors in a texture, or .obj.
 
 The Gaussians are summed on a voxel grid, each with its opacity at the center and cut at three standard
 deviations; marching cubes finds a level set of the sum; quadric edge collapse reduces the triangles. Colors
-are view-independent, with the same weights. Needs scikit-image and fast-simplification.
+are view-independent, with the same weights; an .obj has them at its vertices. Needs scikit-image,
+fast-simplification, and for a .glb xatlas.
 """
 
 import io
@@ -11,13 +12,15 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from PIL import Image
 from torch.nn import ParameterDict
 
 from splatdistill.errors import UserError
 from splatdistill.files import atomic_write
 from splatdistill.formats.density import Grid, rasterize_density
-from splatdistill.formats.gltf import TRIANGLES, Primitive, srgb_to_linear, write_primitive
-from splatdistill.formats.packing import Note, Splats, quantize, to_splats, warn
+from splatdistill.formats.gltf import TRIANGLES, Primitive, write_primitive
+from splatdistill.formats.packing import Note, Splats, to_splats, warn
+from splatdistill.formats.texture import Colors, fill, lay_out
 from splatdistill.reference.raster import rotation_matrices
 from splatdistill.scene.gaussians import sh0_to_rgb
 
@@ -35,6 +38,7 @@ class Mesh(NamedTuple):
     normals: np.ndarray  # [P, 3] float32, unit length
     colors: np.ndarray  # [P, 3] float32 in [0, 1], as displayed
     faces: np.ndarray  # [F, 3] uint32
+    shade: Colors  # colors [n, 3] as displayed, at places [n, 3]
 
 
 def write_mesh(
@@ -89,14 +93,17 @@ def surface(splats: Splats, resolution: int, triangles: int = 20_000, note: Note
     vertices, faces, _, _ = marching_cubes(grid.density, LEVEL)
     if len(faces) > triangles:
         vertices, faces, *_ = simplify(vertices.astype(np.float32), faces, target_count=triangles)
-    colors = grid.colors(vertices)
     placed = grid.origin + grid.cell * vertices.astype(np.float64) + middle
     if not grid.cell > np.abs(placed).max() * 2**-22 or np.abs(placed).max() > LARGEST:
         raise UserError("the scene is too large, or too far from the origin, for a mesh in float32")
     faces = faces[:, ::-1].astype(np.uint32)
-    return Mesh(
-        placed.astype(np.float32), _normals(vertices, faces), colors.clip(0, 1).astype(np.float32), faces
-    )
+    corner = grid.origin + middle
+
+    def shade(places: np.ndarray) -> np.ndarray:
+        return grid.colors((places - corner) / grid.cell).clip(0, 1)
+
+    colors = grid.colors(vertices).clip(0, 1).astype(np.float32)
+    return Mesh(placed.astype(np.float32), _normals(vertices, faces), colors, faces, shade)
 
 
 def _near(splats: Splats) -> np.ndarray:
@@ -132,14 +139,18 @@ def _normals(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
 
 
 def _write_glb(path: str | Path, mesh: Mesh, comments: dict[str, str] | None) -> None:
+    layout = lay_out(mesh.vertices, mesh.faces)
+    picture = io.BytesIO()
+    Image.fromarray(fill(layout, mesh.vertices, mesh.shade)).save(picture, "PNG", optimize=False)
     attributes = {
-        "POSITION": mesh.vertices,
-        "NORMAL": mesh.normals,
-        "COLOR_0": quantize(np.insert(srgb_to_linear(mesh.colors), 3, 1, 1), 65535).astype("u2"),
+        "POSITION": mesh.vertices[layout.vertices],
+        "NORMAL": mesh.normals[layout.vertices],
+        "TEXCOORD_0": layout.places,
     }
-    plain = {"pbrMetallicRoughness": {"metallicFactor": 0}, "extensions": {"KHR_materials_unlit": {}}}
-    indices, material = mesh.faces.reshape(-1), {"material": 0}
-    primitive = Primitive(TRIANGLES, attributes, indices, material, (plain,))
+    surface = {"metallicFactor": 0, "baseColorTexture": {"index": 0}}
+    plain = {"pbrMetallicRoughness": surface, "extensions": {"KHR_materials_unlit": {}}}
+    indices, material = layout.faces.reshape(-1), {"material": 0}
+    primitive = Primitive(TRIANGLES, attributes, indices, material, (plain,), picture.getvalue())
     write_primitive(path, primitive, ["KHR_materials_unlit"], comments)
 
 

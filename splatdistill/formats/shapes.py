@@ -1,26 +1,28 @@
 """What a run may start from besides a splat: a point cloud (.ply) or a mesh (.glb, .obj), as Gaussians.
 
 A mesh is sampled evenly over its area with flat Gaussians that lie in its triangles; its vertex colors are
-kept, and of a .glb the materials' plain colors. Textures are not read.
+kept, and of a .glb the materials' plain colors and their textures of color.
 """
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn import ParameterDict
 
 from splatdistill import formats
 from splatdistill.errors import UserError
 from splatdistill.formats.glb import EXTENSION, primitives
-from splatdistill.formats.gltf import TRIANGLES, fractions, open_binary
+from splatdistill.formats.gltf import TRIANGLES, Binary, fractions, open_binary, srgb_to_linear
 from splatdistill.formats.packing import Note, warn
 from splatdistill.formats.ply import read_elements, read_points
 from splatdistill.scene.gaussians import from_tensors, rgb_to_sh0
@@ -33,13 +35,37 @@ POINT_OPACITY = 0.5
 FLATNESS = 0.1  # thickness of a Gaussian on a triangle, as a share of its width
 MESH_UP, POINTS_UP = "y", "z"
 MOST_LINES = 20_000_000  # of an .obj
+MOST_PIXELS = 1 << 26  # of a texture
 
 
 class Surface(NamedTuple):
-    """Triangles [F, 3, 3], and the colors of their corners [F, 3, 3] in [0, 1]."""
+    """Triangles [F, 3, 3], and the colors of their corners [F, 3, 3] in [0, 1], as displayed.
+
+    pictures [h, w, 3] uint8 multiply these; picture [F] says which one, -1 for none, and places [F, 3, 2]
+    where in it the corners are.
+    """
 
     corners: np.ndarray
     colors: np.ndarray
+    picture: np.ndarray
+    places: np.ndarray
+    pictures: tuple[np.ndarray, ...] = ()
+
+    @classmethod
+    def plain(cls, corners: np.ndarray, colors: np.ndarray) -> Surface:
+        """Return one without pictures."""
+        return cls(corners, colors, np.full(len(corners), -1), np.zeros((len(corners), 3, 2)))
+
+    def painted(self, faces: np.ndarray, shares: np.ndarray) -> np.ndarray:
+        """Return the colors [n, 3] at points of triangles `faces` [n], `shares` [n, 3] of their corners."""
+        colors = (shares[:, :, None] * self.colors[faces]).sum(1)
+        for index, picture in enumerate(self.pictures):
+            rows = np.flatnonzero(self.picture[faces] == index)
+            at = (shares[rows, :, None] * self.places[faces[rows]]).sum(1) % 1.0
+            x, y = (at * picture.shape[1::-1]).astype(int).T
+            light = srgb_to_linear(picture[y, x] / 255) * srgb_to_linear(colors[rows])
+            colors[rows] = _to_srgb(light)
+        return colors
 
 
 def read_shape(
@@ -126,7 +152,7 @@ def of_surface(surface: Surface, count: int = SAMPLES) -> ParameterDict:
     u, v = torch.where(fold, 1 - u, u), torch.where(fold, 1 - v, v)
     shares = torch.stack([1 - u - v, u, v], 1)[:, :, None]  # [count, 3 corners, 1]
     means = (shares * corners[faces]).sum(1)
-    colors = (shares * torch.from_numpy(surface.colors).double()[faces]).sum(1)
+    colors = torch.from_numpy(surface.painted(faces.numpy(), shares[:, :, 0].numpy()))
     sigma = 0.7 * math.sqrt(total / count)
     scales = torch.tensor([sigma, sigma, FLATNESS * sigma]).log().expand(count, 3)
     quats = _turned_to(normals[faces] / (2 * areas[faces])[:, None])
@@ -186,7 +212,7 @@ def _has_splats(path: Path) -> bool:
 
 def _read_triangles(path: Path, note: Note) -> Surface:
     """Read the triangles of all nodes of a .glb; raises UserError when there are none."""
-    binary, parts, textured = open_binary(path), [], False
+    binary, parts, pictures, unread = open_binary(path), [], [], False
     for primitive, matrix in primitives(binary):
         attributes = primitive.get("attributes")
         if primitive.get("mode", TRIANGLES) != TRIANGLES or not isinstance(attributes, dict):
@@ -200,31 +226,58 @@ def _read_triangles(path: Path, note: Note) -> Surface:
         faces = faces[: len(faces) // 3 * 3].reshape(-1, 3)
         if len(faces) and faces.max() >= len(points):
             raise UserError(f"{path} has triangles of vertices that it lacks; export or copy it again")
-        color, has_texture = _material(binary, primitive)
-        textured |= has_texture
+        color, texture = _material(binary, primitive)
         colors = np.broadcast_to(color, (len(points), 3))
         if "COLOR_0" in attributes:
             colors = np.ones_like(colors) if "material" not in primitive else colors  # the default is white
             width = 4 if binary.item("accessors", attributes["COLOR_0"]).get("type") == "VEC4" else 3
             colors = colors * fractions(binary.values(attributes["COLOR_0"], width))[:, :3]
-        parts.append((points[faces], _to_srgb(np.asarray(colors))[faces]))
-    if textured:
-        note(f"{path}: its textures are not read; the run starts with plain colors")
+        which, places = np.full(len(faces), -1), np.zeros((len(faces), 3, 2))
+        if texture is not None:
+            picture = _picture(binary, texture, attributes)
+            unread |= picture is None
+            if picture is not None:
+                which[:] = len(pictures)
+                places = fractions(binary.values(attributes["TEXCOORD_0"], 2)).astype(np.float64)[faces]
+                places = np.nan_to_num(places, posinf=0.0, neginf=0.0)
+                pictures.append(picture)
+        parts.append((points[faces], _to_srgb(np.asarray(colors))[faces], which, places))
+    if unread:
+        note(f"{path} has textures of a kind that is not read; plain colors stand for them")
     if not parts:
         raise UserError(f"{path} holds neither Gaussian splats nor triangles")
-    return Surface(*(np.concatenate(values) for values in zip(*parts, strict=True)))
+    return Surface(*(np.concatenate(values) for values in zip(*parts, strict=True)), tuple(pictures))
 
 
-def _material(binary: object, primitive: dict) -> tuple[np.ndarray, bool]:
-    """Return the linear color [3] of a primitive's material, and whether it has a texture."""
+def _material(binary: Binary, primitive: dict[str, Any]) -> tuple[np.ndarray, object]:
+    """Return the linear color [3] of a primitive's material, and the texture that it refers to, or None."""
     if "material" not in primitive:
-        return np.full(3, 0.5), False
-    material = binary.item("materials", primitive["material"])  # pyright: ignore[reportAttributeAccessIssue]
+        return np.full(3, 0.5), None
+    material = binary.item("materials", primitive["material"])
     surface = material.get("pbrMetallicRoughness")
     surface = surface if isinstance(surface, dict) else {}
     given = surface.get("baseColorFactor", [1.0, 1.0, 1.0, 1.0])
     sound = isinstance(given, list) and len(given) == 4 and all(type(x) in (int, float) for x in given)
-    return np.array(given[:3] if sound else [0.5] * 3, float).clip(0, 1), "baseColorTexture" in surface
+    return np.array(given[:3] if sound else [0.5] * 3, float).clip(0, 1), surface.get("baseColorTexture")
+
+
+def _picture(binary: Binary, texture: object, attributes: dict[str, Any]) -> np.ndarray | None:
+    """Return the picture [h, w, 3] uint8 of a texture; None for one of a kind that is not read."""
+    plain = isinstance(texture, dict) and not texture.get("texCoord") and not texture.get("extensions")
+    if not plain or "TEXCOORD_0" not in attributes:
+        return None
+    source = binary.item("textures", texture.get("index")).get("source")
+    image = binary.item("images", source) if source is not None else {}
+    if "bufferView" not in image:
+        return None
+    content = binary.bytes_of(image["bufferView"])
+    try:
+        with Image.open(io.BytesIO(content), formats=("PNG", "JPEG", "WEBP")) as opened:
+            if not 0 < opened.width * opened.height <= MOST_PIXELS:
+                return None
+            return np.asarray(opened.convert("RGB"))
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return None
 
 
 def _to_srgb(linear: np.ndarray) -> np.ndarray:
@@ -257,7 +310,7 @@ def _read_obj(path: Path) -> Surface:
         raise UserError(f"{path} holds no triangle")
     if where.min() < 0 or where.max() >= len(vertices):
         raise UserError(f"{path} has triangles of vertices that it lacks; export or copy it again")
-    return Surface(vertices[where], shown.clip(0, 1)[where])
+    return Surface.plain(vertices[where], shown.clip(0, 1)[where])
 
 
 def _lines(path: Path) -> Iterator[str]:

@@ -116,7 +116,7 @@ class Desk:
         """Remove what is chosen, or all else; return how many went. Raises UserError when none would stay."""
         scene = self._sound()
         if self._chosen is None:
-            raise UserError("nothing is chosen")
+            raise UserError("nothing is picked")
         kept = self._chosen if others else ~self._chosen
         if not bool(kept.any()):
             raise UserError("no Gaussian would be left")

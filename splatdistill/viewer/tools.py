@@ -8,15 +8,15 @@ from splatdistill.training.monitor import Status
 from splatdistill.viewer.panels import STYLE, update
 
 Icon = viser.Icon
-LOOK, BOX, BRUSH = "look around", "choose by box", "choose by brush"
+LOOK, BOX, BRUSH = "look around", "pick by box", "pick by brush"
 MICE = (LOOK, BOX, BRUSH)
 REFINE, EDIT = "refine", "edit"
 LONGEST_TEXT = 500  # letters of a prompt
 HELP = {
     "B, P, V": "box, brush (paint), look around",
-    "drag + shift": "choose more",
-    "drag + alt": "choose less",
-    "X": "delete what is chosen",
+    "drag + shift": "pick more",
+    "drag + alt": "pick less",
+    "X": "delete what is picked",
     "Ctrl Z": "undo",
     "drop a file": "open it",
 }
@@ -39,9 +39,9 @@ class Tools:
         self.brush = gui.add_slider(
             "Brush", min=0.005, max=0.2, step=0.005, initial_value=0.03, hint="its radius, of the height"
         )
-        self.seen_only = gui.add_checkbox("Only what is seen", False, hint="not what something hides")
+        self.seen_only = gui.add_checkbox("Seen only", False, hint="not what something hides")
         self.invert = gui.add_button("Invert", icon=Icon.CONTRAST, color="gray")
-        self.clear = gui.add_button("Choose nothing", icon=Icon.X, color="gray")
+        self.clear = gui.add_button("Pick nothing", icon=Icon.X, color="gray")
         self.delete = gui.add_button("Delete", icon=Icon.TRASH, color="gray")
         self.crop = gui.add_button("Delete the rest", icon=Icon.CROP, color="gray")
 
@@ -52,8 +52,8 @@ class Tools:
         self.wanted = gui.add_text("It should show", "")
         hint = "the highest level of noise: more changes more"
         self.strength = gui.add_slider("Strength", min=0.05, max=1.0, step=0.05, initial_value=0.5, hint=hint)
-        hint = "what is not chosen stays as it is, byte by byte"
-        self.masked = gui.add_checkbox("Only what is chosen", False, hint=hint)
+        hint = "what is not picked stays as it is, byte by byte"
+        self.masked = gui.add_checkbox("Picked only", False, hint=hint)
         self.run = gui.add_button("Run", icon=Icon.PLAYER_PLAY)
         self.told = gui.add_html("")
         self.progress = gui.add_progress_bar(0.0, visible=False)
@@ -64,7 +64,7 @@ class Tools:
 
     def show(self, chosen: int, whole: int, undoes: str, *, busy: bool, status: Status | None) -> None:
         """Update what the controls say, and which of them can be used."""
-        text = f"{chosen:,} of {whole:,} Gaussians are chosen" if chosen else "Nothing is chosen."
+        text = f"{chosen:,} of {whole:,} Gaussians are picked" if chosen else "Nothing is picked."
         update(self.chosen, content=line(text))
         update(self.brush, visible=self.mouse.value == BRUSH)
         for handle in (self.delete, self.crop, self.clear):

@@ -23,7 +23,7 @@ from splatdistill.viewer.tools import BOX, BRUSH, LONGEST_TEXT, LOOK, Tools
 
 SCRIPT = files("splatdistill").joinpath("assets", "viewer", "page.js")
 KINDS = {LOOK: "look", BOX: "box", BRUSH: "stroke"}  # names of the mouse's tools in the page
-MOUSE = (("Look around", "V", LOOK), ("Choose by box", "B", BOX), ("Choose by brush", "P", BRUSH))
+MOUSE = (("Look around", "V", LOOK), ("Pick by box", "B", BOX), ("Pick by brush", "P", BRUSH))
 
 
 class Workbench:
@@ -66,7 +66,7 @@ class Workbench:
         on(tools.stop, lambda _: self.jobs.stop())
         for label, key, mouse in MOUSE:
             self._controls.command(label, key, lambda _, mouse=mouse: self._take_up(mouse))
-        self._controls.command("Delete what is chosen", "X", lambda _: self._change(self.desk.delete))
+        self._controls.command("Delete what is picked", "X", lambda _: self._change(self.desk.delete))
         self._controls.command("Undo", "Z", lambda _: self._change(self.desk.undo), "cmd/ctrl")
 
     def welcome(self, client: viser.ClientHandle) -> None:
@@ -169,7 +169,7 @@ class Workbench:
         order = Order(tools.verb.value, now, wanted, float(tools.strength.value))
         rows = self.desk.chosen if tools.masked.value else None
         if tools.masked.value and rows is None:
-            raise UserError("nothing is chosen: choose a part, or clear 'Only what is chosen'")
+            raise UserError("nothing is picked: pick a part, or clear 'Picked only'")
         self.jobs.start(order, scene.gaussians, rows)
 
     def _take(self, gaussians: Any, change: str, comments: dict[str, str]) -> None:

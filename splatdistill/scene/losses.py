@@ -7,12 +7,20 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn import ParameterDict
 
 from splatdistill.scene.gaussians import Activated, activated
 from splatdistill.scene.rendering import Render
+
+
+GAP = 2  # half the width in pixels of what may be filled in a silhouette
+SOFT = (
+    0.25,
+    0.4,
+)  # mean transparency inside a silhouette that is held to its outline, and of one that is not
 
 
 @dataclass(frozen=True)
@@ -129,16 +137,21 @@ def reference_errors(render: Render, rgb: Tensor, alpha: Tensor) -> tuple[Tensor
     return (render.rgb - rgb).square().mean(), (render.alpha - alpha).square().mean()
 
 
-def overgrowth(alpha: Tensor, before: Tensor, margin: int = 2) -> Tensor:
+def overgrowth(alpha: Tensor, before: Tensor) -> Tensor:
     """Return the mean square of what alpha has beyond the silhouette before, whose holes may be filled.
 
-    alpha, before [V, H, W, 1]. The silhouette is closed: widened by `margin` pixels, and narrowed again. So a
-    gap of at most twice the margin is filled, and the outline, a soft one too, stays where it is.
+    The silhouette is closed: widened by GAP pixels, and narrowed again. So a gap of at most twice that is
+    filled, and the outline, a soft one too, stays where it is. One that is mostly half transparent, as of a
+    splat that lacks most of its Gaussians, is no outline to hold to: it may grow by a pixel.
+
+    alpha, before [V, H, W, 1].
     """
-    size = 2 * margin + 1
-    wide = F.max_pool2d(before.permute(0, 3, 1, 2), size, 1, margin)
-    closed = -F.max_pool2d(-wide, size, 1, margin)
-    return (alpha - closed.permute(0, 2, 3, 1)).clamp(min=0.0).square().mean()
+    was = before.permute(0, 3, 1, 2)
+    closed = -F.max_pool2d(-F.max_pool2d(was, 2 * GAP + 1, 1, GAP), 2 * GAP + 1, 1, GAP)
+    soft = (was * (1.0 - was)).sum() / was.sum().clamp(min=1e-6)
+    torn = ((soft - SOFT[0]) / (SOFT[1] - SOFT[0])).clamp(0.0, 1.0)
+    limit = torch.lerp(closed, F.max_pool2d(was, 3, 1, 1), torn).permute(0, 2, 3, 1)
+    return (alpha - limit).clamp(min=0.0).square().mean()
 
 
 def holding(

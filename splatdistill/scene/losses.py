@@ -15,12 +15,8 @@ from torch.nn import ParameterDict
 from splatdistill.scene.gaussians import Activated, activated
 from splatdistill.scene.rendering import Render
 
-
 GAP = 2  # half the width in pixels of what may be filled in a silhouette
-SOFT = (
-    0.25,
-    0.4,
-)  # mean transparency inside a silhouette that is held to its outline, and of one that is not
+SOFT = (0.25, 0.4)  # transparency of a silhouette that is held to its outline, and of one that is not
 
 
 @dataclass(frozen=True)

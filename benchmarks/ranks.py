@@ -236,8 +236,8 @@ def gradients_apart(folder: Path, prior: str) -> float:
 
 def kills(folder: Path, prior: str, count: int) -> dict[str, Any]:
     """Kill either of two processes at `count` random moments; return what came of it."""
-    words = ["train", "--prompt", "a red dog", "--prior", prior, "--allow-unknown", *SMALL, "steps=40"]
-    words += [*KINDS["default"], "--out"]
+    words = ["train", "--prompt", "a red dog", "--prior", prior, "--allow-unknown", *SMALL]
+    words += [*KINDS["default"], "steps=12", "checkpoint_every=3", "--out"]
     whole, begin = folder / "whole", time.perf_counter()
     if any(one.status for one in side_by_side(lambda: verb([*words, str(whole)]))):
         raise RuntimeError("the undisturbed run failed")

@@ -11,6 +11,7 @@ from splatdistill import __version__
 
 VERBS = {
     "train": "a text or a picture becomes a splat",
+    "batch": "a run for each prompt of a list, on one machine or on many",
     "refine": "make a splat better without making another",
     "edit": "change what a splat shows, or a part of it",
     "view": "look at a splat, or at a finished run, in the browser",

@@ -30,6 +30,8 @@ MASK = "mask.npy"  # the indices of the Gaussians that the run may change, where
 COMPARED = "before_after.png"  # of an edit
 LOG = "log.txt"  # output of a run of a suite
 SEEDS = "seeds.png"  # in the folder that holds the runs of several seeds
+BATCH_SETTINGS = "batch.yaml"  # beside it: what all of them share
+BATCH = "batch.html"  # in the folder that holds the runs of a list
 SWEEP = "sweep.html"  # in the folder that holds the runs of a sweep
 VALIDATION = "validation"  # a folder: step-N.png, intermediate images if enabled
 TENSORBOARD = "tensorboard"  # a folder: event files, if enabled
@@ -83,6 +85,16 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     """Return the records of a metrics.jsonl without torn lines; empty when there is no such file."""
     lines = _lines_before(path, sys.maxsize) if path.is_file() else []
     return [json.loads(line) for line in lines]
+
+
+def last_step(path: Path) -> int:
+    """Return the step of the last line of a metrics.jsonl, cheaply; 0 where there is none."""
+    try:
+        with open(path, "rb") as file:
+            file.seek(max(file.seek(0, os.SEEK_END) - 4096, 0))
+            return int(json.loads(file.read().splitlines()[-1])["step"])
+    except (OSError, ValueError, LookupError, TypeError):
+        return 0
 
 
 class MetricsWriter:

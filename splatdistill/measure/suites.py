@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
-import multiprocessing
+import hashlib
+import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass
+import tempfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import TextIO
+from typing import Any
 
-import torch
-
-from splatdistill.config.load import load, resolve
+from splatdistill.config.load import canonical, dump, parse_yaml, resolve
 from splatdistill.config.schema import Config
-from splatdistill.errors import Diverged, UserError
-from splatdistill.folder import CONFIG, LOG, RESULT
+from splatdistill.errors import UserError
+from splatdistill.folder import BATCH_SETTINGS
 from splatdistill.priors import words as grammar
 from splatdistill.priors.loading import ASSETS
 from splatdistill.training import run
+from splatdistill.training.checkpoint import differing
+from splatdistill.training.executors import local
 from splatdistill.training.inputs import check_words, slug
-from splatdistill.training.progress import Lines, Watcher, interruptible
+from splatdistill.training.jobs import RunSpec, make_all
 
 
 def objects() -> list[str]:
@@ -91,15 +91,6 @@ def distractors() -> list[str]:
     return [grammar.describe((thing,), (color,)) for thing, color in pairs] + compositions(37)
 
 
-@dataclass(frozen=True)
-class RunSpec:
-    """A run to be made: its folder, its configuration, and whether words may be unknown to its teacher."""
-
-    folder: Path
-    config: Config
-    allow_unknown: bool = False
-
-
 def make_runs(
     prompts: Sequence[str],
     out: Path,
@@ -122,12 +113,92 @@ def make_runs(
         for prompt, seed in product(prompts, seeds):
             flags = {"prompt": prompt, "prior": {"name": prior}, "method": method, "seed": seed}
             folder = out / f"{slug(prior)}-{method}" / f"{slug(prompt)}-{seed}"
-            these.append(RunSpec(folder, resolve(flags, None, overrides), allow_unknown))
+            these.append(RunSpec(folder, resolve(flags, None, overrides)))
             check_words(these[-1].config, allow_unknown)
-        if missing := [one for one in these if not (one.folder / RESULT).exists()]:
+        if missing := [one for one in these if not one.finished]:
             run.prepare(missing[0].config, missing[0].folder)  # checks everything and writes nothing
         specs += these
     return make(specs, jobs)
+
+
+def listed(name: str) -> list[dict[str, Any]]:
+    """Return the runs of a list as settings, each with a prompt: of a suite, a text file or a YAML list.
+
+    Raises UserError for a list that is missing, empty or malformed.
+    """
+    if name in SUITES:
+        return [{"prompt": prompt} for prompt in SUITES[name]()]
+    try:
+        text = Path(name).read_text("utf-8")
+        yaml = Path(name).suffix in (".yaml", ".yml")
+        items = parse_yaml(text) if yaml else [line.strip() for line in text.splitlines()]
+    except (OSError, ValueError) as error:
+        reason = f"{error.strerror or error}" if isinstance(error, OSError) else str(error)
+        suites = ", ".join(SUITES)
+        raise UserError(
+            f"cannot read the list {name}: {reason}; give a file, or a suite: {suites}"
+        ) from error
+    if not isinstance(items, list):
+        raise UserError(
+            f"{name}: expected a list, of prompts or of settings such as {{prompt: a red dog, seed: 1}}"
+        )
+    found = [{"prompt": item} if isinstance(item, str) else item for item in items if item]
+    if not found or not all(isinstance(item, Mapping) and item.get("prompt") for item in found):
+        raise UserError(f"{name}: expected at least one run, and a prompt in each")
+    return [dict(item) for item in found]
+
+
+def specs_of(
+    items: Iterable[Mapping[str, Any]],
+    out: Path,
+    flags: Mapping[str, Any],
+    words: Sequence[str],
+    *,
+    allow_unknown: bool,
+) -> tuple[list[RunSpec], Config]:
+    """Return the runs of a list, each once, in a folder that its own settings name; and what all share.
+
+    Args:
+        items: settings of each, with a prompt.
+        out: the folder.
+        flags: settings of all, which those of one outweigh.
+        words: the same as `key=value`.
+        allow_unknown: of words that the teacher does not know.
+
+    Raises:
+        UserError: invalid settings or words.
+    """
+    found: dict[Path, RunSpec] = {}
+    base = resolve({"prompt": "-", **flags}, None, words)
+    for item in items:
+        if item.keys() <= {"prompt", "seed"}:
+            config = replace(base, prompt=str(item["prompt"]), seed=int(item.get("seed", base.seed)))
+            mark = ""
+        else:
+            config = resolve(canonical({**flags, **item}, "the list"), None, words)
+            others = json.dumps(item, sort_keys=True, default=str).encode()
+            mark = "-" + hashlib.blake2s(others, digest_size=4).hexdigest()
+        check_words(config, allow_unknown)
+        folder = out / f"{slug(config.prompt)}{mark}-{config.seed}"
+        found[folder] = RunSpec(folder, config)
+    return list(found.values()), base
+
+
+def keep_settings(out: Path, base: Config) -> None:
+    """Write what all runs of a folder share; raises UserError where it holds runs of other settings."""
+    path, base = out / BATCH_SETTINGS, replace(base, prompt="", seed=0)
+    if path.exists():
+        if others := differing(path.read_text("utf-8"), base):
+            key, before, now = others[0]
+            raise UserError(
+                f"{out} has runs with {key} {before!r}, not {now!r}; put it back, or give another --out"
+            )
+        return
+    with tempfile.NamedTemporaryFile(
+        "w", dir=out, delete=False, encoding="utf-8"
+    ) as file:  # several may write
+        file.write(dump(base))
+    os.replace(file.name, path)
 
 
 def tell(line: str) -> None:
@@ -136,15 +207,13 @@ def tell(line: str) -> None:
 
 
 def make(specs: Sequence[RunSpec], jobs: int | None = 1, note: Callable[[str], None] = tell) -> list[Path]:
-    """Make the missing runs in parallel; an unfinished one is continued.
+    """Make the missing runs on this machine; an unfinished one is continued.
 
-    The output of a run goes to log.txt in its folder; one that fails is reported and left out. The number of
-    threads affects the order of sums, so runs with the same `jobs` repeat to the byte, and others nearly so.
+    The output of a run goes to log.txt in its folder; one that fails is reported and left out.
 
     Args:
         specs: all runs.
-        jobs: number of processes, which share the cores. 1 makes the runs in this process. None is one for
-            each core, but a single one where there is a GPU, which one run fills.
+        jobs: number of processes, which share the cores; see `executors.local`.
         note: called with a line for each run that failed.
 
     Returns:
@@ -153,53 +222,6 @@ def make(specs: Sequence[RunSpec], jobs: int | None = 1, note: Callable[[str], N
     Raises:
         KeyboardInterrupt: a run was interrupted.
     """
-    missing = [one for one in specs if not (one.folder / RESULT).exists()]
-    cores = os.cpu_count() or 1
-    if jobs is None:
-        jobs = 1 if torch.cuda.is_available() else cores
-    jobs = min(jobs, len(missing))
-    if jobs > 1:
-        threads = max(cores // jobs, 1)
-        pool = ProcessPoolExecutor(
-            jobs, multiprocessing.get_context("spawn"), torch.set_num_threads, (threads,)
-        )
-        try:
-            failures = list(pool.map(make_one, missing))
-        finally:
-            pool.shutdown(cancel_futures=True)
-    else:
-        failures = [make_one(one) for one in missing]
-    for one, failure in zip(missing, failures, strict=True):
-        if failure:
-            note(f"{one.folder}: {failure}")
-    return [one.folder for one in specs if (one.folder / RESULT).exists()]
-
-
-def make_one(spec: RunSpec) -> str:
-    """Make or continue a run; return why it failed, or an empty text.
-
-    Raises KeyboardInterrupt when it was interrupted; its state is saved then.
-    """
-    folder = spec.folder
-    folder.mkdir(parents=True, exist_ok=True)
-    begun = (folder / CONFIG).exists()
-    with open(folder / LOG, "a", encoding="utf-8") as log:
-        try:
-            config = load(folder / CONFIG) if begun else spec.config
-            unknown = {"allow_unknown": spec.allow_unknown}
-            result = run.make_run(config, folder, resume=begun, watch=partial(logged, log), **unknown)
-        except (UserError, Diverged) as error:
-            print(f"error: {error}", file=log)
-            return str(error)
-    if not result.finished:
-        raise KeyboardInterrupt
-    return ""
-
-
-@contextmanager
-def logged(log: TextIO, job: run.Job) -> Iterator[Watcher]:
-    """Write a run's progress to a file, and let signals stop it."""
-    with interruptible() as interrupted:
-        watcher = Lines(job.config.steps, job.state.step, log)
-        watcher.should_stop = interrupted
-        yield watcher
+    for folder, failure in make_all(specs, local(jobs)).items():
+        note(f"{folder}: {failure}")
+    return [one.folder for one in specs if one.finished]

@@ -19,10 +19,13 @@ TOLD = {
 }
 
 
-def runs_page(title: str, runs: Mapping[Path, str]) -> str:
+def runs_page(title: str, runs: Mapping[Path, str], failed: Mapping[str, str] | None = None) -> str:
     """Return the page of finished runs as HTML: four views of each, its last figures, a link to its report.
 
-    title: heading. runs: the folders, side by side in the page's own, and their names.
+    Args:
+        title: heading.
+        runs: the folders, side by side in the page's own, and their names.
+        failed: the names of runs that failed, and why.
     """
     style = asset("style.css")
     policy = f"default-src 'none'; img-src data:; style-src {digest(style)}; base-uri 'none'"
@@ -31,6 +34,7 @@ def runs_page(title: str, runs: Mapping[Path, str]) -> str:
         policy,
         style,
         f"""<p class="quiet">{len(runs)} runs, four views each; a name leads to the run's own page.</p>
+{"".join(f"<p>{html.escape(f'{name}: {why}')}</p>" for name, why in (failed or {}).items())}
 {"".join(section(run, name) for run, name in runs.items())}
 """,
     )

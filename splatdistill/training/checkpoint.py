@@ -136,12 +136,18 @@ def validate(saved: Mapping[str, Any], config: Config, path: str | Path) -> None
 def changed(settings: str, config: Config) -> list[tuple[str, Any, Any]]:
     """Return settings that differ from an earlier part of the run and must not: key, before, now.
 
-    settings: the result of `dump` then. Keys known to only one of the two belong to another version, and do
-    not count.
+    settings: the result of `dump` then.
+    """
+    return [change for change in differing(settings, config) if not MAY_CHANGE.fullmatch(change[0])]
+
+
+def differing(settings: str, config: Config) -> list[tuple[str, Any, Any]]:
+    """Return settings that differ from those of a text: key, before, now.
+
+    Keys known to only one of the two belong to another version, and do not count.
     """
     before, now = (dict(_leaves(yaml.safe_load(text))) for text in (settings, dump(config)))
-    keys = [key for key in now if key in before and not MAY_CHANGE.fullmatch(key)]
-    return [(key, before[key], now[key]) for key in keys if before[key] != now[key]]
+    return [(key, before[key], now[key]) for key in now if key in before and before[key] != now[key]]
 
 
 def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -98,6 +98,7 @@ def make_run(
     allow_unknown: bool = False,
     watch: Watch = unwatched,
     ranks: Alone | None = None,
+    teacher: Prior | None = None,
 ) -> RunResult:
     """Make or continue a run, and return what came of it.
 
@@ -118,6 +119,7 @@ def make_run(
         watch: makes the watcher of a job, for the time that it runs.
         ranks: the processes that make this run together, each by the same call; only the first writes, and is
             watched.
+        teacher: of the configuration, if it is loaded already.
 
     Returns:
         Where the result is, or how far the run came when the watcher stopped it.
@@ -136,7 +138,7 @@ def make_run(
     with claimed(out):
         check_folder(out, overwrite=overwrite, resume=resume)  # under the lock
         ranks.wait()
-        job = prepare(config, out, device=ranks.device(device), resume=resume)
+        job = prepare(config, out, device=ranks.device(device), resume=resume, teacher=teacher)
         ranks.check(config.views.count, job.prior.group)
         ranks.wait()
         job.warnings = warnings + left_out(config, job.prior) + check_kernels(job.device) + gripped(job)

@@ -32,11 +32,12 @@ from splatdistill.measure.claims.base import (
     share,
 )
 from splatdistill.measure.runs import evaluate, right_names
-from splatdistill.measure.suites import RunSpec, make, make_runs
+from splatdistill.measure.suites import make, make_runs
 from splatdistill.priors import words as grammar
 from splatdistill.scene.cameras import EVALUATION_VIEW, turntable
 from splatdistill.scene.rendering import render
 from splatdistill.training.inputs import edit_settings, slug
+from splatdistill.training.jobs import RunSpec
 from splatdistill.training.progress import NullWatcher, Watcher
 from splatdistill.training.run import make_run
 

@@ -1,0 +1,151 @@
+"""Several runs in one process that share their teacher's batches (`batch.scenes`).
+
+A small network on a small batch is bound by what a call costs, not by arithmetic. So each run goes until it
+asks its teacher, and when all have asked, one call answers them. Only one run is going at any time, in a
+fixed order, and each has torch's global random numbers to itself: so it is the same run as alone, but for
+what the network's kernels round otherwise in a larger batch.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from splatdistill.priors.base import Conditioning, Prior
+from splatdistill.training.jobs import RunSpec, Stop, make_one, warm_teacher
+from splatdistill.training.progress import interruptible
+
+Asked = tuple[Tensor, Tensor, Conditioning]
+
+
+def make_together(specs: Sequence[RunSpec], device: str | None = None) -> list[str]:
+    """Make or continue runs of one teacher side by side; return why each failed, or an empty text.
+
+    Raises KeyboardInterrupt when they were interrupted; their states are saved.
+    """
+    prior = warm_teacher(specs[0].config.prior, device)
+    with interruptible() as interrupted:
+        scenes = [Scene(prior, spec, device, interrupted) for spec in specs]
+        while live := [scene for scene in scenes if scene.goes_on()]:
+            answer(prior, live)
+    for scene in scenes:
+        if scene.error is not None:
+            raise scene.error
+    return [scene.failure for scene in scenes]
+
+
+@dataclass(eq=False)
+class Scene:
+    """A run in a thread of its own, which waits whenever it asks its teacher."""
+
+    prior: Prior
+    spec: RunSpec
+    device: str | None
+    stop: Stop
+    asked: Asked | None = None
+    answered: Tensor | None = None
+    failure: str = ""
+    error: BaseException | None = None
+    random: list[Tensor] = field(default_factory=list)  # states of torch's global generators
+    go: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
+    back: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
+    thread: threading.Thread | None = None
+
+    def goes_on(self) -> bool:
+        """Let the run go until it asks its teacher; return False when it has ended instead."""
+        if self.thread is None:
+            self.thread = threading.Thread(target=self.run, daemon=True)
+            self.thread.start()
+        elif not self.thread.is_alive():
+            return False
+        outside = random_states()
+        set_random_states(self.random or outside)
+        self.asked = None
+        self.go.release()
+        self.back.acquire()
+        self.random = random_states()
+        set_random_states(outside)
+        if self.asked is None:
+            self.thread.join()
+        return self.asked is not None
+
+    def run(self) -> None:
+        """Make the run, in its thread."""
+        self.go.acquire()
+        try:
+            teacher: Any = Shared(self.prior, self.predict)
+            self.failure = make_one(self.spec, self.device, teacher, self.stop)
+        except BaseException as error:
+            self.error = error
+        finally:
+            self.back.release()
+
+    def predict(self, z_t: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
+        """Ask the teacher, in the run's thread; return its answer."""
+        self.asked = (z_t, t, cond)
+        self.back.release()
+        self.go.acquire()
+        assert self.answered is not None
+        return self.answered
+
+
+class Shared:
+    """A teacher whose `predict` is another; everything else is its own."""
+
+    def __init__(self, prior: Prior, predict: Callable[[Tensor, Tensor, Conditioning], Tensor]) -> None:
+        self.prior, self.predict = prior, predict
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.prior, name)
+
+
+@torch.no_grad()
+def answer(prior: Prior, scenes: Sequence[Scene]) -> None:
+    """Answer what runs asked: those that fit together by one call."""
+    alike: dict[Any, list[Scene]] = {}
+    for scene in scenes:
+        assert scene.asked is not None
+        alike.setdefault(kind(*scene.asked), []).append(scene)
+    for those in alike.values():
+        asked = [scene.asked for scene in those if scene.asked is not None]
+        z_t, t = torch.cat([one[0] for one in asked]), torch.cat([one[1] for one in asked])
+        outputs = prior.predict(z_t, t, joined([cond for *_, cond in asked]))
+        for scene, part in zip(those, outputs.split([len(one[0]) for one in asked], dim=1)):
+            scene.answered = part.contiguous()
+
+
+def kind(z_t: Tensor, t: Tensor, cond: Conditioning) -> Any:
+    """Return what must be equal in two calls of `predict` that become one."""
+    shapes = [cond.embeddings.shape[0], *cond.embeddings.shape[2:]]
+    shapes += [None if part is None else part.shape[2:] for part in (cond.negatives, cond.extra)]
+    active = tuple((cond.weights != 0).any(dim=1).tolist())
+    return z_t.shape[1:], z_t.dtype, t.dtype, cond.embeddings.dtype, cond.scale, active, *shapes
+
+
+def joined(parts: Sequence[Conditioning]) -> Conditioning:
+    """Return the conditioning of several batches as one, without what only methods read."""
+
+    def joint(name: str) -> Tensor | None:
+        values = [getattr(part, name) for part in parts]
+        return None if values[0] is None else torch.cat(values, dim=1)
+
+    embeddings = torch.cat([part.embeddings for part in parts], dim=1)
+    negatives, extra = joint("negatives"), joint("extra")
+    return replace(parts[0], embeddings=embeddings, negatives=negatives, extra=extra, others=None)
+
+
+def random_states() -> list[Tensor]:
+    """Return the states of torch's global generators."""
+    return [torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [])]
+
+
+def set_random_states(states: Sequence[Tensor]) -> None:
+    """Restore what `random_states` returned."""
+    torch.set_rng_state(states[0])
+    for i, state in enumerate(states[1:]):
+        torch.cuda.set_rng_state(state, i)

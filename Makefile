@@ -20,7 +20,7 @@ help:  ## list the targets
 
 $(STAMP): pyproject.toml setup.py requirements/constraints.txt $(CPP)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet -c requirements/constraints.txt -e ".[dev]"
+	$(BIN)/python -m pip install --quiet --no-compile -c requirements/constraints.txt -e ".[dev]"
 	touch $@
 
 install: $(STAMP)  ## make the virtual environment, install the pinned packages, build the extension

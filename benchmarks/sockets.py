@@ -27,11 +27,14 @@ MAY = {"view"}
 
 def commands(folder: Path, steps: int) -> dict[str, list[str]]:
     """Return the command line of each verb, in an order in which each finds what it reads."""
+    prompts = folder / "list.txt"
+    prompts.write_text("a red mushroom\na blue mushroom\n", "utf-8")
     run, small = str(folder / "run"), [f"steps={steps}", "report.size=64"]
     drawn = ["--prompt", "a red mushroom", "--out", str(folder / "drawn"), "--count", "1", "--steps", "3"]
     edited = ["--splat", run, "--target-prompt", "a blue mushroom", "--out", str(folder / "edited"), *small]
     return {
         "train": ["--prompt", "a red mushroom", "--out", run, *small],
+        "batch": [str(prompts), "--out", str(folder / "many"), *small],
         "refine": ["--splat", run, "--out", str(folder / "refined"), *small],
         "edit": edited,
         "export": [run, str(folder / "scene.spz")],

@@ -35,8 +35,10 @@ def sockets() -> Iterator[list[str]]:
 def test_no_verb_opens_a_socket(teacher, workplace, monkeypatch):
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     small = ["--prior", teacher, "--steps", "2", *SMALL, "method=sds"]
+    (workplace / "list.txt").write_text("a red mushroom\n", "utf-8")
     words = {
         "train": ["--prompt", "a red mushroom", "--out", "run", *small],
+        "batch": ["list.txt", "--out", "many", "--jobs", "1", *small],
         "refine": ["--splat", "run", "--out", "refined", *small],
         "edit": ["--splat", "run", "--target-prompt", "a dog", "--out", "edited", *small[:-1]],
         "export": ["run", "scene.spz"],

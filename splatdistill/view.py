@@ -16,6 +16,7 @@ from splatdistill.cli import Parser, add_axes, add_viewer, interruptible, note
 from splatdistill.console import exit_status
 from splatdistill.errors import UserError
 from splatdistill.folder import CONFIG, RESULT
+from splatdistill.priors.loading import check_name
 
 if TYPE_CHECKING:
     from splatdistill.viewer import Scenes
@@ -47,6 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def view(args: argparse.Namespace) -> int:
     """Read and show a scene until Ctrl-C; return the exit status."""
     source_file(args.source)  # before anything heavy is imported
+    if args.prior is not None:
+        check_name(args.prior)
     from splatdistill.viewer import parse_address, serve
 
     address = parse_address(args.viewer or "", args.viewer_remote)

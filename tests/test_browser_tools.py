@@ -5,7 +5,7 @@ import pytest
 import torch
 from browser import PROGRAM
 from test_browser import best_likeness, canvas_of, open_viewer, page, scene  # noqa: F401 - a fixture
-from test_viewer import app_for
+from test_viewer import app_for, bench_of, picked
 
 from splatdistill.formats.spz import write_spz
 from splatdistill.scene.cameras import orbit
@@ -38,13 +38,13 @@ def test_a_box_chooses_and_what_is_chosen_is_deleted_and_comes_back(page, tmp_pa
         page.drag((100, 100), (478, 700))  # the left half
         page.until(f"{SAYS}('of 300 Gaussians are picked')")
         page.screenshot(tmp_path / "box.png")
-        left = int(app.bench.desk.chosen.sum())
-        assert 100 < left < 200 and bool(
-            (app.bench.desk.chosen == (scene()["means"][:, 1] < 0)).float().mean() > 0.9
-        )
+        left = picked(app)
+        chosen = bench_of(app).desk.chosen
+        assert 100 < left < 200 and chosen is not None
+        assert (chosen == (scene()["means"][:, 1] < 0)).float().mean() > 0.9
         page.drag((500, 100), (900, 700), modifiers=8)
         page.until(f"{SAYS}('of 300 Gaussians are picked') && !{SAYS}('{left} of 300')")
-        assert int(app.bench.desk.chosen.sum()) > left
+        assert picked(app) > left
         page.drag((500, 100), (900, 700), modifiers=1)
         page.until(f"{SAYS}('{left} of 300 Gaussians are picked')")
         page.click("Delete")
@@ -60,6 +60,7 @@ def test_a_box_chooses_and_what_is_chosen_is_deleted_and_comes_back(page, tmp_pa
         assert best_likeness(page, whole, 0.98, tmp_path / "undone.png") >= 0.98
 
 
+@pytest.mark.slow
 def test_a_brush_paints_what_it_passes_and_all_else_is_cropped(page, tmp_path):  # noqa: F811
     with app_for(Session.showing(scene(), 0, 0), live=False, settings=()) as (app, port):
         open_viewer(page, port)
@@ -70,10 +71,10 @@ def test_a_brush_paints_what_it_passes_and_all_else_is_cropped(page, tmp_path): 
         page.drag((380, 330), (580, 330))
         page.until(f"{SAYS}('of 300 Gaussians are picked')")
         page.screenshot(tmp_path / "brush.png")
-        painted = int(app.bench.desk.chosen.sum())
+        painted = picked(app)
         page.drag((380, 420), (580, 420))  # paints on
         page.until(f"{SAYS}('of 300 Gaussians are picked') && !{SAYS}('{painted} of 300')")
-        kept = int(app.bench.desk.chosen.sum())
+        kept = picked(app)
         assert kept > painted
         page.click("Delete the rest")
         page.until(f"{SAYS}('Gaussians{kept}')")
@@ -82,6 +83,7 @@ def test_a_brush_paints_what_it_passes_and_all_else_is_cropped(page, tmp_path): 
         page.until("window.splatdistill.state.tool === 'look'")
 
 
+@pytest.mark.slow
 def test_a_dropped_file_is_opened_and_another_is_told_why_not(page, tmp_path):  # noqa: F811
     far = init_blob(500, scale=2.0, opacity=0.9, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
@@ -94,12 +96,13 @@ def test_a_dropped_file_is_opened_and_another_is_told_why_not(page, tmp_path):  
         page.until(READY)
         page.drop(tmp_path / "far off.spz")
         page.until(f"{SAYS}('Gaussians500') && {SAYS}('far off.spz')")
-        for _ in range(40):  # it is in sight
+        seen = 0.0
+        for _ in range(40):  # until it is in sight
             page.until("true")
             middle = canvas_of(page, page.screenshot(tmp_path / "opened.png"))[300:420, 400:560]
-            if (middle < 200).mean() > 0.5:
+            if (seen := float(np.mean(middle < 200))) > 0.5:
                 break
-        assert (middle < 200).mean() > 0.5
+        assert seen > 0.5
         page.drop(tmp_path / "bad.ply")
         page.until(f"{SAYS}('That did not work')")
         page.screenshot(tmp_path / "bad.png")
@@ -112,6 +115,7 @@ def test_a_dropped_file_is_opened_and_another_is_told_why_not(page, tmp_path):  
         page.until(f"{SAYS}('Gaussians300')")
 
 
+@pytest.mark.slow
 def test_a_run_changes_the_scene_and_the_line_divides_before_and_after(page, tmp_path, monkeypatch):  # noqa: F811
     def changed(config, out, watch):
         assert config.prompt == "a red ball"
@@ -123,14 +127,14 @@ def test_a_run_changes_the_scene_and_the_line_divides_before_and_after(page, tmp
     monkeypatch.setattr(jobs, "changed", changed)
     session = Session.showing(scene(), 0, 0)
     with app_for(session, live=False, settings=()) as (app, port):
-        app.bench.tools.now.value = "a red ball"
+        bench_of(app).tools.now.value = "a red ball"
         open_viewer(page, port)
         page.until(READY)
         page.click("Edit")
         page.click("Run")
         page.until(f"{SAYS}('Undo: refine')")
         page.screenshot(tmp_path / "refined.png")
-        app.bench.tools.compare.value = True
+        bench_of(app).tools.compare.value = True
         session.wake()
         page.until("!document.querySelector('#splatdistill .line').hidden")
         height, width = canvas_of(page, page.screenshot()).shape[:2]
@@ -144,6 +148,7 @@ def test_a_run_changes_the_scene_and_the_line_divides_before_and_after(page, tmp
         assert best_likeness(page, expected, 0.95, tmp_path / "split.png") >= 0.95
 
 
+@pytest.mark.slow
 def test_what_a_mesh_may_have_is_offered_with_the_formats(page, tmp_path):  # noqa: F811
     with app_for(Session.showing(scene(), 0, 0), live=False, settings=()) as (app, port):
         app.panels.format.value = "mesh .glb"

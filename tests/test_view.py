@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from splatdistill.formats import FORMATS, write_splat
+from splatdistill.formats.mesh import write_mesh
 from splatdistill.formats.ply import write_ply
 from splatdistill.scene.gaussians import init_blob
 from splatdistill.view import main, open_scenes
@@ -49,6 +50,17 @@ def test_it_opens_every_format_that_export_writes(tmp_path, ending):
     assert snapshot is not None and len(snapshot.gaussians["means"]) == 5
 
 
+def test_it_opens_the_meshes_that_export_writes(tmp_path):
+    pytest.importorskip("fast_simplification")
+    blob = init_blob(300, 0.5, opacity=0.9, generator=torch.Generator().manual_seed(0))
+    for ending in (".obj", ".glb"):
+        write_mesh(tmp_path / f"it{ending}", blob, None, 16, 500)
+        scenes, prompt, method = open_scenes(tmp_path / f"it{ending}")
+        assert scenes.session.snapshot is not None and (prompt, method) == (f"it{ending}", ending)
+        assert scenes.file is None  # what is downloaded is a splat, not the file
+        assert b"KHR_gaussian_splatting" in scenes.export(None, ".glb")
+
+
 def test_a_file_that_lies_on_its_side_is_set_upright(tmp_path):
     write_splat(tmp_path / "it.ply", scene(), up="-y")
     straight, lying = (open_scenes(tmp_path / "it.ply", up)[0].session.snapshot for up in ("-y", None))
@@ -63,14 +75,16 @@ def test_a_file_that_lies_on_its_side_is_set_upright(tmp_path):
         (["absent.ply"], "absent.ply"),
         (["."], "no splat.ply"),
         (["absent"], "no file and no run"),
-        (["here.obj"], "ending"),
+        (["here.obj"], "no triangle"),
+        (["here.xyz"], "ending"),
         (["it.ply", "--viewer", "0.0.0.0:1"], "--viewer-remote"),
         (["it.ply", "--viewer", "x"], "[HOST:]PORT"),
+        (["it.ply", "--prior", "nothing"], "nothing"),
     ],
 )
 def test_a_mistake_is_one_line_and_status_2(tmp_path, monkeypatch, capfd, arguments, expected):
     monkeypatch.chdir(tmp_path)
-    for name in ("here.obj", "it.ply"):
+    for name in ("here.obj", "here.xyz", "it.ply"):
         Path(name).touch()
     assert main(arguments) == 2
     (line,) = capfd.readouterr().err.strip().splitlines()

@@ -246,7 +246,8 @@ def _read_triangles(path: Path, note: Note) -> Surface:
         note(f"{path} has textures of a kind that is not read; plain colors stand for them")
     if not parts:
         raise UserError(f"{path} holds neither Gaussian splats nor triangles")
-    return Surface(*(np.concatenate(values) for values in zip(*parts, strict=True)), tuple(pictures))
+    corners, colors, which, places = (np.concatenate(values) for values in zip(*parts, strict=True))
+    return Surface(corners, colors, which, places, tuple(pictures))
 
 
 def _material(binary: Binary, primitive: dict[str, Any]) -> tuple[np.ndarray, object]:
@@ -263,8 +264,9 @@ def _material(binary: Binary, primitive: dict[str, Any]) -> tuple[np.ndarray, ob
 
 def _picture(binary: Binary, texture: object, attributes: dict[str, Any]) -> np.ndarray | None:
     """Return the picture [h, w, 3] uint8 of a texture; None for one of a kind that is not read."""
-    plain = isinstance(texture, dict) and not texture.get("texCoord") and not texture.get("extensions")
-    if not plain or "TEXCOORD_0" not in attributes:
+    if not isinstance(texture, dict) or texture.get("texCoord") or texture.get("extensions"):
+        return None
+    if "TEXCOORD_0" not in attributes:
         return None
     source = binary.item("textures", texture.get("index")).get("source")
     image = binary.item("images", source) if source is not None else {}

@@ -1,7 +1,7 @@
 """The texture of a mesh: charts of its surface, cut and laid out by xatlas, and filled with colors."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -73,7 +73,8 @@ def fill(layout: Layout, vertices: np.ndarray, colors: Colors, side: int = SIDE)
         picture[row, column] = colors(points).clip(0, 1)
         filled[row, column] = True
     if filled.any():  # what no triangle covers takes the nearest color, so that no seam shows from afar
-        picture = picture[tuple(distance_transform_edt(~filled, return_distances=False, return_indices=True))]
+        nearest: Any = distance_transform_edt(~filled, return_distances=False, return_indices=True)
+        picture = picture[tuple(nearest)]
     return (picture * 255).round().astype(np.uint8)
 
 

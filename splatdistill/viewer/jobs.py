@@ -134,6 +134,8 @@ class Jobs:
             self._failed(str(error))
         except MemoryError:
             self._failed("there is not enough memory for this run; nothing has changed")
+        except Exception as error:  # no run may end the viewer
+            self._failed(f"{type(error).__name__}: {' '.join(str(error).split())[:150]}; nothing has changed")
         finally:
             self._session = None
             self._ended()

@@ -60,7 +60,9 @@ def understand(text: str) -> Message:
         message = json.loads(text)
     except (ValueError, RecursionError):
         message = None
-    kind = message.get("kind") if isinstance(message, dict) else None
+    if not isinstance(message, dict):
+        message = {}
+    kind = message.get("kind")
     if not isinstance(kind, str) or kind not in KINDS:
         raise UserError("the page said what nobody understands; reload it")
     fields, read = KINDS[kind]

@@ -1,6 +1,7 @@
 """The controls that change a scene, and their layout; workbench.py connects them."""
 
 import html
+from typing import Literal, get_args
 
 import viser
 
@@ -8,8 +9,8 @@ from splatdistill.training.monitor import Status
 from splatdistill.viewer.panels import STYLE, update
 
 Icon = viser.Icon
-LOOK, BOX, BRUSH = "look around", "pick by box", "pick by brush"
-MICE = (LOOK, BOX, BRUSH)
+Mouse = Literal["look around", "pick by box", "pick by brush"]
+LOOK, BOX, BRUSH = get_args(Mouse)
 REFINE, EDIT = "refine", "edit"
 LONGEST_TEXT = 500  # letters of a prompt
 HELP = {
@@ -35,7 +36,7 @@ class Tools:
     def _choose(self) -> None:
         gui = self._gui
         self.chosen = gui.add_html("")
-        self.mouse = gui.add_dropdown("Mouse", MICE, hint="what dragging does; keys V, B, P")
+        self.mouse = gui.add_dropdown("Mouse", get_args(Mouse), hint="what dragging does; keys V, B, P")
         self.brush = gui.add_slider(
             "Brush", min=0.005, max=0.2, step=0.005, initial_value=0.03, hint="its radius, of the height"
         )

@@ -1,6 +1,6 @@
 """What the page does to the scene: the tools, the desk, the runs and the pages' sockets, connected."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from splatdistill.viewer.pages import Pages
 from splatdistill.viewer.picking import covered
 from splatdistill.viewer.scenes import Scenes
 from splatdistill.viewer.server import Server
-from splatdistill.viewer.tools import BOX, BRUSH, LONGEST_TEXT, LOOK, Tools
+from splatdistill.viewer.tools import BOX, BRUSH, LONGEST_TEXT, LOOK, Mouse, Tools
 
 SCRIPT = files("splatdistill").joinpath("assets", "viewer", "page.js")
 KINDS = {LOOK: "look", BOX: "box", BRUSH: "stroke"}  # names of the mouse's tools in the page
@@ -107,12 +107,15 @@ class Workbench:
 
     # ---- what pages ask for ----
 
-    def _take_up(self, mouse: str) -> None:
+    def _take_up(self, mouse: Mouse) -> None:
         self.tools.mouse.value = mouse
         self._scenes.session.wake()
 
-    def _change(self, change: Any) -> None:
-        """Change the scene in the thread of slow work, unless a run is in progress."""
+    def _change(self, change: Callable[[], object], file: Path | None = None) -> None:
+        """Change the scene in the thread of slow work, unless a run is in progress.
+
+        file: is removed afterwards, in any case.
+        """
 
         def work() -> None:
             try:
@@ -121,8 +124,15 @@ class Workbench:
                 change()
             except UserError as error:
                 self.complain(str(error))
+            finally:
+                forget()
+
+        def forget() -> None:
+            if file is not None:
+                file.unlink(missing_ok=True)
 
         if not self._controls.later("change", work, once=False):
+            forget()
             self.complain("there is too much to do; wait a moment")
 
     def _hear(self, client: int, message: Message, path: Path | None) -> None:
@@ -154,10 +164,8 @@ class Workbench:
                 self.tools.now.value = self._scenes.comments.get("prompt", "")
             except UserError as error:  # in the file's own name
                 raise UserError(str(error).replace(str(path), message.name)) from None
-            finally:
-                path.unlink(missing_ok=True)
 
-        self._change(read)
+        self._change(read, path)
 
     def _run(self) -> None:
         tools, scene = self.tools, self.desk.scene

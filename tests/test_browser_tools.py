@@ -5,7 +5,8 @@ import pytest
 import torch
 from browser import PROGRAM
 from test_browser import best_likeness, canvas_of, open_viewer, page, scene  # noqa: F401 - a fixture
-from test_viewer import app_for, bench_of, picked
+from test_viewer import app_for
+from test_viewer_workbench import bench_of, picked
 
 from splatdistill.formats.spz import write_spz
 from splatdistill.scene.cameras import orbit

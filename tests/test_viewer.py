@@ -30,7 +30,6 @@ from splatdistill.viewer.panels import RASTERIZER, summary
 from splatdistill.viewer.path import VIEWS, Keyframe, along, film, place_of
 from splatdistill.viewer.scenes import Scenes
 from splatdistill.viewer.server import Address, start_server
-from splatdistill.viewer.workbench import Workbench
 
 WORDS = ["steps=12", "checkpoint_every=4", "gaussians.sh_degree=1", "gaussians.sh_every=2"]
 GROWING = [
@@ -90,17 +89,6 @@ def app_for(session: Session, folder: Path | None = None, live: bool = True, set
     finally:
         app.close()
         server.stop()
-
-
-def bench_of(app: App) -> Workbench:
-    assert app.bench is not None
-    return app.bench
-
-
-def picked(app: App) -> int:
-    """Return how many Gaussians are picked."""
-    chosen = bench_of(app).desk.chosen
-    return 0 if chosen is None else int(chosen.sum())
 
 
 def wait_until_watched(session: Session, watched: bool) -> None:

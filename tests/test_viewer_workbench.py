@@ -3,13 +3,26 @@
 import json
 
 import msgspec
-from test_viewer import Client, app_for, bench_of, picked, scene, wait_until_watched
+from test_viewer import Client, app_for, scene, wait_until_watched
 from test_viewer_server import CAMERA
 from websockets.sync.client import connect
 
 from splatdistill.training.monitor import Session
 from splatdistill.viewer import jobs
+from splatdistill.viewer.app import App
 from splatdistill.viewer.tools import BOX, EDIT
+from splatdistill.viewer.workbench import Workbench
+
+
+def bench_of(app: App) -> Workbench:
+    assert app.bench is not None
+    return app.bench
+
+
+def picked(app: App) -> int:
+    """Return how many Gaussians are picked."""
+    chosen = bench_of(app).desk.chosen
+    return 0 if chosen is None else int(chosen.sum())
 
 
 def press(client: Client, uuid: str) -> None:

@@ -16,6 +16,7 @@ from splatdistill import __version__
 from splatdistill.config.load import resolve
 from splatdistill.config.schema import Config
 from splatdistill.errors import Diverged, UserError
+from splatdistill.folder import MASK
 from splatdistill.formats.ply import write_ply
 from splatdistill.training.inputs import check_words, edit_settings, noise_levels
 from splatdistill.training.monitor import Session, Snapshot, Status
@@ -144,7 +145,7 @@ class Jobs:
         self, order: Order, gaussians: ParameterDict, rows: Tensor | None, folder: Path
     ) -> tuple[ParameterDict, dict[str, str]] | None:
         """Return the scene that an order asks for, with its comments; None when it was stopped."""
-        mask = None if rows is None else folder / "mask.npy"
+        mask = None if rows is None else folder / MASK
         if write_ply(folder / "in.ply", gaussians) and rows is not None:
             raise UserError("the scene has Gaussians that no file can hold; delete them first")
         if mask is not None and rows is not None:

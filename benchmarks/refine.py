@@ -136,6 +136,19 @@ def gains(rows: list[dict[str, Any]]) -> dict[str, Any]:
     return found
 
 
+def table(found: dict[str, Any]) -> str:
+    """Return the rows of the table in docs/REFINE.md."""
+
+    def cells(entry: dict[str, float], digits: int) -> str:
+        numbers = {name: f"{value:.{digits}f}" for name, value in entry.items()}
+        signed = {name: f"{entry[name]:+.{digits}f}" for name in ("gain", "low", "high")}
+        interval = f"{signed['gain']} ({signed['low']} to {signed['high']})"
+        return f"{numbers['before']} | {numbers['after']} | {interval}"
+
+    rows = [f"| {kind} | {cells(e['psnr'], 2)} | {cells(e['distance'], 3)} |" for kind, e in found.items()]
+    return "\n".join(["| damage | dB before | after | gain | distance before | after | gain |", *rows])
+
+
 def main() -> None:
     """Fit, damage, refine, compare."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -176,11 +189,7 @@ def main() -> None:
         write_result(
             options.name, {"gains": gains(rows), "runs": rows}
         )  # so that a stopped one leaves something
-    for kind, entry in gains(rows).items():
-        print(
-            kind,
-            {k: v if k == "scenes" else {n: round(x, 3) for n, x in v.items()} for k, v in entry.items()},
-        )
+    print(table(gains(rows)))
     pixels = torch.cat(strips, 1).permute(1, 2, 0)
     Image.fromarray((pixels * 255).round().byte().numpy()).save(RESULTS / f"{options.name}.png")
 

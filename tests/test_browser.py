@@ -121,6 +121,7 @@ def test_space_pauses(page):
         page.press(" ", "Space")
         page.until("document.body.textContent.includes('paused')")
         assert session.status.paused
+        page.until("document.querySelector('#splatdistill .frames').textContent.includes('frames/s')")
 
 
 def test_the_panel_fits_its_window(page, tmp_path):

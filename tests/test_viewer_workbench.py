@@ -3,8 +3,10 @@
 import json
 
 import msgspec
+import pytest
 from test_viewer import Client, app_for, scene, wait_until_watched
 from test_viewer_server import CAMERA
+from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
 from splatdistill.training.monitor import Session
@@ -118,5 +120,8 @@ def test_a_page_that_other_machines_reach_or_that_trains_has_no_tools():
         assert app.bench is None
         client = Client(port)
         client.wait_for("GaussianSplatsMessage")
-        assert "RunJavascriptMessage" not in client.kinds
+        client.wait_for("RunJavascriptMessage")  # it counts frames
+        for path in ("/page/", "/page/null"):
+            with pytest.raises(InvalidStatus, match="403"):
+                connect(f"ws://127.0.0.1:{port}{path}")
         client.close()

@@ -22,7 +22,7 @@ from splatdistill.viewer.path import VIEWS, Home, Keyframe, along, film, home_of
 from splatdistill.viewer.scenes import Scenes
 from splatdistill.viewer.server import Server
 from splatdistill.viewer.tools import HELP
-from splatdistill.viewer.workbench import Workbench
+from splatdistill.viewer.workbench import Workbench, send_script
 
 IDLE = 0.5  # seconds between two updates
 MOVING = 0.1  # the same, after a move of a camera
@@ -110,7 +110,9 @@ class App:
             self._session.wake()
 
         client.camera.on_update(moved)
-        if self.bench is not None:
+        if self.bench is None:
+            send_script(client, None)
+        else:
             self.bench.welcome(client)
         self._watch()
 

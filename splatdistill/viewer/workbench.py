@@ -1,5 +1,6 @@
 """What the page does to the scene: the tools, the desk, the runs and the pages' sockets, connected."""
 
+import json
 from collections.abc import Callable, Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -24,6 +25,12 @@ from splatdistill.viewer.tools import BOX, BRUSH, LONGEST_TEXT, LOOK, Mouse, Too
 SCRIPT = files("splatdistill").joinpath("assets", "viewer", "page.js")
 KINDS = {LOOK: "look", BOX: "box", BRUSH: "stroke"}  # names of the mouse's tools in the page
 MOUSE = (("Look around", "V", LOOK), ("Pick by box", "B", BOX), ("Pick by brush", "P", BRUSH))
+
+
+def send_script(client: viser.ClientHandle, ticket: str | None) -> None:
+    """Run our script in a page; without a ticket it can ask for nothing."""
+    script = SCRIPT.read_text("utf-8") + f"\nstartSplatdistill({json.dumps(ticket)});"
+    client._websock_connection.queue_message(RunJavascriptMessage(source=script))
 
 
 class Workbench:
@@ -71,9 +78,7 @@ class Workbench:
 
     def welcome(self, client: viser.ClientHandle) -> None:
         """Give a page that has just come its script, with a ticket."""
-        ticket = self.pages.ticket(client.client_id)
-        script = SCRIPT.read_text("utf-8") + f"\nstartSplatdistill({ticket!r});"
-        client._websock_connection.queue_message(RunJavascriptMessage(source=script))
+        send_script(client, self.pages.ticket(client.client_id))
 
     def complain(self, text: str) -> None:
         """Show a line in all pages."""

@@ -1,6 +1,7 @@
 // What the page of the viewer can do beside viser's own: choose Gaussians by a box or a brush, divide the
 // picture between before and after, open a file that is dropped, and count frames. It talks to
-// viewer/pages.py by a socket of its own; viewer/messages.py says what is understood there.
+// viewer/pages.py by a socket of its own; viewer/messages.py says what is understood there. Without a ticket,
+// in the page of a run, it only counts frames.
 "use strict";
 
 function startSplatdistill(ticket) {
@@ -96,13 +97,13 @@ function startSplatdistill(ticket) {
 
   // ---- the socket ----
 
-  const socket = new WebSocket(`${location.origin.replace("http", "ws")}/page/${ticket}`);
+  const socket = ticket && new WebSocket(`${location.origin.replace("http", "ws")}/page/${ticket}`);
   const say = (message) => { if (socket.readyState === WebSocket.OPEN) socket.send(JSON.stringify(message)); };
   const tellDrop = (text) => {
     drop.textContent = text;
     drop.hidden = !text;
   };
-  socket.onmessage = async (event) => {
+  if (socket) socket.onmessage = async (event) => {
     const message = JSON.parse(event.data);
     if (message.kind === "mouse") {
       const sliding = line.dataset.held;
@@ -184,7 +185,7 @@ function startSplatdistill(ticket) {
 
   // ---- files ----
 
-  const hasFiles = (event) => [...(event.dataTransfer?.types || [])].includes("Files");
+  const hasFiles = (event) => socket && [...(event.dataTransfer?.types || [])].includes("Files");
   listen(window, "dragover", (event) => {
     if (!hasFiles(event)) return;
     event.preventDefault();
@@ -220,7 +221,7 @@ function startSplatdistill(ticket) {
     running = false;
     gone.abort();
     layer.remove();
-    socket.close();
+    if (socket) socket.close();
   };
   window.splatdistill = { stop, state };
   place();

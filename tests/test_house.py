@@ -10,7 +10,19 @@ import splatdistill
 from splatdistill import folder
 
 ROOT = Path(splatdistill.__file__).parent
-VERBS = ("train", "batch", "refine", "edit", "sample2d", "evaluate", "export", "view", "report", "reproduce", "doctor")
+VERBS = (
+    "train",
+    "batch",
+    "refine",
+    "edit",
+    "sample2d",
+    "evaluate",
+    "export",
+    "view",
+    "report",
+    "reproduce",
+    "doctor",
+)
 ROOMS = (  # from the top down: a room imports itself and what stands after it
     "__main__",
     *VERBS,

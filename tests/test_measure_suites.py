@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from splatdistill.measure import metrics
+from splatdistill.errors import UserError
+from splatdistill.measure import metrics, suites
 from splatdistill.measure.suites import PUBLISHED, SUITES, make_runs, published
 from splatdistill.priors.loading import ASSETS
-from splatdistill.training import run
 
 
 def test_published_suites_have_as_many_prompts_as_their_papers_say() -> None:
@@ -31,12 +31,13 @@ def test_a_teacher_with_a_vocabulary_takes_the_nearest_words_of_a_published_prom
     tmp_path, monkeypatch
 ) -> None:
     made = []
-    monkeypatch.setattr(run, "prepare", lambda config, folder: None)
-    monkeypatch.setattr(run, "make_run", lambda config, folder, **more: made.append((config.prompt, more)))
+    monkeypatch.setattr(suites.run, "prepare", lambda config, folder: None)
+    monkeypatch.setattr(suites, "make", lambda specs, jobs: made.extend(specs) or [])
     prompts = ["A delicious croissant", "A DSLR photo of Cthulhu"]
-    with pytest.raises(AttributeError):  # the run that was not made has no result
-        make_runs(prompts, tmp_path, ["sdi"], ["embedded"], [0], allow_unknown=True)
-    assert made[0][0] == prompts[0] and made[0][1]["allow_unknown"] is True
+    make_runs(prompts, tmp_path, ["sdi"], ["embedded"], [0], allow_unknown=True)
+    assert [spec.config.prompt for spec in made] == prompts
+    with pytest.raises(UserError, match="names nothing"):
+        make_runs(["A DSLR photo of Cthulhu"], tmp_path, ["sdi"], ["embedded"], [0])
 
 
 def test_clip_iqa_is_the_softmax_of_two_texts() -> None:

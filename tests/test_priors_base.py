@@ -2,12 +2,15 @@
 
 import pytest
 import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
 
+from splatdistill import ops
 from splatdistill.priors.base import (
     Conditioning,
     ToyPrior,
     alpha_bar_at,
     cfg,
+    flow_alphas_cumprod,
     run_branches,
     scaled_linear_alphas_cumprod,
 )
@@ -127,3 +130,38 @@ def test_toy_encode_is_differentiable_and_decode_inverts_it():
     torch.testing.assert_close(prior.decode(z.detach()), rgb.detach())
     z.square().sum().backward()
     assert rgb.grad is not None and rgb.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+def test_a_flows_moves_are_those_of_diffusers_scheduler_down_and_up(shift: float) -> None:
+    """Euler steps of FlowMatchEulerDiscreteScheduler, in its own coordinates, and the same backward."""
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=shift)
+    scheduler.set_timesteps(8)
+    s, table = scheduler.sigmas.double(), flow_alphas_cumprod(100_000)
+    steps = (s[:-1] * 100_000).round().long() - 1
+    s = torch.cat([(steps + 1) / 100_000, s[-1:]])  # as the table has them
+    scheduler.sigmas = s
+    generator = torch.Generator().manual_seed(0)
+    x = x_t = torch.randn(2, 3, 4, 4, generator=generator, dtype=torch.float64)
+    alphas = torch.cat([table[steps], torch.ones(1, dtype=torch.float64)])
+    seen = []
+    for i, t in enumerate(scheduler.timesteps):
+        v = torch.randn(x.shape, generator=generator, dtype=torch.float64)
+        x = scheduler.step(v, t, x, return_dict=False)[0].double()
+        seen.append((v, x))
+        x_t = moved(x_t, v, alphas[i], alphas[i + 1])
+        length = ((1 - s[i + 1]) ** 2 + s[i + 1] ** 2).sqrt()
+        torch.testing.assert_close(x_t * length, x, atol=1e-5, rtol=1e-5)
+    for i in reversed(range(len(seen) - 1)):  # inversion: from s[i + 1] back up to s[i] by the velocity there
+        length = ((1 - s[i + 1]) ** 2 + s[i + 1] ** 2).sqrt()
+        v = seen[i][0]
+        up = moved(seen[i][1] / length, v, alphas[i + 1], alphas[i])
+        expected = seen[i][1] + (s[i] - s[i + 1]) * v
+        length = ((1 - s[i]) ** 2 + s[i] ** 2).sqrt()
+        torch.testing.assert_close(up * length, expected, atol=1e-5, rtol=1e-5)
+
+
+def moved(x_t: torch.Tensor, v: torch.Tensor, now: torch.Tensor, following: torch.Tensor) -> torch.Tensor:
+    """Return x_t after one move by a velocity."""
+    coefficients = ops.ddim_coefficients(now.expand(len(x_t)), following.expand(len(x_t)), "flow")
+    return ops.ddim_step(x_t, v[None], torch.ones(1, len(x_t)), coefficients)

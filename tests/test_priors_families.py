@@ -19,6 +19,7 @@ from tiny import SMALL, Hooks
 from splatdistill import ops
 from splatdistill.config.load import resolve
 from splatdistill.guidance.core import distill
+from splatdistill.guidance.guide import Guide
 from splatdistill.guidance.query import predicted_noise
 from splatdistill.guidance.registry import METHODS
 from splatdistill.priors import load_prior
@@ -26,6 +27,7 @@ from splatdistill.priors.base import alpha_bar_at, cfg
 from splatdistill.priors.folders import Folder
 from splatdistill.priors.loading import probe, reader_of
 from splatdistill.priors.pipeline import KEPT, PipelinePrior, Read, TextReader, pack, unpack
+from splatdistill.scene.cameras import orbit
 from splatdistill.training.run import make_run
 
 FLOWS = ["SD3Prior", "Flux2Prior", "PRXPrior", "PRXPixelPrior", "SanaPrior"]
@@ -229,6 +231,19 @@ def test_large_text_encoders_are_loaded_only_to_read(folders, monkeypatch) -> No
     prior.embed(["a dog"])  # is known
     prior.embed(["a red dog"])
     assert len(loads) == 3 and prior.reader._kept is None and small.isfinite().all()
+
+
+def test_a_large_encoder_reads_all_views_of_a_prompt_at_once(folders, monkeypatch) -> None:
+    prior = loaded(folders("SD3Prior"))
+    prior.reader.size = KEPT + 1
+    loads: list[int] = []
+    load = TextReader._load
+    monkeypatch.setattr(TextReader, "_load", lambda self: loads.append(1) or load(self))
+    guide = Guide(prior, METHODS["sds"](), "a dog", negative="ugly")
+    for azimuth in (0.0, 90.0, 180.0):
+        cameras = orbit(azimuth, 0.0, 3.0, 40.0, 16, 16)
+        guide(torch.full((1, 16, 16, 3), 0.5), 0.5, cameras, generator=torch.Generator().manual_seed(0))
+    assert len(loads) == 1
 
 
 def test_a_text_is_packed_and_unpacked() -> None:

@@ -13,6 +13,7 @@ from splatdistill.guidance.query import Source, State
 from splatdistill.guidance.reward import Reward
 from splatdistill.priors.base import Conditioning, Prior
 from splatdistill.scene.cameras import Cameras
+from splatdistill.scene.views import VIEW_WORDS
 
 ViewMode = Literal["view", "perp_neg", "plain"]
 
@@ -69,6 +70,8 @@ class Guide:
         ]
         self.prompts = ViewPrompts(prompt, null, words, prior.fit)
         self.source_prompts = ViewPrompts(source_prompt, null, words, prior.fit)
+        asked = [self.prompts, *self.others, *([self.source_prompts] if method.edits else [])]
+        prior.expect([null, *(each.text(view) for each in asked for view in VIEW_WORDS)])
 
     def __call__(
         self,

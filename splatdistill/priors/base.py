@@ -155,6 +155,9 @@ class Prior(Protocol):
         """Return text embeddings [n,L,D]."""
         ...
 
+    def expect(self, texts: Sequence[str]) -> None:
+        """Take note of texts that will be embedded, for an encoder that is loaded only to read."""
+
     def predict(self, z_t: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
         """Return raw outputs [R,B,C,h,w] at z_t [B,C,h,w], t [B]; zeros for a branch without weight."""
         ...

@@ -30,6 +30,7 @@ from splatdistill.priors.networks import (
     scale_of,
     side_of,
 )
+from splatdistill.priors.single import load_part
 
 
 def default_dtype(device: torch.device | str) -> torch.dtype:
@@ -126,7 +127,7 @@ class LatentPrior(Prior):
         check_parts(folder)
         with quiet():
             unet = cls._load_unet(folder, torch.float32 if folder.lora else dtype).to(device)
-            vae = load_network(folder.root, "vae", vae_dtype(dtype, device)).to(device)
+            vae = load_of(folder, "vae", vae_dtype(dtype, device)).to(device)
             reader = cls._load_reader(folder, device)
             for file in folder.lora:  # merged in float32: in fewer bits small changes would vanish
                 merge(LoraFile.parse(file), unet, reader.get("text_encoder"), folder.name)
@@ -135,7 +136,7 @@ class LatentPrior(Prior):
     @classmethod
     def _load_unet(cls, folder: Folder, dtype: torch.dtype) -> Any:
         if folder.place == "unet":
-            return load_network(folder.root, "unet", dtype)
+            return load_of(folder, "unet", dtype)
         return load_beside(folder.root, folder.place, dtype)
 
     @classmethod
@@ -143,7 +144,7 @@ class LatentPrior(Prior):
         """Load the encoder of the condition, as arguments of the class."""
         words = folder.root / "vocabulary.json"
         return {
-            "text_encoder": load_network(folder.root, "text_encoder", torch.float32).to(device),
+            "text_encoder": load_of(folder, "text_encoder", torch.float32).to(device),
             "tokenizer": load_tokenizer(folder.root / "tokenizer"),
             "vocabulary": frozenset(json.loads(words.read_text("utf-8"))) if words.is_file() else None,
         }
@@ -208,6 +209,11 @@ class LatentPrior(Prior):
         twin = copy.copy(self)
         twin.unet = copy.deepcopy(self.unet, {id(p): p for p in self.unet.parameters()})
         return Adaptable(twin.unet, twin.network, width)
+
+
+def load_of(folder: Folder, part: str, dtype: torch.dtype) -> Any:
+    """Load a network of a folder, from its single file if it has one."""
+    return load_network(folder.root, part, dtype) if folder.single is None else load_part(folder, part, dtype)
 
 
 def check_parts(folder: Folder) -> None:

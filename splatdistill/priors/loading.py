@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from splatdistill.errors import Diverged, UserError
 from splatdistill.priors.folders import Folder, one_line
 from splatdistill.priors.hub import PINNED, chosen_files, whole
+from splatdistill.priors.single import base_of, is_checkpoint
 
 if TYPE_CHECKING:
     import torch
@@ -45,6 +46,7 @@ PATTERNS = (  # of an alias: half-precision weights only, and never a pickle
     "vae/diffusion_pytorch_model.fp16.safetensors",
     "text_encoder/model.fp16.safetensors",
 )
+CONFIGURATIONS = tuple(path for path in PATTERNS if not path.endswith(".safetensors"))
 CLIP_PATTERNS = ("*.json", "merges.txt", "model.safetensors")
 
 
@@ -58,8 +60,8 @@ def load_prior(
 
     Args:
         name: "embedded", "embedded-multiview", "embedded-image", "sd15", "sd21", a local folder in diffusers
-            layout, one of the denoisers beside its unet/, a repository of the hub as owner/name@COMMIT, or
-            the name of an installed entry point.
+            layout, one of the denoisers beside its unet/, a single .safetensors of Stable Diffusion 1 or 2, a
+            repository of the hub as owner/name@COMMIT, or the name of an installed entry point.
         device: where its networks run.
         dtype: of its networks; None for what the prior finds best on the device.
         lora: files in safetensors whose changes are added to its networks, FILE or FILE:SCALE each.
@@ -95,6 +97,10 @@ def locate(name: str) -> Folder:
     if name in installed():
         return Folder(name, Path())
     path = Path(name)
+    if is_checkpoint(path):
+        beside = (path.parent / "model_index.json").is_file()
+        base = path.parent if beside else download(name, *ALIASES[base_of(path)], CONFIGURATIONS)
+        return Folder(name, base, single=path)
     if (path.parent / "model_index.json").is_file() and (path / "config.json").is_file():
         return Folder(name, path.parent, path.name)
     return Folder(name, path)

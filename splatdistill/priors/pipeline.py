@@ -7,7 +7,7 @@ memory only while they read.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar, NamedTuple, Self
 
@@ -73,13 +73,14 @@ class TextReader:
         self.folder, self.family, self.device = folder, family, device
         self.size = sum(weights_bytes(folder.root / part, "model") for part in family.encoders)
         self.known: dict[str, Tensor] = {}
+        self.expected: list[str] = []
         self._kept: Any = None
 
     @torch.no_grad()
     def __call__(self, texts: list[str]) -> Tensor:
         """Return packed embeddings [n,L,D] of texts; each is read once."""
-        new = [text for text in dict.fromkeys(texts) if text not in self.known]
-        if new:
+        if any(text not in self.known for text in texts):
+            new = [text for text in dict.fromkeys([*texts, *self.expected]) if text not in self.known]
             with self._open() as pipeline:
                 self.known.update(zip(new, pack(self.family.encode_text(pipeline, new)), strict=True))
         return torch.stack([self.known[text] for text in texts])
@@ -273,6 +274,10 @@ class PipelinePrior(Prior):
     def embed(self, texts: list[str]) -> Tensor:
         """Return packed embeddings [n,L,D], see `pack`; longer texts are cut by the pipeline."""
         return self.reader(texts)
+
+    def expect(self, texts: Sequence[str]) -> None:
+        """Have these texts read with the next ones."""
+        self.reader.expected += texts
 
     @torch.no_grad()
     def predict(self, z_t: Tensor, t: Tensor, cond: Conditioning) -> Tensor:

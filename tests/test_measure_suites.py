@@ -36,7 +36,7 @@ def test_a_teacher_with_a_vocabulary_takes_the_nearest_words_of_a_published_prom
     prompts = ["A delicious croissant", "A DSLR photo of Cthulhu"]
     make_runs(prompts, tmp_path, ["sdi"], ["embedded"], [0], allow_unknown=True)
     assert [spec.config.prompt for spec in made] == prompts
-    with pytest.raises(UserError, match="names nothing"):
+    with pytest.raises(UserError, match="cthulhu"):
         make_runs(["A DSLR photo of Cthulhu"], tmp_path, ["sdi"], ["embedded"], [0])
 
 

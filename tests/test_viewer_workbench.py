@@ -9,6 +9,7 @@ from test_viewer_server import CAMERA
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
+from splatdistill.formats.ply import write_ply
 from splatdistill.training.monitor import Session
 from splatdistill.viewer import jobs
 from splatdistill.viewer.app import App
@@ -113,6 +114,26 @@ def test_a_run_takes_the_texts_of_the_page(monkeypatch):
         use(client, tools.now, "x" * 10_000)
         client.close()
     assert len(asked) == 1
+
+
+def test_an_earlier_scene_of_a_run_is_not_changed_by_what_is_done_to_the_newest(tmp_path):
+    session = Session.showing(scene(), 40, 40)
+    (tmp_path / "checkpoints").mkdir()
+    write_ply(tmp_path / "checkpoints" / "step-00000020.ply", scene(9))
+    with app_for(session, tmp_path, live=False, settings=()) as (app, port):
+        client = Client(port)
+        wait_until_watched(session, True)
+        until(session, lambda: app.panels.scene.max == 1)
+        app.panels.scene.value = 0
+        until(session, lambda: not bench_of(app).newest)
+        use(client, bench_of(app).tools.invert)
+        client.wait_for("NotificationShowMessage")
+        assert picked(app) == 0
+        app.panels.scene.value = 1
+        until(session, lambda: bench_of(app).newest)
+        use(client, bench_of(app).tools.invert)
+        until(session, lambda: picked(app) == 40)
+        client.close()
 
 
 def test_a_page_that_other_machines_reach_or_that_trains_has_no_tools():

@@ -210,6 +210,8 @@ class App:
         panels.show_scenes(len(kept))
         place = int(panels.scene.value)
         chosen = kept[place] if 0 <= place < len(kept) else None
+        if self.bench is not None:
+            self.bench.newest = chosen is None
         if chosen is None:
             self._shown = self._session.snapshot if self.bench is None else self.bench.shown()
         elif chosen != self._chosen:

@@ -50,6 +50,7 @@ class Workbench:
         self.tools = Tools(server.gui, tabs, scenes.comments.get("prompt", ""))
         self.jobs = Jobs(self._take, self.complain, scenes.session.wake, settings)
         self.pages = Pages(self._hear)
+        self.newest = True  # whether pages show the newest scene, the one that can be changed
         self.split = 0.5  # share of the picture's width that shows the scene before
         self._told: tuple[int, dict[str, Any]] = (0, {})  # how many pages have been told what
         server.attach(self.pages)
@@ -126,6 +127,10 @@ class Workbench:
             try:
                 if self.jobs.busy:
                     raise UserError("a run is in progress; stop it first")
+                if not self.newest:
+                    raise UserError(
+                        "an earlier scene is shown; move Checkpoint to its end to change the newest"
+                    )
                 change()
             except UserError as error:
                 self.complain(str(error))

@@ -66,17 +66,13 @@ def test_no_verb_opens_a_socket(teacher, workplace, monkeypatch):
         assert told == [], verb
 
 
-def test_no_import_opens_a_socket():
+def test_importing_the_libraries_of_teachers_opens_no_socket():
     code = (
-        "import sys, pkgutil, importlib, splatdistill\n"
+        "import sys\n"
         f"events, seen = {EVENTS!r}, []\n"
         "sys.addaudithook(lambda event, details: seen.append(event) if event in events else None)\n"
-        "homes = ('splatdistill.teaching', 'splatdistill.__main__')\n"
-        "for module in pkgutil.walk_packages(splatdistill.__path__, 'splatdistill.'):\n"
-        "    if not module.name.startswith(homes):\n"
-        "        importlib.import_module(module.name)\n"
-        "import diffusers.loaders\n"
-        "print('diffusers' in sys.modules, seen)\n"
+        "import splatdistill.priors, requests\n"  # which diffusers and the hub's client import
+        "print('urllib3.util.connection' in sys.modules, seen)\n"
     )
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert told.stdout == "True []\n"

@@ -313,5 +313,6 @@ def local(jobs: int | None, device: str | None = None) -> Here | Processes:
     jobs: number of processes; one is this process itself.
     """
     if jobs is None:
-        jobs = (gpus() if device in (None, "cuda") else 0) or (1 if device else os.cpu_count() or 1)
+        one = device is not None and ":" in device  # a GPU that was named
+        jobs = 1 if one else (gpus() if device != "cpu" else 0) or os.cpu_count() or 1
     return Processes(jobs, device) if jobs > 1 else Here(device)

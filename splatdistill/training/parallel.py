@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from splatdistill.training.state import TrainState
 
 LONGEST_WAIT = timedelta(days=7)  # for one process: a run may be paused in the viewer
+LONGEST_START = timedelta(minutes=5)  # of the last process after the first
 
 
 class Alone:
@@ -221,7 +222,9 @@ def joined(note: Callable[[str], None] = lambda line: None) -> Iterator[Alone]:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
         os.environ.setdefault("NCCL_SOCKET_IFNAME", "lo")
     with together(size):
-        store, rank, size = next(dist.rendezvous("env://", timeout=LONGEST_WAIT))
+        store, rank, size = next(dist.rendezvous("env://", timeout=LONGEST_START))
+        store.set(f"here-{rank}", "")
+        store.wait([f"here-{other}" for other in range(size)], LONGEST_START)
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=LONGEST_WAIT)
     ranks = Ranks(store, rank, size)

@@ -64,7 +64,6 @@ UNETS = {
     "gated attention": {"attention_type": "gated"},
     "UNet2DModel": {"_class_name": "UNet2DModel"},
     "UNetMotionModel": {"_class_name": "UNetMotionModel"},
-    "ImageDream": {"_class_name": "MultiViewUNetModel", "camera_dim": 16, "ip_dim": 16},
 }
 
 

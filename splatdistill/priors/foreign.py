@@ -91,8 +91,6 @@ def _denoiser(folder: Folder) -> str:
     """Return what a denoiser needs as input that no prior here provides."""
     config, name = folder.denoiser, str(folder.denoiser.get("_class_name"))[:80]
     if name != "UNet2DConditionModel":
-        if number(config, "ip_dim"):
-            return f"a {name} that reads pictures (ImageDream)"
         return f"a {name}, which is no text-to-image UNet that is read here"
     for kind in (_conditions(config), _channels(config)):
         if kind:

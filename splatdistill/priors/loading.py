@@ -166,10 +166,10 @@ def readers() -> Iterator[type[Prior]]:
     from splatdistill.priors.zero123 import Zero123Prior
 
     yield from (LatentPrior, MultiViewPrior, Zero123Prior, ViewPrior)
-    from splatdistill.priors import flow, pixel, sdxl  # loads more of diffusers
+    from splatdistill.priors import flow, imagedream, pixel, sdxl  # loads more of diffusers
 
     yield from (flow.SD3Prior, flow.Flux2Prior, flow.PRXPrior, flow.SanaPrior, flow.PixArtPrior)
-    yield from (sdxl.SDXLPrior, pixel.IFPrior, pixel.PRXPixelPrior)
+    yield from (sdxl.SDXLPrior, pixel.IFPrior, pixel.PRXPixelPrior, imagedream.ImageDreamPrior)
     yield from map(_import, installed().values())
 
 

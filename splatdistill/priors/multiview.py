@@ -113,11 +113,17 @@ def join_views(unet: Any, views: int) -> None:
 def _load_mvdream(folder: Path, config: Mapping[str, Any], dtype: torch.dtype) -> Any:
     """Load MVDream's published UNet as diffusers' class."""
     unet: Any = UNet2DConditionModel.from_config(diffusers_config(config))
-    path = weights_file(folder, STEM)
-    names = dict(ldm_names(config))
-    state = {new: tensor for old, tensor in load_file(path).items() for new in [rename(old, names)] if new}
-    unet.load_state_dict(state)
+    unet.load_state_dict(published_state(folder, config)[0])
     return unet.to(dtype)
+
+
+def published_state(folder: Path, config: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Return the weights of a published UNet under diffusers' names, and those that have none there."""
+    names, known, rest = dict(ldm_names(config)), {}, {}
+    for old, tensor in load_file(weights_file(folder, STEM)).items():
+        new = rename(old, names)
+        (known if new else rest)[new or old] = tensor
+    return known, rest
 
 
 def diffusers_config(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,7 @@
-"""Many runs: actors that are killed, parts of a list, and runs that share their teacher's batches.
+"""Many runs: workers that are killed, parts of a list, and runs that share their teacher's batches.
 
-`actors`: a list over two actors of Ray, ten of which are killed at random moments; each run must finish once,
-with the bytes that the same list has by --shard 0/2 and 1/2 in this process.
+`workers`: a list over two actors of Ray, or processes, that are killed ten times at random moments; each run
+must finish once, with the bytes that the same list has by --shard 0/2 and 1/2 in this process.
 `scenes`: the same runs alone and with `batch.scenes`: processor time, and how far the results are apart.
 """
 
@@ -30,7 +30,7 @@ from ranks import tiny
 from splatdistill.batch import main as batch
 from splatdistill.folder import LOG, PREVIEW, RESULT
 from splatdistill.measure.suites import listed, specs_of
-from splatdistill.training.executors import LOST, RayActors
+from splatdistill.training.executors import LOST, Crew, Processes, RayActors
 from splatdistill.training.jobs import RunSpec, Task, make_all, make_one
 from splatdistill.training.scenes import make_together
 
@@ -50,27 +50,23 @@ PROMPTS = (
 PROMPTS += ("a white house",)
 
 
-class Mortal(RayActors):
-    """Actors of which some are killed while they work.
+class Mortal(Crew):
+    """Workers of which some are killed while they work; a mixin.
 
     Args:
         size: of the crew.
-        doomed: the counts of tasks given after which the actor that got one dies.
+        doomed: the counts of tasks given after which the worker that got one dies.
     """
 
     def __init__(self, size: int, doomed: set[int]) -> None:
         super().__init__(size, "cpu")
         self.doomed, self.given, self.kills = doomed, 0, 0
         self.random = np.random.default_rng(0)
-        self.pids: dict[Any, int] = {}
         self.open: set[str] = set()
 
-    def start(self, place: int) -> Any:
-        """Start an actor, and note its process."""
-        actor = super().start(place)
-        self.pids[actor] = self.ray.get(actor.pid.remote())
-        self.open |= listening()
-        return actor
+    def pid(self, worker: Any) -> int:
+        """Return the id of a worker's process."""
+        return worker[0].pid
 
     def give(self, worker: Any, task: Task) -> None:
         """Send a task, and death a moment later."""
@@ -78,8 +74,30 @@ class Mortal(RayActors):
         self.given += 1
         if self.given in self.doomed:
             self.kills += 1
-            wait = float(self.random.uniform(0.0, 0.5))
-            threading.Timer(wait, os.kill, (self.pids[worker], signal.SIGKILL)).start()
+            threading.Timer(
+                self.random.uniform(0.0, 0.5), os.kill, (self.pid(worker), signal.SIGKILL)
+            ).start()
+
+
+class MortalProcesses(Mortal, Processes):
+    """Processes of this machine."""
+
+
+class MortalActors(Mortal, RayActors):
+    """Ray's actors."""
+
+    pids: dict[Any, int]
+
+    def start(self, place: int) -> Any:
+        """Start an actor, and note its process."""
+        actor = super().start(place)
+        self.pids = getattr(self, "pids", {}) | {actor: self.ray.get(actor.pid.remote())}
+        self.open |= listening()
+        return actor
+
+    def pid(self, worker: Any) -> int:
+        """Return the id of an actor's process."""
+        return self.pids[worker]
 
 
 def listening() -> set[str]:
@@ -105,16 +123,16 @@ def listening() -> set[str]:
     return found
 
 
-def actors(folder: Path, count: int, kills: int) -> dict[str, Any]:
-    """Make a list with mortal actors, unless it was made before, and by parts; return what came of it."""
-    prior, text, kept = folder / "teacher" / "pipeline", folder / "list.yaml", folder / "ray.json"
+def workers(folder: Path, on: str, count: int, kills: int) -> dict[str, Any]:
+    """Make a list with mortal workers, unless it was made before, and by parts; return what came of it."""
+    prior, text, kept = folder / "teacher" / "pipeline", folder / "list.yaml", folder / f"{on}.json"
     if not prior.exists():
         tiny(folder)
     text.write_text("".join(f"- {{prompt: a red dog, seed: {seed}}}\n" for seed in range(count)))
     flags = {"prior": {"name": str(prior)}}
-    specs, _ = specs_of(listed(str(text)), folder / "ray", flags, SMALL, allow_unknown=True)
+    specs, _ = specs_of(listed(str(text)), folder / on, flags, SMALL, allow_unknown=True)
     if not kept.exists():
-        kept.write_text(json.dumps(killed(specs, kills)))
+        kept.write_text(json.dumps(killed(specs, on, kills)))
     begin = time.perf_counter()
     for part in ("0/2", "1/2"):
         words = [str(text), "--out", str(folder / "parts"), "--prior", str(prior), "--allow-unknown"]
@@ -125,33 +143,35 @@ def actors(folder: Path, count: int, kills: int) -> dict[str, Any]:
     return json.loads(kept.read_text()) | {"same_bytes_as_by_shards": sum(same), "seconds_of_shards": seconds}
 
 
-def killed(specs: Sequence[RunSpec], kills: int) -> dict[str, Any]:
-    """Make runs with mortal actors; return what came of it."""
+def killed(specs: Sequence[RunSpec], on: str, kills: int) -> dict[str, Any]:
+    """Make runs with mortal workers; return what came of it."""
     random = np.random.default_rng(1)
     doomed = {int(n) for n in random.choice(np.arange(1, len(specs)), kills, replace=False)}
-    crew, ends, inodes = Mortal(2, doomed), Counter(), {}
+    crew = (MortalActors if on == "ray" else MortalProcesses)(2, doomed)
+    ends, inodes = Counter(), {}
 
     def tell(spec: RunSpec, failure: str | None) -> None:
         if failure == "":
             ends[spec.folder.name] += 1
             inodes[spec.folder] = (spec.folder / RESULT).stat().st_ino
-            print(f"{len(ends)} finished, {crew.kills} actors killed", flush=True)
+            print(f"{len(ends)} finished, {crew.kills} workers killed", flush=True)
         elif failure not in (None, LOST):
             print(f"{spec.folder.name}: {failure}", flush=True)
 
     begin = time.perf_counter()
     failures = make_all(specs, crew, retries=kills, tell=tell)
     seconds = time.perf_counter() - begin
-    crew.ray.shutdown()
+    if isinstance(crew, MortalActors):
+        crew.ray.shutdown()
     return {
         "runs": len(specs),
         "finished": len(ends),
         "finished_twice": sum(number > 1 for number in ends.values()),
         "written_again": sum(path.joinpath(RESULT).stat().st_ino != inode for path, inode in inodes.items()),
         "failed": len(failures),
-        "actors_killed": crew.kills,
+        "workers_killed": crew.kills,
         "listening_beyond_loopback": sorted(crew.open),
-        "seconds_of_ray": round(seconds, 1),
+        "seconds_over_two_workers": round(seconds, 1),
     }
 
 
@@ -201,8 +221,9 @@ def apart(a: Path, b: Path) -> float:
 def main() -> None:
     """Print a line a case and write the result."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("part", choices=("actors", "scenes"))
-    parser.add_argument("--count", type=int, default=200, help="of runs, for actors")
+    parser.add_argument("part", choices=("workers", "scenes"))
+    parser.add_argument("--count", type=int, default=200, help="of runs, for workers")
+    parser.add_argument("--on", choices=("ray", "processes"), default="ray")
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--priors", nargs="+", default=["embedded", "embedded-multiview"])
     parser.add_argument("--sizes", type=int, nargs="+", default=[1, 2, 4, 8])
@@ -213,8 +234,8 @@ def main() -> None:
     where = tempfile.TemporaryDirectory(dir=MEMORY_DISK) if args.work is None else nullcontext(args.work)
     with where as name:
         Path(name).mkdir(exist_ok=True)
-        if args.part == "actors":
-            write_result("batch_actors", actors(Path(name), args.count, args.kills))
+        if args.part == "workers":
+            write_result(f"batch_{args.on}", workers(Path(name), args.on, args.count, args.kills))
         else:
             scenes(Path(name), args.priors, args.sizes, args.steps)
 

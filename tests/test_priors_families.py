@@ -33,6 +33,10 @@ from splatdistill.training.run import make_run
 FLOWS = ["SD3Prior", "Flux2Prior", "PRXPrior", "PRXPixelPrior", "SanaPrior"]
 TEXT = "a red mushroom"
 every_family = pytest.mark.parametrize("name", FAMILIES)
+QUICK = ("SD3Prior", "SDXLPrior", "IFPrior")  # one of each kind; the skeleton is the same for all
+each_kind = pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in FAMILIES]
+)
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +136,7 @@ def test_the_denoiser_sees_what_diffusers_own_pipeline_shows_it(folders, name: s
     torch.testing.assert_close(outputs[:, 0], seen[0][:, : noise.shape[1]], atol=2e-5, rtol=1e-4)
 
 
-@every_family
+@each_kind
 def test_methods_give_a_gradient_on_every_family(folders, name: str) -> None:
     prior = loaded(folders(name))
     z = prior.encode(torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0)))
@@ -172,7 +176,7 @@ def test_every_run_resumes_in_the_same_bytes(folders, name: str, method: str, tm
     stopped_and_resumed(folders(name), method, tmp_path)
 
 
-@every_family
+@each_kind
 def test_a_missing_part_is_one_line(folders, name: str, tmp_path: Path) -> None:
     prior_class = reader_of(Folder("x", folders(name)))
     for part in ("scheduler", "text_encoder", "tokenizer", *(["vae"] if prior_class.decoders else [])):
@@ -183,7 +187,7 @@ def test_a_missing_part_is_one_line(folders, name: str, tmp_path: Path) -> None:
         refused(broken)
 
 
-@every_family
+@each_kind
 def test_pickled_weights_are_refused(folders, name: str, tmp_path: Path) -> None:
     place = reader_of(Folder("x", folders(name))).place
     for part in (place, "text_encoder"):

@@ -2,6 +2,7 @@
 
 `workers`: a list over two actors of Ray, or processes, that are killed ten times at random moments; each run
 must finish once, with the bytes that the same list has by --shard 0/2 and 1/2 in this process.
+`calls`: the processor time of a call of the network a scene, by how many scenes share it.
 `scenes`: the same runs alone and with `batch.scenes`: processor time, and how far the results are apart.
 """
 
@@ -30,9 +31,12 @@ from ranks import tiny
 from splatdistill.batch import main as batch
 from splatdistill.folder import LOG, PREVIEW, RESULT
 from splatdistill.measure.suites import listed, specs_of
+from splatdistill.priors import load_prior
+from splatdistill.priors.base import cfg
+from splatdistill.scene.cameras import turntable
 from splatdistill.training.executors import LOST, Crew, Processes, RayActors
 from splatdistill.training.jobs import RunSpec, Task, make_all, make_one
-from splatdistill.training.scenes import make_together
+from splatdistill.training.scenes import joined, make_together
 
 SMALL = (
     *("views.size=16", "views.count=2", "gaussians.count=50", "gaussians.final_opacity=0.01", "method=sds"),
@@ -212,6 +216,29 @@ def scenes(folder: Path, priors: Sequence[str], sizes: Sequence[int], steps: int
     return rows
 
 
+def calls(priors: Sequence[str], sizes: Sequence[int], views: int = 4, repeat: int = 5) -> dict[str, Any]:
+    """Return the processor time of a call of the network for each scene, by how many share it."""
+    rows: dict[str, Any] = {}
+    for name in priors:
+        prior = load_prior(name)
+        cameras = turntable(views, 15.0, 3.0, 40.0, 64)
+        one = cfg(prior.embed([""] * views), prior.embed(["a red mug"] * views), 7.5)
+        one = prior.with_cameras(one, cameras, torch.ones(views, 3))
+        rows[name] = {}
+        for size in sizes:
+            cond = joined([one] * size)
+            z_t, t = torch.randn(views * size, *prior.latent_shape), torch.full((views * size,), 500)
+            prior.predict(z_t, t, cond)
+            spent = []
+            for _ in range(repeat):
+                begin = time.process_time()
+                prior.predict(z_t, t, cond)
+                spent.append((time.process_time() - begin) / size)
+            rows[name][str(size)] = round(min(spent), 4)
+        print(name, rows[name], flush=True)
+    return rows
+
+
 def apart(a: Path, b: Path) -> float:
     """Return the mean absolute difference of two runs' previews, in [0, 1]."""
     pictures = [np.asarray(Image.open(run / PREVIEW).convert("RGB"), dtype=float) for run in (a, b)]
@@ -221,7 +248,7 @@ def apart(a: Path, b: Path) -> float:
 def main() -> None:
     """Print a line a case and write the result."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("part", choices=("workers", "scenes"))
+    parser.add_argument("part", choices=("workers", "scenes", "calls"))
     parser.add_argument("--count", type=int, default=200, help="of runs, for workers")
     parser.add_argument("--on", choices=("ray", "processes"), default="ray")
     parser.add_argument("--kills", type=int, default=10)
@@ -236,6 +263,8 @@ def main() -> None:
         Path(name).mkdir(exist_ok=True)
         if args.part == "workers":
             write_result(f"batch_{args.on}", workers(Path(name), args.on, args.count, args.kills))
+        elif args.part == "calls":
+            write_result("batch_calls", calls(args.priors, args.sizes))
         else:
             scenes(Path(name), args.priors, args.sizes, args.steps)
 

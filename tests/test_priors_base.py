@@ -1,5 +1,7 @@
 """Conditioning algebra, branch skipping, and the toy prior's closed form."""
 
+from typing import Any
+
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
@@ -135,7 +137,7 @@ def test_toy_encode_is_differentiable_and_decode_inverts_it():
 @pytest.mark.parametrize("shift", [1.0, 3.0])
 def test_a_flows_moves_are_those_of_diffusers_scheduler_down_and_up(shift: float) -> None:
     """Euler steps of FlowMatchEulerDiscreteScheduler, in its own coordinates, and the same backward."""
-    scheduler = FlowMatchEulerDiscreteScheduler(shift=shift)
+    scheduler: Any = FlowMatchEulerDiscreteScheduler(shift=shift)
     scheduler.set_timesteps(8)
     s, table = scheduler.sigmas.double(), flow_alphas_cumprod(100_000)
     steps = (s[:-1] * 100_000).round().long() - 1

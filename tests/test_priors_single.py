@@ -4,6 +4,7 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -54,7 +55,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = diffusers_config(TINY)
     plain = {key: value for key, value in config.items() if "class" not in key}
     torch.manual_seed(2)
-    unet = UNet2DConditionModel.from_config(plain)
+    unet: Any = UNet2DConditionModel.from_config(plain)
     unet.save_pretrained(made / "unet")
     names = {key: value for key, value in TINY.items() if key != "camera_dim"}
     state = {

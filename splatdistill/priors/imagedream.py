@@ -152,8 +152,9 @@ class ImageDreamPrior(MultiViewPrior):
         for name in processors:
             place = name.removesuffix(".processor")
             if place.endswith("attn2"):
-                maps = (own[f"{place}.to_{kind}_ip.weight"] for kind in "kv")
-                processors[name] = PicturedAttention(*maps, config["ip_dim"], config.get("ip_weight", 1.0))
+                to_k, to_v = (own[f"{place}.to_{kind}_ip.weight"] for kind in "kv")
+                weight = float(config.get("ip_weight", 1.0))
+                processors[name] = PicturedAttention(to_k, to_v, number(config, "ip_dim"), weight)
         unet.set_attn_processor(processors)
         prefix = "image_embed."
         named = {key.removeprefix(prefix): value for key, value in rest.items() if key.startswith(prefix)}

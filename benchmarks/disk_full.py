@@ -67,7 +67,7 @@ def main() -> None:
     preload()
     torch.set_num_threads(1)
     filled_up = campaign(args.prior, args.jobs, args.every, fill_all)
-    sys.exit(not recorded(filled_up, None if args.dry else "disk_full", args.every))
+    sys.exit(not recorded(filled_up, None if args.dry else "disk_full", args.every, some=bool(args.jobs)))
 
 
 if __name__ == "__main__":

@@ -85,3 +85,10 @@ def test_finite_mask_sees_every_parameter():
             scene[name].view(10, -1)[row, 0] = (math.nan, math.inf)[row % 2]
     assert G.finite_mask(scene).tolist() == [False] * 6 + [True] * 4
     assert G.finite_mask(blob(5, 0)).all()
+
+
+def test_equal_scenes_have_equal_strides_even_without_bands():
+    plain = blob(4, degree=0)
+    turned = {**plain, "shN": torch.zeros(4, 3, 0).mT}
+    assert turned["shN"].stride() != plain["shN"].stride()  # for torch both are contiguous: no elements
+    assert G.from_tensors(**turned)["shN"].stride() == plain["shN"].stride()

@@ -17,7 +17,7 @@ from splatdistill.reference.raster import SH0
 
 NAMES = ("means", "scales", "quats", "opacities", "sh0", "shN")
 Values = TypeVar("Values", Tensor, np.ndarray)
-
+CONTIGUOUS = torch.contiguous_format  # also of tensors without elements, whose strides a checkpoint holds
 
 Gaussians = ParameterDict
 """A scene of N Gaussians, as gsplat's trainers keep them: means [N,3], log scales [N,3], quats wxyz [N,4] of
@@ -67,7 +67,7 @@ def sh0_to_rgb(sh0: Values) -> Values:
 
 def from_tensors(**tensors: Tensor) -> ParameterDict:
     """Make a trainable float32 scene from one tensor for each of NAMES (copied), in gsplat's order."""
-    copies = {name: tensors[name].detach().to(torch.float32).contiguous().clone() for name in NAMES}
+    copies = {name: tensors[name].detach().float().clone(memory_format=CONTIGUOUS) for name in NAMES}
     return ParameterDict([(name, Parameter(copy)) for name, copy in copies.items()])  # a dict would be sorted
 
 

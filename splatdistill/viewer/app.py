@@ -221,7 +221,8 @@ class App:
     def _show_panels(self) -> None:
         panels, status, shown = self.panels, self._session.status, self._shown
         count = len(shown.gaussians["means"]) if shown else None
-        panels.show_status(status, count, shown.step if shown else None, self._frame)
+        step = shown.step if shown and (panels.live or self._chosen) else None
+        panels.show_status(status, count, step, self._frame)
         panels.show_mode()
         if self.bench is not None:
             if self.bench.desk.files != self._files:

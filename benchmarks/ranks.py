@@ -285,7 +285,10 @@ def speed(folder: Path, prior: str, steps: int) -> dict[str, Any]:
             with joined() as ranks:
                 return timed(words, folder, ranks)
 
-        rows[str(size)] = side_by_side(work, size)[0].returned
+        ends = side_by_side(work, size)
+        if any(one.returned is None for one in ends):
+            raise RuntimeError("\n".join(one.text for one in ends))
+        rows[str(size)] = ends[0].returned
         print(size, rows[str(size)], flush=True)
     return rows
 

@@ -31,7 +31,7 @@ demo: $(STAMP)  ## text to splat: make demo PROMPT="a yellow duck"
 	$(BIN)/python -m splatdistill.train --prompt "$$DEMO_PROMPT" --overwrite
 
 test: $(STAMP)  ## the whole test suite, but for the long runs of `make quality`
-	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -q -n auto --dist loadfile -m "not slow and not quality"
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -q -n auto --dist loadfile --no-loadscope-reorder -m "not slow and not quality"
 
 native-check: $(STAMP)  ## the C++ tests of the kernels, with warnings as errors and sanitizers
 	$(BIN)/python tests/native/build_and_run.py

@@ -88,6 +88,7 @@ class Losing(Processes):
             os.kill(worker[0].pid, signal.SIGKILL)
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_lost_is_replaced_and_its_run_tried_again(specs, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(executors, "START", "fork")  # quick; what is forked has one thread
     told: list[tuple[str, str | None]] = []

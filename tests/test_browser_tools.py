@@ -28,6 +28,7 @@ def shown(page, app) -> int:  # noqa: F811
     return int(page.evaluate("document.body.textContent.match(/Gaussians([0-9,]+)/)[1]").replace(",", ""))
 
 
+@pytest.mark.slow
 def test_a_box_chooses_and_what_is_chosen_is_deleted_and_comes_back(page, tmp_path):  # noqa: F811
     with app_for(Session.showing(scene(), 0, 0), live=False, settings=()) as (app, port):
         open_viewer(page, port)

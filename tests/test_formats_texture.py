@@ -69,6 +69,15 @@ def broken(path, change) -> None:
     path.write_bytes(head + text + rest)
 
 
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """Return the bytes of a mesh with a texture."""
+    pytest.importorskip("fast_simplification")
+    path = tmp_path_factory.mktemp("mesh") / "a.glb"
+    write_mesh(path, blob(), None, 16, 500)
+    return path.read_bytes()
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -78,9 +87,8 @@ def broken(path, change) -> None:
         lambda it: it["materials"][0]["pbrMetallicRoughness"]["baseColorTexture"].update(texCoord=1),
     ],
 )
-def test_a_texture_of_another_kind_is_told_and_left_out(tmp_path, change):
-    pytest.importorskip("fast_simplification")
-    write_mesh(tmp_path / "a.glb", blob(), None, 16, 500)
+def test_a_texture_of_another_kind_is_told_and_left_out(tmp_path, written, change):
+    (tmp_path / "a.glb").write_bytes(written)
     broken(tmp_path / "a.glb", change)
     heard = []
     read_shape(tmp_path / "a.glb", note=heard.append)
@@ -96,9 +104,8 @@ def test_a_texture_of_another_kind_is_told_and_left_out(tmp_path, change):
         lambda it: it["materials"][0]["pbrMetallicRoughness"]["baseColorTexture"].update(index=-1),
     ],
 )
-def test_a_texture_that_is_not_there_is_one_line(tmp_path, change):
-    pytest.importorskip("fast_simplification")
-    write_mesh(tmp_path / "a.glb", blob(), None, 16, 500)
+def test_a_texture_that_is_not_there_is_one_line(tmp_path, written, change):
+    (tmp_path / "a.glb").write_bytes(written)
     broken(tmp_path / "a.glb", change)
     with pytest.raises(UserError):
         read_shape(tmp_path / "a.glb", note=quiet)

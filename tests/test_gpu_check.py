@@ -8,11 +8,16 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-QUICK = ["machine", "renderer", "variants", "unet"]
+QUICK = ["machine", "renderer", "unet"]
+LONG = ["variants", "tests", "job", "waits", "speed", "sanitizers"]
 
 
 @pytest.mark.parametrize(
-    "stages", [QUICK, pytest.param(["tests", "job", "waits", "speed", "sanitizers"], marks=pytest.mark.slow)]
+    "stages",
+    [
+        QUICK,
+        pytest.param(["variants", "tests", "job", "waits", "speed", "sanitizers"], marks=pytest.mark.slow),
+    ],
 )
 def test_every_stage_runs_dry_and_is_written_down(tmp_path, stages):
     command = [sys.executable, "benchmarks/gpu_check.py", "--dry", "--out", str(tmp_path), "--only", *stages]

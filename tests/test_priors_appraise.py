@@ -1,5 +1,6 @@
 """What the doctor says of a teacher, from its files alone."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,13 @@ def test_the_command_says_it(folder: Path, capsys: pytest.CaptureFixture[str]) -
 def test_a_folder_that_nothing_reads_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no diffusers pipeline"):
         appraise(str(tmp_path))
+
+
+def test_a_folder_that_lacks_a_part_does_not_fit(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "half")
+    shutil.rmtree(tmp_path / "half" / "text_encoder_3")
+    with pytest.raises(UserError, match=r"text_encoder_3/config\.json is missing"):
+        appraise(str(tmp_path / "half"))
 
 
 def test_a_card_without_a_licence_says_nothing(tmp_path: Path) -> None:

@@ -87,7 +87,12 @@ def test_a_run_resumes_on_the_device_that_it_is_given(teacher, tmp_path):
     assert (tmp_path / "run" / "splat.ply").read_bytes() == whole
 
 
-@pytest.mark.parametrize("method", METHODS)
+OWN_PATHS = ("sdi", "sdi_published_perp_neg", "dsd", "vsd", "clip", "hifa", "cfd")  # code of their own
+
+
+@pytest.mark.parametrize(
+    "method", [pytest.param(name, marks=() if name in OWN_PATHS else pytest.mark.slow) for name in METHODS]
+)
 def test_every_method_stays_on_the_device(teacher, tmp_path, method):
     trained(settings(teacher, f"method={method}", "steps=2"), tmp_path / "run")
 

@@ -121,6 +121,7 @@ def steps_of(out: Path) -> list[int]:
     return [json.loads(line)["step"] for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_another_number_of_processes_goes_on(kinds, tmp_path: Path) -> None:
     out, resume = tmp_path / "run", ["train", "--resume", str(tmp_path / "run")]
     begin = [*kinds["vsd"], "--out", str(out)]
@@ -144,7 +145,7 @@ def whole(kinds, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     return campaign.contents(out)
 
 
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_a_process_that_is_killed_is_one_line_and_the_run_goes_on(
     kinds, whole: dict[str, bytes], tmp_path: Path, rank: int
 ) -> None:

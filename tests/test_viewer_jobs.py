@@ -102,6 +102,7 @@ def test_a_run_that_cannot_be_says_so():
     assert not heard.scenes and "xyzzy" in heard.failures[0]
 
 
+@pytest.mark.slow
 def test_a_real_run_shows_its_scenes_in_the_splats_own_place(teacher):
     shown = []
 

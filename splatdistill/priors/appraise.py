@@ -13,7 +13,7 @@ import torch
 from splatdistill.priors.folders import Folder
 from splatdistill.priors.hub import UNUSED
 from splatdistill.priors.latent import default_dtype, vae_dtype
-from splatdistill.priors.loading import locate, reader_of
+from splatdistill.priors.loading import locate, reader_of, user_errors
 from splatdistill.priors.pipeline import KEPT
 
 HEADER = 100 * 2**20  # bytes; no valid header is longer
@@ -57,9 +57,11 @@ class Appraisal:
 
 
 def appraise(name: str, device: torch.device | str = "cpu") -> Appraisal:
-    """Appraise a teacher on a device; raises UserError for one that is not there or that nothing reads."""
+    """Appraise a teacher on a device; raises UserError for one that is not there or cannot be loaded."""
     folder = locate(name)
     reader = reader_of(folder)
+    with user_errors(f"prior '{name}'", folder.root):
+        reader.check(folder)
     parts = {path.name: part for path in sorted(folder.root.iterdir()) if (part := _part(path)) is not None}
     parts = {part: value for part, value in parts.items() if part not in UNUSED}
     if folder.place in parts:  # other denoisers beside it are not loaded
@@ -79,7 +81,7 @@ def appraise(name: str, device: torch.device | str = "cpu") -> Appraisal:
     pixels = _pixels(folder)
     width = next(iter(folder.json("vae/config.json").get("block_out_channels") or [0]))
     passing = TENSORS * pixels**2 * width * each["vae"]
-    summary = (reader.__doc__ or reader.__name__).strip().splitlines()[0]
+    summary = (reader.__doc__ or reader.__name__).strip().splitlines()[0].partition("; see ")[0]
     return Appraisal(
         summary, parts, pixels, kept + passing, 2 * encoders if large else 0, licence(folder.root)
     )

@@ -139,6 +139,10 @@ class Prior(Protocol):
         return False
 
     @classmethod
+    def check(cls, folder: Folder) -> None:
+        """Raise ValueError where the small files of such a folder show that it cannot be loaded."""
+
+    @classmethod
     def load(cls, folder: Folder, device: torch.device | str, dtype: torch.dtype | None) -> Self:
         """Load a folder that this class reads; any exception becomes one line for the user."""
         raise UserError(f"{cls.__name__} cannot be loaded from a folder")

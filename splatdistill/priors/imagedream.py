@@ -120,7 +120,7 @@ def attended(query: Tensor, keys: Tensor, values: Tensor, heads: int) -> Tensor:
 
 
 class ImageDreamPrior(MultiViewPrior):
-    """A `MultiViewPrior` told by a picture beside the text; see `condition_on`.
+    """ImageDream: MVDream told by a picture beside the text; see `condition_on`.
 
     The picture is seen from azimuth 0 and level, as the network was trained; other cameras are as they are.
     """

@@ -75,7 +75,7 @@ def reads_text_alone(config: dict[str, Any]) -> bool:
 
 
 class LatentPrior(Prior):
-    """A latent diffusion model with a UNet that reads a text; see `load`."""
+    """Stable Diffusion 1 and 2 and their kin: a UNet in latents that reads a text; see `load`."""
 
     takes_lora = True
 
@@ -114,6 +114,12 @@ class LatentPrior(Prior):
         self.latent_shape: tuple[int, int, int] = (unet.config.out_channels, side, side)
         self.image_size: int = side * factor
         self._scale, self._shift = scale_of(vae.config)
+
+    @classmethod
+    def check(cls, folder: Folder) -> None:
+        """Raise ValueError where the small files show that it cannot be loaded."""
+        load_scheduler(folder.root)
+        check_parts(folder)
 
     @classmethod
     def load(cls, folder: Folder, device: torch.device | str, dtype: torch.dtype | None) -> Self:

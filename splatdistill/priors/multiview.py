@@ -27,7 +27,7 @@ MVDREAM = "MultiViewUNetModel"  # the class of its published UNet, whose code is
 
 
 class MultiViewPrior(LatentPrior):
-    """A `LatentPrior` whose samples come in groups of four views; see `LatentPrior.load`.
+    """MVDream and its kin: four views of a thing at once, told of their cameras; see `LatentPrior.load`.
 
     Reads UNet2DConditionModel folders with a projected camera embedding, and MVDream's UNet in LDM's names.
     """

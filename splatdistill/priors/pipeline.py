@@ -154,6 +154,7 @@ class PipelinePrior(Prior):
     @classmethod
     def check(cls, folder: Folder) -> None:
         """Raise ValueError where the JSON files show that the parts do not belong together."""
+        cls.schedule(folder)
         for part in (cls.place, *cls.encoders, *(["vae"] if cls.decoders else [])):
             read_json(folder.root / part / "config.json")
         if cls.decoders:

@@ -28,7 +28,7 @@ TOLD = len(USUAL)  # of each view: azimuth, elevation, distance, field of view, 
 
 
 class ViewPrior(LatentPrior):
-    """A `LatentPrior` whose network reads cameras and backgrounds; see `LatentPrior.load`.
+    """The teacher of real objects: a transformer told of cameras and backgrounds; see `LatentPrior.load`.
 
     Samples come in groups of VIEWS of one scene; without cameras, each is alone and from the front. With
     `condition_on`, the text branch gets the picture as one more view of the scene, without noise, and
@@ -50,6 +50,11 @@ class ViewPrior(LatentPrior):
         super().__init__(name, unet, vae, text_encoder, None, scheduler)
         self.reader = vocabulary
         self.vocabulary = frozenset(vocabulary.words)
+
+    @classmethod
+    def check(cls, folder: Folder) -> None:
+        """Raise ValueError where the small files show that it cannot be loaded."""
+        super().check(replace(folder, place=PART))
 
     @classmethod
     def load(cls, folder: Folder, device: torch.device | str, dtype: torch.dtype | None) -> Self:

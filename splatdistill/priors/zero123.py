@@ -32,7 +32,7 @@ PROJECTIONS = (("clip_camera_projection", "proj"), ("cc_projection", "projection
 
 
 class Zero123Prior(LatentPrior):
-    """A `LatentPrior` conditioned on a picture and a relative camera instead of text; see `condition_on`.
+    """Zero-1-to-3 and its kin: a picture and a relative camera instead of a text; see `condition_on`.
 
     Reads Zero-1-to-3's folders in diffusers layout, with safetensors, and the shipped one.
     """

@@ -97,6 +97,7 @@ def test_both_ways_of_drawing_show_what_the_rasterizer_does(page, tmp_path):
         assert best_likeness(page, expected, 0.98, tmp_path / "rasterizer.png") >= 0.98
 
 
+@pytest.mark.slow
 def test_keys_show_the_thing_from_around_and_the_reset_is_seen(page, tmp_path):
     with app_for(Session.showing(scene(), 0, 0), live=False) as (_, port):
         open_viewer(page, port)

@@ -195,6 +195,7 @@ PIECES = ["$", "{", "}", "\\", "?", "???", "${oc.env:HOME}", "a", "\n", "'", '"'
 PIECES += ["[", "]", "\0", "null", "%", "${", "\\${", "&a", "*a", "!!python", "-", "1e3", "\u2028", "🍄"]
 
 
+@pytest.mark.slow
 def test_twenty_thousand_random_prompts_survive_the_merge_and_yaml() -> None:
     draw = random.Random(0)
     default = Config()

@@ -153,6 +153,7 @@ t.run(config, Path(sys.argv[2]), on_step=die)
 """
 
 
+@pytest.mark.slow
 def test_a_killed_run_can_be_resumed_to_the_same_bytes(tmp_path):
     config = tiny("steps=7", "checkpoint_every=3")
     whole = finish(config, run(config, tmp_path / "whole"), tmp_path / "whole")

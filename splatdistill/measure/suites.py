@@ -5,9 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import sys
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import product
@@ -16,6 +15,7 @@ from typing import Any
 
 from splatdistill.config.load import canonical, dump, parse_yaml, resolve
 from splatdistill.config.schema import Config
+from splatdistill.console import note
 from splatdistill.errors import UserError
 from splatdistill.folder import BATCH_SETTINGS
 from splatdistill.priors import words as grammar
@@ -201,12 +201,7 @@ def keep_settings(out: Path, base: Config) -> None:
     os.replace(file.name, path)
 
 
-def tell(line: str) -> None:
-    """Print a line beside the progress."""
-    print(line, file=sys.stderr, flush=True)
-
-
-def make(specs: Sequence[RunSpec], jobs: int | None = 1, note: Callable[[str], None] = tell) -> list[Path]:
+def make(specs: Sequence[RunSpec], jobs: int | None = 1) -> list[Path]:
     """Make the missing runs on this machine; an unfinished one is continued.
 
     The output of a run goes to log.txt in its folder; one that fails is reported and left out.
@@ -214,7 +209,6 @@ def make(specs: Sequence[RunSpec], jobs: int | None = 1, note: Callable[[str], N
     Args:
         specs: all runs.
         jobs: number of processes, which share the cores; see `executors.local`.
-        note: called with a line for each run that failed.
 
     Returns:
         The folders of the finished runs, in order.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from dataclasses import dataclass
@@ -10,13 +9,12 @@ from pathlib import Path
 
 import torch
 
-from splatdistill.priors.folders import Folder
+from splatdistill.priors.folders import Folder, header
 from splatdistill.priors.hub import UNUSED
 from splatdistill.priors.latent import default_dtype, vae_dtype
 from splatdistill.priors.loading import locate, reader_of, user_errors
 from splatdistill.priors.pipeline import KEPT
 
-HEADER = 100 * 2**20  # bytes; no valid header is longer
 TENSORS = 24  # of the size of a picture at the autoencoder's first width that its backward pass keeps, about
 DENOISERS = ("unet", "transformer")
 SDI_EVALUATIONS = 8  # of the network in a step of sdi, on average over a run: seven of the inversion, and one
@@ -97,12 +95,8 @@ def _part(folder: Path) -> Part | None:
 
 
 def _parameters(path: Path) -> int:
-    with open(path, "rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if length > min(HEADER, path.stat().st_size):
-            return 0
-        header = json.loads(file.read(length))
-    return sum(math.prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")
+    tensors = [value for name, value in header(path).items() if name != "__metadata__"]
+    return sum(math.prod(tensor["shape"]) for tensor in tensors)
 
 
 def _pixels(folder: Folder) -> int:

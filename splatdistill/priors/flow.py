@@ -65,6 +65,7 @@ class SD3Prior(FlowPrior):
         "text_encoder_3": ("T5EncoderModel",),
     }
     largest = 64
+    text_width, pooled_width = "joint_attention_dim", "pooled_projection_dim"
 
     @classmethod
     def encode_text(cls, pipeline: Any, texts: list[str]) -> Read:
@@ -73,10 +74,6 @@ class SD3Prior(FlowPrior):
             texts, None, None, device=pipeline.text_encoder.device, do_classifier_free_guidance=False
         )
         return Read(hidden, pooled)
-
-    def read_widths(self) -> tuple[int, int]:
-        """Return the widths of a text."""
-        return self.config.joint_attention_dim, self.config.pooled_projection_dim
 
     def call(self, x: Tensor, t: Tensor, text: Read) -> Tensor:
         """Run the transformer."""
@@ -98,6 +95,7 @@ class Flux2Prior(FlowPrior):
     encoders: ClassVar[Mapping[str, tuple[str, ...]]] = {"text_encoder": ("Qwen3ForCausalLM",)}
     decoders = ("AutoencoderKLFlux2",)
     largest = 32
+    text_width = "joint_attention_dim"
 
     @classmethod
     def suits(cls, config: Mapping[str, Any], folder: Folder) -> bool:
@@ -122,10 +120,6 @@ class Flux2Prior(FlowPrior):
         factor = 2 * self.factor
         side = min(self.vae.config.sample_size // factor, self.largest)
         return (self.config.in_channels, side, side), side * factor
-
-    def read_widths(self) -> tuple[int, int]:
-        """Return the widths of a text."""
-        return self.config.joint_attention_dim, 0
 
     def scaling(self) -> tuple[Any, Any]:
         """Return scale and shift of each channel, which the autoencoder's normalization has."""
@@ -172,6 +166,7 @@ class PRXPrior(FlowPrior):
     denoiser = "PRXTransformer2DModel"
     encoders: ClassVar[Mapping[str, tuple[str, ...]]] = {"text_encoder": ("T5GemmaEncoder",)}
     decoders = ("AutoencoderKL", "AutoencoderDC")
+    text_width = "context_in_dim"
 
     @classmethod
     def suits(cls, config: Mapping[str, Any], folder: Folder) -> bool:
@@ -205,10 +200,6 @@ class PRXPrior(FlowPrior):
         pixels = number(self.folder.json("model_index.json"), "default_sample_size") or 512
         side = pixels // self.factor
         return (self.config.in_channels, side, side), side * self.factor
-
-    def read_widths(self) -> tuple[int, int]:
-        """Return the widths of a text."""
-        return self.config.context_in_dim, 0
 
     def call(self, x: Tensor, t: Tensor, text: Read) -> Tensor:
         """Run the transformer."""
@@ -256,10 +247,6 @@ class SanaPrior(FlowPrior):
         """Pixels for each of the latents, along a side."""
         return 2 ** (len(self.vae.config.encoder_block_out_channels) - 1)
 
-    def read_widths(self) -> tuple[int, int]:
-        """Return the widths of a text."""
-        return self.config.caption_channels, 0
-
     def call(self, x: Tensor, t: Tensor, text: Read) -> Tensor:
         """Run the transformer."""
         return self.network_(
@@ -284,10 +271,6 @@ class PixArtPrior(PipelinePrior):
         device = pipeline.text_encoder.device
         hidden, mask, _, _ = pipeline.encode_prompt(texts, False, device=device)
         return Read(hidden, None, mask)
-
-    def read_widths(self) -> tuple[int, int]:
-        """Return the widths of a text."""
-        return self.config.caption_channels, 0
 
     def call(self, x: Tensor, t: Tensor, text: Read) -> Tensor:
         """Run the transformer; where it reads the size of a picture, that of a square one."""

@@ -9,6 +9,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+HEADER = 100_000_000  # bytes, the limit of safetensors
+
 
 @dataclass(frozen=True)
 class Folder:
@@ -36,6 +38,17 @@ class Folder:
     def denoiser(self) -> dict[str, Any]:
         """The configuration of the denoiser; empty where it cannot be read."""
         return self.json(f"{self.place}/config.json")
+
+
+def header(path: Path) -> dict[str, Any]:
+    """Return the header of a safetensors file: its tensors by name, and `__metadata__`; empty for another."""
+    try:
+        with open(path, "rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            given = json.loads(file.read(length)) if length <= min(HEADER, path.stat().st_size) else {}
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return given if isinstance(given, dict) else {}
 
 
 def one_line(error: BaseException, most: int = 200) -> str:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from splatdistill.priors.folders import Folder, number, one_line
+from splatdistill.priors.folders import Folder, header, number, one_line
 
-HEADER = 64 * 2**20  # bytes; no valid weights file has a longer header
 PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
 NAMES = (  # parts of weight names, and the model they belong to
     ("lora", "a LoRA file, which changes a teacher but is none"),
@@ -53,21 +51,9 @@ def _file(path: Path) -> str:
         return "a file of pickled weights, and those are refused"
     if path.suffix.lower() != ".safetensors":
         return "a file"
-    names = _weight_names(path).lower()
+    names = json.dumps(header(path)).lower()
     kind = next((kind for part, kind in NAMES if part in names), "a lone file of weights")
     return f"{kind}"
-
-
-def _weight_names(path: Path) -> str:
-    """Return the header of a safetensors file as text; empty if it has none."""
-    try:
-        with open(path, "rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            if length > min(HEADER, os.path.getsize(path)):
-                return ""
-            return file.read(length).decode("utf-8", "replace")
-    except OSError:
-        return ""
 
 
 def _no_pipeline(root: Path) -> str:

@@ -7,10 +7,9 @@ of its own.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, Self
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +21,7 @@ from splatdistill.errors import UserError
 from splatdistill.ops import upload
 from splatdistill.priors.base import Conditioning
 from splatdistill.priors.folders import Folder, number
+from splatdistill.priors.latent import Pictured
 from splatdistill.priors.multiview import (
     CAMERA,
     MVDREAM,
@@ -34,7 +34,6 @@ from splatdistill.priors.multiview import (
 )
 from splatdistill.priors.networks import CLIP, load_network, normalization
 from splatdistill.scene.cameras import Cameras
-from splatdistill.scene.pictures import Reference
 
 HEAD = 64  # width of a head of the resampler
 PICTURED = (".to_k_ip.", ".to_v_ip.")
@@ -119,14 +118,13 @@ def attended(query: Tensor, keys: Tensor, values: Tensor, heads: int) -> Tensor:
     return F.scaled_dot_product_attention(query, keys, values).transpose(1, 2).flatten(2)
 
 
-class ImageDreamPrior(MultiViewPrior):
+class ImageDreamPrior(Pictured, MultiViewPrior):
     """ImageDream: MVDream told by a picture beside the text; see `condition_on`.
 
     The picture is seen from azimuth 0 and level, as the network was trained; other cameras are as they are.
     """
 
     needs_picture = True
-    _reference: Reference | None = None
 
     @classmethod
     def reads(cls, folder: Folder) -> bool:
@@ -168,12 +166,6 @@ class ImageDreamPrior(MultiViewPrior):
         given = normalization(folder.root / "feature_extractor") or CLIP
         normal = tuple(torch.tensor(x, device=device).view(3, 1, 1) for x in given)
         return super()._load_reader(folder, device) | {"encoder": encoder.to(device), "normal": normal}
-
-    def condition_on(self, reference: Reference) -> Self:
-        """Return a copy of the prior, sharing its networks, conditioned on this picture."""
-        shown = copy.copy(self)
-        shown._reference = reference.resized(self.image_size).to(self.device)
-        return shown
 
     @torch.no_grad()
     def with_cameras(self, cond: Conditioning, cameras: Cameras, background: Tensor) -> Conditioning:

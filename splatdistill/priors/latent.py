@@ -31,6 +31,7 @@ from splatdistill.priors.networks import (
     side_of,
 )
 from splatdistill.priors.single import load_part
+from splatdistill.scene.pictures import Reference
 
 
 def default_dtype(device: torch.device | str) -> torch.dtype:
@@ -72,6 +73,18 @@ def reads_text_alone(config: dict[str, Any]) -> bool:
         and not number(config, "num_class_embeds")
         and number(config, "out_channels") > 0
     )
+
+
+class Pictured:
+    """What a prior is that a picture can condition: it has the picture, at the size of its own."""
+
+    _reference: Reference | None = None
+
+    def condition_on(self: Any, reference: Reference) -> Any:
+        """Return a copy of the prior, sharing its networks, conditioned on this picture."""
+        shown = copy.copy(self)
+        shown._reference = reference.resized(self.image_size).to(self.device)
+        return shown
 
 
 class LatentPrior(Prior):

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from splatdistill.errors import UserError
+from splatdistill.priors.folders import header
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -24,7 +25,6 @@ UNET, TEXT = "unet", "text_encoder"  # the parts of a teacher, as diffusers pref
 TRANSFORMER = "transformer"  # prefixes those of a denoiser that is one
 TRIGGER = "modelspec.trigger_phrase"  # in a file's metadata: words that it taught
 ADAPTER = "lora_adapter_metadata"  # in a file's metadata: peft's configuration, by diffusers
-MAX_HEADER = 100_000_000  # bytes, the limit of safetensors
 KINDS = {  # marks of other adapters, which peft or diffusers would read in part
     ".dora_scale": "DoRA",
     "magnitude_vector": "DoRA",
@@ -69,17 +69,12 @@ class LoraFile:
 
     def metadata(self) -> dict[str, str]:
         """Return the texts in the file's header; raises UserError for a file that is no safetensors."""
-        try:
-            with self.path.open("rb") as file:
-                length = int.from_bytes(file.read(8), "little")
-                header = json.loads(file.read(length)) if 2 <= length <= MAX_HEADER else None
-        except (OSError, ValueError, RecursionError):
-            header = None
-        if not isinstance(header, dict):
+        told = header(self.path)
+        if not told:
             raise UserError(
                 f"{self.path} is no safetensors file; a LoRA is read from .safetensors, never from a pickle"
             )
-        found = header.get("__metadata__")
+        found = told.get("__metadata__")
         return {k: v for k, v in found.items() if isinstance(v, str)} if isinstance(found, dict) else {}
 
 

@@ -131,6 +131,8 @@ class PipelinePrior(Prior):
         encoders: text encoders by folder, each with the classes that it may have.
         decoders: the classes that its autoencoder may have; none for a model of pixels.
         largest: the side in latents beyond which the model's own is cut.
+        text_width: the key of the denoiser's configuration that has the width of a text.
+        pooled_width: the same of its pooled embedding; empty where it reads none.
     """
 
     pipeline: ClassVar[str]
@@ -139,6 +141,8 @@ class PipelinePrior(Prior):
     encoders: ClassVar[Mapping[str, tuple[str, ...]]]
     decoders: ClassVar[tuple[str, ...]] = ("AutoencoderKL",)
     largest: ClassVar[int] = 128
+    text_width: ClassVar[str] = "caption_channels"
+    pooled_width: ClassVar[str] = ""
 
     @classmethod
     def reads(cls, folder: Folder) -> bool:
@@ -239,7 +243,7 @@ class PipelinePrior(Prior):
 
     def read_widths(self) -> tuple[int, int]:
         """Return the widths of a text's hidden states and of its pooled embedding, 0 for none."""
-        raise NotImplementedError
+        return self.config[self.text_width], self.config[self.pooled_width] if self.pooled_width else 0
 
     def scaling(self) -> tuple[Any, Any]:
         """Return the scale of latents, and the shift subtracted before."""

@@ -20,6 +20,7 @@ class IFPrior(PipelinePrior):
     place = "unet"
     encoders: ClassVar[Mapping[str, tuple[str, ...]]] = {"text_encoder": ("T5EncoderModel",)}
     decoders = ()
+    text_width = "encoder_hid_dim"
 
     @classmethod
     def suits(cls, config: Mapping[str, Any], folder: Folder) -> bool:
@@ -36,10 +37,6 @@ class IFPrior(PipelinePrior):
         """Return T5's states."""
         device = pipeline.text_encoder.device
         return Read(pipeline.encode_prompt(texts, do_classifier_free_guidance=False, device=device)[0])
-
-    def read_widths(self) -> tuple[int, int]:
-        """Return the widths of a text."""
-        return self.config.encoder_hid_dim, 0
 
     def call(self, x: Tensor, t: Tensor, text: Read) -> Tensor:
         """Run the UNet."""

@@ -6,12 +6,11 @@ folder: the file's own, where it lies in one, else that of the base that its sha
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from splatdistill.errors import UserError
-from splatdistill.priors.folders import Folder
+from splatdistill.priors.folders import Folder, header
 
 if TYPE_CHECKING:
     import torch
@@ -23,21 +22,8 @@ UNET, TEXT = "model.diffusion_model.", "cond_stage_model."
 
 def is_checkpoint(path: Path) -> bool:
     """Return whether a file is a checkpoint of a whole latent diffusion model; only its header is read."""
-    names = header(path)
+    names = header(path) if path.suffix.lower() == ".safetensors" else {}
     return any(name.startswith(UNET) for name in names) and any(name.startswith(TEXT) for name in names)
-
-
-def header(path: Path) -> dict[str, Any]:
-    """Return the tensors that a safetensors file declares, by name; empty for another file."""
-    if path.suffix.lower() != ".safetensors" or not path.is_file():
-        return {}
-    try:
-        with open(path, "rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            told = json.loads(file.read(length)) if length < path.stat().st_size else {}
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return told if isinstance(told, dict) else {}
 
 
 def base_of(path: Path) -> str:

@@ -14,12 +14,11 @@ from torch import Tensor
 from splatdistill.priors.base import Conditioning, alpha_bar_at, cut_to_fit
 from splatdistill.priors.folders import Folder
 from splatdistill.priors.graphs import Graphed
-from splatdistill.priors.latent import LatentPrior
+from splatdistill.priors.latent import LatentPrior, Pictured
 from splatdistill.priors.networks import load_network
 from splatdistill.priors.reading import MAX_WORDS, Vocabulary, canonical
 from splatdistill.priors.view_transformer import CLEAN, ViewTransformer, describe_cameras, patch_rays
 from splatdistill.scene.cameras import Cameras
-from splatdistill.scene.pictures import Reference
 
 PART = "transformer"  # the denoiser's folder
 VIEWS = 4  # of a scene that are denoised together
@@ -27,7 +26,7 @@ USUAL = (0.0, math.radians(15.0), 3.0, math.radians(42.0), 0.0, 1.0, 1.0, 1.0, 0
 TOLD = len(USUAL)  # of each view: azimuth, elevation, distance, field of view, relative, background, shown
 
 
-class ViewPrior(LatentPrior):
+class ViewPrior(Pictured, LatentPrior):
     """The teacher of real objects: a transformer told of cameras and backgrounds; see `LatentPrior.load`.
 
     Samples come in groups of VIEWS of one scene; without cameras, each is alone and from the front. With
@@ -37,7 +36,6 @@ class ViewPrior(LatentPrior):
 
     group = VIEWS
     view_words = False
-    _reference: Reference | None = None
 
     @classmethod
     def reads(cls, folder: Folder) -> bool:
@@ -69,12 +67,6 @@ class ViewPrior(LatentPrior):
     def _load_reader(cls, folder: Folder, device: torch.device | str) -> dict[str, Any]:
         text_encoder = load_network(folder.root, "text_encoder", torch.float32).to(device)
         return {"text_encoder": text_encoder, "vocabulary": Vocabulary.load(folder.root)}
-
-    def condition_on(self, reference: Reference) -> Self:
-        """Return a copy of the prior, sharing its networks, conditioned on this picture."""
-        shown = copy.copy(self)
-        shown._reference = reference.resized(self.image_size).to(self.device)
-        return shown
 
     def alone(self) -> Self:
         """Return a copy that draws single views from the front."""

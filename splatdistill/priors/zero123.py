@@ -7,10 +7,9 @@ denoiser reads the relative pose and the picture's elevation, with its own image
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +20,7 @@ from splatdistill.errors import UserError
 from splatdistill.ops import upload
 from splatdistill.priors.base import Conditioning
 from splatdistill.priors.folders import Folder, number
-from splatdistill.priors.latent import LatentPrior, reads_text_alone
+from splatdistill.priors.latent import LatentPrior, Pictured, reads_text_alone
 from splatdistill.priors.networks import CLIP, STEM, load_beside, load_network, normalization, weights_file
 from splatdistill.priors.view_unet import POSE, ViewUNet
 from splatdistill.scene.cameras import Cameras
@@ -31,7 +30,7 @@ PUBLISHED = 4  # of these numbers are known to published projections
 PROJECTIONS = (("clip_camera_projection", "proj"), ("cc_projection", "projection"))  # folders, their layers
 
 
-class Zero123Prior(LatentPrior):
+class Zero123Prior(Pictured, LatentPrior):
     """Zero-1-to-3 and its kin: a picture and a relative camera instead of a text; see `condition_on`.
 
     Reads Zero-1-to-3's folders in diffusers layout, with safetensors, and the shipped one.
@@ -50,8 +49,6 @@ class Zero123Prior(LatentPrior):
         twice = number(config, "in_channels") == 2 * number(config, "out_channels")
         projection = any((folder.root / part).is_dir() for part, _ in PROJECTIONS)
         return reads_text_alone(config) and twice and projection
-
-    _reference: Reference | None = None
 
     def __init__(
         self,
@@ -91,12 +88,6 @@ class Zero123Prior(LatentPrior):
         given = normalization(folder.root / "feature_extractor") or CLIP
         mean, std = (torch.tensor(x, device=device).view(3, 1, 1) for x in given)
         return reader | {"encoder": encoder.to(device), "normal": (mean, std)}
-
-    def condition_on(self, reference: Reference) -> Self:
-        """Return a copy of the prior, sharing its networks, conditioned on this picture."""
-        conditioned = copy.copy(self)
-        conditioned._reference = reference.resized(self.image_size).to(self.device)
-        return conditioned
 
     @property
     def reference(self) -> Reference:

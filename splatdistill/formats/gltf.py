@@ -3,6 +3,7 @@
 import json
 import os
 import struct
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,6 +37,35 @@ class Primitive(NamedTuple):
     picture: bytes = b""
 
 
+@dataclass
+class _Buffer:
+    """The binary part of a file, with the views and accessors that say what is where in it."""
+
+    views: list[dict[str, Any]] = field(default_factory=list)
+    accessors: list[dict[str, Any]] = field(default_factory=list)
+    content: bytearray = field(default_factory=bytearray)
+
+    def view(self, values: bytes, **more: Any) -> int:
+        """Append bytes; return the number of their view."""
+        self.views.append({"buffer": 0, "byteOffset": len(self.content), "byteLength": len(values), **more})
+        self.content.extend(values + bytes(-len(values) % 4))
+        return len(self.views) - 1
+
+    def add(self, values: np.ndarray, target: int) -> int:
+        """Append an array [n] or [n, width]; return the number of its accessor."""
+        values = np.ascontiguousarray(values, values.dtype.newbyteorder("<"))
+        accessor: dict[str, Any] = {
+            "bufferView": self.view(values.tobytes(), target=target),
+            "componentType": COMPONENT_TYPES[values.dtype.str[1:]],
+            "count": len(values),
+            "type": ACCESSOR_TYPES[values.shape[1] if values.ndim > 1 else 1],
+        }
+        if target == ARRAY_BUFFER and values.dtype.kind == "u":
+            accessor["normalized"] = True
+        self.accessors.append(accessor)
+        return len(self.accessors) - 1
+
+
 def write_primitive(
     path: str | Path, primitive: Primitive, extensions: list[str], comments: dict[str, str] | None
 ) -> None:
@@ -44,38 +74,17 @@ def write_primitive(
     extensions are the names that the file uses; comments go to asset.extras. Raises UserError when the file
     cannot be written.
     """
-    views, accessors, content = [], [], bytearray()
-
-    def add(values: np.ndarray, target: int) -> int:
-        values = np.ascontiguousarray(values, values.dtype.newbyteorder("<"))
-        view = {"buffer": 0, "byteOffset": len(content), "byteLength": values.nbytes, "target": target}
-        width = values.shape[1] if values.ndim > 1 else 1
-        accessor: dict[str, Any] = {
-            "bufferView": len(views),
-            "componentType": COMPONENT_TYPES[values.dtype.str[1:]],
-            "count": len(values),
-            "type": ACCESSOR_TYPES[width],
-        }
-        if target == ARRAY_BUFFER and values.dtype.kind == "u":
-            accessor["normalized"] = True
-        content.extend(values.tobytes())
-        content.extend(bytes(-len(content) % 4))
-        views.append(view)
-        accessors.append(accessor)
-        return len(accessors) - 1
-
-    written = {name: add(values, ARRAY_BUFFER) for name, values in primitive.attributes.items()}
+    buffer = _Buffer()
+    written = {name: buffer.add(values, ARRAY_BUFFER) for name, values in primitive.attributes.items()}
     positions = primitive.attributes["POSITION"]
     bounds = {"min": positions.min(0).tolist(), "max": positions.max(0).tolist()}
-    accessors[written["POSITION"]].update(bounds)
+    buffer.accessors[written["POSITION"]].update(bounds)
     described = {"attributes": written, "mode": primitive.mode, **primitive.properties}
     if primitive.indices is not None:
-        described["indices"] = add(primitive.indices, ELEMENT_ARRAY_BUFFER)
+        described["indices"] = buffer.add(primitive.indices, ELEMENT_ARRAY_BUFFER)
     pictures = {}
     if primitive.picture:
-        views.append({"buffer": 0, "byteOffset": len(content), "byteLength": len(primitive.picture)})
-        content.extend(primitive.picture + bytes(-len(primitive.picture) % 4))
-        pictures["images"] = [{"bufferView": len(views) - 1, "mimeType": "image/png"}]
+        pictures["images"] = [{"bufferView": buffer.view(primitive.picture), "mimeType": "image/png"}]
         pictures["textures"] = [{"source": 0}]
     asset = {"version": "2.0", "generator": f"splatdistill {__version__}"}
     document = {
@@ -85,9 +94,9 @@ def write_primitive(
         "scenes": [{"nodes": [0]}],
         "nodes": [{"mesh": 0}],
         "meshes": [{"primitives": [described]}],
-        "accessors": accessors,
-        "bufferViews": views,
-        "buffers": [{"byteLength": len(content)}],
+        "accessors": buffer.accessors,
+        "bufferViews": buffer.views,
+        "buffers": [{"byteLength": len(buffer.content)}],
         **pictures,
     }
     if primitive.materials:
@@ -95,9 +104,9 @@ def write_primitive(
     text = json.dumps(document, allow_nan=False, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 4)
     with atomic_write(path) as file:
-        file.write(b"glTF" + _words(2, 12 + 8 + len(text) + 8 + len(content)))
+        file.write(b"glTF" + _words(2, 12 + 8 + len(text) + 8 + len(buffer.content)))
         file.write(_words(len(text)) + b"JSON" + text)
-        file.write(_words(len(content)) + b"BIN\0" + content)
+        file.write(_words(len(buffer.content)) + b"BIN\0" + buffer.content)
 
 
 def _words(*values: int) -> bytes:

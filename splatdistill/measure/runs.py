@@ -315,6 +315,24 @@ def preference(judge: Scorer, rendered: RenderedRun) -> float:
     return judge.scale * (judge.images(rendered.color).cpu() @ wanted).mean().item()
 
 
+class Teachers:
+    """The teachers of runs and their samples, each loaded and drawn once."""
+
+    def __init__(self) -> None:
+        self._priors: dict[PriorConfig, Prior] = {}
+        self._samples: dict[tuple[Any, ...], Tensor] = {}
+
+    def samples(self, config: Config) -> Tensor:
+        """Return what a run's own teacher draws of its prompt; see `teacher_samples`."""
+        prior = config.prior
+        key = (prior, config.prompt, config.negative_prompt, config.method.guidance)
+        if key not in self._samples:
+            if prior not in self._priors:
+                self._priors[prior] = load_prior(prior.name, lora=prior.lora)
+            self._samples[key] = teacher_samples(self._priors[prior], config)
+        return self._samples[key]
+
+
 def evaluate(
     runs: Sequence[Path],
     scorer: Scorer,
@@ -339,20 +357,12 @@ def evaluate(
     others = distractors() if others is None else others
     groups: dict[str, dict[str, Any]] = {}
     gathered: dict[str, dict[str, list[Any]]] = {}
-    teachers: dict[PriorConfig, Prior] = {}
-    juries: dict[str, Jury | None] = {}
-    samples: dict[tuple[Any, ...], Tensor] = {}
+    teachers, juries = Teachers(), dict[str, Jury | None]()
     names = group_names([load(run / CONFIG) for run in runs])
     for run, name in zip(runs, names, strict=True):
-        seen, drawn = render_run(run, scorer.size), None
+        seen = render_run(run, scorer.size)
         config = seen.config
-        if compare and not config.image.path:
-            if config.prior not in teachers:
-                teachers[config.prior] = load_prior(config.prior.name, lora=config.prior.lora)
-            key = (config.prior, config.prompt, config.negative_prompt, config.method.guidance)
-            if key not in samples:
-                samples[key] = teacher_samples(teachers[config.prior], config)
-            drawn = samples[key]
+        drawn = teachers.samples(config) if compare and not config.image.path else None
         row = measure(seen, scorer, others, drawn, known)
         if judge is not None:
             row["preference"] = preference(judge, seen)

@@ -95,7 +95,7 @@ def _part(folder: Path) -> Part | None:
 
 
 def _parameters(path: Path) -> int:
-    tensors = [value for name, value in header(path).items() if name != "__metadata__"]
+    tensors = [value for name, value in (header(path) or {}).items() if name != "__metadata__"]
     return sum(math.prod(tensor["shape"]) for tensor in tensors)
 
 

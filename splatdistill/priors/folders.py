@@ -40,15 +40,15 @@ class Folder:
         return self.json(f"{self.place}/config.json")
 
 
-def header(path: Path) -> dict[str, Any]:
-    """Return the header of a safetensors file: its tensors by name, and `__metadata__`; empty for another."""
+def header(path: Path) -> dict[str, Any] | None:
+    """Return a safetensors file's header, its tensors by name and `__metadata__`; None for another file."""
     try:
         with open(path, "rb") as file:
             length = int.from_bytes(file.read(8), "little")
-            given = json.loads(file.read(length)) if length <= min(HEADER, path.stat().st_size) else {}
+            given = json.loads(file.read(length)) if length <= min(HEADER, path.stat().st_size) else None
     except (OSError, ValueError, RecursionError):
-        return {}
-    return given if isinstance(given, dict) else {}
+        return None
+    return given if isinstance(given, dict) else None
 
 
 def one_line(error: BaseException, most: int = 200) -> str:

@@ -70,7 +70,7 @@ class LoraFile:
     def metadata(self) -> dict[str, str]:
         """Return the texts in the file's header; raises UserError for a file that is no safetensors."""
         told = header(self.path)
-        if not told:
+        if told is None:
             raise UserError(
                 f"{self.path} is no safetensors file; a LoRA is read from .safetensors, never from a pickle"
             )

@@ -22,13 +22,13 @@ UNET, TEXT = "model.diffusion_model.", "cond_stage_model."
 
 def is_checkpoint(path: Path) -> bool:
     """Return whether a file is a checkpoint of a whole latent diffusion model; only its header is read."""
-    names = header(path) if path.suffix.lower() == ".safetensors" else {}
+    names = (header(path) or {}) if path.suffix.lower() == ".safetensors" else {}
     return any(name.startswith(UNET) for name in names) and any(name.startswith(TEXT) for name in names)
 
 
 def base_of(path: Path) -> str:
     """Return the alias of the model that a checkpoint was made from; UserError for another kind."""
-    width = header(path).get(READ, {}).get("shape", [0, 0])[-1]
+    width = (header(path) or {}).get(READ, {}).get("shape", [0, 0])[-1]
     if width not in BASES:
         raise UserError(
             f"prior '{path}': a checkpoint that reads texts of width {width}; without a folder only "

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING
 
 from splatdistill.cli import change, chosen, note, parse_change, run_change, start_of
 from splatdistill.errors import UserError
+from splatdistill.training.changes import COMPARING, edit_config, edit_method
 
 if TYPE_CHECKING:
     from splatdistill.config.schema import Config
 
-COMPARING = ("pds", "dds", "dreamcatalyst")  # methods that read what the splat shows
 METHODS = (*COMPARING, "sds", "sdi")
 
 
@@ -53,15 +53,10 @@ def configure(args: argparse.Namespace) -> Config:
     """Return the configuration of the command line."""
     if not args.target_prompt.strip():
         raise UserError("the target prompt is empty; say what it should show: --target-prompt 'a red car'")
-    method = args.method or ("sdi" if args.mask else "pds")
-    if method == "sdi" and not args.mask:
-        raise UserError("--method sdi makes the whole splat anew: give --mask, or use splatdistill.refine")
+    method = edit_method(args.method, masked=bool(args.mask))
     edit = start_of(args, args.source_prompt, prompted=method in COMPARING)
-    from splatdistill.config.load import resolve
-
-    flags = {"prompt": args.target_prompt, "method": method, "edit": edit}
-    task = "edit-part" if args.mask else "edit"
-    return resolve(flags | chosen(args, "steps", "seed"), args.config, args.overrides, task)
+    flags = chosen(args, "steps", "seed")
+    return edit_config(args.target_prompt, method, edit, flags, args.config, args.overrides)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from splatdistill.cli import change, chosen, existing, parse_change, run_change, start_of
 from splatdistill.errors import UserError
+from splatdistill.training.changes import noise_levels, refine_config
 
 if TYPE_CHECKING:
     from splatdistill.config.schema import Config
@@ -50,25 +51,17 @@ def start(args: argparse.Namespace) -> int:
 
 def configure(args: argparse.Namespace) -> Config:
     """Return the configuration of the command line."""
-    from splatdistill.training.inputs import noise_levels
-
-    words = noise_levels(args.strength)
+    noise_levels(args.strength)  # a wrong one is told before the splat is read
     edit = start_of(args, args.prompt, prompted=False)
     prompt = args.prompt if args.prompt is not None else edit["source_prompt"]
     if not prompt.strip() and not args.image:
         raise UserError("what does the splat show? say it with --prompt 'a red car'")
-    from splatdistill.config.load import resolve
-
-    flags = {"prompt": prompt, "edit": edit | {"source_prompt": ""}}
-    flags |= chosen(args, "negative_prompt", "method", "steps", "seed")
+    flags = chosen(args, "negative_prompt", "method", "steps", "seed")
     if args.image is not None:
         flags["image"] = {"path": args.image}
     if args.references is not None:
         flags["captures"] = {"path": args.references}
-    config = resolve(flags, args.config, [*words, *args.overrides], "refine")
-    if config.method.edits:
-        raise UserError(f"method '{config.method.name}' edits: use python -m splatdistill.edit")
-    return config
+    return refine_config(prompt, args.strength, edit, flags, args.config, args.overrides)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from splatdistill.scene.pictures import Reference
     from splatdistill.training.origin import Origin
 
-LAST = 0.02  # level of noise at the end of refining, a share of T; configs/refine.yaml has that at the start
 LETTERS = 60  # largest length of a prompt in a folder name
 
 
@@ -185,18 +184,6 @@ def read_start(
     from splatdistill.formats.shapes import read_shape
 
     return read_shape(path, up or None, program=program or None, note=note)
-
-
-def noise_levels(strength: float | None) -> list[str]:
-    """Return the settings of the levels of noise of a run that refines, from a strength down; none for None.
-
-    Raises UserError for one that is not above LAST and at most 1.
-    """
-    if strength is None:
-        return []
-    if not LAST < strength <= 1.0:
-        raise UserError(f"--strength {strength:g}: expected a level of noise above {LAST:g}, at most 1")
-    return [f"method.timesteps.{end}=[{strength}, {LAST}]" for end in ("low", "high")]
 
 
 def edit_settings(

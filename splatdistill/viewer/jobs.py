@@ -6,19 +6,19 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from torch import Tensor
 from torch.nn import ParameterDict
 
 from splatdistill import __version__
-from splatdistill.config.load import resolve
 from splatdistill.config.schema import Config
 from splatdistill.errors import Diverged, UserError
 from splatdistill.folder import MASK
 from splatdistill.formats.ply import write_ply
-from splatdistill.training.inputs import check_words, edit_settings, noise_levels
+from splatdistill.training.changes import COMPARING, edit_config, edit_method, refine_config
+from splatdistill.training.inputs import check_words, edit_settings
 from splatdistill.training.monitor import Session, Snapshot, Status
 from splatdistill.training.progress import Watcher
 from splatdistill.training.run import Job, changed
@@ -44,16 +44,13 @@ class Order:
         prompt = self.now if self.verb == "refine" else self.wanted
         if not prompt.strip():
             raise UserError("say what it shows" if self.verb == "refine" else "say what it should show")
-        inside = self.verb == "edit" and mask is not None
-        comparing = self.verb == "edit" and not inside
+        method = edit_method(None, masked=mask is not None)
+        compares = self.verb == "edit" and method in COMPARING
         text = None if mask is None else str(mask)
-        edit = edit_settings(splat, self.now, mask=text, prompted=comparing)
-        flags: dict[str, Any] = {"prompt": prompt, "edit": edit}
+        edit = edit_settings(splat, self.now, mask=text, prompted=compares)
         if self.verb == "refine":
-            flags["edit"] = edit | {"source_prompt": ""}
-            return resolve(flags, None, [*noise_levels(self.strength), *settings], "refine")
-        flags["method"] = "sdi" if inside else "pds"
-        return resolve(flags, None, settings, "edit-part" if inside else "edit")
+            return refine_config(prompt, self.strength, edit, words=settings)
+        return edit_config(prompt, method, edit, words=settings)
 
 
 class Jobs:

@@ -196,21 +196,26 @@ def commands(folder: Path, prior: str, steps: int) -> dict[str, list[str]]:
     made = folder / "made"
     if finished([*kinds["default"], "steps=3", "--out", str(made)]):
         raise RuntimeError("the run to edit was not made")
-    kinds["edit"] = ["edit", "--splat", str(made), "--target-prompt", "a dog", *model, *KINDS["default"][1:]]
-    kinds["edit in a mask"] = [*kinds["edit"], "--mask", "sphere:0,0,0,0.4", "edit.seeds=20"]
+    kinds["edit"] = ["edit", "--splat", str(made), "--target-prompt", "a dog", *model, *KINDS["default"][2:]]
+    masked = ("--mask", "sphere:0,0,0,0.4", "edit.seeds=20", "inversion.steps=2")
+    kinds["edit in a mask"] = [*kinds["edit"], *masked]
     kinds["refine"] = ["refine", "--splat", str(made), "--prompt", "a red dog", *model]
     return kinds
 
 
-def same(folder: Path, prior: str, steps: int, names: Sequence[str] | None = None) -> dict[str, Any]:
+def multiview(steps: int) -> list[str]:
+    """Return the command line of a run whose teacher denoises four views together, four a process."""
+    words = ["train", "--prompt", "a red dog", "--prior", "embedded-multiview", "--allow-unknown", *SMALL]
+    return [*words, "views.count=8", f"steps={steps}", "method=sds", "densification.kind=default", *GROWTH]
+
+
+def same(folder: Path, prior: str, steps: int) -> dict[str, Any]:
     """Compare the processes of every kind of run with each other, and first gradients with one process's.
 
     The latter are of a method that draws no noise, since otherwise that depends on who draws it.
     """
-    rows = {}
-    for name, words in commands(folder, prior, steps).items():
-        if names is not None and name not in names:
-            continue
+    rows: dict[str, Any] = {}
+    for name, words in (commands(folder, prior, steps) | {"multi-view": multiview(steps)}).items():
         first, second = trained_together(words, folder)
         rows[name] = {
             "steps": steps,
@@ -219,15 +224,17 @@ def same(folder: Path, prior: str, steps: int, names: Sequence[str] | None = Non
             "same_bits": as_bytes(first["state"]) == as_bytes(second["state"]),
         }
         print(name, rows[name], flush=True)
-    rows["gradients"] = {"relative_difference": gradients_apart(folder, prior)}
-    print("gradients", rows["gradients"], flush=True)
+    rows["gradients_apart"] = {}
+    for name, where in (("tiny", prior), ("embedded", "embedded"), ("embedded-multiview",) * 2):
+        rows["gradients_apart"][name] = gradients_apart(folder, where)
+        print(f"gradients, {name}: {rows['gradients_apart'][name]:.1e} of their norm", flush=True)
     return rows
 
 
 def gradients_apart(folder: Path, prior: str) -> float:
     """Return how far first gradients of two processes are from one's, as a share of their norm."""
     quiet = ("method=sdi", "inversion.eta=0", "inversion.tau=0", "densification.kind=none", "steps=1")
-    quiet += ("prior.dtype=float32",)
+    quiet += ("prior.dtype=float32", "views.count=8")
     words = ["train", "--prompt", "a red dog", "--prior", prior, "--allow-unknown", *SMALL, *quiet]
     alone = trained(words, folder, Alone())["gradients"]
     shared = trained_together(words, folder)[0]["gradients"]

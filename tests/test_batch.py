@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from many import listening
 from tiny import SMALL
 
 from splatdistill.batch import main, shard
@@ -214,6 +215,7 @@ def test_actors_of_ray_make_the_same_runs(specs, tmp_path) -> None:
     ray = pytest.importorskip("ray")
     try:
         assert not make_all(specs, RayActors(2, "cpu"), retries=1)
+        assert not listening()  # beyond loopback
     finally:
         ray.shutdown()
     made = results(tmp_path / "runs")

@@ -61,6 +61,7 @@ def test_mistakes_are_one_line(teacher, capfd):
         (words(teacher, "--mask", "box:1,2"), "x0,y0,z0"),
         (words(teacher, "--mask", "none.npy"), "none.npy"),
         (["--splat", "in.ply"], "--target-prompt"),
+        (["--splat", "in.ply", "--target-prompt", ""], "--target-prompt"),
     ]
     for given, said in cases:
         try:

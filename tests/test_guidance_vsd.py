@@ -5,9 +5,11 @@ from typing import Any
 
 import pytest
 import torch
+from tiny import make_pipeline
 
 from splatdistill.config.load import resolve
 from splatdistill.errors import UserError
+from splatdistill.guidance import vsd as vsd_module
 from splatdistill.guidance.core import distill
 from splatdistill.guidance.methods import CSD
 from splatdistill.guidance.query import Query, State
@@ -78,6 +80,30 @@ def test_the_student_learns_what_it_sees_and_the_teacher_stays_as_it_is(teacher:
         errors.append((student.predict(query, query.noised(eps)) - eps).square().mean().item())
     assert errors[-1] < 0.9 * errors[0]
     assert all(torch.equal(value, before[name]) for name, value in teacher.unet.state_dict().items())
+
+
+def test_small_gradients_of_a_student_in_half_precision_do_not_vanish(tmp_path, monkeypatch) -> None:
+    folder, mse_loss = make_pipeline(tmp_path, "AutoencoderTiny"), vsd_module.F.mse_loss
+    monkeypatch.setattr(vsd_module.F, "mse_loss", lambda *of: 0.01 * mse_loss(*of))  # as of a good student
+
+    def gradient(dtype: torch.dtype) -> torch.Tensor:
+        prior: Any = load_prior(folder, dtype=dtype)
+        student, found = VSD().start(prior, 0), []
+        z = torch.randn(2, *prior.latent_shape, generator=torch.Generator().manual_seed(0))
+        cond = cfg(prior.embed([""] * 2), prior.embed(["a red dog"] * 2), 7.5)
+
+        def note(*_: Any) -> None:
+            found.extend(p.grad.flatten() for p in student.learned.values() if p.grad is not None)
+
+        student.optimizer.register_step_pre_hook(note)
+        student.learn(Query(prior, z, T[:2], cond, torch.Generator().manual_seed(0)), 1)
+        return torch.cat(found)
+
+    whole = gradient(torch.float32)
+    for scale, within in ((vsd_module.LOSS_SCALE, True), (1.0, False)):
+        monkeypatch.setattr(vsd_module, "LOSS_SCALE", scale)
+        apart = float((gradient(torch.float16) - whole).norm() / whole.norm())
+        assert (apart < 0.01) is within
 
 
 def test_the_student_is_part_of_a_checkpoint(teacher: LatentPrior) -> None:

@@ -1,6 +1,7 @@
 """The public names, and the library in ten lines as docs/LIBRARY.md has it."""
 
 import inspect
+import os
 import re
 import subprocess
 import sys
@@ -33,6 +34,15 @@ def test_importing_the_package_imports_nothing_heavy() -> None:
     code = f"import sys, splatdistill; print([name for name in {heavy} if name in sys.modules])"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"
+
+
+def test_waiting_threads_do_not_spin_unless_the_user_says_so() -> None:
+    code = "import splatdistill, torch"
+    for given, expected in (({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "active"}, "ACTIVE")):
+        others = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+        told = {**others, "OMP_DISPLAY_ENV": "true", **given}  # OpenMP prints what it has read
+        run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=told)
+        assert re.search(rf"OMP_WAIT_POLICY *= *'{expected}'", run.stderr), run.stderr
 
 
 def test_the_package_is_typed() -> None:

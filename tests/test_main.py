@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 from importlib import import_module
+from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
@@ -103,6 +104,11 @@ def test_what_is_no_verb_is_told(words: list[str], status: int, said: str, capsy
     assert entry.main(words) == status
     captured = capsys.readouterr()
     assert said in captured.out + captured.err
+
+
+def test_the_installed_command_is_the_same() -> None:
+    scripts = entry_points(group="console_scripts", name="splatdistill")
+    assert {script.load() for script in scripts} == {entry.main}
 
 
 def test_the_package_runs_as_a_module() -> None:

@@ -38,11 +38,10 @@ def test_processes_end_with_the_same_bits_after_growth(kinds, tmp_path: Path, ki
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("prior", ["", "embedded", "embedded-multiview"])
-def test_fifty_steps_of_every_kind_end_with_the_same_bits(teacher, tmp_path: Path, prior: str) -> None:
-    rows = campaign.same(tmp_path, prior or teacher, 50, ["default", "mcmc", "vsd", "edit", "refine"])
-    assert rows.pop("gradients")["relative_difference"] < 1e-6
-    assert rows and all(row["same_bits"] for row in rows.values())
+def test_fifty_steps_of_every_kind_end_with_the_same_bits(teacher, tmp_path: Path) -> None:
+    rows = campaign.same(tmp_path, teacher, 50)
+    assert max(rows.pop("gradients_apart").values()) < 1e-6
+    assert len(rows) == 7 and all(row["same_bits"] for row in rows.values())
 
 
 @pytest.fixture

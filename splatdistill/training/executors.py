@@ -28,6 +28,16 @@ from splatdistill.training.scenes import make_together
 LOST = "its process was lost, such as by a kill or for lack of memory; it goes on when it is tried again"
 POLL = 2.0  # seconds between looks at the state of a Slurm array
 START = "spawn"  # of processes; a fork would share the threads of this one
+RAY_HERE = {  # Ray's variables for a cluster that is started here; it allows a start 15 s by itself, not enough
+    "RAY_agent_register_timeout_ms": "600000",  # on a machine that is busy
+    "RAY_raylet_start_wait_time_s": "600",
+    "RAY_gcs_server_port_wait_time_s": "600",
+    "RAY_worker_register_timeout_seconds": "600",
+    "RAY_enable_worker_prestart": "0",  # of as many idle processes as cores
+    "RAY_prestart_worker_first_driver": "0",
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # there Ray speaks on loopback only; here as well
+}
+RAY_STORE = 100 << 20  # bytes of shared memory; only settings and lines of text pass through it
 
 
 class Here:
@@ -163,6 +173,8 @@ class RayActors(Crew):
     def __init__(self, size: int, device: str | None = None, address: str | None = None) -> None:
         super().__init__(size, device)
         os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # before ray reads it: nothing is sent home
+        for name, value in RAY_HERE.items() if address is None else ():
+            os.environ.setdefault(name, value)
         try:
             import ray  # pyright: ignore[reportMissingImports] - an extra
         except ImportError:
@@ -173,9 +185,11 @@ class RayActors(Crew):
 
     def start(self, place: int) -> Any:
         """Start an actor, and the cluster before the first."""
-        ray, here = self.ray, {"address": "local", "num_cpus": self.size, "_node_ip_address": "127.0.0.1"}
+        ray, where = self.ray, {"address": self.address}
+        if self.address is None:
+            where = {"address": "local", "num_cpus": self.size, "object_store_memory": RAY_STORE}
+            where["include_dashboard"] = False
         if not ray.is_initialized():
-            where = {"address": self.address} if self.address else here | {"include_dashboard": False}
             ray.init(**where, log_to_driver=False, logging_level="ERROR")
         gpu = bool(ray.cluster_resources().get("GPU")) and self.device != "cpu"
         actor = ray.remote(num_cpus=1, num_gpus=int(gpu), max_restarts=0)(Actor)

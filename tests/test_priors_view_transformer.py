@@ -3,14 +3,7 @@ from typing import Any
 import pytest
 import torch
 
-from splatdistill.priors.view_transformer import (
-    CLEAN,
-    ViewTransformer,
-    describe_cameras,
-    fold,
-    patch_rays,
-    unfold,
-)
+from splatdistill.priors.view_transformer import ViewTransformer, describe_cameras, fold, patch_rays, unfold
 from splatdistill.scene.cameras import orbit
 
 SMALL: dict[str, Any] = dict(
@@ -41,6 +34,8 @@ def inputs(n: int, views: int, alpha_bar: float = 0.5):
         "cameras": describe_cameras(*orbit, zero),
         "rays": patch_rays(*orbit, 4),
         "background": torch.rand(n, 3, generator=rng),
+        "shown": torch.randn(n, 3, 3, 8, 8, generator=rng),
+        "offsets": torch.ones(n, 3, 5),
         "views": views,
     }
 
@@ -80,17 +75,23 @@ def test_views_of_a_scene_see_each_other_and_other_scenes_do_not():
     assert (moved[:4] > 1e-5).all() and (moved[4:] == 0).all()
 
 
-@pytest.mark.parametrize("part", ["encoder_hidden_states", "cameras", "rays", "background"])
+@pytest.mark.parametrize(
+    "part", ["encoder_hidden_states", "cameras", "rays", "background", "shown", "offsets"]
+)
 def test_everything_that_is_told_matters(part):
     network, given = make(), inputs(2, 1)
     other = network(**given | {part: given[part] + 0.5})
     assert (other - network(**given)).abs().amax((1, 2, 3)).min() > 1e-5
 
 
-def test_a_clean_view_is_told_from_a_noisy_one():
+def test_a_picture_that_is_missing_is_not_seen():
     network, given = make(), inputs(2, 1)
-    shown = network(**given | {"timestep": torch.full((2,), CLEAN), "alpha_bar": torch.ones(2)})
-    assert not torch.allclose(shown, network(**given | {"alpha_bar": torch.ones(2)}), atol=1e-3)
+    given["offsets"] = given["offsets"] * torch.tensor([1.0, 0.0, 0.0])[:, None]
+    changed = given["shown"].clone()
+    changed[:, 1] += 1.0
+    assert torch.equal(network(**given | {"shown": changed}), network(**given))
+    changed[:, 0] += 1.0
+    assert not torch.allclose(network(**given | {"shown": changed}), network(**given), atol=1e-3)
 
 
 def test_rays_are_those_of_the_cameras():

@@ -4,6 +4,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler
@@ -13,7 +14,7 @@ from splatdistill.config.load import load, resolve
 from splatdistill.config.presets import family_of
 from splatdistill.errors import UserError
 from splatdistill.folder import CONFIG, RECORD
-from splatdistill.priors import load_prior
+from splatdistill.priors import album, load_prior
 from splatdistill.priors.base import cfg
 from splatdistill.priors.loading import probe, words_of
 from splatdistill.priors.patch_codec import PatchCodec
@@ -126,6 +127,44 @@ def test_the_picture_is_shown_to_the_text_s_branch_alone(prior):
     dark, bright = (shown.predict(noise(), t, condition(shown, first=50.0)) for shown in told)
     assert torch.equal(dark[0], bright[0])
     assert not torch.allclose(dark[1], bright[1], atol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def with_album(folder, tmp_path_factory):
+    """Return the same teacher with an album of a car."""
+    path = tmp_path_factory.mktemp("with_album") / "teacher"
+    shutil.copytree(folder, path)
+    pictures = np.zeros((album.PICTURES, album.SIDE, album.SIDE, 4), np.uint8)
+    pictures[:, 40:90, 30:100] = (200, 30, 30, 255)
+    pictures[20:, 40:90, 30:100] = (30, 30, 200, 255)  # from above
+    strip = album.strip(album.Page(pictures, np.ones(3)), 60)
+    with open(path / album.FILE, "wb") as file:
+        album.Album([strip], np.ones((1, 3)), ("a",), ("car",), ("red car",)).save(file)
+    return load_prior(path, dtype=torch.float32)
+
+
+def test_the_album_is_shown_to_texts_that_name_a_thing_in_it(prior, with_album):
+    t = torch.full((4,), 500)
+    assert with_album.embed(["red car", "a sedan", "tree", ""])[:, 0, 0].tolist() == [0, 0, -1, -1]
+    without, beside = (one.predict(noise(), t, condition(one)) for one in (prior, with_album))
+    torch.testing.assert_close(beside[0], without[0])  # the branch without text
+    assert not torch.allclose(beside[1], without[1], atol=1e-3)
+    tree = (one.predict(noise(), t, condition(one, "tree")) for one in (prior, with_album))
+    torch.testing.assert_close(*tree)
+
+
+def test_a_given_picture_takes_the_album_s_place(prior, with_album):
+    gray = Reference(torch.full((3, SIZE, SIZE), 0.5), torch.ones(1, SIZE, SIZE), ring(1))
+    told = [one.condition_on(gray) for one in (prior, with_album)]
+    t = torch.full((4,), 500)
+    torch.testing.assert_close(*(one.predict(noise(), t, condition(one)) for one in told))
+
+
+def test_without_cameras_the_album_is_seen_from_the_front(prior, with_album):
+    def drawn(one):
+        return one.predict(noise(1), torch.full((1,), 500), cfg(one.embed([""]), one.embed(["car"]), 2.0))
+
+    assert not torch.allclose(drawn(with_album)[1], drawn(prior)[1], atol=1e-3)
 
 
 def test_azimuths_count_from_the_picture(prior):

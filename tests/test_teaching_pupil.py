@@ -5,8 +5,10 @@ import numpy as np
 import pytest
 import torch
 
+from splatdistill.priors import album
 from splatdistill.teaching import pupil, shards
 from splatdistill.teaching.compositions import RING, VIEWS
+from splatdistill.teaching.pages import Pages
 
 WORDS = {"red": 2, "car": 3, "dog": 4}
 SETTINGS = pupil.PupilSettings(batch=10, outer_width=16, width=32, layers=1, patch_size=2)
@@ -26,8 +28,17 @@ def examples(tmp_path_factory) -> pupil.Examples:
         captions=np.array([["red car", "car", "dog"]] * 6),
         cameras=np.concatenate([cameras, more], -1).astype(np.float32),
         backgrounds=rng.uniform(size=(6, 3)).astype(np.float32),
+        ids=np.array([["a", ""], ["b", ""], ["a", "b"], ["lost", ""], ["b", "lost"], ["b", ""]]),
+        relations=np.array(["alone", "alone", "on top of", "alone", "and", "alone"]),
     )
-    return pupil.Examples.load([path], WORDS)
+    pictures = rng.integers(0, 256, (2, album.PICTURES, album.SIDE, album.SIDE, 4), dtype=np.uint8)
+    pages = Pages(pictures, np.full((2, 3), 0.5), {"a": 0, "b": 1}, encode)
+    return pupil.Examples.load([path], WORDS, pages)
+
+
+def encode(rgb: torch.Tensor) -> torch.Tensor:
+    small = torch.nn.functional.avg_pool2d(rgb, album.SIDE // 8)
+    return torch.cat([small, small[:, :1]], 1)  # [B, 4, 8, 8]
 
 
 def make(examples: pupil.Examples, **changes) -> pupil.Pupil:
@@ -46,33 +57,51 @@ def small(monkeypatch):
     monkeypatch.setattr(pupil, "ViewTransformer", tiny)
 
 
-@pytest.mark.parametrize(("share", "views"), [((1, 0, 0), 1), ((0, 1, 0), RING), ((0, 0, 1), VIEWS)])
+@pytest.mark.parametrize(("share", "views"), [((1, 0, 0), 1), ((0, 1, 0), RING), ((0, 0, 1), RING)])
 def test_a_batch_is_decided_by_seed_and_step(examples, share, views):
     settings = replace(SETTINGS, shares=share)
     one, same, other = (pupil.draw_batch(settings, step, examples) for step in (3, 3, 4))
     assert one.views == views and len(one.ids) == settings.batch // views
     assert torch.equal(one.noise, same.noise) and torch.equal(one.clean, same.clean)
     assert not torch.equal(one.noise, other.noise)
-    noisy = one.t.view(-1, views)[:, 1:] if views == VIEWS else one.t.view(-1, views)
-    assert (noisy == noisy[:, :1]).all() and (noisy >= 0).all()
+    t = one.t.view(-1, views)
+    assert (t == t[:, :1]).all() and (t >= 0).all()
+    assert torch.equal(one.shown, same.shown) and one.shown.shape == (len(one.t), album.SHOWN, 4, 8, 8)
 
 
-def test_a_shown_picture_is_clean_and_gives_the_azimuths(examples):
-    batches = [pupil.draw_batch(replace(SETTINGS, shares=(0, 0, 1)), step, examples) for step in range(8)]
+def test_a_shown_picture_is_of_the_scene_and_gives_the_azimuths(examples):
+    settings = replace(SETTINGS, shares=(0, 0, 1))
+    batches = [pupil.draw_batch(settings, step, examples) for step in range(8)]
     for batch in batches:
-        t, relative = batch.t.view(-1, VIEWS), batch.relative.view(-1, VIEWS)
-        assert (t[:, 0] < 0).all()
-        azimuth = batch.cameras[:, 0].view(-1, VIEWS)[:, 0]
-        assert (azimuth[relative[:, 0] > 0] == 0).all()
+        assert (batch.offsets[:, 0, 0] == 1).all() and (batch.offsets[:, 1:] == 0).all()
+        scenes = examples.latents.float()
+        of_scene = (scenes[:, :, None] == batch.shown[None, None, :, 0]).flatten(3).all(3).any(1)  # [6, n]
+        clean = (scenes[:, :, None] == batch.clean[None, None]).flatten(3).all(3).any(1)
+        assert torch.equal(of_scene, clean) and (of_scene.sum(0) == 1).all()
+        turn = torch.atan2(batch.offsets[:, 0, 1], batch.offsets[:, 0, 2])
+        counted = batch.relative > 0
+        apart = (batch.cameras[:, 0] - turn).sin()
+        torch.testing.assert_close(apart[counted], torch.zeros(int(counted.sum())), atol=1e-4, rtol=0)
     assert {float(r) for batch in batches for r in batch.relative} == {0.0, 1.0}
 
 
-def test_the_loss_leaves_out_what_is_shown(examples):
-    made = make(examples)
-    batch = pupil.draw_batch(replace(SETTINGS, shares=(0, 0, 1)), 0, examples)
-    noise = batch.noise.clone()
-    noise[batch.t < 0] = 100.0  # a clean view has none of it
-    torch.testing.assert_close(made.loss(replace(batch, noise=noise)), made.loss(batch))
+def test_what_has_no_page_or_no_text_is_drawn_without_pictures(examples):
+    assert examples.things == [[0], [1], [0, 1], [], [], [1]]
+    batches = [pupil.draw_batch(replace(SETTINGS, shares=(1, 0, 0)), step, examples) for step in range(8)]
+    silent = torch.cat([(batch.ids == 0).all(1) for batch in batches])
+    there = torch.cat([batch.offsets[:, :, 0] for batch in batches])
+    assert silent.any() and (there[silent] == 0).all()
+    assert 0 < int((there[~silent] == 0).all(1).sum()) < int((~silent).sum())
+
+
+def test_pictures_beside_a_view_are_the_nearest_at_its_scale(examples):
+    pages = examples.pages
+    cameras = torch.tensor([[album.AZIMUTHS[4], album.ELEVATIONS[4], album.DISTANCE, album.FOV]])
+    shown, offsets = pages.beside([[1]], ["alone"], cameras, torch.ones(1, 3))
+    page = torch.from_numpy(pages.pictures[1, 4:5, None])
+    expected = encode(album.before(page, torch.zeros(1), torch.ones(1, 3))[:, 0])
+    torch.testing.assert_close(shown[0, :1], expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(offsets[0, 0], torch.tensor([1.0, 0, 1, 0, 0]), atol=1e-5, rtol=0)
 
 
 def test_an_interrupted_run_comes_to_the_same(examples, tmp_path):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from test_teaching_assets import glb
 
-from splatdistill.priors import load_prior
+from splatdistill.priors import album, load_prior
 from splatdistill.priors.views import ViewPrior
 from splatdistill.teaching import shards, teach
 from splatdistill.teaching.meshes import unit_solid
@@ -49,9 +49,10 @@ def test_all_stages_end_in_a_teacher_that_draws(bundle, tmp_path, monkeypatch, c
     if teach.main(["render", "--out", str(tmp_path), *given, "--shards", "1"]):
         pytest.skip(capsys.readouterr().err)
     other = tmp_path / "gpu"
-    run("pack", tmp_path, "--shards", "1")
+    run("pages", tmp_path, *given)
+    run("pack", tmp_path, "--shards", "1", *given)
     other.mkdir()
-    for name in ("words.json", teach.PACK):
+    for name in ("words.json", teach.PACK, album.FILE):
         (tmp_path / name).rename(other / name)
     run("unpack", other)
     with np.load(other / "pictures" / "pictures-00000.npz") as arrays:
@@ -70,6 +71,13 @@ def test_all_stages_end_in_a_teacher_that_draws(bundle, tmp_path, monkeypatch, c
     assert prior.latent_shape == (24, 16, 16) and prior.image_size == 128
     text, notes = prior.reader.understand("a photo of a Brown tower on top of a mat")
     assert text == "brown tower on top of mat" and not notes
+    assert prior.embed(["tower", "mat", "tower on top of mat", "tower", ""])[:, 0, 0].tolist() == [
+        0,
+        1,
+        2,
+        0,
+        -1,
+    ]
 
 
 def test_stages_out_of_turn_are_one_clear_line(tmp_path, capsys):

@@ -160,6 +160,13 @@ class Vocabulary:
                 things.append(Asked(noun, found[2], self._right(noun, found[2])))
         return things
 
+    def scene(self, text: str) -> tuple[list[tuple[str, list[str]]], str]:
+        """Return the first two things of a canonical text, each its noun and words, and what is between."""
+        parts = self._parted(text)
+        found = [(part.split(), self._find(part.split())) for part in parts if part not in BETWEEN]
+        things = [(self.names[name[2]], words) for words, name in found if name]
+        return things[:2], parts[1] if len(parts) > 1 else ""
+
     def _right(self, noun: str, name: str) -> frozenset[str]:
         """Return the nouns that are right for a name: its own, those that bear it, and its noun's classes."""
         bears = {other for other, said in self.things.items() if name in map(canonical, said)}

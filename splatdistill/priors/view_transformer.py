@@ -1,10 +1,11 @@
 """The shipped teacher's denoiser: a transformer over the patches of one or more views of a scene.
 
 It is conditioned on cameras by the rays of its patches, on the background by its color, and on content by a
-text, by clean views of the scene beside the noisy ones, or by both. Half of its layers attend within each
-view, on patches of 2 x 2 latents; between them, the others attend across all views, on patches of 4 x 4, and
-hold most of the weights. Matrix products are few and large: attention and MLP of a layer share one
-normalization and run in parallel (2302.05442), with squared ReLU (2109.08668).
+text, by pictures of the scene from other cameras, or by both. The pictures are more channels of the noisy
+latents, as in Zero-1-to-3 (2303.11328). Some layers attend within each view, on patches of 2 x 2 latents;
+between them, the others attend across all views, on patches of 4 x 4, and hold most of the weights. Matrix
+products are few and large: attention and MLP of a layer share one normalization and run in parallel
+(2302.05442), with squared ReLU (2109.08668).
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.loaders import PeftAdapterMixin
 from torch import Tensor, nn
 
-CLEAN = -1  # timestep of a clean conditioning view
 CAMERA = 9  # features of a camera, see `describe_cameras`
 RAY = 9  # features of a ray: origin, direction, moment
 TIME = 128  # features of the noise level
@@ -75,6 +75,8 @@ class ViewTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin):
         head: features of an attention head.
         told: features of the vector of noise level, camera, background and text that modulates the layers.
         cross_attention_dim: features of the text's words.
+        shown: pictures beside each view.
+        offset: features that say where each of them was taken.
         means, deviations: of each channel of the latents.
     """
 
@@ -92,6 +94,8 @@ class ViewTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin):
         head: int = 64,
         told: int = 256,
         cross_attention_dim: int = 256,
+        shown: int = 3,
+        offset: int = 5,
         means: tuple[float, ...] | None = None,
         deviations: tuple[float, ...] | None = None,
     ) -> None:
@@ -101,12 +105,13 @@ class ViewTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin):
         entering = in_channels * patch_size**2
         self.register_buffer("mean", torch.tensor(means or [0.0] * in_channels).view(-1, 1, 1))
         self.register_buffer("std", torch.tensor(deviations or [1.0] * in_channels).view(-1, 1, 1))
-        self.embed = nn.Linear(entering + RAY, outer_width)
+        self.embed = nn.Linear(entering * (1 + shown) + RAY, outer_width)
         self.places = nn.Parameter(torch.randn(self.side**2, outer_width) * 0.02)
         self.embed_time = nn.Sequential(nn.Linear(TIME, told), nn.SiLU(), nn.Linear(told, told))
-        self.embed_camera = nn.Sequential(nn.Linear(CAMERA + 3, told), nn.SiLU(), nn.Linear(told, told))
+        self.embed_camera = nn.Sequential(
+            nn.Linear(CAMERA + 3 + offset * shown, told), nn.SiLU(), nn.Linear(told, told)
+        )
         self.embed_text = nn.Linear(cross_attention_dim, told)
-        self.embed_clean = nn.Parameter(torch.zeros(told))
         sizes = (outer_width, head, told)
         self.before = nn.ModuleList(Layer(*sizes) for _ in range(outer_layers // 2))
         self.narrow = nn.Linear(4 * outer_width, width)
@@ -128,18 +133,22 @@ class ViewTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin):
         cameras: Tensor,
         rays: Tensor,
         background: Tensor,
+        shown: Tensor,
+        offsets: Tensor,
         views: int = 1,
     ) -> Tensor:
         """Predict v [n, C, h, w].
 
         Args:
             sample: latents [n, C, h, w]; `views` consecutive ones belong to one scene.
-            timestep: [n] in [0, 1000), or CLEAN.
+            timestep: [n] in [0, 1000).
             alpha_bar: of the timesteps, [n].
             encoder_hidden_states: the scenes' words [n / views, L, T]; the last one summarizes the text.
             cameras: [n, 9] of `describe_cameras`.
             rays: [n, side^2, 9] of `patch_rays`.
             background: [n, 3] in [0, 1].
+            shown: latents [n, k, C, h, w] of the pictures beside each view.
+            offsets: [n, k, 5], where they were taken, as `album.offsets`; zeros where there is none.
             views: number of views of a scene.
         """
         a, b = (x.view(-1, 1, 1, 1).to(sample) for x in (alpha_bar.sqrt(), (1 - alpha_bar).sqrt()))
@@ -147,12 +156,14 @@ class ViewTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin):
         spread = a**2 * s**2 + b**2  # the variance of each channel at this noise level
         centered = sample - a * m
         told = self.embed_time(waves(timestep, self.embed.weight.dtype))
-        told = told + self.embed_camera(torch.cat([cameras, 2 * background - 1], 1).to(told))
-        told = told + (timestep < 0).to(told)[:, None] * self.embed_clean
+        placed = torch.cat([cameras, 2 * background - 1, offsets.flatten(1)], 1)
+        told = told + self.embed_camera(placed.to(told))
         text = encoder_hidden_states.to(told)
         told = told.unflatten(0, (-1, views)) + self.embed_text(text[:, -1:])
         told = F.silu(told)[:, :, None]  # [G, views, 1, E]
-        x = self._tokens(centered * spread.rsqrt(), rays, views)
+        there = offsets[:, :, :1, None, None].to(sample)  # 1 or 0
+        seen = (shown.to(sample) - m) / s * there
+        x = self._tokens(centered * spread.rsqrt(), seen.flatten(1, 2), rays, views)
         for layer in self.before:
             x = layer(x.flatten(0, 1)[:, None], told.flatten(0, 1)[:, None]).view_as(x)
         h = self.narrow(fold(x, self.side))
@@ -167,10 +178,10 @@ class ViewTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin):
         out = F.pixel_shuffle(out, self.patch).to(sample)
         return a * b * (1 - s**2) / spread * centered - b * m + s * spread.rsqrt() * out
 
-    def _tokens(self, normed: Tensor, rays: Tensor, views: int) -> Tensor:
-        """Return tokens [G, views, side^2, D] of normalized latents."""
-        patches = F.pixel_unshuffle(normed, self.patch).flatten(2).mT
-        entering = torch.cat([patches, rays.to(patches)], -1).to(self.embed.weight.dtype)
+    def _tokens(self, noisy: Tensor, seen: Tensor, rays: Tensor, views: int) -> Tensor:
+        """Return tokens [G, views, side^2, D] of normalized latents and those of the pictures beside them."""
+        patches, beside = (F.pixel_unshuffle(part, self.patch).flatten(2).mT for part in (noisy, seen))
+        entering = torch.cat([patches, rays.to(patches), beside], -1).to(self.embed.weight.dtype)
         return (self.embed(entering) + self.places).unflatten(0, (-1, views))
 
 
@@ -200,7 +211,7 @@ def describe_cameras(
 ) -> Tensor:
     """Return the network's camera inputs [n, 9]; angles in radians, all [n].
 
-    `relative`: 1 where azimuths are relative to a clean view's and the object's front is unknown.
+    `relative`: 1 where azimuths are relative to a picture's and the object's front is unknown.
     """
     a, e = azimuth, elevation
     told = [a.sin(), a.cos(), (2 * a).sin(), (2 * a).cos(), (4 * a).cos(), 2 * e, distance - 3]

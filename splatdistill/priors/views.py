@@ -9,29 +9,33 @@ from dataclasses import replace
 from typing import Any, Self
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from splatdistill.priors import album
+from splatdistill.priors.album import NOTHING, OFFSET, SHOWN, Album
 from splatdistill.priors.base import Conditioning, alpha_bar_at, cut_to_fit
 from splatdistill.priors.folders import Folder
 from splatdistill.priors.graphs import Graphed
 from splatdistill.priors.latent import LatentPrior, Pictured
 from splatdistill.priors.networks import load_network
 from splatdistill.priors.reading import MAX_WORDS, Vocabulary, canonical
-from splatdistill.priors.view_transformer import CLEAN, ViewTransformer, describe_cameras, patch_rays
+from splatdistill.priors.view_transformer import ViewTransformer, describe_cameras, patch_rays
 from splatdistill.scene.cameras import Cameras
 
 PART = "transformer"  # the denoiser's folder
 VIEWS = 4  # of a scene that are denoised together
-USUAL = (0.0, math.radians(15.0), 3.0, math.radians(42.0), 0.0, 1.0, 1.0, 1.0, 0.0)  # the default camera
-TOLD = len(USUAL)  # of each view: azimuth, elevation, distance, field of view, relative, background, shown
+TOLD = 8  # of each view: azimuth, elevation, distance, field of view, relative, background
+USUAL = (0.0, math.radians(15.0), 3.0, math.radians(42.0), 0.0, 1.0, 1.0, 1.0)  # the default camera
 
 
 class ViewPrior(Pictured, LatentPrior):
     """The teacher of real objects: a transformer told of cameras and backgrounds; see `LatentPrior.load`.
 
-    Samples come in groups of VIEWS of one scene; without cameras, each is alone and from the front. With
-    `condition_on`, the text branch gets the picture as one more view of the scene, without noise, and
-    azimuths are relative to it.
+    Samples come in groups of VIEWS of one scene; without cameras, each is alone and from the front. Beside
+    each view the network sees the nearest pictures of what the text names, from the album in the folder;
+    with `condition_on`, the given picture instead, and azimuths are relative to it. The first row of a text's
+    hidden states is the number of its page.
     """
 
     group = VIEWS
@@ -43,10 +47,17 @@ class ViewPrior(Pictured, LatentPrior):
         return folder.json(f"{PART}/config.json").get("_class_name") == ViewTransformer.__name__
 
     def __init__(
-        self, name: str, unet: Any, vae: Any, scheduler: Any, vocabulary: Vocabulary, text_encoder: Any
+        self,
+        name: str,
+        unet: Any,
+        vae: Any,
+        scheduler: Any,
+        vocabulary: Vocabulary,
+        text_encoder: Any,
+        pictures: Album | None = None,
     ) -> None:
         super().__init__(name, unet, vae, text_encoder, None, scheduler)
-        self.reader = vocabulary
+        self.reader, self.album = vocabulary, pictures
         self.vocabulary = frozenset(vocabulary.words)
 
     @classmethod
@@ -66,7 +77,13 @@ class ViewPrior(Pictured, LatentPrior):
     @classmethod
     def _load_reader(cls, folder: Folder, device: torch.device | str) -> dict[str, Any]:
         text_encoder = load_network(folder.root, "text_encoder", torch.float32).to(device)
-        return {"text_encoder": text_encoder, "vocabulary": Vocabulary.load(folder.root)}
+        path = folder.root / album.FILE
+        pictures = Album.load(path) if path.is_file() else None
+        return {
+            "text_encoder": text_encoder,
+            "vocabulary": Vocabulary.load(folder.root),
+            "pictures": pictures,
+        }
 
     def alone(self) -> Self:
         """Return a copy that draws single views from the front."""
@@ -85,68 +102,94 @@ class ViewPrior(Pictured, LatentPrior):
 
     @torch.no_grad()
     def embed(self, texts: list[str]) -> Tensor:
-        """Return hidden states [n,L,D] of the text encoder, float32; other words as `understand` has them."""
-        read = {text: self.reader.numbers(self.understand(text)[0]) for text in dict.fromkeys(texts)}
-        ids = torch.tensor([read[text] for text in texts], device=self.device)
-        return self.text_encoder(input_ids=ids)[0].float()
+        """Return hidden states [n,1+L,D] of the text encoder, float32; other words as `understand` has them.
+
+        The first of them is filled with the number of the text's page.
+        """
+        read = {text: self.understand(text)[0] for text in dict.fromkeys(texts)}
+        ids = torch.tensor([self.reader.numbers(read[text]) for text in texts], device=self.device)
+        pages = torch.tensor([self._page(read[text]) for text in texts], device=self.device)
+        hidden = self.text_encoder(input_ids=ids)[0].float()
+        return torch.cat([pages[:, None, None].expand(-1, 1, hidden.shape[2]), hidden], 1)
+
+    def _page(self, text: str) -> float:
+        """Return the number of the page of a canonical text, NOTHING where there is none."""
+        if self.album is None:
+            return NOTHING
+        things, relation = self.reader.scene(text)
+        return self.album.number([self.album.find(noun, words) for noun, words in things], relation)
 
     def with_cameras(self, cond: Conditioning, cameras: Cameras, background: Tensor) -> Conditioning:
-        """Return the conditioning with cameras [B], backgrounds [B,3] and the picture, if any."""
-        reference, branches = self._reference, len(cond.embeddings)
+        """Return the conditioning with cameras [B], backgrounds [B,3], and the pictures beside the views."""
+        branches, reference = len(cond.embeddings), self._reference
         first = 0.0 if reference is None else float(reference.camera.azimuth_deg[0])
-        told = self._told(cameras, background, first, reference is not None)
+        told = torch.cat([orbits(cameras, first), background.to(cameras.distance)], 1)  # [B, 7]
+        told = torch.cat(
+            [told[:, :4], torch.full_like(told[:, :1], float(reference is not None)), told[:, 4:]], 1
+        )
+        told = told.to(self.device).expand(branches, -1, -1)
         if reference is None:
-            return replace(cond, extra=told.to(self.device).expand(branches, -1, -1))
-        groups = background[:: self.group]
-        latents = self.encode(reference.before(groups.to(self.device))).flatten(1)  # [G, C * h * w]
-        pictured = self._told(reference.camera, groups[:1], first, True).expand(len(groups), -1)
-        shown = torch.cat([pictured.to(latents), latents], 1).repeat_interleave(self.group, 0)
-        extra = torch.cat([told.to(shown), shown], 1).repeat(branches, 1, 1)
-        extra[1:, :, TOLD - 1] = 1.0
-        return replace(cond, extra=extra)
+            numbers = cond.embeddings[..., 0, 0].long()
+            shown = [self._of_page(row, told[0]) for row in numbers.to(self.device)]
+        else:
+            picture = self._of_picture(reference, orbits(reference.camera, first), told[0])
+            shown = [torch.zeros_like(picture), *[picture] * (branches - 1)]
+        return replace(cond, extra=torch.cat([told, torch.stack(shown)], 2))
 
-    def _told(self, cameras: Cameras, background: Tensor, first_deg: float, relative: bool) -> Tensor:
-        azimuth = (cameras.azimuth_deg - first_deg).deg2rad()
-        fov = cameras.fov_deg.deg2rad()
-        orbit = torch.stack([azimuth, cameras.elevation_deg.deg2rad(), cameras.distance, fov], 1)
-        flag = torch.full_like(orbit[:, :1], float(relative))
-        return torch.cat([orbit, flag, background.to(orbit), torch.zeros_like(flag)], 1)  # [B, TOLD]
+    def _of_page(self, numbers: Tensor, told: Tensor) -> Tensor:
+        """Return offsets and latents, flat [B, SHOWN * (OFFSET + C * h * w)], of the pages of B views."""
+        azimuth, elevation, distance, fov = told[:, :4].unbind(1)
+        chosen = album.nearest(azimuth, elevation)
+        side = album.SIDE
+        pictures = torch.zeros(len(told), SHOWN, side, side, 4, dtype=torch.uint8)
+        for i, (number, picked) in enumerate(zip(numbers.tolist(), chosen.tolist(), strict=True)):
+            if self.album is not None and number >= 0:
+                pictures[i] = torch.from_numpy(self.album.page(number).pictures[picked])
+        zoom = album.zoom_of(distance, fov)
+        rgb = album.before(pictures.to(self.device), zoom, told[:, 5:], self.image_size)
+        turn = azimuth[:, None] - album.AZIMUTHS.to(azimuth)[chosen]
+        rise = elevation[:, None] - album.ELEVATIONS.to(azimuth)[chosen]
+        there = (numbers >= 0).to(turn)
+        placed = album.offsets(turn, rise, torch.zeros_like(turn)) * there[:, None, None]
+        latents = self.encode(rgb.flatten(0, 1)).view(len(told), -1) * there[:, None]
+        return torch.cat([placed.flatten(1), latents], 1)
+
+    def _of_picture(self, reference: Any, orbit: Tensor, told: Tensor) -> Tensor:
+        """Return what `_of_page` does, for a given picture and its camera [1, 4]."""
+        azimuth, elevation, distance, fov = orbit.to(told).unbind(1)
+        turn, rise = told[:, 0] - azimuth, told[:, 1] - elevation
+        zoom = (distance * (fov / 2).tan() / (told[:, 2] * (told[:, 3] / 2).tan())).log()
+        placed = album.offsets(turn, rise, zoom)  # [B, OFFSET]
+        latents = self.encode(reference.before(told[:, 5:])).flatten(1)
+        parts = (part.unflatten(1, (1, -1)) for part in (placed, latents))
+        return torch.cat([F.pad(part, (0, 0, 0, SHOWN - 1)).flatten(1) for part in parts], 1)
 
     def network(self, z_t: Tensor, t: Tensor, embeddings: Tensor, *extra: Tensor) -> Tensor:
-        """Return raw float32 outputs [n,C,h,w] at z_t [n,C,h,w], t [n], texts [n,L,D], with extra[0]."""
+        """Return raw float32 outputs [n,C,h,w] at z_t [n,C,h,w], t [n], texts [n,1+L,D], with extra[0]."""
+        views = self.group if extra else 1
         if not extra:
-            told = torch.tensor(USUAL, device=z_t.device).expand(len(z_t), -1)
-            return self._draw(z_t, t, embeddings, told, 1)
-        told = extra[0]
-        shown = told[:: self.group, TOLD - 1] > 0  # [G]
-        if told.shape[1] == TOLD or not shown.any():
-            return self._draw(z_t, t, embeddings, told[:, :TOLD], self.group)
-        out = torch.empty_like(z_t, dtype=torch.float32)
-        each = shown.repeat_interleave(self.group)
-        if not shown.all():
-            rest = ~each
-            out[rest] = self._draw(z_t[rest], t[rest], embeddings[rest], told[rest, :TOLD], self.group)
-        out[each] = self._draw_beside(z_t[each], t[each], embeddings[each], told[each])
-        return out
-
-    def _draw_beside(self, z_t: Tensor, t: Tensor, embeddings: Tensor, told: Tensor) -> Tensor:
-        """Return outputs as `_draw`, for groups that each have a picture beside them."""
-        views, told = told.unflatten(0, (-1, self.group)), told[:, :TOLD]
-        picture = views[:, :1, 2 * TOLD :].unflatten(2, z_t.shape[1:]).to(z_t)  # [G, 1, C, h, w]
-        z_t = torch.cat([picture, z_t.unflatten(0, (-1, self.group))], 1).flatten(0, 1)
-        clean = torch.full_like(t[:: self.group], CLEAN)[:, None]
-        t = torch.cat([clean, t.unflatten(0, (-1, self.group))], 1).flatten()
-        told = torch.cat([views[:, :1, TOLD : 2 * TOLD], told.unflatten(0, (-1, self.group))], 1).flatten(
-            0, 1
-        )
-        texts = embeddings[:: self.group].repeat_interleave(self.group + 1, 0)
-        out = self._draw(z_t, t, texts, told, self.group + 1)
-        return out.unflatten(0, (-1, self.group + 1))[:, 1:].flatten(0, 1)
-
-    def _draw(self, z_t: Tensor, t: Tensor, embeddings: Tensor, told: Tensor, views: int) -> Tensor:
+            usual = torch.tensor(USUAL, device=z_t.device).expand(len(z_t), -1)
+            extra = (torch.cat([usual, self._of_page(embeddings[:, 0, 0].long(), usual)], 1),)
+        told, placed, shown = extra[0].split([TOLD, SHOWN * OFFSET, SHOWN * z_t[0].numel()], 1)
         azimuth, elevation, distance, fov, relative = told[:, :5].float().unbind(1)
         alpha_bar = alpha_bar_at(self, t).to(z_t.device, torch.float32)
-        cameras = describe_cameras(azimuth, elevation, distance, fov, relative)
-        rays = patch_rays(azimuth, elevation, distance, fov, self.unet.side)
-        text = embeddings[::views].to(self.dtype)
-        return self.unet(z_t.float(), t, alpha_bar, text, cameras, rays, told[:, 5:8].float(), views)
+        return self.unet(
+            z_t.float(),
+            t,
+            alpha_bar,
+            embeddings[::views, 1:].to(self.dtype),
+            describe_cameras(azimuth, elevation, distance, fov, relative),
+            patch_rays(azimuth, elevation, distance, fov, self.unet.side),
+            told[:, 5:].float(),
+            shown.float().unflatten(1, (SHOWN, *z_t.shape[1:])),
+            placed.float().unflatten(1, (SHOWN, OFFSET)),
+            views,
+        )
+
+
+def orbits(cameras: Cameras, first_deg: float) -> Tensor:
+    """Return azimuth, from the first one's, and elevation in radians, distance, and field of view, [B, 4]."""
+    turned = (cameras.azimuth_deg - first_deg).deg2rad()
+    return torch.stack(
+        [turned, cameras.elevation_deg.deg2rad(), cameras.distance, cameras.fov_deg.deg2rad()], 1
+    )

@@ -15,8 +15,8 @@ from splatdistill.teaching.renderer import Light
 from splatdistill.teaching.shelf import Shelf
 
 CAPTIONS = 3  # of each scene, drawn apart
-RING, FREE = 4, 1  # views of each scene: evenly around at one elevation, and from anywhere
-VIEWS = RING + FREE
+RINGS, RING, FREE = 3, 4, 4  # of each scene: rings of views evenly around, and views from anywhere
+VIEWS = RINGS * RING + FREE
 CONTRAST = 0.3  # of a background to the mean color before it, at least
 KINDS = {"alone": 0.78, "on top of": 0.14, "next to": 0.05, "and": 0.03}
 SUPPORTS = (
@@ -49,7 +49,7 @@ def draw_scene(shelf: Shelf, rng: np.random.Generator, kind: str | None = None) 
         entries.append(_one(shelf.by_noun[noun], rng))
     elif kind != "alone":
         entries.append(draw_entry(shelf, rng))
-    taken = [varied(shelf, entry, rng) for entry in entries]
+    taken = [shelf.take(entry, rng) for entry in entries]
     meshes, colors = [mesh for mesh, _ in taken], tuple(color for _, color in taken)
     size = str(rng.choice(["", *phrases.SIZES], p=[0.88, 0.06, 0.06]))
     if kind == "on top of":
@@ -58,7 +58,7 @@ def draw_scene(shelf: Shelf, rng: np.random.Generator, kind: str | None = None) 
         mesh = meshes[0]
     else:
         mesh = beside(*meshes)
-    mesh = mesh.fitted(phrases.SIZES.get(size, phrases.USUAL_SIZE) * rng.uniform(0.93, 1.05))
+    mesh = mesh.fitted(phrases.SIZES.get(size, phrases.USUAL_SIZE))
     captions = tuple(caption(entries, colors, size, kind, rng) for _ in range(CAPTIONS))
     return Scene(mesh, draw_light(rng), captions, tuple(entries), colors, kind)
 
@@ -169,20 +169,18 @@ def draw_background(rgba: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def draw_cameras(size: int, rng: np.random.Generator) -> Cameras:
-    """Draw the views of one scene: RING evenly around, then FREE ones from anywhere."""
+    """Draw the views of one scene: RINGS of RING evenly around, then FREE ones from anywhere."""
 
     def raised() -> float:
         return float(rng.uniform(-10, 45) if rng.random() < 0.88 else rng.uniform(45, 75))
 
-    rings = (rng.uniform(0, 360) + np.arange(RING) * 360 / RING) % 360
-    azimuths = [*rings, *rng.uniform(0, 360, FREE)]
-    elevations = [raised()] * RING + [raised() for _ in range(FREE)]
-    distances = [rng.uniform(2.8, 3.2)] * RING + [*rng.uniform(2.8, 3.2, FREE)]
-    fovs = [rng.uniform(40, 45)] * RING + [*rng.uniform(40, 45, FREE)]
-    azimuth, elevation, distance, fov = (
-        np.asarray(x).tolist() for x in (azimuths, elevations, distances, fovs)
-    )
-    return orbit(azimuth, elevation, distance, fov, size, size)
+    azimuths, elevations, distances, fovs = [], [], [], []
+    for count in (*[RING] * RINGS, *[1] * FREE):
+        azimuths += ((rng.uniform(0, 360) + np.arange(count) * 360 / count) % 360).tolist()
+        elevations += [raised()] * count
+        distances += [rng.uniform(2.8, 3.2)] * count
+        fovs += [rng.uniform(40, 45)] * count
+    return orbit(azimuths, elevations, distances, fovs, size, size)
 
 
 def before(rgba: np.ndarray, background: np.ndarray) -> np.ndarray:

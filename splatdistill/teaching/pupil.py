@@ -18,9 +18,10 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from splatdistill.files import atomic_write
 from splatdistill.priors.reading import MAX_WORDS, word_numbers
-from splatdistill.priors.view_transformer import CLEAN, ViewTransformer, describe_cameras, patch_rays
-from splatdistill.teaching.compositions import RING, VIEWS
+from splatdistill.priors.view_transformer import ViewTransformer, describe_cameras, patch_rays
+from splatdistill.teaching.compositions import RING, RINGS, VIEWS
 from splatdistill.teaching.muon import Muon
+from splatdistill.teaching.pages import Pages, beside_picture
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +39,7 @@ NO_TEXT_BESIDE = 0.5  # how often nothing is said where a picture is shown
 class PupilSettings:
     """Settings of the training and sizes of the networks.
 
-    shares: of the steps with single views, with RING views together, and with one of them clean.
+    shares: of the steps with single views, with RING views together, and with RING views beside a picture.
     """
 
     batch: int = 64
@@ -46,7 +47,7 @@ class PupilSettings:
     learning_rate: float = 1e-3  # AdamW: embeddings, biases, first and last layers
     ema: float = 0.998
     seed: int = 2
-    shares: tuple[float, float, float] = (0.5, 0.3, 0.2)
+    shares: tuple[float, float, float] = (0.35, 0.4, 0.25)
     outer_width: int = 192
     outer_layers: int = 2
     width: int = 320
@@ -58,19 +59,27 @@ class PupilSettings:
 class Examples:
     """Shards of latents in memory.
 
-    latents [n, V, C, h, w] float16, scaled; ids [n, K, L]; cameras [n, V, 4] azimuth and elevation in
-    radians, distance, field of view in radians; backgrounds [n, 3].
+    latents [n, V, C, h, w] float16, scaled; ids [n, K, L] of words; cameras [n, V, 4] azimuth and elevation
+    in radians, distance, field of view in radians; backgrounds [n, 3]; things: the numbers of the pages of
+    each scene's things; relations of each scene.
     """
 
     latents: Tensor
     ids: Tensor
     cameras: Tensor
     backgrounds: Tensor
+    things: list[list[int]]
+    relations: list[str]
+    pages: Pages
 
     @classmethod
-    def load(cls, paths: list[Path], words: dict[str, int], device: torch.device | str = "cpu") -> Examples:
-        """Read shards that `shards.encode_shard` wrote."""
+    def load(
+        cls, paths: list[Path], words: dict[str, int], pages: Pages, device: torch.device | str = "cpu"
+    ) -> Examples:
+        """Read shards that `shards.encode_shard` wrote; a thing without a page has no pictures."""
         latents, ids, cameras, backgrounds = [], [], [], []
+        things: list[list[int]] = []
+        relations: list[str] = []
         for path in paths:
             with np.load(path) as arrays:
                 latents.append(torch.from_numpy(arrays["latents"]))
@@ -78,12 +87,17 @@ class Examples:
                 ids.append(torch.tensor(said))
                 cameras.append(torch.from_numpy(arrays["cameras"]).float())
                 backgrounds.append(torch.from_numpy(arrays["backgrounds"]).float())
+                for row in arrays["ids"].tolist():
+                    found = [pages.numbers.get(name, -1) for name in row if name]
+                    things.append([] if -1 in found else found)
+                relations += arrays["relations"].tolist()
         told = torch.cat(cameras)
         turned = torch.stack(
             [told[..., 0].deg2rad(), told[..., 1].deg2rad(), told[..., 2], told[..., 3].deg2rad()], -1
         )
-        parts = (torch.cat(latents), torch.cat(ids), turned, torch.cat(backgrounds))
-        return cls(*(part.to(device) for part in parts))
+        parts = torch.cat(latents), torch.cat(ids), turned, torch.cat(backgrounds)
+        first, words_of, placed, behind = (part.to(device) for part in parts)
+        return cls(first, words_of, placed, behind, things, relations, pages)
 
 
 @dataclass(frozen=True)
@@ -91,11 +105,13 @@ class Batch:
     """The inputs of one step, as in ViewTransformer: n samples, `views` consecutive ones of one scene."""
 
     clean: Tensor  # [n, C, h, w]
-    t: Tensor  # [n], CLEAN for what is shown
+    t: Tensor  # [n]
     ids: Tensor  # [n / views, L]
     cameras: Tensor  # [n, 4]
     relative: Tensor  # [n]
     backgrounds: Tensor  # [n, 3]
+    shown: Tensor  # [n, SHOWN, C, h, w]
+    offsets: Tensor  # [n, SHOWN, OFFSET]
     noise: Tensor  # [n, C, h, w]
     views: int
 
@@ -107,22 +123,31 @@ def draw_batch(settings: PupilSettings, step: int, examples: Examples, steps: in
     drawn: Any = {"generator": rng, "device": device}
     shares = torch.tensor(settings.shares, dtype=torch.float32, device=device)
     mode = MODES[int(torch.multinomial(shares, 1, generator=rng))]
-    views = {"single": 1, "together": RING, "picture": VIEWS}[mode]
+    views = 1 if mode == "single" else RING
     scenes = settings.batch // views
     rows = torch.randint(len(examples.latents), (scenes, 1), **drawn)
-    if mode == "together":
-        columns = torch.arange(RING, device=device).repeat(scenes, 1)
-    else:
-        columns = torch.rand(scenes, VIEWS, **drawn).argsort(1)[:, :views]
+    rings = torch.randint(RINGS, (scenes, 1), **drawn) * RING + torch.arange(RING, device=device)
+    free = torch.rand(scenes, VIEWS, **drawn).argsort(1)
+    columns = rings if mode == "together" else free[:, :views]
     t = torch.randint(steps, (2, scenes, 1), **drawn).amax(0).repeat(1, views)
     relative = torch.zeros(scenes, 1, device=device)
     silent = torch.rand(scenes, 1, **drawn) < (NO_TEXT_BESIDE if mode == "picture" else NO_TEXT)
     spoken = torch.randint(examples.ids.shape[1], (scenes, 1), **drawn)
     cameras = examples.cameras[rows, columns]
+    each = rows.repeat(1, views).flatten()
+    backgrounds = examples.backgrounds[each]
     if mode == "picture":
-        t[:, 0] = CLEAN
         relative = (torch.rand(scenes, 1, **drawn) < RELATIVE).float()
-        cameras[..., 0] = cameras[..., 0] - relative * cameras[:, :1, 0]
+        column = free[:, views : views + 1]
+        seen = examples.cameras[rows, column]  # [scenes, 1, 4]
+        picture = examples.latents[rows, column].float()
+        shown, offsets = beside_picture(picture, seen, cameras)
+        cameras[..., 0] = cameras[..., 0] - relative * seen[..., 0]
+    else:
+        quiet = silent.repeat(1, views).flatten().tolist()
+        things = [[] if q else examples.things[row] for row, q in zip(each.tolist(), quiet, strict=True)]
+        relations = [examples.relations[row] for row in each.tolist()]
+        shown, offsets = examples.pages.beside(things, relations, cameras.flatten(0, 1), backgrounds)
     clean = examples.latents[rows, columns].flatten(0, 1).float()
     return Batch(
         clean=clean,
@@ -130,7 +155,9 @@ def draw_batch(settings: PupilSettings, step: int, examples: Examples, steps: in
         ids=examples.ids[rows[:, 0], spoken[:, 0]].masked_fill(silent, 0),
         cameras=cameras.flatten(0, 1),
         relative=relative.repeat(1, views).flatten(),
-        backgrounds=examples.backgrounds[rows[:, 0]].repeat_interleave(views, 0),
+        backgrounds=backgrounds,
+        shown=shown,
+        offsets=offsets,
         noise=torch.randn(clean.shape, **drawn),
         views=views,
     )
@@ -225,7 +252,7 @@ class Pupil:
     def predict(self, batch: Batch, networks: Any = None) -> tuple[Tensor, Tensor]:
         """Return the networks' v and the target, both [n, C, h, w]."""
         networks = self.networks if networks is None else networks
-        alpha_bar = torch.where(batch.t < 0, 1.0, self.alphas_cumprod[batch.t.clamp(min=0)])
+        alpha_bar = self.alphas_cumprod[batch.t]
         a, b = (x.view(-1, 1, 1, 1) for x in (alpha_bar.sqrt(), (1 - alpha_bar).sqrt()))
         z_t, target = a * batch.clean + b * batch.noise, a * batch.noise - b * batch.clean
         azimuth, elevation, distance, fov = batch.cameras.unbind(1)
@@ -233,15 +260,13 @@ class Pupil:
         rays = patch_rays(azimuth, elevation, distance, fov, networks["denoiser"].side)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half):
             text = networks["text"](input_ids=batch.ids).last_hidden_state
-            known = (text, cameras, rays, batch.backgrounds, batch.views)
+            known = (text, cameras, rays, batch.backgrounds, batch.shown, batch.offsets, batch.views)
             return networks["denoiser"](z_t, batch.t, alpha_bar, *known), target
 
     def loss(self, batch: Batch, networks: Any = None) -> Tensor:
-        """Return the mean squared error of v over the noisy views."""
+        """Return the mean squared error of v."""
         predicted, target = self.predict(batch, networks)
-        error = F.mse_loss(predicted.float(), target, reduction="none").mean((1, 2, 3))
-        asked = (batch.t >= 0).float()
-        return (error * asked).sum() / asked.sum()
+        return F.mse_loss(predicted.float(), target)
 
     def update(self, rate: float) -> None:
         """Take one step along the gradients, at `rate` times the learning rates."""

@@ -15,6 +15,7 @@ import json
 import logging
 import shutil
 import sys
+from collections.abc import Callable
 from dataclasses import asdict, fields, replace
 from functools import partial
 from pathlib import Path
@@ -25,15 +26,20 @@ import torch
 
 from splatdistill.console import exit_status
 from splatdistill.errors import UserError
+from splatdistill.files import atomic_write
+from splatdistill.priors import album
+from splatdistill.priors.album import Album
 from splatdistill.priors.judge import FOLDER as JUDGE
 from splatdistill.priors.judge import TOLD, TRUTH, WEIGHTS
 from splatdistill.priors.patch_codec import PatchCodec
+from splatdistill.priors.reading import canonical
 from splatdistill.priors.words import COLORS
 from splatdistill.scene.pictures import to_uint8
 from splatdistill.teaching import phrases, pupil, shards
 from splatdistill.teaching.assets import Entry, load_entries
 from splatdistill.teaching.compositions import learned_pairs
 from splatdistill.teaching.decoder import psnr, train_decoder
+from splatdistill.teaching.pages import Pages, half_sizes, plain_meshes, render_pages
 
 log = logging.getLogger(__name__)
 
@@ -85,6 +91,19 @@ def render(options: argparse.Namespace) -> None:
             shards.render_shards(options.out / name, kept, renderer, chosen, seed)
 
 
+def pages(options: argparse.Namespace) -> None:
+    """Draw the album's pages of the training models."""
+    from splatdistill.teaching.renderer import Renderer
+    from splatdistill.teaching.shelf import Shelf
+
+    renderer = Renderer(SIZE)
+    shelf = Shelf(tuple(all_entries(options.bundle)), options.bundle, options.out / "meshes", renderer)
+    shelf = shelf.split(False)
+    halves, ids = half_sizes(plain_meshes(shelf)), [entry.id for entry in shelf.entries]
+    Pages.save(options.out, render_pages(plain_meshes(shelf), renderer), halves, ids)
+    log.info("%d pages", len(ids))
+
+
 def encode(options: argparse.Namespace) -> None:
     """Fit the codec where there is none, and encode."""
     folder = options.out / "codec"
@@ -98,18 +117,20 @@ def encode(options: argparse.Namespace) -> None:
         codec: Any = PatchCodec(scaling_factor=pupil.SCALE)
         codec.fit(pictures)
         codec.save_pretrained(folder)
-    codec = PatchCodec.from_pretrained(folder)
+    to_latents = encoder(options)
     for name in ("pictures", "held_out_views", "held_out_models"):
         if not (options.out / name).is_dir():
             continue
         target = options.out / name.replace("pictures", "latents")
         target.mkdir(exist_ok=True)
-
-        def latents(rgb: torch.Tensor) -> torch.Tensor:
-            return codec.encode(2 * rgb - 1).latents * codec.config.scaling_factor
-
-        made = shards.encode_shards(options.out / name, target, latents)
+        made = shards.encode_shards(options.out / name, target, to_latents)
         log.info("%s: %d shards encoded", name, made)
+
+
+def encoder(options: argparse.Namespace) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Return the codec's map from pictures [B, 3, S, S] in [0, 1] to scaled latents."""
+    codec: Any = PatchCodec.from_pretrained(options.out / "codec").to(options.device).requires_grad_(False)
+    return lambda rgb: codec.encode(2 * rgb - 1).latents * codec.config.scaling_factor
 
 
 def decode(options: argparse.Namespace) -> None:
@@ -123,12 +144,15 @@ def decode(options: argparse.Namespace) -> None:
             log.info("%.2f dB on held-out models", psnr(codec, arrays["pictures"][:, 0]))
 
 
-def load_examples(folder: Path, device: str, most: int | None = None) -> pupil.Examples:
-    """Load the latents of a folder onto a device."""
-    paths = sorted(folder.glob("latents-*.npz"))[:most]
-    if not paths:
-        raise UserError(f"no latents in {folder}: run the stages render and encode first")
-    return pupil.Examples.load(paths, word_numbers(folder.parent), device)
+def load_examples(name: str, options: argparse.Namespace, most: int | None = None) -> pupil.Examples:
+    """Load the latents of a folder, and the album's pages."""
+    paths = sorted((options.out / name).glob("latents-*.npz"))[:most]
+    if not paths or not (options.out / "pages.npz").exists():
+        raise UserError(
+            f"no latents or pages in {options.out}: run the stages render, pages and encode first"
+        )
+    pages = Pages.load(options.out, encoder(options))
+    return pupil.Examples.load(paths, word_numbers(options.out), pages, options.device)
 
 
 def make_pupil(options: argparse.Namespace, examples: pupil.Examples | None) -> pupil.Pupil:
@@ -153,7 +177,7 @@ def make_pupil(options: argparse.Namespace, examples: pupil.Examples | None) -> 
 
 def train(options: argparse.Namespace) -> None:
     """Train the denoiser and the text encoder."""
-    examples = load_examples(options.out / "latents", options.device, options.most)
+    examples = load_examples("latents", options, options.most)
     log.info("%d scenes", len(examples.latents))
     made = make_pupil(options, examples)
     count = sum(p.numel() for p in made.networks.parameters())
@@ -176,7 +200,7 @@ def validate(made: pupil.Pupil, options: argparse.Namespace) -> dict[str, float]
     losses = {}
     for name in ("held_out_views", "held_out_models"):
         if (options.out / name).is_dir():
-            examples = load_examples(options.out / name, options.device)
+            examples = load_examples(name, options)
             batches = [pupil.draw_batch(made.settings, 10**9 + i, examples) for i in range(8)]
             losses[name] = sum(float(made.loss(batch, made.average.module)) for batch in batches) / 8
     return losses
@@ -218,11 +242,29 @@ def export(options: argparse.Namespace) -> None:
     told |= {"words": list(word_numbers(options.out)), "pairs": learned_pairs(told["things"])}
     told |= {"colors": list(COLORS), "sizes": list(phrases.SIZES)}
     (folder / "vocabulary.json").write_text(json.dumps(told, indent=0) + "\n", "utf-8")
+    save_album(options, folder / album.FILE, options.models)
     for name in ("nearest.tsv", *(f"{JUDGE}/{part}" for part in (WEIGHTS, TOLD, TRUTH))):
         if (options.out / name).is_file():
             (folder / name).parent.mkdir(exist_ok=True)
             shutil.copy(options.out / name, folder / name)
     log.info("%s: step %d", folder, made.step)
+
+
+def save_album(options: argparse.Namespace, path: Path, models: int | None = None) -> None:
+    """Write the pages of the first models of each noun."""
+    entries = {entry.id: entry for entry in all_entries(options.bundle)}
+    pages = Pages.load(options.out, encoder(options))
+    of_noun: dict[str, list[str]] = {}
+    for name in sorted(pages.numbers, key=lambda name: (entries[name].noun, entries[name].rank)):
+        of_noun.setdefault(entries[name].noun, []).append(name)
+    kept = [name for names in of_noun.values() for name in names[:models]]
+    numbers = [pages.numbers[name] for name in kept]
+    strips = [album.strip(pages.page(number), options.quality) for number in numbers]
+    said = tuple(";".join(map(canonical, entries[name].phrases)) for name in kept)
+    nouns = tuple(entries[name].noun for name in kept)
+    with atomic_write(path) as file:
+        Album(strips, pages.halves[numbers], tuple(kept), nouns, said).save(file)
+    log.info("%d pages of %d nouns, %.1f MB", len(kept), len(of_noun), sum(map(len, strips)) / 1e6)
 
 
 @torch.no_grad()
@@ -251,19 +293,23 @@ def sheet(options: argparse.Namespace) -> None:
 
 
 def pack(options: argparse.Namespace) -> None:
-    """Pack the pictures for a machine that cannot render: DIR/pictures.pack."""
+    """Pack the pictures and the pages for a machine that cannot render: DIR/pictures.pack, DIR/album.npz."""
     log.info("%d scenes", shards.pack(options.out / "pictures", options.out / PACK, options.shards))
+    save_album(options, options.out / album.FILE)
 
 
 def unpack(options: argparse.Namespace) -> None:
-    """Unpack the pictures of DIR/pictures.pack."""
+    """Unpack the pictures of DIR/pictures.pack, and the pages of DIR/album.npz."""
     (options.out / "pictures").mkdir(exist_ok=True)
     log.info("%d shards", shards.unpack(options.out / PACK, options.out / "pictures"))
+    packed = Album.load(options.out / album.FILE)
+    pages = (packed.page(number).pictures for number in range(len(packed.ids)))
+    Pages.save(options.out, pages, packed.halves, packed.ids)
 
 
 STAGES = {
-    "render": render, "encode": encode, "decode": decode, "train": train, "table": table, "export": export,
-    "sheet": sheet, "pack": pack, "unpack": unpack,
+    "render": render, "pages": pages, "encode": encode, "decode": decode, "train": train, "table": table,
+    "export": export, "sheet": sheet, "pack": pack, "unpack": unpack,
 }  # fmt: skip
 
 
@@ -285,6 +331,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--decoder-steps", type=int, default=2000, help="of the stage decode")
+    parser.add_argument("--models", type=int, default=3, help="pages of each noun in the album, at most")
+    parser.add_argument("--quality", type=int, default=60, help="of the album's WebP files")
     parser.add_argument("--encoder", type=Path, help="sentence encoder of the table, in transformers' layout")
     parser.add_argument("--texts", nargs="*", help="what the sheet shows; default: a choice")
     parser.add_argument("--guidance", type=float, default=4.0, help="of the sheet")

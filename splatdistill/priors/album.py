@@ -1,0 +1,233 @@
+"""The album of the teacher of real objects: small pictures of the models that it knows, from all around.
+
+The denoiser draws a view beside the pictures that are nearest to it (retrieval: 2204.11824, 2209.14491).
+So the album holds what each thing looks like, and the network how things look from other sides, in another
+color or light, and on top of one another.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+FILE = "album.npz"  # in a teacher's folder
+RINGS = ((2.0, 12), (26.0, 12), (52.0, 6))  # elevation in degrees, and pictures evenly around from azimuth 0
+DISTANCE, FOV = 3.0, math.radians(42.0)
+SIDE = 128  # pixels
+SHOWN = 3  # pictures beside a view
+OFFSET = 5  # features of each, see `offsets`
+USUAL_SIZE = 0.78  # longest half side of a thing in the album, see `fit`
+AZIMUTHS = torch.tensor([math.tau * i / count for _, count in RINGS for i in range(count)])
+ELEVATIONS = torch.tensor([math.radians(height) for height, count in RINGS for _ in range(count)])
+PICTURES = len(AZIMUTHS)
+NOTHING = -1.0  # the number of no page
+RELATIONS = ("on top of", "next to", "and")
+MOST = 2300  # models: the numbers of all pairs are exact in float32
+
+
+def nearest(azimuth: Tensor, elevation: Tensor) -> Tensor:
+    """Return the numbers [n, SHOWN] of the pictures taken from the nearest directions, the nearest first.
+
+    azimuth, elevation: in radians, [n].
+    """
+    around, height = AZIMUTHS.to(azimuth), ELEVATIONS.to(azimuth)
+    level = elevation.cos()[:, None] * height.cos() * (azimuth[:, None] - around).cos()
+    return (level + elevation.sin()[:, None] * height.sin()).topk(SHOWN).indices
+
+
+def offsets(turn: Tensor, rise: Tensor, zoom: Tensor) -> Tensor:
+    """Return features [..., OFFSET] of pictures beside a view; a picture that is missing has zeros.
+
+    turn, rise: azimuth and elevation of the view less those of the picture, in radians; zoom: log of how much
+    larger things are in the view.
+    """
+    return torch.stack([torch.ones_like(turn), turn.sin(), turn.cos(), 2 * rise, 4 * zoom], -1)
+
+
+def zoom_of(distance: Tensor, fov: Tensor) -> Tensor:
+    """Return the log of how much larger things are in a camera's picture than in the album's."""
+    return ((DISTANCE * math.tan(FOV / 2)) / (distance * (fov / 2).tan())).log()
+
+
+def before(pictures: Tensor, zoom: Tensor, background: Tensor, side: int = SIDE) -> Tensor:
+    """Return pictures [n, k, 3, side, side] in [0, 1], enlarged about their center and before a background.
+
+    Args:
+        pictures: [n, k, S, S, 4] uint8, premultiplied.
+        zoom: log of the enlargement, [n].
+        background: [n, 3].
+        side: pixels of what is returned.
+    """
+    n, k = pictures.shape[:2]
+    flat = pictures.flatten(0, 1).permute(0, 3, 1, 2).float() / 255.0
+    line = (torch.arange(side, device=flat.device) + 0.5) * (2 / side) - 1
+    grid = torch.stack(torch.meshgrid(line, line, indexing="xy"), -1)[None]
+    grid = grid * (-zoom).exp().repeat_interleave(k).view(-1, 1, 1, 1)
+    flat = F.grid_sample(flat, grid, padding_mode="zeros", align_corners=False)
+    behind = background.repeat_interleave(k, 0)[:, :, None, None]
+    return (flat[:, :3] + (1 - flat[:, 3:]) * behind).clamp(0, 1).unflatten(0, (n, k))
+
+
+@dataclass(frozen=True)
+class Page:
+    """One thing: pictures [PICTURES, S, S, 4] uint8, premultiplied; half sizes [3] along x, y, z."""
+
+    pictures: np.ndarray
+    half: np.ndarray
+
+
+def fit(half: np.ndarray) -> float:
+    """Return the scale at which a box of half sizes [3] is shown."""
+    return USUAL_SIZE / max(float(half.max()), float(np.linalg.norm(half)) / 1.25, 1e-9)
+
+
+def together(first: Page, second: Page, relation: str, chosen: Sequence[int] = range(PICTURES)) -> Page:
+    """Return the page of two things as a collage: the first one on top of the second, or beside it.
+
+    Boxes stand for the things: each picture is scaled and moved to where its box is seen, the nearer one in
+    front. What that gets wrong is the network's to mend. Only the `chosen` pictures are made.
+    """
+    pages = (first, second)
+    halves = [page.half / page.half.max() / 2 for page in pages]  # longest side 1
+    if relation == "on top of":
+        width, own = 2.5 * float(halves[1][:2].min()), 2 * float(halves[0][:2].max())
+        halves[0] = halves[0] * (max(width / own, 0.45) if own > width else 1.0)
+        centers = [np.array([0, 0, 2 * halves[1][2] + halves[0][2]]), np.array([0, 0, halves[1][2]])]
+    else:
+        centers = [np.array([0, s * (h[1] + 0.06), h[2]]) for s, h in zip((-1, 1), halves, strict=True)]
+    low = np.min([c - h for c, h in zip(centers, halves, strict=True)], 0)
+    high = np.max([c + h for c, h in zip(centers, halves, strict=True)], 0)
+    scale = fit((high - low) / 2)
+    places = [(c - (low + high) / 2) * scale for c in centers]
+    sizes = [scale * float(h.max() / p.half.max()) / fit(p.half) for h, p in zip(halves, pages, strict=True)]
+    focal = SIDE / 2 / math.tan(FOV / 2)
+    made = []
+    for i in chosen:
+        a, e = float(AZIMUTHS[i]), float(ELEVATIONS[i])
+        outward = np.array([math.cos(e) * math.cos(a), math.cos(e) * math.sin(a), math.sin(e)])
+        right = np.array([-math.sin(a), math.cos(a), 0.0])
+        down = np.array([math.sin(e) * math.cos(a), math.sin(e) * math.sin(a), -math.cos(e)])
+        canvas = np.zeros((SIDE, SIDE, 4), np.float32)
+        for k in sorted((0, 1), key=lambda k: float(places[k] @ outward)):  # the far one first
+            depth = DISTANCE - float(places[k] @ outward)
+            shift = focal / depth * np.array([right @ places[k], down @ places[k]])
+            picture = moved(pages[k].pictures[i], sizes[k] * DISTANCE / depth, shift)
+            canvas = picture + canvas * (1 - picture[..., 3:] / 255.0)
+        made.append((canvas + 0.5).clip(0, 255).astype(np.uint8))
+    return Page(np.stack(made), (high - low) / 2)
+
+
+def moved(picture: np.ndarray, size: float, shift: np.ndarray) -> np.ndarray:
+    """Return a picture [S, S, 4] scaled about its center and moved by pixels [2] right and down, float32."""
+    theta = torch.tensor([[[1 / size, 0, 0], [0, 1 / size, 0]]], dtype=torch.float32)
+    theta[0, :, 2] = torch.from_numpy(-shift / (SIDE / 2) / size).float()
+    flat = torch.from_numpy(picture).permute(2, 0, 1)[None].float()
+    if size < 0.75:  # against aliasing
+        flat = F.interpolate(
+            F.interpolate(flat, scale_factor=0.5, mode="area"), scale_factor=2.0, mode="bilinear"
+        )
+    grid = F.affine_grid(theta, [1, 4, SIDE, SIDE], align_corners=False)
+    return F.grid_sample(flat, grid, padding_mode="zeros", align_corners=False)[0].permute(1, 2, 0).numpy()
+
+
+@dataclass(frozen=True)
+class Album:
+    """Pages by the number of a model, read when they are asked for.
+
+    strips: WebP files, the pictures of a page beside one another; halves [n, 3]; ids, nouns, and phrases
+    (with semicolons between) of the models.
+    """
+
+    strips: Sequence[bytes]
+    halves: np.ndarray
+    ids: tuple[str, ...]
+    nouns: tuple[str, ...]
+    phrases: tuple[str, ...]
+
+    @classmethod
+    def load(cls, path: Path) -> Album:
+        """Read what `save` wrote."""
+        with np.load(path) as arrays:
+            joined, ends = arrays["strips"], arrays["lengths"].cumsum().tolist()
+            strips = [joined[a:b].tobytes() for a, b in zip([0, *ends], ends, strict=False)]
+            if len(strips) > MOST:
+                raise ValueError(f"{path} has {len(strips)} models; at most {MOST} can be told apart")
+            told = (tuple(arrays[name].tolist()) for name in ("ids", "nouns", "phrases"))
+            return cls(strips, arrays["halves"], *told)
+
+    def save(self, file: Any) -> None:
+        """Write everything to an open file, without pickles."""
+        lengths = np.array([len(strip) for strip in self.strips])
+        joined = np.frombuffer(b"".join(self.strips), np.uint8)
+        told: dict[str, Any] = {name: np.array(getattr(self, name)) for name in ("ids", "nouns", "phrases")}
+        told["halves"] = self.halves
+        np.savez(file, allow_pickle=False, strips=joined, lengths=lengths, **told)
+
+    @cached_property
+    def of_noun(self) -> dict[str, list[int]]:
+        """The numbers of each noun's models, the first the best."""
+        found: dict[str, list[int]] = {}
+        for number, noun in enumerate(self.nouns):
+            found.setdefault(noun, []).append(number)
+        return found
+
+    def find(self, noun: str, words: Sequence[str]) -> int | None:
+        """Return the model of a noun whose phrases have most of the words, None where the noun has none."""
+
+        def said(number: int) -> int:
+            known = self.phrases[number].replace(";", " ").split()
+            return sum(word in known for word in words)
+
+        return max(self.of_noun.get(noun, ()), key=said, default=None)
+
+    def number(self, models: Sequence[int | None], relation: str) -> float:
+        """Return the number of the page of one model or of a pair of them, NOTHING where one is missing."""
+        known = [model for model in models if model is not None]
+        if not known or len(known) < len(models):
+            return NOTHING
+        if len(known) == 1:
+            return float(known[0])
+        pair = known[0] * len(self.ids) + known[1]
+        return float(len(self.ids) + pair * len(RELATIONS) + RELATIONS.index(relation))
+
+    def page(self, number: int) -> Page:
+        """Return the page of a number."""
+        if number not in self._made:
+            if number < len(self.ids):
+                self._made[number] = self._read(number)
+            else:
+                pair, relation = divmod(number - len(self.ids), len(RELATIONS))
+                first, second = (self.page(model) for model in divmod(pair, len(self.ids)))
+                self._made[number] = together(first, second, RELATIONS[relation])
+        return self._made[number]
+
+    @cached_property
+    def _made(self) -> dict[int, Page]:
+        return {}
+
+    def _read(self, number: int) -> Page:
+        strip = np.asarray(Image.open(io.BytesIO(self.strips[number])).convert("RGBA"))
+        parts = np.stack(np.split(strip, PICTURES, 1)).astype(np.float32)
+        parts[..., :3] *= parts[..., 3:] / 255.0
+        return Page((parts + 0.5).astype(np.uint8), self.halves[number])
+
+
+def strip(page: Page, quality: int) -> bytes:
+    """Return the pictures of a page as one WebP file with transparency."""
+    parts = page.pictures.astype(np.float32)
+    parts[..., :3] *= 255.0 / np.maximum(parts[..., 3:], 1)
+    whole = np.concatenate(list(parts.clip(0, 255).astype(np.uint8)), 1)
+    stream = io.BytesIO()
+    Image.fromarray(whole, "RGBA").save(stream, "WEBP", quality=quality, alpha_quality=50, method=6)
+    return stream.getvalue()

@@ -1,8 +1,10 @@
 import json
 
+import numpy as np
 import pytest
 
 from splatdistill.errors import UserError
+from splatdistill.priors import album
 from splatdistill.teaching import card
 
 FURNITURE = "debian:furniture 1.8"
@@ -55,11 +57,15 @@ def test_the_card_holds_what_was_measured_and_nothing_else(tmp_path, capsys):
     ):  # fmt: skip
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / path).write_text(json.dumps(told))
+    strips, halves = [b"", b""], np.ones((2, 3))
+    with open(folder / album.FILE, "wb") as file:
+        album.Album(strips, halves, ("a", "b"), ("car", "car"), ("", "")).save(file)
     lines = "".join(json.dumps({"step": 10 * i + 10, "loss": 1.0 / (i + 1)}) + "\n" for i in range(40))
     (tmp_path / "run" / "losses.jsonl").write_text(lines)
     assert card.main(run) == 0
     text = (folder / "README.md").read_text()
     assert "1,500 steps of 64 views (96,000 in all)" in text and "## Measured" not in text
+    assert f"{album.PICTURES} of each of 2 models of 1 nouns" in " ".join(text.split())
     assert (
         "| models never seen | 50.0 % |" in text
         and "| step | 100 |" in text

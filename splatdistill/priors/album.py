@@ -229,5 +229,5 @@ def strip(page: Page, quality: int) -> bytes:
     parts[..., :3] *= 255.0 / np.maximum(parts[..., 3:], 1)
     whole = np.concatenate(list(parts.clip(0, 255).astype(np.uint8)), 1)
     stream = io.BytesIO()
-    Image.fromarray(whole, "RGBA").save(stream, "WEBP", quality=quality, alpha_quality=50, method=6)
+    Image.fromarray(whole, "RGBA").save(stream, "WEBP", quality=quality, alpha_quality=50, method=4)
     return stream.getvalue()

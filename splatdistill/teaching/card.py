@@ -17,6 +17,7 @@ from typing import Any
 
 from splatdistill.console import exit_status
 from splatdistill.errors import UserError
+from splatdistill.priors.album import FILE, PICTURES, Album
 from splatdistill.priors.judge import FOLDER, TOLD
 from splatdistill.teaching.assets import read_rows
 
@@ -28,7 +29,8 @@ LICENCES = {
     "CC-BY-3.0-US": "Creative Commons Attribution 3.0 US (creativecommons.org/licenses/by/3.0/us/)",
 }
 CHANGED = (
-    "Pictures were rendered from them, changed in color, proportion and size; the models are not included."
+    "Pictures were rendered from them, some changed in color and size; small ones are in the album "
+    "(album.npz). The models are not included."
 )
 TABLE = """\
 The table of near words (nearest.tsv)
@@ -141,6 +143,7 @@ def card(out: Path, run: str, rows: Sequence[Mapping[str, Any]]) -> str:
     nearest = folder / "nearest.tsv"
     near = len(nearest.read_text("utf-8").splitlines()) if nearest.is_file() else 0
     things, names = len(words["things"]), len(words["names"])
+    pages = Album.load(folder / FILE) if (folder / FILE).is_file() else None
     channels, side = network["in_channels"], network["sample_size"]
     steps, batch = index["step"], settings["batch"]
     paragraphs = {
@@ -153,6 +156,11 @@ def card(out: Path, run: str, rows: Sequence[Mapping[str, Any]]) -> str:
         "Networks": f"ViewTransformer, {network['layers']} layers of width {network['width']} over all views "
         f"and {network['outer_layers']} of width {network['outer_width']} over each, v-prediction; a CLIP "
         f"text encoder of two layers; PatchCodec, {channels} channels of {side} x {side}.",
+        "Album": "Beside each view the denoiser sees the nearest pictures of the thing. The album has "
+        f"{PICTURES} of each of {len(pages.ids):,} models of {len(set(pages.nouns))} nouns: the teacher's "
+        "things are those. docs/TEACHING.md says more."
+        if pages
+        else "None: the network alone knows the things.",
         "Training": f"{steps:,} steps of {batch} views ({steps * batch:,} in all), Muon at "
         f"{settings['matrix_rate']:g} and AdamW at {settings['learning_rate']:g}; average of decay "
         f"{settings['ema']:g}. `make real-teacher ASSETS=FOLDER` runs all of it; docs/TEACHING.md has the "

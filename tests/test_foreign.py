@@ -2,22 +2,24 @@
 
 import pytest
 import torch
-from test_formats_conventions import figure
+from test_formats_conventions import figure, stored
 
 from splatdistill import edit, export, formats, refine, view
 from splatdistill.formats.conventions import CONVENTIONS
-from splatdistill.formats.ply import write_ply
 from splatdistill.training.inputs import read_start
 from splatdistill.training.progress import RunResult
 
 STANDING = torch.tensor([[0.0, 0, 0], [0, 0, 1], [1, 0, 0]])  # the middle, the top, the front
 
 
-@pytest.fixture(params=CONVENTIONS)
+@pytest.fixture(
+    params=[*((name, ".ply") for name in CONVENTIONS), *(("sam3d", e) for e in (".splat", ".spz", ".glb"))]
+)
 def theirs(request, tmp_path):
     """Write a small file in a program's axes; return its path and the program's name."""
-    write_ply(tmp_path / "theirs.ply", figure(request.param))
-    return tmp_path / "theirs.ply", request.param
+    (name, ending), path = request.param, tmp_path / f"theirs{request.param[1]}"
+    formats.FORMATS[ending].write(path, stored(figure(name), ending), None)
+    return path, name
 
 
 def test_it_stands_in_the_viewer(theirs):

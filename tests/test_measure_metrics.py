@@ -4,8 +4,12 @@ import math
 
 import pytest
 import torch
+from tiny import make_clip
+from transformers import CLIPModel, CLIPProcessor
 
 from splatdistill.measure import metrics
+from splatdistill.measure.runs import IQA
+from splatdistill.priors.clip import Scorer
 
 
 def test_r_precision_counts_the_nearest_text() -> None:
@@ -17,6 +21,39 @@ def test_clip_score_is_the_cosine_in_percent_and_never_negative() -> None:
     images = torch.tensor([[1.0, 0.0], [1.0, 0.0], [1.0, 0.0]])
     texts = torch.tensor([[1.0, 0.0], [0.6, 0.8], [-1.0, 0.0]])
     assert metrics.clip_score(images, texts).tolist() == pytest.approx([100.0, 60.0, 0.0])
+
+
+class Tensors(CLIPModel):
+    """CLIP whose features are tensors, as before transformers 5."""
+
+    def get_text_features(self, *args, **options):
+        return super().get_text_features(*args, **options).pooler_output
+
+    def get_image_features(self, *args, **options):
+        return super().get_image_features(*args, **options).pooler_output
+
+
+# The second size is shrunk to the model's own; Pillow, which does it there, rounds to bytes.
+@pytest.mark.parametrize(("side", "tolerance"), [(28, 1e-5), (64, 0.02)])
+def test_clip_score_and_clip_iqa_are_those_of_torchmetrics(tmp_path, side: int, tolerance: float) -> None:
+    other = pytest.importorskip("torchmetrics.functional.multimodal")
+    folder = make_clip(tmp_path)
+    theirs = Tensors.from_pretrained(folder), CLIPProcessor.from_pretrained(folder)
+    pictures = torch.randint(256, (4, 3, side, side), generator=torch.Generator().manual_seed(0))
+    pictures[1:3] = torch.tensor([[200, 200, 200], [255, 0, 0]])[..., None, None]
+    scorer = Scorer.load(folder)
+    images = scorer.images(pictures / 255)
+    texts = ["a red dog", "a dog", "a red mushroom, front view", "a mushroom"]
+    found = metrics.clip_score(images, scorer.texts(texts))
+    assert found.max() - found.min() > 5.0
+    for picture, text, score in zip(pictures, texts, found.tolist(), strict=True):
+        theirs_too = other.clip_score(picture, text, lambda: theirs).item()
+        assert score == pytest.approx(theirs_too, rel=tolerance)
+    answers = other.clip_image_quality_assessment(pictures, lambda: theirs, prompts=tuple(IQA))
+    for name, words in IQA.items():
+        good, bad = scorer.texts([f"{word} photo." for word in words])
+        found = metrics.antonym_score(images, good, bad)
+        torch.testing.assert_close(found, answers[name], atol=tolerance, rtol=tolerance)
 
 
 def test_saturation_of_gray_is_zero_and_of_pure_colors_one() -> None:

@@ -17,7 +17,10 @@ from diffusers import (
 )
 from safetensors.torch import save_file
 from transformers import (
+    CLIPConfig,
     CLIPImageProcessor,
+    CLIPModel,
+    CLIPProcessor,
     CLIPTextConfig,
     CLIPTextModel,
     CLIPTokenizer,
@@ -159,6 +162,22 @@ def make_pictured(root, projection="clip_camera_projection"):
     state = {f"{layer}.weight": torch.randn(width, WIDTH + 4), f"{layer}.bias": torch.randn(width)}
     save_file(state, pipeline / projection / "diffusion_pytorch_model.safetensors")
     return pipeline
+
+
+def make_clip(root):
+    """Return the folder of a CLIP model with random weights, as transformers publishes one."""
+    tokenizer, size = tiny_tokenizer(root / "letters")
+    tokenizer.model_max_length = 77
+    ends = {"bos_token_id": size - 2, "eos_token_id": size - 1, "pad_token_id": size - 1}
+    small = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    text = {"vocab_size": size, "max_position_embeddings": 77} | ends | small
+    vision = {"image_size": 28, "patch_size": 7} | small
+    torch.manual_seed(2)
+    model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=WIDTH))
+    folder = root / "clip"
+    model.save_pretrained(folder)
+    CLIPProcessor(CLIPImageProcessor(size=28, crop_size=28), tokenizer).save_pretrained(folder)
+    return folder
 
 
 def stop_after(monkeypatch, steps: int) -> None:

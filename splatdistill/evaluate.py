@@ -177,18 +177,13 @@ def read_lines(path: Path) -> list[str]:
 
 def cells(groups: dict[str, dict[str, Any]]) -> list[list[str]]:
     """Return the summaries as text cells: a heading, then a row of means and intervals for each figure."""
-    from splatdistill.measure.runs import MEANS, SHARES
+    from splatdistill.measure.groups import FIGURES
 
-    names = [name for name in (*SHARES, *MEANS) if any(name in g["summary"] for g in groups.values())]
     rows = [["runs of", *groups], ["number", *(str(len(group["rows"])) for group in groups.values())]]
-    for name in names:
-        rows.append([name.replace("_", " "), *(cell(g["summary"].get(name)) for g in groups.values())])
-    distances = [group.get("frechet_to_teacher") for group in groups.values()]
-    spreads = [group["diversity"] for group in groups.values()]
-    rows.append(["Frechet", *("" if distance is None else f"{distance:.3f}" for distance in distances)])
-    rows.append(
-        ["diversity", *(f"{spread['pairwise_distance']:.3f}" if spread else "" for spread in spreads)]
-    )
+    for name in FIGURES:
+        if any(name in group["summary"] for group in groups.values()):
+            values = [cell(group["summary"].get(name)) for group in groups.values()]
+            rows.append([name.replace("_", " "), *values])
     return rows
 
 
@@ -221,7 +216,7 @@ def cell(value: dict[str, Any] | None) -> str:
     """Format a figure and its interval."""
     if value is None:
         return ""
-    digits = 1 if value["high"] > 10 else 2
+    digits = 1 if value["high"] > 10 else 2 if value["high"] > 0.1 else 4
     mean, low, high = (f"{value[key]:.{digits}f}" for key in ("mean", "low", "high"))
     return f"{mean} [{low}, {high}]"
 

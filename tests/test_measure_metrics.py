@@ -8,7 +8,7 @@ from tiny import make_clip
 from transformers import CLIPModel, CLIPProcessor
 
 from splatdistill.measure import metrics
-from splatdistill.measure.runs import IQA
+from splatdistill.measure.groups import IQA
 from splatdistill.priors.clip import Scorer
 
 
@@ -103,3 +103,16 @@ def test_bootstrap_interval_is_that_of_the_normal_mean() -> None:
     half = 1.96 * values.std().item() / 20
     assert (low, high) == pytest.approx((values.mean().item() - half, values.mean().item() + half), abs=0.02)
     assert all(math.isnan(bound) for bound in metrics.bootstrap_interval(torch.zeros(0)))
+
+
+def test_jackknife_interval_of_a_mean_is_that_of_its_standard_error() -> None:
+    values = torch.randn(30, generator=torch.Generator().manual_seed(0)).tolist()
+
+    def mean(strata) -> float:
+        return sum(sum(items) / len(items) for items in strata) / len(strata)
+
+    low, high = metrics.jackknife_interval(mean, [values])
+    half = 1.959964 * torch.tensor(values).std().item() / 30**0.5
+    assert (low, high) == pytest.approx((sum(values) / 30 - half, sum(values) / 30 + half), rel=1e-5)
+    low, high = metrics.jackknife_interval(mean, [values, values])  # of two independent ones
+    assert high - low == pytest.approx(2 * half / 2**0.5, rel=1e-5)

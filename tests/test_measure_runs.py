@@ -13,18 +13,14 @@ from tiny import SMALL, make_pipeline
 
 from splatdistill import train
 from splatdistill.cli import numbers
-from splatdistill.config.load import resolve
 from splatdistill.config.schema import Config
 from splatdistill.evaluate import main, table
 from splatdistill.measure.runs import (
     RenderedRun,
     colorless,
     diverged,
-    diversity,
-    group_names,
     ranked_first,
     right_names,
-    summary,
     views_followed,
 )
 from splatdistill.measure.suites import SUITES, distractors, make_runs
@@ -95,24 +91,8 @@ def test_empty_fogged_burned_and_broken_runs_have_diverged() -> None:
     assert diverged(seen(torch.tensor([1.0, 0.0, 0.0]), 0.3))
 
 
-def test_summaries_skip_what_does_not_apply() -> None:
-    rows = [{"object": True, "janus": None, "view": 0.5}, {"object": False, "janus": None, "view": 1.0}]
-    result = summary(rows)
-    assert result["object"]["mean"] == 0.5 and result["object"]["count"] == 2
-    assert result["object"]["low"] < 0.1 and result["object"]["high"] > 0.9
-    assert "janus" not in result and result["view"]["mean"] == 0.75
-
-
-def test_diversity_is_over_the_seeds_of_one_prompt() -> None:
-    a, b = torch.eye(2)
-    assert diversity([a, b], ["one", "two"]) is None
-    spread = diversity([a, b, a, a], ["one", "one", "two", "two"])
-    assert spread is not None and spread["pairwise_distance"] == pytest.approx(0.5)
-    assert spread["vendi_score"] == pytest.approx(1.5)
-
-
 def test_a_teacher_with_brackets_in_its_name_is_named_as_it_is() -> None:
-    group = {"rows": [{}], "summary": {}, "diversity": None}
+    group = {"rows": [{}], "summary": {}}
     (_, column) = table({"my[red]teacher[/] sdi": group}).columns
     assert isinstance(column.header, Text) and column.header.plain == "my[red]teacher[/] sdi"
 
@@ -123,17 +103,6 @@ def test_suites_are_fixed_lists_of_known_words() -> None:
     for text in SUITES["objects"]() + SUITES["compositions"]() + distractors():
         assert grammar.check_prompt(text) == []
         assert grammar.parse(text) is not None
-
-
-def test_runs_of_one_method_are_parted_by_the_settings_in_which_they_differ() -> None:
-    plain = resolve({"prompt": "a red dog"})
-    other = resolve({"prompt": "a blue dog", "seed": 3}, None, ["report.size=64"])
-    strong = resolve({"prompt": "a red dog"}, None, ["guidance.scale=30"])
-    sds = resolve({"method": "sds"})
-    names = group_names([plain, other, strong, sds])
-    assert names[0] == names[1] != names[2] and names[3] == "embedded-multiview sds"
-    assert names[2].startswith("embedded-multiview sdi ") and names[2].endswith("=30.0")
-    assert group_names([plain, other]) == ["embedded-multiview sdi"] * 2
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ import torch
 from splatdistill.errors import UserError
 from splatdistill.folder import RESULT
 from splatdistill.measure import metrics
-from splatdistill.measure.runs import MEANS, SHARES
+from splatdistill.measure.groups import MEANS, SHARES
 from splatdistill.media.page import asset, digest, document, encoded
 from splatdistill.media.sheets import runs_sheet
 

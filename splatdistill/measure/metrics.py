@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 Interval = tuple[float, float]
+T = TypeVar("T")
 
 
 def r_precision(images: Tensor, texts: Tensor, right: Tensor) -> Tensor:
@@ -123,3 +126,29 @@ def bootstrap_interval(values: Tensor, draws: int = 2000, seed: int = 0) -> Inte
     rows = torch.randint(len(values), (draws, len(values)), generator=generator)
     low, high = values.double().cpu()[rows].mean(-1).quantile(torch.tensor([0.025, 0.975]).double()).tolist()
     return low, high
+
+
+def jackknife_interval(
+    statistic: Callable[[Sequence[Sequence[T]]], float], strata: Sequence[Sequence[T]], z: float = 1.959964
+) -> Interval:
+    """Return the 95 % interval of a statistic of independent strata, by leaving one item out at a time.
+
+    For what is no mean, such as one over pairs, where a bootstrap would pair an item with itself. The
+    variance is the sum over strata of (n - 1) / n sum_i (s_i - mean s)^2, with s_i the statistic without item
+    i (Efron and Stein 1981: too large rather than too small).
+
+    Args:
+        statistic: of strata, each of at least one item.
+        strata: each of at least two.
+        z: of the normal distribution.
+    """
+    variance = 0.0
+    for place, items in enumerate(strata):
+        left = [
+            statistic([*strata[:place], [*items[:i], *items[i + 1 :]], *strata[place + 1 :]])
+            for i in range(len(items))
+        ]
+        values = torch.tensor(left, dtype=torch.float64)
+        variance += (len(items) - 1) / len(items) * (values - values.mean()).square().sum().item()
+    value, half = statistic(strata), z * math.sqrt(variance)
+    return value - half, value + half

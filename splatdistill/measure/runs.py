@@ -6,7 +6,7 @@ intervals.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from splatdistill.config.load import load, plain
+from splatdistill.config.load import load
 from splatdistill.config.schema import Config, PriorConfig
 from splatdistill.errors import UserError
 from splatdistill.folder import CONFIG, RESULT
@@ -23,6 +23,7 @@ from splatdistill.formats.ply import read_ply
 from splatdistill.guidance.core import sample
 from splatdistill.guidance.prompts import ViewPrompts
 from splatdistill.measure import metrics
+from splatdistill.measure.groups import IQA, Group, group_names
 from splatdistill.measure.jury import Jury
 from splatdistill.measure.suites import distractors
 from splatdistill.priors import load_prior
@@ -38,11 +39,6 @@ from splatdistill.scene.views import view_word
 VIEWS = 12  # of the turntable, at the training distance
 BEHIND = 120.0  # degrees of azimuth beyond which a front is a second front
 SAMPLES = 8  # of the teacher for each prompt
-IQA = {  # CLIP-IQA's questions that SDI's authors ask (2405.15891, section 6.1)
-    "quality": ("Good", "Bad"),
-    "sharpness": ("Sharp", "Blurry"),
-    "real": ("Real", "Abstract"),
-}
 EMPTY = 0.005  # share of the image that is covered, below which a run failed
 FOGGED = 0.9  # the same, above which a run failed
 SATURATED = 0.98  # mean saturation of what is covered, above which a run failed
@@ -222,93 +218,6 @@ def measure(
     return row
 
 
-SHARES = (
-    "object",
-    "object_first_five",
-    "nothing",
-    "color",
-    "janus",
-    "diverged",
-    "empty",
-)  # rates of yes or no
-MEANS = (
-    "r_precision",
-    "r_precision_geometry",
-    "clip_score",
-    "preference",
-    *IQA,
-    "janus_cosine",
-    "view",
-    "iou_share",
-    "color_share",
-    "loose",
-    "holes",
-    "high_frequency_to_teacher",
-    "saturation_to_teacher",
-)
-
-
-def summary(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Return mean, 95 % interval and count of every figure: Wilson's for rates, bootstrap for the others."""
-    result: dict[str, dict[str, Any]] = {}
-    for name in (*SHARES, *MEANS):
-        values = [float(row[name]) for row in rows if row.get(name) is not None]
-        if not values:
-            continue
-        tensor = torch.tensor(values)
-        if name in SHARES:
-            low, high = metrics.wilson_interval(int(sum(values)), len(values))
-        else:
-            low, high = metrics.bootstrap_interval(tensor)
-        result[name] = {"mean": tensor.mean().item(), "low": low, "high": high, "count": len(values)}
-    return result
-
-
-def diversity(features: Sequence[Tensor], prompts: Sequence[str]) -> dict[str, float] | None:
-    """Return mean pairwise distance and Vendi score of features [D] over the seeds of a prompt, averaged."""
-    by_prompt: dict[str, list[Tensor]] = {}
-    for feature, prompt in zip(features, prompts, strict=True):
-        by_prompt.setdefault(prompt, []).append(feature)
-    sets = [torch.stack(values) for values in by_prompt.values() if len(values) > 1]
-    if not sets:
-        return None
-    distance = sum(metrics.pairwise_distance(values) for values in sets) / len(sets)
-    vendi = sum(metrics.vendi_score(values) for values in sets) / len(sets)
-    return {"pairwise_distance": distance, "vendi_score": vendi, "prompts": len(sets)}
-
-
-APART = ("prompt", "seed", "checkpoint_every", "image.path")  # keys that may differ within a group
-BESIDE = ("report.", "edit.")  # and prefixes of such keys
-
-
-def group_names(configs: Sequence[Config]) -> list[str]:
-    """Return the name of each run's group: prior, method, and the settings in which it differs.
-
-    Settings are compared among the runs of one prior and method; prompts, seeds and inputs are ignored.
-    """
-    flat = [dict(settings(plain(config))) for config in configs]
-    names = [f"{values['prior.name']} {values['method.name']}" for values in flat]
-    result = []
-    for name, values in zip(names, flat, strict=True):
-        same = [other for other_name, other in zip(names, flat, strict=True) if other_name == name]
-        differ = [
-            key
-            for key, value in values.items()
-            if key not in APART and not key.startswith(BESIDE) and any(v.get(key) != value for v in same)
-        ]
-        result.append(" ".join([name, *(f"{key}={values[key]}" for key in differ)]))
-    return result
-
-
-def settings(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Return every setting of nested plain values by its dotted name."""
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from settings(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
-
-
 def preference(judge: Scorer, rendered: RenderedRun) -> float:
     """Return the mean over views of a preference model's logit of picture and prompt (2305.01569)."""
     (wanted,) = judge.texts([rendered.config.prompt]).cpu()
@@ -341,7 +250,7 @@ def evaluate(
     known: frozenset[str] | None = None,
     judge: Scorer | None = None,
 ) -> dict[str, Any]:
-    """Evaluate finished runs; return for each group (see `group_names`) its rows and its summary.
+    """Evaluate finished runs; return for each group (see `groups`) its rows and its summary.
 
     Args:
         runs: folders of finished runs.
@@ -355,8 +264,7 @@ def evaluate(
         UserError: a run is not finished.
     """
     others = distractors() if others is None else others
-    groups: dict[str, dict[str, Any]] = {}
-    gathered: dict[str, dict[str, list[Any]]] = {}
+    groups: dict[str, Group] = {}
     teachers, juries = Teachers(), dict[str, Jury | None]()
     names = group_names([load(run / CONFIG) for run in runs])
     for run, name in zip(runs, names, strict=True):
@@ -370,20 +278,10 @@ def evaluate(
             juries[config.prior.name] = Jury.of(config.prior.name)
         if (jury := juries[config.prior.name]) is not None:
             row |= jury.row(run, config.prompt)
-        groups.setdefault(name, {"rows": []})["rows"].append(row)
-        bag = gathered.setdefault(name, {"mean": [], "prompt": [], "all": [], "drawn": []})
-        features = scorer.images(seen.color).cpu()
-        bag["mean"].append(features.mean(0))
-        bag["prompt"].append(config.prompt)
-        bag["all"].append(features)
+        group = groups.setdefault(name, Group())
+        group.rows.append(row)
+        group.prompts.append(config.prompt)
+        group.views.append(scorer.images(seen.color).cpu())
         if drawn is not None:
-            bag["drawn"].append(scorer.images(drawn).cpu())
-    for name, group in groups.items():
-        bag = gathered[name]
-        group["summary"] = summary(group["rows"])
-        group["diversity"] = diversity(bag["mean"], bag["prompt"])
-        if bag["drawn"]:
-            group["frechet_to_teacher"] = metrics.frechet_distance(
-                torch.cat(bag["all"]), torch.cat(bag["drawn"])
-            )
-    return groups
+            group.samples.append(scorer.images(drawn).cpu())
+    return {name: {"rows": group.rows, "summary": group.summary()} for name, group in groups.items()}

@@ -91,6 +91,11 @@ def distractors() -> list[str]:
     return [grammar.describe((thing,), (color,)) for thing, color in pairs] + compositions(37)
 
 
+def run_folder(out: Path, prior: str, method: str, prompt: str, seed: int) -> Path:
+    """Return the folder of a run in the folder of a list."""
+    return out / f"{slug(prior)}-{method}" / f"{slug(prompt)}-{seed}"
+
+
 def make_runs(
     prompts: Sequence[str],
     out: Path,
@@ -112,7 +117,7 @@ def make_runs(
         these = []
         for prompt, seed in product(prompts, seeds):
             flags = {"prompt": prompt, "prior": {"name": prior}, "method": method, "seed": seed}
-            folder = out / f"{slug(prior)}-{method}" / f"{slug(prompt)}-{seed}"
+            folder = run_folder(out, prior, method, prompt, seed)
             these.append(RunSpec(folder, resolve(flags, None, overrides)))
             check_words(these[-1].config, allow_unknown)
         if missing := [one for one in these if not one.finished]:

@@ -4,17 +4,22 @@
 
 import json
 import os
+from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import pytest
 import torch
 from rich.text import Text
-from tiny import SMALL, make_pipeline
+from tiny import SMALL, make_clip, make_pipeline
 
 from splatdistill import train
 from splatdistill.cli import numbers
+from splatdistill.config.load import dump, load
 from splatdistill.config.schema import Config
 from splatdistill.evaluate import main, table
+from splatdistill.formats.ply import read_ply, write_ply
+from splatdistill.measure.groups import FIGURES
 from splatdistill.measure.runs import (
     RenderedRun,
     colorless,
@@ -23,7 +28,7 @@ from splatdistill.measure.runs import (
     right_names,
     views_followed,
 )
-from splatdistill.measure.suites import SUITES, distractors, make_runs
+from splatdistill.measure.suites import SUITES, distractors, make_runs, published, run_folder
 from splatdistill.ops import native
 from splatdistill.priors import words as grammar
 from splatdistill.scene.cameras import turntable
@@ -158,6 +163,42 @@ def test_the_command_writes_a_table_json_and_a_picture(
     assert "sdi" in capsys.readouterr().out
     lines = (tmp_path / "report" / "evaluation.md").read_text().splitlines()
     assert lines[0].endswith("sdi |") and any(line.startswith("| object | 0.00 [0.00,") for line in lines)
+
+
+@pytest.mark.parametrize("count", [3, pytest.param(43, marks=pytest.mark.slow)])
+def test_a_papers_suite_on_finished_runs_has_every_measure_with_its_interval(
+    folders: tuple[Path, Path], tmp_path: Path, monkeypatch, count: int
+) -> None:
+    """Any CLIP reads any prompt; the runs are finished, so that nothing is made."""
+    monkeypatch.chdir(tmp_path)
+    prompts = published("sdi43")[:count]
+    monkeypatch.setitem(SUITES, "sdi43", lambda: prompts)
+    teacher, words = str(folders[1]), [*TINY, "gaussians.bound=0.95"]
+    (first,) = make_runs(prompts[:1], tmp_path / "out", ["sds"], [teacher], [0], words)
+    for prompt, seed in product(prompts, (0, 1, 2)):
+        folder = run_folder(tmp_path / "out", teacher, "sds", prompt, seed)
+        folder.mkdir(parents=True, exist_ok=True)
+        config = replace(load(first / "config.yaml"), prompt=prompt, seed=seed)
+        (folder / "config.yaml").write_text(dump(config))
+        gaussians, _ = read_ply(first / "splat.ply")
+        with torch.no_grad():
+            gaussians["sh0"] += 0.1 * seed
+        write_ply(folder / "splat.ply", gaussians)
+    clip = str(make_clip(tmp_path))
+    monkeypatch.setattr("splatdistill.measure.suites.make_all", lambda specs, how: {})
+    options = ["--methods", "sds", "--priors", teacher, "--seeds", "0-2", "--out", "out", *words]
+    assert main(["--suite", "sdi43", "--clip", clip, "--preference", clip, *options]) == 0
+    told = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert told["clip"] == clip and "torch" in told["versions"]
+    (group,) = told["groups"].values()
+    assert len(group["rows"]) == 3 * count
+    by_words = {"object", "object_first_five", "nothing", "color", "janus", "view"}  # of the shipped teachers
+    by_models = {"iou_share", "color_share", "loose", "holes"}  # of a teacher that has true models
+    assert set(group["summary"]) == set(FIGURES) - by_words - by_models
+    for name, figure in group["summary"].items():
+        assert figure["low"] <= figure["mean"] <= figure["high"], name
+    table = (tmp_path / "out" / "evaluation.md").read_text()
+    assert all(f"| {name.replace('_', ' ')} |" in table for name in group["summary"])
 
 
 def test_a_prompt_that_the_scorer_cannot_read_has_no_figures_that_compare_with_it(

@@ -10,7 +10,8 @@ from splatdistill import reproduce
 from splatdistill.measure.claims import NAMES, all_claims
 from splatdistill.measure.claims import latents as flat
 from splatdistill.measure.claims.base import Claim, Findings, Lab, below, interval, line, share
-from splatdistill.measure.claims.splats import cost, outside
+from splatdistill.measure.claims.groups import cost
+from splatdistill.measure.claims.splats import outside
 from splatdistill.priors import load_prior
 from splatdistill.priors import words as grammar
 from splatdistill.priors.clip import Scorer

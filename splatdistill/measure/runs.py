@@ -24,12 +24,13 @@ from splatdistill.guidance.core import sample
 from splatdistill.guidance.prompts import ViewPrompts
 from splatdistill.measure import metrics
 from splatdistill.measure.groups import IQA, Group, group_names
-from splatdistill.measure.jury import Jury
+from splatdistill.measure.jury import Jury, true_row
 from splatdistill.measure.suites import distractors
 from splatdistill.priors import load_prior
 from splatdistill.priors import words as grammar
 from splatdistill.priors.base import Prior, cfg
 from splatdistill.priors.clip import Scorer
+from splatdistill.priors.loading import SHIPPED
 from splatdistill.scene.cameras import EVALUATION_VIEW, turntable
 from splatdistill.scene.gaussians import finite_mask
 from splatdistill.scene.rendering import render
@@ -278,6 +279,8 @@ def evaluate(
             juries[config.prior.name] = Jury.of(config.prior.name)
         if (jury := juries[config.prior.name]) is not None:
             row |= jury.row(run, config.prompt)
+        elif config.prior.name in SHIPPED:
+            row |= true_row(run, config.prompt)
         group = groups.setdefault(name, Group())
         group.rows.append(row)
         group.prompts.append(config.prompt)

@@ -1,7 +1,9 @@
 """Looks of all true models, for measuring: `python -m splatdistill.teaching.truth --out DIR`.
 
 Writes DIR/judge/truth.npz: 12 silhouettes of 32 x 32 and colors of 8 x 8 of each model, and how alike the
-models of each noun are. The models themselves cannot be made of it.
+models of each noun are. The models themselves cannot be made of it. With --procedural it writes DIR/truth.npz
+of procedural scenes in place of models, some of each prompt of the suite of objects: that of the shipped
+teachers.
 """
 
 from __future__ import annotations
@@ -9,7 +11,7 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +20,21 @@ import torch
 
 from splatdistill.console import exit_status
 from splatdistill.files import atomic_write
+from splatdistill.measure.suites import objects
 from splatdistill.priors.judge import FOLDER, TRUTH
+from splatdistill.priors.words import parse
 from splatdistill.scene.cameras import EVALUATION_VIEW, turntable
 from splatdistill.scene.likeness import USUAL, Look, hole_share, loose_share, match
 from splatdistill.teaching.renderer import Light, Renderer
+from splatdistill.teaching.scenes import build
 from splatdistill.teaching.shelf import Shelf
+from splatdistill.teaching.solids import raycast
 from splatdistill.teaching.teach import all_entries
 
 log = logging.getLogger(__name__)
 
 VIEWS, SIZE = 12, 128
+SCENES, SEED = 4, 77_000  # of a prompt; the seed is far from the teachers' and the scorer's
 
 
 def look_at(shelf: Shelf, noun: str, size: int = SIZE) -> list[Look]:
@@ -55,11 +62,21 @@ def usual(looks: Sequence[Look]) -> list[float]:
     return [*pair, *np.mean(flaws, 0).tolist()]
 
 
-def write_truth(shelf: Shelf, path: Path, size: int = SIZE) -> None:
-    """Write the looks of all models of a shelf."""
+def look_at_scenes(prompt: str, count: int = SCENES, size: int = SIZE) -> list[Look]:
+    """Return the looks of scenes of one thing and color, with seeds that no training has seen."""
+    things, (color,) = parse(prompt) or ((prompt,), ("gray",))
+    rng = np.random.default_rng((SEED, *prompt.encode()))
+    batch = build(things, count, rng, named=1.0, colors=(color or "gray",)).repeated(VIEWS)
+    cameras = turntable(VIEWS, *EVALUATION_VIEW, size)[torch.arange(VIEWS).repeat(count)]
+    seen = torch.from_numpy(raycast(batch.table, cameras)).permute(0, 3, 1, 2).float() / 255
+    views = seen.unflatten(0, (count, VIEWS))
+    return [Look.of((rgba[:, :3] + 1 - rgba[:, 3:]).clamp(0, 1), rgba[:, 3:]) for rgba in views]
+
+
+def write_truth(names_and_looks: Iterable[tuple[str, list[Look]]], path: Path) -> None:
+    """Write the looks of what has a name, and how alike those of one name are."""
     shapes, colors, nouns, names, figures = [], [], [], [], []
-    for noun in sorted(shelf.by_noun):
-        looks = look_at(shelf, noun, size)
+    for noun, looks in names_and_looks:
         shapes += [np.packbits(look.shapes.numpy(), axis=-1) for look in looks]
         colors += [(look.colors * 255).round().byte().numpy() for look in looks]
         nouns += [noun] * len(looks)
@@ -78,15 +95,23 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m splatdistill.teaching.truth", description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder of the teaching")
     parser.add_argument("--bundle", type=Path, default=Path("assets"), help="folder of assets.json")
+    parser.add_argument(
+        "--procedural", action="store_true", help="of procedural scenes, for shipped teachers"
+    )
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
 
     def command() -> int:
+        if options.procedural:
+            options.out.mkdir(parents=True, exist_ok=True)
+            write_truth(((prompt, look_at_scenes(prompt)) for prompt in objects()), options.out / TRUTH)
+            return 0
         shelf = Shelf(
             tuple(all_entries(options.bundle)), options.bundle, options.out / "meshes", Renderer(SIZE)
         )
         (options.out / FOLDER).mkdir(parents=True, exist_ok=True)
-        write_truth(shelf, options.out / FOLDER / TRUTH)
+        models = ((noun, look_at(shelf, noun)) for noun in sorted(shelf.by_noun))
+        write_truth(models, options.out / FOLDER / TRUTH)
         return 0
 
     return exit_status(command, "interrupted")

@@ -165,7 +165,7 @@ def test_the_command_writes_a_table_json_and_a_picture(
     assert lines[0].endswith("sdi |") and any(line.startswith("| object | 0.00 [0.00,") for line in lines)
 
 
-@pytest.mark.parametrize("count", [3, pytest.param(43, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [2, pytest.param(43, marks=pytest.mark.slow)])
 def test_a_papers_suite_on_finished_runs_has_every_measure_with_its_interval(
     folders: tuple[Path, Path], tmp_path: Path, monkeypatch, count: int
 ) -> None:

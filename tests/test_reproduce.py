@@ -65,7 +65,7 @@ def test_costs_are_counted_once(lab: Lab) -> None:
 def test_a_claim_about_splats_makes_its_runs_and_reads_them(lab: Lab) -> None:
     found = CLAIMS["df-1"].measure(lab)
     assert [len(cells) for _, cells in found.rows] == [3, 3]
-    assert len(list(lab.runs.glob("steps-4/*/*/splat.ply"))) == 4
+    assert len(list(lab.runs.glob("steps-4/embedded-sdi/*/splat.ply"))) == 4
 
 
 def test_the_mask_of_an_edit_is_the_thing_that_changes() -> None:

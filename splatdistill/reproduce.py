@@ -102,11 +102,14 @@ def start(args: argparse.Namespace) -> int:
         findings = claims[name].measure(lab)
         seconds = time.perf_counter() - begin
         record = {"claim": name, **dataclasses.asdict(findings), "seconds": round(seconds)}
+        record["shown"] = len(findings.shown)  # rows of the picture
         record |= {"command": command, "version": __version__, "machine": machine()}
         with atomic_write(place / f"{name}.json") as file:
             file.write(json.dumps(record, indent=1).encode() + b"\n")
         if findings.lines:
             plot(findings, place / f"{name}.png")
+        if findings.shown:
+            picture(findings, place / f"{name}.png")
         note(f"{name}: {VERDICTS[findings.holds]}. {findings.reading}")
     with atomic_write(args.out / "REPRODUCTION.md") as file:
         file.write(document(place, claims).encode())
@@ -139,6 +142,17 @@ def plot(findings: Findings, path: Path) -> None:
         drawing.savefig(file, format="png", dpi=120)
 
 
+def picture(findings: Findings, path: Path) -> None:
+    """Write a picture of the runs that are shown: a row for each row of the findings, four views of each."""
+    from splatdistill.files import atomic_write
+    from splatdistill.folder import RESULT
+    from splatdistill.media.sheets import runs_sheet
+
+    splats = [run / RESULT for row in findings.shown for run in row]
+    with atomic_write(path) as file:
+        runs_sheet(splats, size=64, columns=len(findings.shown[0])).save(file, format="PNG")
+
+
 def document(folder: Path, claims: dict[str, Claim]) -> str:
     """Return the Markdown page of the records in a folder, in the claims' order."""
     parts = [
@@ -156,6 +170,8 @@ def document(folder: Path, claims: dict[str, Claim]) -> str:
         parts += [*table(record), ""]
         if record["lines"]:
             parts.append(f"![{name}](reproduction/{name}.png)\n")
+        if record.get("shown"):
+            parts.append(f"![{name}](reproduction/{name}.png)\n\nFrom above, the rows of the table.\n")
         machine = record["machine"]
         conditions = ", ".join(f"{key} {value}" for key, value in record["conditions"].items())
         parts += [f"Conditions: {conditions}.\n"] if conditions else []

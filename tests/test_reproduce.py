@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from splatdistill import reproduce
 from splatdistill.measure.claims import NAMES, all_claims
@@ -65,7 +66,11 @@ def test_costs_are_counted_once(lab: Lab) -> None:
 def test_a_claim_about_splats_makes_its_runs_and_reads_them(lab: Lab) -> None:
     found = CLAIMS["df-1"].measure(lab)
     assert [len(cells) for _, cells in found.rows] == [3, 3]
-    assert len(list(lab.runs.glob("steps-4/embedded-sdi/*/splat.ply"))) == 4
+    made = sorted((lab.runs / "steps-4" / "embedded-sdi").glob("*/splat.ply"))
+    assert len(made) == 4
+    shown = Findings([], [], None, "", shown=[[path.parent for path in made]] * 3)
+    reproduce.picture(shown, lab.runs / "shown.png")
+    assert Image.open(lab.runs / "shown.png").size == (4 * 4 * 64, 3 * 64)
 
 
 def test_the_mask_of_an_edit_is_the_thing_that_changes() -> None:

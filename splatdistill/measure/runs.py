@@ -250,6 +250,7 @@ def evaluate(
     compare: bool = True,
     known: frozenset[str] | None = None,
     judge: Scorer | None = None,
+    teachers: Teachers | None = None,
 ) -> dict[str, Any]:
     """Evaluate finished runs; return for each group (see `groups`) its rows and its summary.
 
@@ -260,13 +261,14 @@ def evaluate(
         compare: also compare with samples of each run's own teacher.
         known: words that the scorer knows; see `measure`.
         judge: a CLIP model that was trained on preferences (PickScore, HPSv2); None for none.
+        teachers: of other calls, so that none is asked twice for the same.
 
     Raises:
         UserError: a run is not finished.
     """
     others = distractors() if others is None else others
     groups: dict[str, Group] = {}
-    teachers, juries = Teachers(), dict[str, Jury | None]()
+    teachers, juries = teachers or Teachers(), dict[str, Jury | None]()
     names = group_names([load(run / CONFIG) for run in runs])
     for run, name in zip(runs, names, strict=True):
         seen = render_run(run, scorer.size)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from splatdistill.guidance.latents import branches
 from splatdistill.measure import metrics
+from splatdistill.measure.runs import Teachers
 from splatdistill.measure.suites import objects
 from splatdistill.priors.base import Conditioning, Prior
 from splatdistill.priors.clip import Scorer
@@ -34,6 +35,7 @@ class Lab:
     steps: int = 150
     overrides: Sequence[str] = ()
     jobs: int | None = 1
+    teachers: Teachers = field(default_factory=Teachers)
 
     @property
     def texts(self) -> list[str]:
@@ -74,7 +76,7 @@ class Findings:
     """The result of a measurement: a table of numbers and intervals, curves, and a reading.
 
     holds: whether the claim holds on this teacher, None where nothing is claimed; reading: one or two
-    sentences with the conditions.
+    sentences with the conditions; shown: rows of finished runs, for a picture of them.
     """
 
     columns: list[str]
@@ -85,6 +87,7 @@ class Findings:
     lines: list[Line] = field(default_factory=list)
     axes: tuple[str, str] = ("", "")
     logarithmic: bool = False
+    shown: list[list[Path]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,7 @@ def evaluated(lab: Lab, folders: Sequence[Path], compare: bool = True) -> dict[s
     """Evaluate runs that form one group."""
     if not folders:
         raise UserError("none of the runs came to a result; their log.txt says why")
-    return next(iter(evaluate(folders, lab.scorer, compare=compare).values()))
+    return next(iter(evaluate(folders, lab.scorer, compare=compare, teachers=lab.teachers).values()))
 
 
 def figure(group: dict[str, Any], name: str) -> Interval | None:

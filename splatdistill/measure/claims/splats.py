@@ -102,8 +102,11 @@ def diverse(lab: Lab, methods: Sequence[str], count: int) -> Findings:
     """Compare the diversity over seeds of methods; the last one's should lie above that of the others."""
     texts = lab.texts[: max(lab.prompts // 4, 2)]
     rows: list[tuple[str, list[Any]]] = []
+    shown = []
     for method in methods:
-        group = evaluated(lab, runs(lab, method, texts=texts, seeds=range(count)))
+        made = runs(lab, method, texts=texts, seeds=range(count))
+        group = evaluated(lab, made)
+        shown.append(made[:count])
         cells = [figure(group, name) for name in ("diversity", "vendi_score", "object", "r_precision")]
         rows.append((method.upper(), cells))
     *others, (best, cells) = rows
@@ -114,7 +117,7 @@ def diverse(lab: Lab, methods: Sequence[str], count: int) -> Findings:
     )
     columns = ["pairwise distance", "Vendi score", "object", "R-Precision"]
     conditions = {"prompts": texts, "seeds": count, "steps": lab.steps}
-    return Findings(columns, rows, len(lower) == len(others), reading, conditions)
+    return Findings(columns, rows, len(lower) == len(others), reading, conditions, shown=shown)
 
 
 EDITS = (  # the upper object changes its color, the lower one should stay
@@ -265,10 +268,12 @@ def fronts(
 
 def all_methods(lab: Lab) -> Findings:
     """Compare all methods in one table."""
-    rows, accuracy, texts = [], {}, lab.texts[: max(lab.prompts // 2, 1)]
+    rows, accuracy, shown, texts = [], {}, [], lab.texts[: max(lab.prompts // 2, 1)]
     for method in GENERATORS:
         evaluations, seconds = cost(lab, method)
-        group = evaluated(lab, runs(lab, method, texts=texts, seeds=range(lab.seeds)))
+        made = runs(lab, method, texts=texts, seeds=range(lab.seeds))
+        group = evaluated(lab, made)
+        shown.append(made[:: lab.seeds][:4])
         figures = {name: figure(group, name) for name in (*FIGURES, *SPREADS)}
         accuracy[method] = figures["object"].mean if figures["object"] else 0.0
         rows.append((method.upper(), [*figures.values(), seconds, evaluations]))
@@ -277,7 +282,7 @@ def all_methods(lab: Lab) -> Findings:
     reading = f"On this teacher most things, {100 * most:.0f} %, are named right in splats by {best}."
     columns = [*FIGURES.values(), *SPREADS.values(), "seconds", "network evaluations"]
     conditions = {"prompts": len(texts), "seeds": lab.seeds, "steps": lab.steps}
-    return Findings(columns, rows, None, reading, conditions)
+    return Findings(columns, rows, None, reading, conditions, shown=shown)
 
 
 SOLID = [

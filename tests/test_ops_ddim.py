@@ -14,8 +14,7 @@ from splatdistill.ops import native
 
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}  # absolute and relative
 DTYPES = list(TOLERANCE)
-PREDICTION_TYPES = ("epsilon", "v_prediction", "sample", "flow")
-PUBLISHED = PREDICTION_TYPES[:3]  # of DDIM; a flow's steps are compared in test_priors_base.py
+PREDICTION_TYPES = ("epsilon", "v_prediction", "sample", "flow")  # the last by test_priors_base.py
 SHAPE = (3, 4, 8, 8)  # B, C, h, w
 
 needs_native = pytest.mark.skipif(not native.available(), reason="needs the native extension")
@@ -97,7 +96,7 @@ def all_calls(**settings) -> list[tuple]:
     return calls + [("recover_noise", recover_arguments(**settings))]
 
 
-@pytest.mark.parametrize("prediction_type", PUBLISHED)
+@pytest.mark.parametrize("prediction_type", PREDICTION_TYPES[:3])
 @pytest.mark.parametrize("eta", [0.0, 0.7])
 def test_step_equals_diffusers_ddim_with_its_own_timestep_for_each_sample(prediction_type, eta):
     scheduler, stride = scheduler_of(DDIMScheduler, prediction_type)
@@ -113,7 +112,7 @@ def test_step_equals_diffusers_ddim_with_its_own_timestep_for_each_sample(predic
     assert_close(actual, torch.cat(expected), 1e-5)
 
 
-@pytest.mark.parametrize("prediction_type", PUBLISHED)
+@pytest.mark.parametrize("prediction_type", PREDICTION_TYPES[:3])
 def test_step_to_more_noise_equals_diffusers_inversion(prediction_type):
     scheduler, stride = scheduler_of(DDIMInverseScheduler, prediction_type)
     timesteps = scheduler.timesteps[[2, 9, 17]]

@@ -7,9 +7,9 @@ from main_job import evaluate as evaluate_main_job
 from teacher import autoencoder_psnr
 from teacher import evaluate as evaluate_teacher
 
-from splatdistill.measure.suites import objects
 from splatdistill.priors import load_prior
 from splatdistill.priors.base import Prior
+from splatdistill.priors.words import object_prompts
 
 pytestmark = pytest.mark.quality
 
@@ -29,6 +29,6 @@ def test_the_autoencoder_keeps_small_parts(prior: Prior) -> None:
 
 
 def test_splats_show_what_was_asked(prior: Prior) -> None:
-    result, _ = evaluate_main_job(prior, load_judge(), "sdi", objects()[:20])
+    result, _ = evaluate_main_job(prior, load_judge(), "sdi", object_prompts()[:20])
     assert result["object"] >= 0.90 and result["color"] >= 0.93, result
     assert all(run["gaussians"] >= 50 for run in result["runs"])

@@ -27,16 +27,6 @@ from splatdistill.training.inputs import check_words, slug
 from splatdistill.training.jobs import RunSpec, make_all
 
 
-def objects() -> list[str]:
-    """Return one prompt for every object of the shipped teacher, cycling through the colors."""
-    names, colors = list(grammar.OBJECTS), list(grammar.COLORS)
-    picked = [
-        (names[i * 7 % len(names)], colors[(i * 5 + i // len(names)) % len(colors)])
-        for i in range(len(names))
-    ]
-    return [grammar.describe((thing,), (color,)) for thing, color in picked]
-
-
 def compositions(count: int = 30) -> list[str]:
     """Return prompts of one object on top of another, each in a color of its own."""
     names, colors = list(grammar.THINGS), list(grammar.COLORS)
@@ -65,7 +55,7 @@ def published(name: str) -> list[str]:
 
 SUITES = {
     **{name: partial(published, name) for name in PUBLISHED},
-    "objects": objects,
+    "objects": grammar.object_prompts,
     "compositions": compositions,
     "dreamfusion": lambda: [  # in the style of its gallery; for teachers with an open vocabulary
         "a corgi wearing a beret",

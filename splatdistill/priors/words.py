@@ -97,6 +97,16 @@ def parse(text: str) -> tuple[tuple[str, ...], tuple[str | None, ...]] | None:
     return tuple(things), tuple(colors)
 
 
+def object_prompts() -> list[str]:
+    """Return one prompt for every object of the shipped teacher, cycling through the colors."""
+    names, colors = list(OBJECTS), list(COLORS)
+    picked = [
+        (names[i * 7 % len(names)], colors[(i * 5 + i // len(names)) % len(colors)])
+        for i in range(len(names))
+    ]
+    return [describe((thing,), (color,)) for thing, color in picked]
+
+
 def words(text: str) -> list[str]:
     """Split text into lower-case words, at spaces, commas and periods."""
     return re.findall(r"[^\s,.]+", text.lower())

@@ -20,9 +20,8 @@ import torch
 
 from splatdistill.console import exit_status
 from splatdistill.files import atomic_write
-from splatdistill.measure.suites import objects
 from splatdistill.priors.judge import FOLDER, TRUTH
-from splatdistill.priors.words import parse
+from splatdistill.priors.words import object_prompts, parse
 from splatdistill.scene.cameras import EVALUATION_VIEW, turntable
 from splatdistill.scene.likeness import USUAL, Look, hole_share, loose_share, match
 from splatdistill.teaching.renderer import Light, Renderer
@@ -104,7 +103,9 @@ def main(arguments: list[str] | None = None) -> int:
     def command() -> int:
         if options.procedural:
             options.out.mkdir(parents=True, exist_ok=True)
-            write_truth(((prompt, look_at_scenes(prompt)) for prompt in objects()), options.out / TRUTH)
+            write_truth(
+                ((prompt, look_at_scenes(prompt)) for prompt in object_prompts()), options.out / TRUTH
+            )
             return 0
         shelf = Shelf(
             tuple(all_entries(options.bundle)), options.bundle, options.out / "meshes", Renderer(SIZE)

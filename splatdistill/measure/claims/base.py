@@ -13,9 +13,9 @@ from torch import Tensor
 from splatdistill.guidance.latents import branches
 from splatdistill.measure import metrics
 from splatdistill.measure.runs import Teachers
-from splatdistill.measure.suites import objects
 from splatdistill.priors.base import Conditioning, Prior
 from splatdistill.priors.clip import Scorer
+from splatdistill.priors.words import object_prompts
 
 
 @dataclass
@@ -40,7 +40,7 @@ class Lab:
     @property
     def texts(self) -> list[str]:
         """The first prompts of the suite of objects."""
-        return objects()[: self.prompts]
+        return object_prompts()[: self.prompts]
 
     def branches(self, text: str, guidance: float, count: int = 1) -> Conditioning:
         """Return the conditioning (unconditional and text) of `count` samples."""

@@ -1,3 +1,4 @@
+import copy
 import json
 import shutil
 from contextlib import nullcontext
@@ -158,6 +159,40 @@ def test_a_given_picture_takes_the_album_s_place(prior, with_album):
     told = [one.condition_on(gray) for one in (prior, with_album)]
     t = torch.full((4,), 500)
     torch.testing.assert_close(*(one.predict(noise(), t, condition(one)) for one in told))
+
+
+@pytest.fixture
+def two_models(with_album):
+    """Return the same teacher with a red model of a car and a blue one."""
+    pictures = np.zeros((album.PICTURES, album.SIDE, album.SIDE, 4), np.uint8)
+    strips = []
+    for color in ((200, 30, 30, 255), (30, 30, 200, 255)):
+        pictures[:, 20:110, 20:110] = color
+        strips.append(album.strip(album.Page(pictures, np.ones(3)), 60))
+    both = copy.copy(with_album)
+    both.album = album.Album(strips, np.ones((2, 3)), ("a", "b"), ("car", "car"), ("", ""))
+    return both
+
+
+def test_a_seed_chooses_among_the_models_of_a_thing(two_models):
+    pages = [two_models.for_run(seed, 1).embed(["red car"])[0, 0, :2].tolist() for seed in (0, 1, 2)]
+    assert pages == [[0, -1], [1, -1], [0, -1]]
+    assert two_models.for_run(1, 3).embed(["car"])[0, 0, :3].tolist() == [1, 0, -1]
+
+
+def test_of_several_models_a_scene_gets_the_one_nearest_to_its_noisy_views(two_models):
+    several = two_models.for_run(0, 2)
+    t = torch.full((8,), 100)
+    red, blue = (torch.tensor(c) / 255.0 for c in ((200, 30, 30), (30, 30, 200)))
+    first = two_models.encode(blue.view(1, 3, 1, 1).expand(4, 3, SIZE, SIZE))
+    second = two_models.encode(red.view(1, 3, 1, 1).expand(4, 3, SIZE, SIZE))
+    alpha_bar = several.alphas_cumprod[100].float()
+    z_t = alpha_bar.sqrt() * torch.cat([first, second]) + (1 - alpha_bar).sqrt() * noise(8)
+    drawn = several.predict(z_t, t, condition(several, "car", count=8))
+    for part, seed in ((slice(0, 4), 1), (slice(4, 8), 0)):
+        alone = two_models.for_run(seed, 1)
+        expected = alone.predict(z_t, t, condition(alone, "car", count=8))
+        torch.testing.assert_close(drawn[:, part], expected[:, part], atol=1e-4, rtol=1e-4)
 
 
 def test_without_cameras_the_album_is_seen_from_the_front(prior, with_album):

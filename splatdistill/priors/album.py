@@ -182,24 +182,31 @@ class Album:
             found.setdefault(noun, []).append(number)
         return found
 
-    def find(self, noun: str, words: Sequence[str]) -> int | None:
-        """Return the model of a noun whose phrases have most of the words, None where the noun has none."""
+    def find(self, noun: str, words: Sequence[str]) -> list[int]:
+        """Return the models of a noun whose phrases have most of the words, the best first."""
 
         def said(number: int) -> int:
             known = self.phrases[number].replace(";", " ").split()
             return sum(word in known for word in words)
 
-        return max(self.of_noun.get(noun, ()), key=said, default=None)
+        models = self.of_noun.get(noun, [])
+        most = max(map(said, models), default=0)
+        return [number for number in models if said(number) == most]
 
-    def number(self, models: Sequence[int | None], relation: str) -> float:
-        """Return the number of the page of one model or of a pair of them, NOTHING where one is missing."""
-        known = [model for model in models if model is not None]
-        if not known or len(known) < len(models):
-            return NOTHING
-        if len(known) == 1:
-            return float(known[0])
-        pair = known[0] * len(self.ids) + known[1]
-        return float(len(self.ids) + pair * len(RELATIONS) + RELATIONS.index(relation))
+    def numbers(self, things: Sequence[Sequence[int]], relation: str, seed: int, count: int) -> list[float]:
+        """Return the numbers of the pages of a thing, or of a pair, each given as models to choose from.
+
+        Of a thing they are `count` at most, from the one that the seed chooses on: seed 0 the first, 1 the
+        second, and so on around. A pair has one; none is NOTHING.
+        """
+        if not things or not all(things):
+            return [NOTHING]
+        if len(things) == 1:
+            models = things[0]
+            return [float(models[(seed + k) % len(models)]) for k in range(min(count, len(models)))]
+        first, second = (models[seed % len(models)] for models in things)
+        pair = first * len(self.ids) + second
+        return [float(len(self.ids) + pair * len(RELATIONS) + RELATIONS.index(relation))]
 
     def page(self, number: int) -> Page:
         """Return the page of a number."""

@@ -174,6 +174,10 @@ class Prior(Protocol):
         """Return this prior conditioned on a picture; unchanged if it reads none."""
         return self
 
+    def for_run(self, seed: int, models: int) -> Self:
+        """Return this prior as a run uses it; the same unless it chooses among `models` of a thing."""
+        return self
+
     def understand(self, text: str) -> tuple[str, list[str]]:
         """Return a text as this prior reads it, and a line where some of it is taken for something else."""
         return text, []

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from splatdistill.priors import album
-from splatdistill.priors.album import NOTHING, OFFSET, SHOWN, Album
+from splatdistill.priors.album import OFFSET, SHOWN, Album
 from splatdistill.priors.base import Conditioning, alpha_bar_at, cut_to_fit
 from splatdistill.priors.folders import Folder
 from splatdistill.priors.graphs import Graphed
@@ -35,11 +35,15 @@ class ViewPrior(Pictured, LatentPrior):
     Samples come in groups of VIEWS of one scene; without cameras, each is alone and from the front. Beside
     each view the network sees the nearest pictures of what the text names, from the album in the folder;
     with `condition_on`, the given picture instead, and azimuths are relative to it. The first row of a text's
-    hidden states is the number of its page.
+    hidden states has the numbers of its pages: one, or several models of a thing, of which a scene gets the
+    one nearest to its noisy views.
+
+    seed: which of a thing's models is the first; models: how many of them a text means.
     """
 
     group = VIEWS
     view_words = False
+    seed, models = 0, 1
 
     @classmethod
     def reads(cls, folder: Folder) -> bool:
@@ -92,6 +96,13 @@ class ViewPrior(Pictured, LatentPrior):
         single._denoise = Graphed(single.network)
         return single
 
+    def for_run(self, seed: int, models: int) -> Self:
+        """Return a copy, sharing its networks, whose texts mean the models that this seed chooses."""
+        chosen = copy.copy(self)
+        chosen.seed, chosen.models = seed, models
+        chosen._denoise = Graphed(chosen.network)
+        return chosen
+
     def understand(self, text: str) -> tuple[str, list[str]]:
         """Return a text in the words of the vocabulary; see `Prior.understand`."""
         return self.reader.understand(text, strict=False)
@@ -104,20 +115,24 @@ class ViewPrior(Pictured, LatentPrior):
     def embed(self, texts: list[str]) -> Tensor:
         """Return hidden states [n,1+L,D] of the text encoder, float32; other words as `understand` has them.
 
-        The first of them is filled with the number of the text's page.
+        The first of them begins with the numbers of the text's pages.
         """
         read = {text: self.understand(text)[0] for text in dict.fromkeys(texts)}
         ids = torch.tensor([self.reader.numbers(read[text]) for text in texts], device=self.device)
-        pages = torch.tensor([self._page(read[text]) for text in texts], device=self.device)
         hidden = self.text_encoder(input_ids=ids)[0].float()
-        return torch.cat([pages[:, None, None].expand(-1, 1, hidden.shape[2]), hidden], 1)
+        first = torch.full_like(hidden[:, :1], album.NOTHING)
+        for row, text in zip(first, texts, strict=True):
+            pages = self._pages(read[text])
+            row[0, : len(pages)] = torch.tensor(pages)
+        return torch.cat([first, hidden], 1)
 
-    def _page(self, text: str) -> float:
-        """Return the number of the page of a canonical text, NOTHING where there is none."""
+    def _pages(self, text: str) -> list[float]:
+        """Return the numbers of the pages of a canonical text."""
         if self.album is None:
-            return NOTHING
+            return []
         things, relation = self.reader.scene(text)
-        return self.album.number([self.album.find(noun, words) for noun, words in things], relation)
+        found = [self.album.find(noun, words) for noun, words in things]
+        return self.album.numbers(found, relation, self.seed, self.models)
 
     def with_cameras(self, cond: Conditioning, cameras: Cameras, background: Tensor) -> Conditioning:
         """Return the conditioning with cameras [B], backgrounds [B,3], and the pictures beside the views."""
@@ -129,22 +144,22 @@ class ViewPrior(Pictured, LatentPrior):
         )
         told = told.to(self.device).expand(branches, -1, -1)
         if reference is None:
-            numbers = cond.embeddings[..., 0, 0].long()
-            shown = [self._of_page(row, told[0]) for row in numbers.to(self.device)]
+            pages = cond.embeddings[..., 0, : self.models].to(self.device)  # [branches, B, models]
+            shown = [torch.cat([self._of_page(n, told[0]) for n in row.unbind(1)], 1) for row in pages]
         else:
             picture = self._of_picture(reference, orbits(reference.camera, first), told[0])
             shown = [torch.zeros_like(picture), *[picture] * (branches - 1)]
         return replace(cond, extra=torch.cat([told, torch.stack(shown)], 2))
 
     def _of_page(self, numbers: Tensor, told: Tensor) -> Tensor:
-        """Return offsets and latents, flat [B, SHOWN * (OFFSET + C * h * w)], of the pages of B views."""
+        """Return offsets and latents, flat [B, SHOWN * (OFFSET + C * h * w)], of B views' pages [B]."""
         azimuth, elevation, distance, fov = told[:, :4].unbind(1)
         chosen = album.nearest(azimuth, elevation)
         side = album.SIDE
         pictures = torch.zeros(len(told), SHOWN, side, side, 4, dtype=torch.uint8)
         for i, (number, picked) in enumerate(zip(numbers.tolist(), chosen.tolist(), strict=True)):
             if self.album is not None and number >= 0:
-                pictures[i] = torch.from_numpy(self.album.page(number).pictures[picked])
+                pictures[i] = torch.from_numpy(self.album.page(int(number)).pictures[picked])
         zoom = album.zoom_of(distance, fov)
         rgb = album.before(pictures.to(self.device), zoom, told[:, 5:], self.image_size)
         turn = azimuth[:, None] - album.AZIMUTHS.to(azimuth)[chosen]
@@ -169,10 +184,13 @@ class ViewPrior(Pictured, LatentPrior):
         views = self.group if extra else 1
         if not extra:
             usual = torch.tensor(USUAL, device=z_t.device).expand(len(z_t), -1)
-            extra = (torch.cat([usual, self._of_page(embeddings[:, 0, 0].long(), usual)], 1),)
-        told, placed, shown = extra[0].split([TOLD, SHOWN * OFFSET, SHOWN * z_t[0].numel()], 1)
-        azimuth, elevation, distance, fov, relative = told[:, :5].float().unbind(1)
+            extra = (torch.cat([usual, self._of_page(embeddings[:, 0, 0], usual)], 1),)
+        told, rest = extra[0][:, :TOLD].float(), extra[0][:, TOLD:]
+        azimuth, elevation, distance, fov, relative = told[:, :5].unbind(1)
         alpha_bar = alpha_bar_at(self, t).to(z_t.device, torch.float32)
+        pages = rest.unflatten(1, (-1, SHOWN * (OFFSET + z_t[0].numel()))).float()  # [n, models, ...]
+        page = pages[:, 0] if pages.shape[1] == 1 else nearest_page(z_t, alpha_bar, pages, views)
+        placed, shown = page[:, : SHOWN * OFFSET], page[:, SHOWN * OFFSET :]
         return self.unet(
             z_t.float(),
             t,
@@ -180,11 +198,25 @@ class ViewPrior(Pictured, LatentPrior):
             embeddings[::views, 1:].to(self.dtype),
             describe_cameras(azimuth, elevation, distance, fov, relative),
             patch_rays(azimuth, elevation, distance, fov, self.unet.side),
-            told[:, 5:].float(),
-            shown.float().unflatten(1, (SHOWN, *z_t.shape[1:])),
-            placed.float().unflatten(1, (SHOWN, OFFSET)),
+            told[:, 5:],
+            shown.unflatten(1, (SHOWN, *z_t.shape[1:])),
+            placed.unflatten(1, (SHOWN, OFFSET)),
             views,
         )
+
+
+def nearest_page(z_t: Tensor, alpha_bar: Tensor, pages: Tensor, views: int) -> Tensor:
+    """Return, of several pages [n, models, ...] of each view, the likeliest one of its scene, [n, ...].
+
+    The pictures nearest to the views, with noise, are the components of a Gaussian mixture (the exact score
+    of a few pictures): the one nearest to z_t [n, C, h, w] in all `views` of a scene explains it best.
+    """
+    start = SHOWN * OFFSET
+    first = pages[:, :, start : start + z_t[0].numel()]
+    apart = (z_t.flatten(1).float()[:, None] - alpha_bar.sqrt()[:, None, None] * first).square().sum(2)
+    apart = apart.masked_fill(pages[:, :, 0] == 0, math.inf)
+    best = apart.unflatten(0, (-1, views)).sum(1).argmin(1).repeat_interleave(views)  # [n]
+    return pages[torch.arange(len(pages), device=pages.device), best]
 
 
 def orbits(cameras: Cameras, first_deg: float) -> Tensor:

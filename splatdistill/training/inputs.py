@@ -87,7 +87,7 @@ def teacher_of(config: Config, device: torch.device) -> Prior:
 
 
 def fit_teacher(config: Config, prior: Prior, picture: Reference | None) -> Prior:
-    """Return a teacher conditioned on the run's picture, after a trial prediction.
+    """Return a teacher as this run uses it, conditioned on its picture, after a trial prediction.
 
     Raises UserError when it wants other views or a text, or cannot predict, and Diverged when its prediction
     is not finite.
@@ -101,6 +101,7 @@ def fit_teacher(config: Config, prior: Prior, picture: Reference | None) -> Prio
         )
     if not prior.needs_picture and not config.prompt.strip():
         raise UserError("this teacher reads a text: give --prompt too, or an image-conditioned --prior")
+    prior = prior.for_run(config.seed, config.prior.models)
     if picture is not None:
         prior = prior.condition_on(picture)
     probe(prior)

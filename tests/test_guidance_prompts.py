@@ -8,6 +8,8 @@ import math
 import pytest
 import torch
 
+from splatdistill.guidance.core import distill
+from splatdistill.guidance.methods import SDS
 from splatdistill.guidance.prompts import (
     PromptCache,
     ViewPrompts,
@@ -158,6 +160,17 @@ def test_perp_neg_conditioning_interpolates_embeddings_and_weights_its_negatives
     _, weights = published_perp_neg(30, 0)
     assert cond.weights[1:, 0].tolist() == pytest.approx([10, 10 * weights[0], 10 * weights[1]], rel=1e-5)
     assert cond.weights[1:, 1].tolist() == [10, 0, 0]
+
+
+def test_without_a_scale_perp_neg_is_the_null_prediction():
+    prior, cameras = ToyPrior(torch.zeros(3, 4, 4)), views((30, 0), (0, 70))
+    z, t = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0)), torch.tensor([200, 700])
+    gradients = [
+        distill(prior, z, t, cond, SDS(), torch.Generator().manual_seed(1)).gradient
+        for mode in ("perp_neg", "view")
+        for cond in [conditioning(ViewPrompts("a dog"), PromptCache(prior), cameras, guidance=0.0, mode=mode)]
+    ]
+    torch.testing.assert_close(*gradients)
 
 
 def test_an_unknown_mode_is_refused():

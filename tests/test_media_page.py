@@ -13,6 +13,7 @@ from test_report import finished, scene
 from splatdistill.media import page as page_module
 from splatdistill.media.run_report import write_report
 from splatdistill.scene import gaussians as G
+from splatdistill.viewer.drawing import splats_for_client
 
 HOSTILE = "</script><script>alert(1)</script> \" onload='x' <!-- & https://evil.example ${x} \u2028"
 VOID = {"meta", "img", "line", "polyline", "br"}
@@ -102,6 +103,16 @@ def test_the_splats_in_the_page_are_those_of_the_scene():
     assert np.array_equal(rows[:, :3], gaussians["means"].detach().numpy())
     assert np.allclose(rows[:, 3:], [[0.0144, 0, 0, 0.0144, 0, 0.0144]] * 3, atol=1e-6)
     assert (rgba == np.array([[255, 0, 0, 252], [0, 255, 0, 252], [0, 0, 255, 252]])).all()
+
+
+@pytest.mark.parametrize("log_scale", [46.0, 90.0, 3e38])
+def test_sizes_beyond_what_squares_hold_stay_finite(log_scale):
+    gaussians = scene()
+    with torch.no_grad():
+        gaussians["scales"][1] = log_scale
+    content, left_out = page_module.pack_splats(gaussians)
+    assert left_out == 0 and np.isfinite(np.frombuffer(content, "<f4", 27)).all()
+    assert np.isfinite(splats_for_client(gaussians)[1]).all()
 
 
 def test_a_large_scene_is_cut_to_what_counts_most(monkeypatch):

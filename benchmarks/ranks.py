@@ -197,6 +197,7 @@ def commands(folder: Path, prior: str, steps: int) -> dict[str, list[str]]:
     if finished([*kinds["default"], "steps=3", "--out", str(made)]):
         raise RuntimeError("the run to edit was not made")
     kinds["edit"] = ["edit", "--splat", str(made), "--target-prompt", "a dog", *model, *KINDS["default"][2:]]
+    kinds["edit"] += ["guidance.mode=plain"]  # the tiny teacher reads few words, of which views leave none
     masked = ("--mask", "sphere:0,0,0,0.4", "edit.seeds=20", "inversion.steps=2")
     kinds["edit in a mask"] = [*kinds["edit"], *masked]
     kinds["refine"] = ["refine", "--splat", str(made), "--prompt", "a red dog", *model]
@@ -221,6 +222,7 @@ def same(folder: Path, prior: str, steps: int) -> dict[str, Any]:
             "steps": steps,
             "gaussians_before": first["count"],
             "gaussians": len(first["state"]["gaussians"]["means"]),
+            "moved": bool(first["gradients"].any()),
             "same_bits": as_bytes(first["state"]) == as_bytes(second["state"]),
         }
         print(name, rows[name], flush=True)

@@ -40,8 +40,9 @@ def test_processes_end_with_the_same_bits_after_growth(kinds, tmp_path: Path, ki
 @pytest.mark.slow
 def test_fifty_steps_of_every_kind_end_with_the_same_bits(teacher, tmp_path: Path) -> None:
     rows = campaign.same(tmp_path, teacher, 50)
-    assert max(rows.pop("gradients_apart").values()) < 1e-6
-    assert len(rows) == 7 and all(row["same_bits"] for row in rows.values())
+    apart = rows.pop("gradients_apart")  # the tiny one rounds so in another batch, in one process as well
+    assert apart.pop("tiny") < 1e-5 and max(apart.values()) < 1e-6
+    assert len(rows) == 7 and all(row["same_bits"] and row["moved"] for row in rows.values())
 
 
 @pytest.fixture

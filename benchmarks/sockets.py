@@ -41,7 +41,7 @@ def commands(folder: Path, steps: int) -> dict[str, list[str]]:
         "report": [run],
         "evaluate": [run, "--out", str(folder / "figures")],
         "sample2d": drawn,
-        "reproduce": ["sdi-1", "--out", str(folder), "--prompts", "2", "--seeds", "1", "--steps", "2"],
+        "reproduce": ["sdi-1", "--out", str(folder), "--prompts", "2", "--seeds", "2", "--steps", "2"],
         "doctor": [],
         "view": [run, "--viewer", "0"],
     }

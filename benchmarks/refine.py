@@ -3,13 +3,15 @@
 `python benchmarks/refine.py [--scenes N] [--kinds blurred,thinned,...] [key=value ...]` fits splats to
 renders of held-out scenes, as photographs are fitted, damages each in five ways, and runs what
 `python -m splatdistill.refine` runs on each and on the undamaged splat. The truth is the scene itself, from
-views of which neither the fit nor the run knows. Writes benchmarks/results/refine.json and, beside it, a
-picture: for each scene the truth, then each splat before and after. docs/REFINE.md has the figures.
+views of which neither the fit nor the run knows. Writes benchmarks/results/refine.json, where rows of kinds
+that were not asked for stay, and, of all kinds, a picture beside it: for each scene the truth, then each
+splat before and after. docs/REFINE.md has the figures.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import tempfile
 import time
 from typing import Any
@@ -118,6 +120,13 @@ def run(splat: ParameterDict, prompt: str, words: list[str]) -> tuple[ParameterD
         return made(config), time.perf_counter() - begin
 
 
+def earlier(name: str, kinds: list[str]) -> list[dict[str, Any]]:
+    """Return the rows of an earlier result of other kinds of damage."""
+    path = RESULTS / f"{name}.json"
+    rows = json.loads(path.read_text(encoding="utf-8"))["runs"] if path.exists() else []
+    return [row for row in rows if row["kind"] not in kinds]
+
+
 def gains(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Return for each kind the means before and after, and the mean gains with their 95 % intervals."""
     found = {}
@@ -161,7 +170,9 @@ def main() -> None:
     scorer = Scorer.load("embedded")
     azimuths = [15.0 + 360.0 / VIEWS * k for k in range(VIEWS)]
     cameras = orbit(azimuths, [20.0 if k % 2 else 5.0 for k in range(VIEWS)], 3.0, 40.0, SIZE, SIZE)
+    kinds = options.kinds.split(",")
     rows: list[dict[str, Any]] = []
+    kept = earlier(options.name, kinds)
     strips = []
     for index, (things, colors) in enumerate(SCENES):
         if len(strips) == options.scenes:
@@ -173,7 +184,7 @@ def main() -> None:
             print(f"{prompt}: left out, its fit is below {SOUND} dB", flush=True)
             continue
         shown = [truth[3]]
-        for kind in options.kinds.split(","):
+        for kind in kinds:
             before = damaged(fitted, kind, index)
             after, seconds = run(before, prompt, options.overrides)
             row: dict[str, Any] = {"scene": prompt, "kind": kind, "seconds": round(seconds, 1)}
@@ -186,10 +197,11 @@ def main() -> None:
             rows.append(row)
             print({k: round(v, 3) if isinstance(v, float) else v for k, v in row.items()}, flush=True)
         strips.append(torch.cat(shown, 2))
-        write_result(
-            options.name, {"gains": gains(rows), "runs": rows}
-        )  # so that a stopped one leaves something
-    print(table(gains(rows)))
+        found = sorted([*kept, *rows], key=lambda row: KINDS.index(row["kind"]))
+        write_result(options.name, {"gains": gains(found), "runs": found})  # a stopped one leaves something
+    print(table(gains([*kept, *rows])))
+    if kept:
+        return
     pixels = torch.cat(strips, 1).permute(1, 2, 0)
     Image.fromarray((pixels * 255).round().byte().numpy()).save(RESULTS / f"{options.name}.png")
 

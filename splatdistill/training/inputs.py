@@ -162,12 +162,15 @@ def read_source(config: Config, out: Path, device: torch.device, resume: bool) -
     from splatdistill.scene.densification import lonely_mask
     from splatdistill.scene.gaussians import select
     from splatdistill.scene.masks import is_file, is_words, read_mask
+    from splatdistill.scene.rounding import unrounded
     from splatdistill.training.origin import place
 
     if resume and (out / SOURCE).exists():
         raw, mask_file = read_ply(out / SOURCE)[0], out / MASK
     else:
         raw, mask_file = read_start(edit.splat, edit.program, edit.up), None
+        if config.gaussians.unrounded and not edit.mask:
+            raw = unrounded(raw)
         if config.gaussians.lonely and not edit.mask:
             raw = select(raw, ~lonely_mask(raw, config.gaussians.lonely))
     mask = None

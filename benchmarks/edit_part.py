@@ -2,10 +2,11 @@
 
 `python benchmarks/edit_part.py [--edits N] [--method sdi] [key=value ...]` takes held-out scenes of one thing
 on top of another, fits a splat to the lower one alone, and asks `python -m splatdistill.edit --mask box:...`
-for the upper one in a box above it. The scorer names both things and their colors, among all that the teacher
-knows, from twelve views. Outside the box every row of the file must have kept its bytes, and where the box is
-not in sight the pictures are compared. Writes benchmarks/results/edit_part.json and, beside it, a picture:
-for each edit the splat before it, after it, and the scene that was asked for.
+for the upper one, in a box a little larger than that should be. The scorer names both things and their
+colors, among all that the teacher knows, from twelve views. Outside the box every row of the file must have
+kept its bytes, and where the box is not in sight the pictures are compared. A scene that is done stays in
+build/, so that a stopped campaign goes on. Writes benchmarks/results/edit_part.json and, beside it, a
+picture: for each edit the splat before it, after it, and the scene that was asked for.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from splatdistill.priors.clip import Scorer
 from splatdistill.scene.cameras import EVALUATION_VIEW, Cameras, turntable
 from splatdistill.scene.gaussians import NAMES
 from splatdistill.teaching import scenes
-from splatdistill.teaching.solids import raycast
+from splatdistill.teaching.solids import Solids, raycast
 
 SEED = 98_000  # far from the teachers', the scorer's and edit_job's
 EDITS = (  # what is to be added, on what
@@ -48,14 +49,14 @@ EDITS = (  # what is to be added, on what
     (("snowman", "house"), ("white", "yellow")),
     (("rocket", "cylinder"), ("blue", "orange")),
 )
-HALF, HIGH = 0.5, 1.0  # of the box: half its width, and its top
+MARGIN, BELOW = 0.15, 0.02  # of the box around what is asked for: of its sides and top, and under it
 
 
 def tables(index: int, things: tuple[str, ...], colors: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """Return the solids of a scene, and those of its lower thing alone, in the same place."""
+    """Return the solids of a scene's upper thing, and those of its lower one."""
     whole = scenes.build(things, 1, np.random.default_rng((SEED, index)), 1.0, colors).table
     upper = scenes.build(things[:1], 1, np.random.default_rng((SEED, index)), 1.0, colors[:1]).table
-    return whole, whole[:, upper.shape[1] :]
+    return whole[:, : upper.shape[1]], whole[:, upper.shape[1] :]
 
 
 def drawn(table: np.ndarray, cameras: Cameras) -> Tensor:
@@ -64,12 +65,19 @@ def drawn(table: np.ndarray, cameras: Cameras) -> Tensor:
     return torch.from_numpy(pictures).permute(0, 3, 1, 2) / 255
 
 
-def box_above(splat: ParameterDict) -> tuple[list[float], str]:
-    """Return the box above a splat, lower and upper corner, as numbers and as --mask takes it."""
-    solid = splat["means"].detach()[splat["opacities"].detach().sigmoid() > 0.3]
-    x, y = ((solid[:, axis].amin() + solid[:, axis].amax()).item() / 2 for axis in (0, 1))
-    top = solid[:, 2].quantile(0.995).item()
-    corners = [round(v, 3) for v in (x - HALF, y - HALF, top - 0.02, x + HALF, y + HALF, HIGH)]
+def box_around(table: np.ndarray) -> tuple[list[float], str]:
+    """Return the corners of a box around solids [1, P, 17], as numbers and as --mask takes them."""
+    solids = Solids(1, np.random.default_rng(0))
+    for row in table[0].astype(float):
+        inverse = row[2:14].reshape(3, 4)
+        axes = np.linalg.inv(inverse[:, :3])
+        solids.kinds.append(round(row[0]))
+        solids.parameters.append(row[1:2])
+        solids.axes.append(axes[None])
+        solids.centers.append(-(axes @ inverse[:, 3])[None])
+    low, high = (corner[0] for corner in solids.extent())
+    margin = MARGIN * (high - low)
+    corners = [round(float(v), 3) for v in (*(low - margin)[:2], low[2] - BELOW, *(high + margin))]
     return corners, "box:" + ",".join(map(str, corners))
 
 
@@ -107,6 +115,59 @@ def same_outside(before: ParameterDict, after: ParameterDict, corners: list[floa
     return all(row in left for row in kept)  # an iterator: their order too
 
 
+def edited(
+    index: int, scorer: Scorer, cameras: Cameras, options: argparse.Namespace
+) -> tuple[dict[str, Any], Tensor]:
+    """Fit, edit and judge one scene; return its figures, and its pictures before, after and as asked for."""
+    things, colors = EDITS[index]
+    upper, lower = tables(index, things, colors)
+    truth = drawn(np.concatenate([upper, lower], 1), cameras)
+    truth = truth[:, :3] + 1.0 - truth[:, 3:]
+    fitted = photographed(index, drawn(lower, photographs()), options.fit_steps, 3_000, 1)
+    corners, box = box_around(upper)
+    target = grammar.describe(things, colors)
+    with tempfile.TemporaryDirectory() as folder:
+        write_ply(f"{folder}/in.ply", fitted)
+        before, begin = read_ply(f"{folder}/in.ply")[0], time.perf_counter()
+        told = ["--source-prompt", grammar.describe(things[1:], colors[1:]), "--target-prompt", target]
+        told += ["--splat", f"{folder}/in.ply", "--mask", box, "--method", options.method]
+        write_ply(f"{folder}/out.ply", made(configure(parse([*told, *options.overrides]))))
+        seconds, after = time.perf_counter() - begin, read_ply(f"{folder}/out.ply")[0]
+    pictures = [look(splat, cameras) for splat in (before, after)]
+    unseen = out_of_sight(corners, cameras).expand_as(truth)
+    named, colored = right_names(scorer, scorer.images(pictures[1]), target)
+    row = {
+        "edit": target,
+        "mask": box,
+        "things": named,
+        "colors": colored,
+        "bytes_outside": same_outside(before, after, corners),
+        "outside_db": float(psnr_of_error((pictures[1] - pictures[0])[unseen].square().mean())),
+        "share_out_of_sight": unseen.float().mean().item(),
+        "to_the_true_scene_db": psnr(pictures[1], truth).mean().item(),
+        "before_to_the_true_scene_db": psnr(pictures[0], truth).mean().item(),
+        "gaussians": [len(before["means"]), len(after["means"])],
+        "seconds": round(seconds, 1),
+    }
+    return row, torch.cat([torch.cat(list(x[::3]), 2) for x in (*pictures, truth)], 1)
+
+
+def kept(
+    index: int, scorer: Scorer, cameras: Cameras, options: argparse.Namespace
+) -> tuple[dict[str, Any], Tensor]:
+    """Return what `edited` does, of a scene that an earlier call with the same words did from build/."""
+    path = RESULTS.parents[1] / "build" / f"{options.name}-{index}.pt"
+    words = [options.method, options.fit_steps, *options.overrides]
+    if path.exists():
+        found = torch.load(path, weights_only=True)
+        if found["words"] == words:
+            return found["row"], found["strip"]
+    row, strip = edited(index, scorer, cameras, options)
+    path.parent.mkdir(exist_ok=True)
+    torch.save({"words": words, "row": row, "strip": strip}, path)
+    return row, strip
+
+
 def main() -> None:
     """Fit, edit, judge."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -119,39 +180,11 @@ def main() -> None:
     scorer, cameras = Scorer.load("embedded"), turntable(VIEWS, *EVALUATION_VIEW, SIZE)
     rows: list[dict[str, Any]] = []
     strips = []
-    for index, (things, colors) in enumerate(EDITS[: options.edits]):
-        whole, lower = tables(index, things, colors)
-        truth = drawn(whole, cameras)
-        truth = truth[:, :3] + 1.0 - truth[:, 3:]
-        fitted = photographed(index, drawn(lower, photographs()), options.fit_steps, 3_000, 1)
-        corners, box = box_above(fitted)
-        target = grammar.describe(things, colors)
-        with tempfile.TemporaryDirectory() as folder:
-            write_ply(f"{folder}/in.ply", fitted)
-            before, begin = read_ply(f"{folder}/in.ply")[0], time.perf_counter()
-            told = ["--source-prompt", grammar.describe(things[1:], colors[1:]), "--target-prompt", target]
-            told += ["--splat", f"{folder}/in.ply", "--mask", box, "--method", options.method]
-            write_ply(f"{folder}/out.ply", made(configure(parse([*told, *options.overrides]))))
-            seconds, after = time.perf_counter() - begin, read_ply(f"{folder}/out.ply")[0]
-        pictures = [look(splat, cameras) for splat in (before, after)]
-        unseen = out_of_sight(corners, cameras).expand_as(truth)
-        named, colored = right_names(scorer, scorer.images(pictures[1]), target)
-        row = {
-            "edit": target,
-            "mask": box,
-            "things": named,
-            "colors": colored,
-            "bytes_outside": same_outside(before, after, corners),
-            "outside_db": float(psnr_of_error((pictures[1] - pictures[0])[unseen].square().mean())),
-            "share_out_of_sight": unseen.float().mean().item(),
-            "to_the_true_scene_db": psnr(pictures[1], truth).mean().item(),
-            "before_to_the_true_scene_db": psnr(pictures[0], truth).mean().item(),
-            "gaussians": [len(before["means"]), len(after["means"])],
-            "seconds": round(seconds, 1),
-        }
+    for index in range(options.edits):
+        row, strip = kept(index, scorer, cameras, options)
         rows.append(row)
+        strips.append(strip)
         print({k: round(v, 3) if isinstance(v, float) else v for k, v in row.items()}, flush=True)
-        strips.append(torch.cat([torch.cat(list(x[::3]), 2) for x in (*pictures, truth)], 1))
         right = sum(bool(row["things"] and row["colors"]) for row in rows)
         summary = {"edits": len(rows), "right": right, "interval": wilson_interval(right, len(rows))}
         summary |= {"bytes_outside": all(row["bytes_outside"] for row in rows)}

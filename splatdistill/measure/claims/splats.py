@@ -100,7 +100,7 @@ def cfd_is_diverse(lab: Lab) -> Findings:
 
 def diverse(lab: Lab, methods: Sequence[str], count: int) -> Findings:
     """Compare the diversity over seeds of methods; the last one's should lie above that of the others."""
-    texts = lab.texts[: max(lab.prompts // 4, 2)]
+    texts = lab.texts[: max(lab.prompts // 3, 1)]
     rows: list[tuple[str, list[Any]]] = []
     shown = []
     for method in methods:

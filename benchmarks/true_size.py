@@ -3,7 +3,8 @@
     python benchmarks/true_size.py sdxl|sd35|if [--pixels N] [--limit-gib 20]
 
 The denoiser and the autoencoder have the published configuration. The text encoders are not built: a text is
-random numbers of its published shape, as it is after they left memory.
+random numbers of its published shape, as it is after they left memory. The last figures of each family are in
+benchmarks/results/true_size.json.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Any
 
 import diffusers
 import torch
+from common import RESULTS, write_result
 
 from splatdistill.guidance.core import distill
 from splatdistill.guidance.methods import SDS
@@ -187,7 +189,11 @@ def main() -> None:
     print(json.dumps({"parameters": counts, "dtype": args.dtype}), flush=True)
     figures = step(prior, size)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    print(json.dumps(figures | {"family": args.family, "peak_gib": round(peak, 2)}))
+    figures |= {"parameters": counts, "dtype": args.dtype, "peak_gib": round(peak, 2)}
+    print(json.dumps({"family": args.family} | figures))
+    place = RESULTS / "true_size.json"
+    families = json.loads(place.read_text("utf-8"))["families"] if place.exists() else {}
+    write_result("true_size", {"families": families | {args.family: figures}})
 
 
 if __name__ == "__main__":

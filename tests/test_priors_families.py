@@ -4,7 +4,6 @@
 
 import inspect
 import shutil
-from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +13,7 @@ import pytest
 import torch
 from families import FAMILIES, make_family
 from test_priors_loading import change, refused
-from tiny import SMALL, Hooks
+from tiny import resumable, resumes_in_the_same_bytes
 
 from splatdistill import ops
 from splatdistill.config.load import resolve
@@ -28,7 +27,6 @@ from splatdistill.priors.folders import Folder
 from splatdistill.priors.loading import probe, reader_of
 from splatdistill.priors.pipeline import KEPT, PipelinePrior, Read, TextReader, pack, unpack
 from splatdistill.scene.cameras import orbit
-from splatdistill.training.run import make_run
 
 FLOWS = ["SD3Prior", "Flux2Prior", "PRXPrior", "PRXPixelPrior", "SanaPrior"]
 TEXT = "a red mushroom"
@@ -147,33 +145,15 @@ def test_methods_give_a_gradient_on_every_family(folders, name: str) -> None:
         assert found.gradient.isfinite().all() and found.gradient.abs().sum() > 0, method
 
 
-def settings(folder: Path, method: str, steps: int = 3):
-    flags = {"prompt": TEXT, "method": method, "prior": {"name": str(folder)}}
-    words = [*SMALL, f"steps={steps}", "checkpoint_every=1", "prior.dtype=float32", "views.count=1"]
-    return resolve(flags, None, words)
-
-
-def stopped_and_resumed(folder: Path, method: str, out: Path) -> None:
-    """Make a run of 3 steps at once, and another that is stopped after one; expect the same bytes."""
-    config = settings(folder, method)
-    assert make_run(config, out / "whole", device="cpu").finished
-    done: list[int] = []
-    hooks = Hooks(on_step=lambda step, metrics: done.append(step), should_stop=lambda: len(done) >= 1)
-    make_run(config, out / "parts", device="cpu", watch=lambda job: nullcontext(hooks))
-    assert make_run(config, out / "parts", device="cpu", resume=True).finished
-    whole, parts = (out / name / "splat.ply" for name in ("whole", "parts"))
-    assert whole.read_bytes() == parts.read_bytes()
-
-
 def test_a_run_resumes_in_the_same_bytes(folders, tmp_path: Path) -> None:
-    stopped_and_resumed(folders("SD3Prior"), "flow_sdi", tmp_path)
+    resumes_in_the_same_bytes(folders("SD3Prior"), "flow_sdi", tmp_path)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["sdi", "sds", "flow_sdi"])
+@resumable
 @every_family
 def test_every_run_resumes_in_the_same_bytes(folders, name: str, method: str, tmp_path: Path) -> None:
-    stopped_and_resumed(folders(name), method, tmp_path)
+    resumes_in_the_same_bytes(folders(name), method, tmp_path)
 
 
 @each_kind

@@ -14,7 +14,7 @@ from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 from test_priors_multiview import TINY, to_ldm
 from test_priors_zero123 import picture
-from tiny import make_pipeline
+from tiny import make_pipeline, resumable, resumes_in_the_same_bytes, write_disc
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel
 
 from splatdistill.errors import UserError
@@ -156,3 +156,10 @@ def test_weights_without_the_pictures_maps_are_one_line(folder: Path, tmp_path: 
     with pytest.raises(UserError, match="cannot load") as caught:
         load_prior(str(broken))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.slow
+@resumable
+def test_a_run_resumes_in_the_same_bytes(folder: Path, method: str, tmp_path: Path) -> None:
+    words = (f"image.path={write_disc(tmp_path / 'disc.png')}", "views.count=4")
+    resumes_in_the_same_bytes(folder, method, tmp_path, *words)

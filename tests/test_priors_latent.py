@@ -9,7 +9,7 @@ import os
 import pytest
 import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
-from tiny import WORDS, make_pipeline
+from tiny import WORDS, make_pipeline, resumable, resumes_in_the_same_bytes
 
 from splatdistill.errors import UserError
 from splatdistill.guidance.prompts import ViewPrompts
@@ -184,3 +184,9 @@ def test_the_gpu_agrees_with_the_cpu(folder, prior):
 def test_cuda_runs_in_half_precision():
     assert default_dtype("cuda:0") == torch.float16
     assert default_dtype("cpu") in (torch.bfloat16, torch.float32)
+
+
+@pytest.mark.slow
+@resumable
+def test_a_run_resumes_in_the_same_bytes(folder, method, tmp_path):
+    resumes_in_the_same_bytes(folder, method, tmp_path)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 from safetensors.torch import save_file
-from tiny import make_pipeline
+from tiny import make_pipeline, resumable, resumes_in_the_same_bytes
 
 from splatdistill.errors import UserError
 from splatdistill.guidance.core import distill
@@ -152,3 +152,9 @@ def test_weights_that_are_not_safetensors_are_a_users_error(
     (tmp_path / "broken" / "unet" / "diffusion_pytorch_model.safetensors").unlink()
     with pytest.raises(UserError, match="pickled"):
         load_prior(str(tmp_path / "broken"))
+
+
+@pytest.mark.slow
+@resumable
+def test_a_run_resumes_in_the_same_bytes(folders: tuple[Path, Path], method: str, tmp_path: Path) -> None:
+    resumes_in_the_same_bytes(folders[1], method, tmp_path, "views.count=4")

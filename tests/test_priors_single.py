@@ -12,7 +12,7 @@ from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 from test_priors_loading import refused
 from test_priors_multiview import TINY, to_ldm
-from tiny import make_pipeline
+from tiny import make_pipeline, resumable, resumes_in_the_same_bytes
 
 from splatdistill.errors import UserError
 from splatdistill.priors import load_prior
@@ -105,3 +105,9 @@ def test_away_from_a_folder_its_base_is_known_by_its_width(folder: Path, tmp_pat
     moved.write_bytes((folder / "dream.safetensors").read_bytes())
     with pytest.raises(UserError, match=r"texts of width 16.*model_index\.json"):
         load_prior(moved)
+
+
+@pytest.mark.slow
+@resumable
+def test_a_run_resumes_in_the_same_bytes(folder: Path, method: str, tmp_path: Path) -> None:
+    resumes_in_the_same_bytes(folder / "dream.safetensors", method, tmp_path)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import make_pictured
+from tiny import make_pictured, resumable, resumes_in_the_same_bytes, write_disc
 from transformers import CLIPImageProcessor
 
 from splatdistill.errors import UserError
@@ -124,3 +124,9 @@ def test_a_steps_cameras_may_be_on_another_device_than_the_picture() -> None:
     nothing = torch.zeros(2, 1, 5)
     cond = prior.with_cameras(cfg(nothing, nothing, 3.0), cameras, torch.ones(2, 3))
     assert cond.embeddings.device.type == cond.extra.device.type == "meta"
+
+
+@pytest.mark.slow
+@resumable
+def test_a_run_resumes_in_the_same_bytes(folder: Path, method: str, tmp_path: Path) -> None:
+    resumes_in_the_same_bytes(folder, method, tmp_path, f"image.path={write_disc(tmp_path / 'disc.png')}")

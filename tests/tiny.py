@@ -5,8 +5,11 @@
 
 import json
 import shutil
+from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from diffusers import (
     AutoencoderKL,
@@ -15,6 +18,7 @@ from diffusers import (
     StableDiffusionPipeline,
     UNet2DConditionModel,
 )
+from PIL import Image
 from safetensors.torch import save_file
 from transformers import (
     CLIPConfig,
@@ -28,8 +32,10 @@ from transformers import (
     CLIPVisionModelWithProjection,
 )
 
+from splatdistill.config.load import resolve
 from splatdistill.training import loop
 from splatdistill.training.progress import NullWatcher
+from splatdistill.training.run import make_run
 
 SMALL = [
     "views.size=16",
@@ -197,3 +203,28 @@ class Hooks(NullWatcher):
 
     def __init__(self, **hooks) -> None:
         vars(self).update(hooks)
+
+
+resumable = pytest.mark.parametrize("method", ["sdi", "sds", "flow_sdi"])
+
+
+def resumes_in_the_same_bytes(prior, method: str, out: Path, *words: str) -> None:
+    """Make a run of 3 steps at once, and another that is stopped after one; expect the same splat.ply."""
+    flags = {"prompt": "a red mushroom", "method": method, "prior": {"name": str(prior)}}
+    settings = [*SMALL, "steps=3", "checkpoint_every=1", "prior.dtype=float32", "views.count=1", *words]
+    config = resolve(flags, None, settings)
+    assert make_run(config, out / "whole", device="cpu").finished
+    done: list[int] = []
+    hooks = Hooks(on_step=lambda step, metrics: done.append(step), should_stop=lambda: len(done) >= 1)
+    make_run(config, out / "parts", device="cpu", watch=lambda job: nullcontext(hooks))
+    assert make_run(config, out / "parts", device="cpu", resume=True).finished
+    whole, parts = (out / name / "splat.ply" for name in ("whole", "parts"))
+    assert whole.read_bytes() == parts.read_bytes()
+
+
+def write_disc(path: Path) -> Path:
+    """Write a picture of a disc without a background; return its path."""
+    y, x = torch.meshgrid(torch.arange(32), torch.arange(32), indexing="ij")
+    disc = ((x - 16) ** 2 + (y - 16) ** 2 < 100)[..., None] * torch.tensor([200, 30, 30, 255])
+    Image.fromarray(disc.to(torch.uint8).numpy(), "RGBA").save(path)
+    return path

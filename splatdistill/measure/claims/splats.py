@@ -111,10 +111,13 @@ def diverse(lab: Lab, methods: Sequence[str], count: int) -> Findings:
         rows.append((method.upper(), cells))
     *others, (best, cells) = rows
     lower = [name for name, values in others if below(values[0], cells[0])]
-    reading = (
-        f"Over {count} seeds the splats of {best} differ significantly more than those of "
-        f"{' and '.join(lower) or 'no other method'}."
-    )
+    ratios = [
+        f"{cells[0].mean / values[0].mean:.1f} times as much as those of {name}"
+        + ("" if name in lower else " (not significantly)")
+        for name, values in others
+        if cells[0] and values[0]
+    ]
+    reading = f"Over {count} seeds the splats of {best} differ {' and '.join(ratios)}."
     columns = ["pairwise distance", "Vendi score", "object", "R-Precision"]
     conditions = {"prompts": texts, "seeds": count, "steps": lab.steps}
     return Findings(columns, rows, len(lower) == len(others), reading, conditions, shown=shown)

@@ -60,8 +60,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def start(args: argparse.Namespace) -> int:
     """Measure and write; return the exit status."""
-    if min(args.prompts, args.seeds, args.draws) < 2 or args.steps < 2:
-        raise UserError("--prompts, --seeds, --draws and --steps: expected 2 or more, for an interval")
+    if min(args.prompts, args.draws, args.steps) < 2:
+        raise UserError("--prompts, --draws and --steps: expected 2 or more, for an interval")
+    if args.seeds < 1:
+        raise UserError(f"--seeds {args.seeds}: expected 1 or more")
     if args.prompts > PROMPTS:
         raise UserError(f"--prompts {args.prompts}: expected at most {PROMPTS}")
     if args.jobs is not None and args.jobs < 1:

@@ -124,7 +124,8 @@ def test_what_was_measured_is_not_measured_again(tmp_path, monkeypatch) -> None:
 def test_mistakes_are_one_line(tmp_path, capfd) -> None:
     for words, said in (
         (["sdi-9"], "sdi-9"),
-        (["--seeds", "1"], "--seeds"),
+        (["--seeds", "0"], "--seeds"),
+        (["--prompts", "1"], "--prompts"),
         (["--prompts", "99"], "at most 24"),
         (["--jobs", "0"], "--jobs"),
         (["sdi-4", "guidance.scal=3"], "guidance.scal"),

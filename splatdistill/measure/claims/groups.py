@@ -17,6 +17,7 @@ from splatdistill.config.load import resolve
 from splatdistill.errors import UserError
 from splatdistill.files import atomic_write
 from splatdistill.measure.claims.base import Interval, Lab
+from splatdistill.measure.groups import SHARES
 from splatdistill.measure.runs import evaluate
 from splatdistill.measure.suites import make_runs, run_folder
 from splatdistill.training.inputs import slug
@@ -53,6 +54,14 @@ def figure(group: dict[str, Any], name: str) -> Interval | None:
     """Return a mean with its interval; None where nothing was counted."""
     value = group["summary"].get(name)
     return None if value is None else Interval(value["mean"], value["low"], value["high"])
+
+
+def shown_figure(group: dict[str, Any], name: str) -> Interval | float | None:
+    """Return a figure as a table shows it: of one run alone there is no interval but that of a rate."""
+    value = group["summary"].get(name)
+    if value is None or name in SHARES or value["count"] > 1:
+        return figure(group, name)
+    return value["mean"]
 
 
 def cost(lab: Lab, method: str, overrides: Sequence[str] = ()) -> tuple[int, float]:

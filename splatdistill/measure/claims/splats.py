@@ -24,7 +24,7 @@ from splatdistill.measure.claims.base import (
     line,
     share,
 )
-from splatdistill.measure.claims.groups import cost, evaluated, figure, runs
+from splatdistill.measure.claims.groups import cost, evaluated, figure, runs, shown_figure
 from splatdistill.measure.runs import right_names
 from splatdistill.measure.suites import make
 from splatdistill.priors import words as grammar
@@ -277,9 +277,9 @@ def all_methods(lab: Lab) -> Findings:
         made = runs(lab, method, texts=texts, seeds=range(lab.seeds))
         group = evaluated(lab, made)
         shown.append(made[:: lab.seeds][:4])
-        figures = {name: figure(group, name) for name in (*FIGURES, *SPREADS)}
-        accuracy[method] = figures["object"].mean if figures["object"] else 0.0
-        rows.append((method.upper(), [*figures.values(), seconds, evaluations]))
+        figures = [shown_figure(group, name) for name in (*FIGURES, *SPREADS)]
+        accuracy[method] = named.mean if (named := figure(group, "object")) else 0.0
+        rows.append((method.upper(), [*figures, seconds, evaluations]))
     most = max(accuracy.values())
     best = ", ".join(name.upper() for name in accuracy if accuracy[name] == most)
     reading = f"On this teacher most things, {100 * most:.0f} %, are named right in splats by {best}."

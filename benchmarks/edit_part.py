@@ -3,10 +3,11 @@
 `python benchmarks/edit_part.py [--edits N] [--method sdi] [key=value ...]` takes held-out scenes of one thing
 on top of another, fits a splat to the lower one alone, and asks `python -m splatdistill.edit --mask box:...`
 for the upper one, in a box a little larger than that should be. The scorer names both things and their
-colors, among all that the teacher knows, from twelve views. Outside the box every row of the file must have
-kept its bytes, and where the box is not in sight the pictures are compared. A scene that is done stays in
-build/, so that a stopped campaign goes on. Writes benchmarks/results/edit_part.json and, beside it, a
-picture: for each edit the splat before it, after it, and the scene that was asked for.
+colors, among all that the teacher knows, from twelve views, and those of the true scene, which it should name
+too. Outside the box every row of the file must have kept its bytes, and where the box is not in sight the
+pictures are compared. A scene that is done stays in build/, so that a stopped campaign goes on. Writes
+benchmarks/results/edit_part.json and, beside it, a picture: for each edit the splat before it, after it, and
+the scene that was asked for.
 """
 
 from __future__ import annotations
@@ -115,14 +116,19 @@ def same_outside(before: ParameterDict, after: ParameterDict, corners: list[floa
     return all(row in left for row in kept)  # an iterator: their order too
 
 
+def true_views(index: int, cameras: Cameras) -> Tensor:
+    """Return pictures on white of the scene that an edit asks for, [V, 3, S, S]."""
+    truth = drawn(np.concatenate(tables(index, *EDITS[index]), 1), cameras)
+    return truth[:, :3] + 1.0 - truth[:, 3:]
+
+
 def edited(
     index: int, scorer: Scorer, cameras: Cameras, options: argparse.Namespace
 ) -> tuple[dict[str, Any], Tensor]:
     """Fit, edit and judge one scene; return its figures, and its pictures before, after and as asked for."""
     things, colors = EDITS[index]
     upper, lower = tables(index, things, colors)
-    truth = drawn(np.concatenate([upper, lower], 1), cameras)
-    truth = truth[:, :3] + 1.0 - truth[:, 3:]
+    truth = true_views(index, cameras)
     fitted = photographed(index, drawn(lower, photographs()), options.fit_steps, 3_000, 1)
     corners, box = box_around(upper)
     target = grammar.describe(things, colors)
@@ -182,11 +188,14 @@ def main() -> None:
     strips = []
     for index in range(options.edits):
         row, strip = kept(index, scorer, cameras, options)
-        rows.append(row)
+        asked = right_names(scorer, scorer.images(true_views(index, cameras)), row["edit"])
+        rows.append(row | dict(zip(("things_of_the_true_scene", "colors_of_the_true_scene"), asked)))
         strips.append(strip)
         print({k: round(v, 3) if isinstance(v, float) else v for k, v in row.items()}, flush=True)
         right = sum(bool(row["things"] and row["colors"]) for row in rows)
         summary = {"edits": len(rows), "right": right, "interval": wilson_interval(right, len(rows))}
+        fit = sum(bool(row["things_of_the_true_scene"] and row["colors_of_the_true_scene"]) for row in rows)
+        summary["right_of_the_true_scenes"] = fit  # as far as the scorer can tell
         summary |= {"bytes_outside": all(row["bytes_outside"] for row in rows)}
         summary |= {"least_outside_db": min(row["outside_db"] for row in rows)}
         write_result(options.name, {**summary, "runs": rows})

@@ -156,17 +156,19 @@ def picture(findings: Findings, path: Path) -> None:
 
 
 def document(folder: Path, claims: dict[str, Claim]) -> str:
-    """Return the Markdown page of the records in a folder, in the claims' order."""
+    """Return the Markdown page of the records in a folder, in the claims' order.
+
+    Another record of a claim, kept as CLAIM.WORD.json, follows the last one.
+    """
     parts = [
         "# What the papers claim, on the shipped teacher\n",
         "Made by `python -m splatdistill.reproduce` from the JSON files in `reproduction/`. Numbers are",
         "means, with 95 % intervals where something was repeated. A claim that does not hold on this small",
         "teacher may well hold on others; the conditions are given with each.\n",
     ]
-    for name, claim in claims.items():
-        record = measured(folder / f"{name}.json")
-        if not record:
-            continue
+    kept = [(name, path) for name in claims for path in sorted(folder.glob(f"{name}.*json"), key=recent)]
+    for name, path in kept:
+        record, claim = measured(path), claims[name]
         parts += [f"## {name}: {VERDICTS[record['holds']]}\n", claim.says]
         parts += [f"({claim.source})\n" if claim.source else "", f"**{record['reading']}**\n"]
         parts += [*table(record), ""]
@@ -180,6 +182,11 @@ def document(folder: Path, claims: dict[str, Claim]) -> str:
         parts.append(f"    {record['command']}\n")
         parts.append(f"{record['seconds']} s on {machine['cores']} cores, {machine['processor']}.\n")
     return "\n".join(parts)
+
+
+def recent(path: Path) -> tuple[int, str]:
+    """Return what sorts the last record of a claim before others."""
+    return path.name.count("."), path.name
 
 
 def measured(path: Path) -> dict[str, Any]:

@@ -105,6 +105,11 @@ def test_records_become_a_page_and_a_plot(tmp_path, monkeypatch, capfd) -> None:
     record = json.loads((tmp_path / "reproduction" / "sdi-1.json").read_text("utf-8"))
     assert record["holds"] is False and record["rows"] == [["SDS", [[1.0, 0.5, 1.5]]]]
     assert record["command"] in page
+    (tmp_path / "reproduction" / "sdi-1.before.json").write_text(
+        json.dumps(record | {"reading": "It was so."})
+    )
+    both = reproduce.document(tmp_path / "reproduction", reproduce.all_claims())
+    assert both.index("**It is not so.**") < both.index("**It was so.**")
 
 
 def test_what_was_measured_is_not_measured_again(tmp_path, monkeypatch) -> None:

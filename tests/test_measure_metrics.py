@@ -1,6 +1,8 @@
 """Metrics against closed forms and known extremes."""
 
 import math
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -23,14 +25,13 @@ def test_clip_score_is_the_cosine_in_percent_and_never_negative() -> None:
     assert metrics.clip_score(images, texts).tolist() == pytest.approx([100.0, 60.0, 0.0])
 
 
-class Tensors(CLIPModel):
-    """CLIP whose features are tensors, as before transformers 5."""
-
-    def get_text_features(self, *args, **options):
-        return super().get_text_features(*args, **options).pooler_output
-
-    def get_image_features(self, *args, **options):
-        return super().get_image_features(*args, **options).pooler_output
+def with_tensors(folder: Path) -> Any:
+    """Return a CLIP model whose features are tensors, as before transformers 5."""
+    model: Any = CLIPModel.from_pretrained(folder)
+    for name in ("get_text_features", "get_image_features"):
+        found = getattr(model, name)
+        setattr(model, name, lambda *args, found=found: found(*args).pooler_output)
+    return model
 
 
 # The second size is shrunk to the model's own; Pillow, which does it there, rounds to bytes.
@@ -38,7 +39,7 @@ class Tensors(CLIPModel):
 def test_clip_score_and_clip_iqa_are_those_of_torchmetrics(tmp_path, side: int, tolerance: float) -> None:
     other = pytest.importorskip("torchmetrics.functional.multimodal")
     folder = make_clip(tmp_path)
-    theirs = Tensors.from_pretrained(folder), CLIPProcessor.from_pretrained(folder)
+    theirs = with_tensors(folder), CLIPProcessor.from_pretrained(folder)
     pictures = torch.randint(256, (4, 3, side, side), generator=torch.Generator().manual_seed(0))
     pictures[1:3] = torch.tensor([[200, 200, 200], [255, 0, 0]])[..., None, None]
     scorer = Scorer.load(folder)

@@ -16,6 +16,7 @@ from splatdistill.batch import main, shard
 from splatdistill.errors import UserError
 from splatdistill.folder import RESULT
 from splatdistill.measure.suites import SUITES, listed, specs_of
+from splatdistill.priors.latent import LatentPrior
 from splatdistill.training import executors, jobs
 from splatdistill.training.executors import LOST, Here, Processes, RayActors, SlurmArray
 from splatdistill.training.jobs import RunSpec, Task, make_all
@@ -60,7 +61,16 @@ def test_a_list_becomes_a_folder_a_run_and_a_page_and_again_nothing(
     assert results(tmp_path / "parts") == made
 
 
-def test_runs_that_share_batches_are_the_runs_that_were_made_alone(teacher, listing, tmp_path) -> None:
+def test_runs_that_share_batches_are_the_runs_that_were_made_alone(
+    teacher, listing, tmp_path, monkeypatch
+) -> None:
+    calls, predict = [], LatentPrior.predict
+
+    def noting(self: LatentPrior, z_t: Any, t: Any, cond: Any) -> Any:
+        calls.append(len(z_t))
+        return predict(self, z_t, t, cond)
+
+    monkeypatch.setattr(LatentPrior, "predict", noting)
     command = [
         listing,
         "--prior",
@@ -72,7 +82,10 @@ def test_runs_that_share_batches_are_the_runs_that_were_made_alone(teacher, list
         "densification.every=1",
     ]
     assert main([*command, "--out", str(tmp_path / "alone")]) == 0
+    apart = calls.copy()
+    calls.clear()
     assert main([*command, "--out", str(tmp_path / "together"), "batch.scenes=3"]) == 0
+    assert len(calls) < len(apart) / 2 and max(calls) == 3 * max(apart)
     made, alone = results(tmp_path / "together"), results(tmp_path / "alone")
     assert made.keys() == alone.keys() and all(len(made[name]) == len(alone[name]) for name in made)
 

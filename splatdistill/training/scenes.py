@@ -100,6 +100,10 @@ class Shared:
     def __init__(self, prior: Prior, predict: Callable[[Tensor, Tensor, Conditioning], Tensor]) -> None:
         self.prior, self.predict = prior, predict
 
+    def for_run(self, seed: int, models: int) -> Shared:
+        """Return this teacher as a run uses it: its own texts, and still the shared batches."""
+        return Shared(self.prior.for_run(seed, models), self.predict)
+
     def __getattr__(self, name: str) -> Any:
         return getattr(self.prior, name)
 

@@ -119,7 +119,7 @@ def test_a_run_of_a_shipped_teacher_is_compared_with_true_scenes_of_its_prompt(t
         shares[name] = true_row(tmp_path / name, "a red snowman")
     assert shares["red"]["iou_share"] == pytest.approx(shares["blue"]["iou_share"], abs=0.05)
     assert 0.3 < shares["red"]["iou_share"] < 0.9
-    assert shares["red"]["color_share"] > 2 * shares["blue"]["color_share"]
+    assert shares["red"]["color_distance"] < shares["blue"]["color_distance"] - 0.02
     assert true_row(tmp_path / "red", "a corgi in a beret") == {}
 
 

@@ -28,7 +28,7 @@ from splatdistill.training.scenes import make_together
 LOST = "its process was lost, such as by a kill or for lack of memory; it goes on when it is tried again"
 POLL = 2.0  # seconds between looks at the state of a Slurm array
 START = "spawn"  # of processes; a fork would share the threads of this one
-RAY_HERE = {  # Ray's variables for a cluster that is started here
+RAY_HERE = {  # variables for a cluster that is started here, which Ray reads when it is first imported
     "RAY_agent_register_timeout_ms": "600000",  # its 15 s are not enough on a busy machine
     "RAY_raylet_start_wait_time_s": "600",
     "RAY_gcs_server_port_wait_time_s": "600",

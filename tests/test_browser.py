@@ -114,6 +114,7 @@ def test_keys_show_the_thing_from_around_and_the_reset_is_seen(page, tmp_path):
         assert best_likeness(page, front, 0.98, tmp_path / "last.png") >= 0.98
 
 
+@pytest.mark.slow
 def test_space_pauses(page):
     blob = scene()
     session = Session(lambda: blob, lambda z: z, 100)
@@ -172,6 +173,7 @@ def test_pause_holds_the_steps_and_resume_lets_them_go_on(page, tmp_path):
         thread.join()
 
 
+@pytest.mark.slow
 def test_the_loss_is_drawn_as_far_as_the_run_is(page):
     blob = scene()
     session = Session(lambda: blob, lambda z: z, 100)

@@ -126,6 +126,7 @@ def test_space_pauses(page):
         page.until("document.querySelector('#splatdistill .frames').textContent.includes('frames/s')")
 
 
+@pytest.mark.slow
 def test_the_panel_fits_its_window(page, tmp_path):
     session = Session.showing(scene(), 0, 0)
     with app_for(session, live=False) as (_, port):

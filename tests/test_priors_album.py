@@ -106,13 +106,13 @@ def test_numbers_tell_pages_and_pairs_apart():
     strips = [album.strip(page, 60) for page in pages]
     made = Album(strips, np.stack([page.half for page in pages]), ("a", "b", "c"), ("x",) * 3, ("",) * 3)
     numbers = [made.numbers([[a]], "", 0, 1)[0] for a in range(3)]
-    for relation in album.RELATIONS:
+    for relation in album.BETWEEN:
         numbers += [made.numbers([[a], [b]], relation, 0, 1)[0] for a in range(3) for b in range(3)]
-    assert len(set(numbers)) == 3 + 9 * len(album.RELATIONS)
+    assert len(set(numbers)) == 3 + 9 * len(album.BETWEEN)
     top = made.page(int(made.numbers([[1], [2]], "on top of", 0, 1)[0]))
     expected = album.together(made.page(1), made.page(2), "on top of")
     assert np.array_equal(top.pictures, expected.pictures)
-    most = album.MOST + (album.MOST**2) * len(album.RELATIONS)
+    most = album.MOST + (album.MOST**2) * len(album.BETWEEN)
     assert float(torch.tensor(float(most), dtype=torch.float32)) == most
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +20,8 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
+
+from splatdistill.priors.reading import BETWEEN
 
 FILE = "album.npz"  # in a teacher's folder
 RINGS = ((2.0, 12), (26.0, 12), (52.0, 6))  # elevation in degrees, and pictures evenly around from azimuth 0
@@ -32,7 +34,6 @@ AZIMUTHS = torch.tensor([math.tau * i / count for _, count in RINGS for i in ran
 ELEVATIONS = torch.tensor([math.radians(height) for height, count in RINGS for _ in range(count)])
 PICTURES = len(AZIMUTHS)
 NOTHING = -1.0  # the number of no page
-RELATIONS = ("on top of", "next to", "and")
 MOST = 2300  # models: the numbers of all pairs are exact in float32
 
 
@@ -77,6 +78,49 @@ def before(pictures: Tensor, zoom: Tensor, background: Tensor, side: int = SIDE)
     flat = F.grid_sample(flat, grid, padding_mode="zeros", align_corners=False)
     behind = background.repeat_interleave(k, 0)[:, :, None, None]
     return (flat[:, :3] + (1 - flat[:, 3:]) * behind).clamp(0, 1).unflatten(0, (n, k))
+
+
+def beside(
+    pages: Sequence[Callable[[Sequence[int]], np.ndarray] | None],
+    cameras: Tensor,
+    background: Tensor,
+    encode: Callable[[Tensor], Tensor],
+    side: int = SIDE,
+) -> tuple[Tensor, Tensor]:
+    """Return latents [n, SHOWN, C, h, w] and offsets [n, SHOWN, OFFSET] of the pictures nearest to views.
+
+    Args:
+        pages: of each view, a function from the numbers of pictures to these [SHOWN, S, S, 4]; None: none.
+        cameras: azimuth, elevation, distance, field of view; angles in radians, [n, 4].
+        background: [n, 3].
+        encode: from pictures [B, 3, side, side] in [0, 1] to latents.
+        side: pixels of what is encoded.
+    """
+    azimuth, elevation, distance, fov = cameras.unbind(1)
+    chosen = nearest(azimuth, elevation)
+    pictures = np.zeros((len(pages), SHOWN, SIDE, SIDE, 4), np.uint8)
+    for i, (page, numbers) in enumerate(zip(pages, chosen.tolist(), strict=True)):
+        if page is not None:
+            pictures[i] = page(numbers)
+    seen = torch.from_numpy(pictures).to(cameras.device)
+    rgb = before(seen, zoom_of(distance, fov), background, side)
+    turn = azimuth[:, None] - AZIMUTHS.to(cameras)[chosen]
+    rise = elevation[:, None] - ELEVATIONS.to(cameras)[chosen]
+    there = torch.tensor([float(page is not None) for page in pages], device=cameras.device)
+    told = offsets(turn, rise, torch.zeros_like(turn)) * there[:, None, None]
+    return encode(rgb.flatten(0, 1)).unflatten(0, (-1, SHOWN)), told
+
+
+def beside_picture(latents: Tensor, seen: Tensor, cameras: Tensor) -> tuple[Tensor, Tensor]:
+    """Return what `beside` does, for one given picture beside each view.
+
+    latents [n, C, h, w] of the picture; seen: its camera, [n, 4] or [1, 4]; cameras [n, 4]; as in `beside`.
+    """
+    turn, rise = cameras[:, 0] - seen[:, 0], cameras[:, 1] - seen[:, 1]
+    zoom = (seen[:, 2] * (seen[:, 3] / 2).tan() / (cameras[:, 2] * (cameras[:, 3] / 2).tan())).log()
+    told = offsets(turn, rise, zoom)[:, None]  # [n, 1, OFFSET]
+    rest = SHOWN - 1
+    return F.pad(latents[:, None], (0, 0, 0, 0, 0, 0, 0, rest)), F.pad(told, (0, 0, 0, rest))
 
 
 @dataclass(frozen=True)
@@ -206,7 +250,7 @@ class Album:
             return [float(models[(seed + k) % len(models)]) for k in range(min(count, len(models)))]
         first, second = (models[seed % len(models)] for models in things)
         pair = first * len(self.ids) + second
-        return [float(len(self.ids) + pair * len(RELATIONS) + RELATIONS.index(relation))]
+        return [float(len(self.ids) + pair * len(BETWEEN) + BETWEEN.index(relation))]
 
     def page(self, number: int) -> Page:
         """Return the page of a number."""
@@ -214,9 +258,9 @@ class Album:
             if number < len(self.ids):
                 self._made[number] = self._read(number)
             else:
-                pair, relation = divmod(number - len(self.ids), len(RELATIONS))
+                pair, relation = divmod(number - len(self.ids), len(BETWEEN))
                 first, second = (self.page(model) for model in divmod(pair, len(self.ids)))
-                self._made[number] = together(first, second, RELATIONS[relation])
+                self._made[number] = together(first, second, BETWEEN[relation])
         return self._made[number]
 
     @cached_property

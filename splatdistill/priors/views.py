@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, Self
 
+import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from splatdistill.priors import album
@@ -22,6 +22,7 @@ from splatdistill.priors.networks import load_network
 from splatdistill.priors.reading import MAX_WORDS, Vocabulary, canonical
 from splatdistill.priors.view_transformer import ViewTransformer, describe_cameras, patch_rays
 from splatdistill.scene.cameras import Cameras
+from splatdistill.scene.pictures import Reference
 
 PART = "transformer"  # the denoiser's folder
 VIEWS = 4  # of a scene that are denoised together
@@ -138,11 +139,9 @@ class ViewPrior(Pictured, LatentPrior):
         """Return the conditioning with cameras [B], backgrounds [B,3], and the pictures beside the views."""
         branches, reference = len(cond.embeddings), self._reference
         first = 0.0 if reference is None else float(reference.camera.azimuth_deg[0])
-        told = torch.cat([orbits(cameras, first), background.to(cameras.distance)], 1)  # [B, 7]
-        told = torch.cat(
-            [told[:, :4], torch.full_like(told[:, :1], float(reference is not None)), told[:, 4:]], 1
-        )
-        told = told.to(self.device).expand(branches, -1, -1)
+        placed, behind = orbits(cameras, first), background.to(cameras.distance)
+        relative = torch.full_like(placed[:, :1], float(reference is not None))
+        told = torch.cat([placed, relative, behind], 1).to(self.device).expand(branches, -1, -1)
         if reference is None:
             pages = cond.embeddings[..., 0, : self.models].to(self.device)  # [branches, B, models]
             shown = [torch.cat([self._of_page(n, told[0]) for n in row.unbind(1)], 1) for row in pages]
@@ -153,31 +152,21 @@ class ViewPrior(Pictured, LatentPrior):
 
     def _of_page(self, numbers: Tensor, told: Tensor) -> Tensor:
         """Return offsets and latents, flat [B, SHOWN * (OFFSET + C * h * w)], of B views' pages [B]."""
-        azimuth, elevation, distance, fov = told[:, :4].unbind(1)
-        chosen = album.nearest(azimuth, elevation)
-        side = album.SIDE
-        pictures = torch.zeros(len(told), SHOWN, side, side, 4, dtype=torch.uint8)
-        for i, (number, picked) in enumerate(zip(numbers.tolist(), chosen.tolist(), strict=True)):
-            if self.album is not None and number >= 0:
-                pictures[i] = torch.from_numpy(self.album.page(int(number)).pictures[picked])
-        zoom = album.zoom_of(distance, fov)
-        rgb = album.before(pictures.to(self.device), zoom, told[:, 5:], self.image_size)
-        turn = azimuth[:, None] - album.AZIMUTHS.to(azimuth)[chosen]
-        rise = elevation[:, None] - album.ELEVATIONS.to(azimuth)[chosen]
-        there = (numbers >= 0).to(turn)
-        placed = album.offsets(turn, rise, torch.zeros_like(turn)) * there[:, None, None]
-        latents = self.encode(rgb.flatten(0, 1)).view(len(told), -1) * there[:, None]
-        return torch.cat([placed.flatten(1), latents], 1)
+        pages = [self._picker(int(number)) for number in numbers.tolist()]
+        latents, placed = album.beside(pages, told[:, :4], told[:, 5:], self.encode, self.image_size)
+        return torch.cat([placed.flatten(1), latents.flatten(1)], 1)
 
-    def _of_picture(self, reference: Any, orbit: Tensor, told: Tensor) -> Tensor:
+    def _picker(self, number: int) -> Callable[[Sequence[int]], np.ndarray] | None:
+        if self.album is None or number < 0:
+            return None
+        page = self.album.page(number)
+        return lambda picked: page.pictures[picked]
+
+    def _of_picture(self, reference: Reference, orbit: Tensor, told: Tensor) -> Tensor:
         """Return what `_of_page` does, for a given picture and its camera [1, 4]."""
-        azimuth, elevation, distance, fov = orbit.to(told).unbind(1)
-        turn, rise = told[:, 0] - azimuth, told[:, 1] - elevation
-        zoom = (distance * (fov / 2).tan() / (told[:, 2] * (told[:, 3] / 2).tan())).log()
-        placed = album.offsets(turn, rise, zoom)  # [B, OFFSET]
-        latents = self.encode(reference.before(told[:, 5:])).flatten(1)
-        parts = (part.unflatten(1, (1, -1)) for part in (placed, latents))
-        return torch.cat([F.pad(part, (0, 0, 0, SHOWN - 1)).flatten(1) for part in parts], 1)
+        latents = self.encode(reference.before(told[:, 5:]))
+        latents, placed = album.beside_picture(latents, orbit.to(told), told[:, :4])
+        return torch.cat([placed.flatten(1), latents.flatten(1)], 1)
 
     def network(self, z_t: Tensor, t: Tensor, embeddings: Tensor, *extra: Tensor) -> Tensor:
         """Return raw float32 outputs [n,C,h,w] at z_t [n,C,h,w], t [n], texts [n,1+L,D], with extra[0]."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from splatdistill.priors.album import USUAL_SIZE
 from splatdistill.scene.cameras import Cameras, orbit
 from splatdistill.teaching import phrases
 from splatdistill.teaching.assets import Entry
@@ -58,7 +59,7 @@ def draw_scene(shelf: Shelf, rng: np.random.Generator, kind: str | None = None) 
         mesh = meshes[0]
     else:
         mesh = beside(*meshes)
-    mesh = mesh.fitted(phrases.SIZES.get(size, phrases.USUAL_SIZE))
+    mesh = mesh.fitted(phrases.SIZES.get(size, USUAL_SIZE))
     captions = tuple(caption(entries, colors, size, kind, rng) for _ in range(CAPTIONS))
     return Scene(mesh, draw_light(rng), captions, tuple(entries), colors, kind)
 

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from splatdistill.files import atomic_write
@@ -87,34 +85,13 @@ class Pages:
             cameras: [n, 4] as in Examples.
             background: [n, 3].
         """
-        azimuth, elevation, distance, fov = cameras.unbind(1)
-        chosen = album.nearest(azimuth, elevation)
-        shape = (len(things), album.SHOWN, album.SIDE, album.SIDE, 4)
-        pictures = np.zeros(shape, np.uint8)
-        for i, (numbers, picked) in enumerate(zip(things, chosen.tolist(), strict=True)):
-            if len(numbers) == 1:
-                pictures[i] = self.pictures[numbers[0], picked]
-            elif numbers:
-                first, second = (self.page(number) for number in numbers)
-                pictures[i] = album.together(first, second, relations[i], picked).pictures
-        rgb = album.before(
-            torch.from_numpy(pictures).to(cameras.device), album.zoom_of(distance, fov), background
-        )
-        turn = azimuth[:, None] - album.AZIMUTHS.to(cameras)[chosen]
-        rise = elevation[:, None] - album.ELEVATIONS.to(cameras)[chosen]
-        there = torch.tensor([float(len(numbers) > 0) for numbers in things], device=cameras.device)
-        told = album.offsets(turn, rise, torch.zeros_like(turn)) * there[:, None, None]
-        return self.encode(rgb.flatten(0, 1)).unflatten(0, (-1, album.SHOWN)), told
+        pages = [self._picker(*pair) for pair in zip(things, relations, strict=True)]
+        return album.beside(pages, cameras, background, self.encode)
 
-
-def beside_picture(picture: Tensor, seen: Tensor, cameras: Tensor) -> tuple[Tensor, Tensor]:
-    """Return what `Pages.beside` does, for one picture beside each of several views of a scene.
-
-    picture: latents [G, 1, C, h, w]; seen: its camera [G, 1, 4]; cameras [G, views, 4]; as in Examples.
-    """
-    turn, rise = cameras[..., 0] - seen[..., 0], cameras[..., 1] - seen[..., 1]
-    zoom = (seen[..., 2] * (seen[..., 3] / 2).tan() / (cameras[..., 2] * (cameras[..., 3] / 2).tan())).log()
-    offsets = album.offsets(turn, rise, zoom).flatten(0, 1)[:, None]  # [n, 1, OFFSET]
-    shown = picture.expand(-1, cameras.shape[1], -1, -1, -1).flatten(0, 1)[:, None]
-    rest = album.SHOWN - 1
-    return F.pad(shown, (0, 0, 0, 0, 0, 0, 0, rest)), F.pad(offsets, (0, 0, 0, rest))
+    def _picker(self, numbers: list[int], relation: str) -> Callable[[Sequence[int]], np.ndarray] | None:
+        if not numbers:
+            return None
+        if len(numbers) == 1:
+            return lambda picked: self.pictures[numbers[0], picked]
+        first, second = (self.page(number) for number in numbers)
+        return lambda picked: album.together(first, second, relation, picked).pictures

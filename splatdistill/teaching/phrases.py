@@ -10,7 +10,6 @@ from splatdistill.priors.reading import BETWEEN, canonical
 from splatdistill.teaching.assets import Entry
 
 SIZES = {"small": 0.55, "big": 0.92}
-USUAL_SIZE = 0.78
 
 
 def name(entry: Entry, color: str | None, size: str, rng: np.random.Generator) -> str:

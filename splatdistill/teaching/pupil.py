@@ -17,11 +17,12 @@ from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from splatdistill.files import atomic_write
+from splatdistill.priors.album import beside_picture
 from splatdistill.priors.reading import MAX_WORDS, word_numbers
 from splatdistill.priors.view_transformer import ViewTransformer, describe_cameras, patch_rays
 from splatdistill.teaching.compositions import RING, RINGS, VIEWS
 from splatdistill.teaching.muon import Muon
-from splatdistill.teaching.pages import Pages, beside_picture
+from splatdistill.teaching.pages import Pages
 
 log = logging.getLogger(__name__)
 
@@ -140,8 +141,10 @@ def draw_batch(settings: PupilSettings, step: int, examples: Examples, steps: in
         relative = (torch.rand(scenes, 1, **drawn) < RELATIVE).float()
         column = free[:, views : views + 1]
         seen = examples.cameras[rows, column]  # [scenes, 1, 4]
-        picture = examples.latents[rows, column].float()
-        shown, offsets = beside_picture(picture, seen, cameras)
+        picture = examples.latents[rows, column].float().repeat_interleave(views, 0).squeeze(1)
+        shown, offsets = beside_picture(
+            picture, seen.expand(-1, views, -1).flatten(0, 1), cameras.flatten(0, 1)
+        )
         cameras[..., 0] = cameras[..., 0] - relative * seen[..., 0]
     else:
         quiet = silent.repeat(1, views).flatten().tolist()

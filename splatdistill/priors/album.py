@@ -30,6 +30,7 @@ SIDE = 128  # pixels
 SHOWN = 3  # pictures beside a view
 OFFSET = 5  # features of each, see `offsets`
 USUAL_SIZE = 0.78  # longest half side of a thing in the album, see `fit`
+LEAST, GAP = 0.45, 0.06  # scale of a thing on a narrow one; half the space between things side by side
 AZIMUTHS = torch.tensor([math.tau * i / count for _, count in RINGS for i in range(count)])
 ELEVATIONS = torch.tensor([math.radians(height) for height, count in RINGS for _ in range(count)])
 PICTURES = len(AZIMUTHS)
@@ -131,9 +132,17 @@ class Page:
     half: np.ndarray
 
 
-def fit(half: np.ndarray) -> float:
-    """Return the scale at which a box of half sizes [3] is shown."""
-    return USUAL_SIZE / max(float(half.max()), float(np.linalg.norm(half)) / 1.25, 1e-9)
+def fit(half: np.ndarray, size: float = USUAL_SIZE) -> float:
+    """Return the scale that brings a box of half sizes [3] to a longest half side of `size`.
+
+    It is smaller where half the diagonal would be over 1.25 `size`.
+    """
+    return size / max(float(half.max()), float(np.linalg.norm(half)) / 1.25, 1e-9)
+
+
+def on_top(upper: float, lower: float) -> float:
+    """Return by how much a thing of a width is scaled to stand on one of another width."""
+    return max(min(1.25 * lower / max(upper, 1e-9), 1.0), LEAST)
 
 
 def together(first: Page, second: Page, relation: str, chosen: Sequence[int] = range(PICTURES)) -> Page:
@@ -145,11 +154,10 @@ def together(first: Page, second: Page, relation: str, chosen: Sequence[int] = r
     pages = (first, second)
     halves = [page.half / page.half.max() / 2 for page in pages]  # longest side 1
     if relation == "on top of":
-        width, own = 2.5 * float(halves[1][:2].min()), 2 * float(halves[0][:2].max())
-        halves[0] = halves[0] * (max(width / own, 0.45) if own > width else 1.0)
+        halves[0] = halves[0] * on_top(float(halves[0][:2].max()), float(halves[1][:2].min()))
         centers = [np.array([0, 0, 2 * halves[1][2] + halves[0][2]]), np.array([0, 0, halves[1][2]])]
     else:
-        centers = [np.array([0, s * (h[1] + 0.06), h[2]]) for s, h in zip((-1, 1), halves, strict=True)]
+        centers = [np.array([0, s * (h[1] + GAP), h[2]]) for s, h in zip((-1, 1), halves, strict=True)]
     low = np.min([c - h for c, h in zip(centers, halves, strict=True)], 0)
     high = np.max([c + h for c, h in zip(centers, halves, strict=True)], 0)
     scale = fit((high - low) / 2)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from splatdistill.priors.album import USUAL_SIZE
+from splatdistill.priors.album import GAP, USUAL_SIZE, on_top
 from splatdistill.scene.cameras import Cameras, orbit
 from splatdistill.teaching import phrases
 from splatdistill.teaching.assets import Entry
@@ -105,12 +105,8 @@ def varied(shelf: Shelf, entry: Entry, rng: np.random.Generator) -> tuple[Mesh, 
 
 def stacked(upper: Mesh, lower: Mesh) -> Mesh:
     """Put the upper mesh on the highest point of the lower one below it; scaled down if it is too wide."""
-    low, high = lower.bounds
-    width = float((high - low)[:2].min()) * 1.25
-    low, high = upper.bounds
-    own = float((high - low)[:2].max())
-    if own > width:
-        upper = upper.moved(np.eye(3) * max(width / own, 0.45))
+    below, above = (np.ptp(mesh.positions, axis=0)[:2] for mesh in (lower, upper))
+    upper = upper.moved(np.eye(3) * on_top(float(above.max()), float(below.min())))
     reach = 0.3 * float((upper.bounds[1] - upper.bounds[0])[:2].min())
     points = np.array([(0, 0), (reach, 0), (-reach, 0), (0, reach), (0, -reach)])
     return joined([upper.moved(np.eye(3), np.array([0, 0, height_at(lower, points)])), lower])
@@ -140,9 +136,8 @@ def height_at(mesh: Mesh, points: np.ndarray) -> float:
 def beside(first: Mesh, second: Mesh) -> Mesh:
     """Put two meshes side by side: seen from the front, the first one is on the left."""
     halves = [float(np.ptp(mesh.positions[:, 1])) / 2 for mesh in (first, second)]
-    gap = 0.06
-    left = first.moved(np.eye(3), np.array([0, -halves[0] - gap, 0]))
-    return joined([left, second.moved(np.eye(3), np.array([0, halves[1] + gap, 0]))])
+    left = first.moved(np.eye(3), np.array([0, -halves[0] - GAP, 0]))
+    return joined([left, second.moved(np.eye(3), np.array([0, halves[1] + GAP, 0]))])
 
 
 def draw_light(rng: np.random.Generator) -> Light:

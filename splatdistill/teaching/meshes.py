@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from splatdistill.priors.album import fit
 from splatdistill.teaching.solids import KINDS, Solids
 
 TEXTURE = 128  # pixels a side of every texture
@@ -48,8 +49,7 @@ class Mesh:
     def fitted(self, half: float) -> Mesh:
         """Return the mesh centered, with longest half side `half` and half diagonal at most 1.25 `half`."""
         low, high = self.bounds
-        size = (high - low) / 2
-        scale = half / max(size.max(), np.linalg.norm(size) / 1.25, 1e-9)
+        scale = fit((high - low) / 2, half)
         return self.moved(np.eye(3) * scale, -(low + high) / 2 * scale)
 
 

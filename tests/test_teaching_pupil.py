@@ -32,8 +32,10 @@ def examples(tmp_path_factory) -> pupil.Examples:
         relations=np.array(["alone", "alone", "on top of", "alone", "and", "alone"]),
     )
     pictures = rng.integers(0, 256, (2, album.PICTURES, album.SIDE, album.SIDE, 4), dtype=np.uint8)
-    pages = Pages(pictures, np.full((2, 3), 0.5), {"a": 0, "b": 1}, encode)
-    return pupil.Examples.load([path], WORDS, pages)
+    models = [album.Page(of_one, np.full(3, 0.5)) for of_one in pictures]
+    folder = tmp_path_factory.mktemp("pages")
+    Pages.save(folder, models, ["a", "b"], [("a", "b", "on top of"), ("b", "lost", "and")])
+    return pupil.Examples.load([path], WORDS, Pages.load(folder), encode)
 
 
 def encode(rgb: torch.Tensor) -> torch.Tensor:
@@ -86,7 +88,7 @@ def test_a_shown_picture_is_of_the_scene_and_gives_the_azimuths(examples):
 
 
 def test_what_has_no_page_or_no_text_is_drawn_without_pictures(examples):
-    assert examples.things == [[0], [1], [0, 1], [], [], [1]]
+    assert examples.shown.tolist() == [0, 1, 2, -1, -1, 1]
     batches = [pupil.draw_batch(replace(SETTINGS, shares=(1, 0, 0)), step, examples) for step in range(8)]
     silent = torch.cat([(batch.ids == 0).all(1) for batch in batches])
     there = torch.cat([batch.offsets[:, :, 0] for batch in batches])
@@ -97,11 +99,18 @@ def test_what_has_no_page_or_no_text_is_drawn_without_pictures(examples):
 def test_pictures_beside_a_view_are_the_nearest_at_its_scale(examples):
     pages = examples.pages
     cameras = torch.tensor([[album.AZIMUTHS[4], album.ELEVATIONS[4], album.DISTANCE, album.FOV]])
-    shown, offsets = pages.beside([[1]], ["alone"], cameras, torch.ones(1, 3))
-    page = torch.from_numpy(pages.pictures[1, 4:5, None])
+    shown, offsets = pages.beside(torch.tensor([1]), cameras, torch.ones(1, 3), encode)
+    page = pages.pictures[1, 4:5, None]
     expected = encode(album.before(page, torch.zeros(1), torch.ones(1, 3))[:, 0])
     torch.testing.assert_close(shown[0, :1], expected, atol=1e-5, rtol=0)
     torch.testing.assert_close(offsets[0, 0], torch.tensor([1.0, 0, 1, 0, 0]), atol=1e-5, rtol=0)
+
+
+def test_a_pair_is_shown_as_the_album_shows_it(examples):
+    pages = examples.pages
+    collage = album.together(pages.page(0), pages.page(1), "on top of")
+    assert np.array_equal(pages.page(2).pictures, collage.pictures)
+    assert np.allclose(pages.halves[2], collage.half)
 
 
 def test_an_interrupted_run_comes_to_the_same(examples, tmp_path):
@@ -161,9 +170,9 @@ def test_packed_pictures_come_back(tmp_path):
     pictures = np.broadcast_to(shade[:, None, None], (3, VIEWS, 32, 32, 3)).copy()
     pictures[1] //= 2
     np.savez(tmp_path / "pictures-00000.npz", pictures=pictures, captions=np.array([["a"], ["b"], ["c"]]))
-    assert shards.pack(tmp_path, tmp_path / "pack", 1) == 3
+    assert shards.pack([tmp_path / "pictures-00000.npz"], tmp_path / "pack") == 3
     (tmp_path / "out").mkdir()
-    assert shards.unpack(tmp_path / "pack", tmp_path / "out") == 1
+    assert shards.unpack([tmp_path / "pack"], tmp_path / "out") == 1
     with np.load(tmp_path / "out" / "pictures-00000.npz") as arrays:
         assert arrays["captions"].tolist() == [["a"], ["b"], ["c"]]
         assert np.abs(arrays["pictures"].astype(int) - pictures).mean() < 4

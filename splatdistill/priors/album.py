@@ -11,7 +11,7 @@ import io
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ AZIMUTHS = torch.tensor([math.tau * i / count for _, count in RINGS for i in ran
 ELEVATIONS = torch.tensor([math.radians(height) for height, count in RINGS for _ in range(count)])
 PICTURES = len(AZIMUTHS)
 NOTHING = -1.0  # the number of no page
+KEPT = 16  # pages, of 2 MB each
 MOST = 2300  # models: the numbers of all pairs are exact in float32
 
 
@@ -97,17 +98,33 @@ def beside(
         encode: from pictures [B, 3, side, side] in [0, 1] to latents.
         side: pixels of what is encoded.
     """
-    azimuth, elevation, distance, fov = cameras.unbind(1)
-    chosen = nearest(azimuth, elevation)
+    chosen = nearest(*cameras[:, :2].unbind(1))
     pictures = np.zeros((len(pages), SHOWN, SIDE, SIDE, 4), np.uint8)
     for i, (page, numbers) in enumerate(zip(pages, chosen.tolist(), strict=True)):
         if page is not None:
             pictures[i] = page(numbers)
+    there = torch.tensor([page is not None for page in pages], device=cameras.device)
     seen = torch.from_numpy(pictures).to(cameras.device)
-    rgb = before(seen, zoom_of(distance, fov), background, side)
+    return told_of(seen, chosen, there, cameras, background, encode, side)
+
+
+def told_of(
+    pictures: Tensor,
+    chosen: Tensor,
+    there: Tensor,
+    cameras: Tensor,
+    background: Tensor,
+    encode: Callable[[Tensor], Tensor],
+    side: int = SIDE,
+) -> tuple[Tensor, Tensor]:
+    """Return what `beside` does, of pictures [n, SHOWN, S, S, 4] with the numbers `chosen` [n, SHOWN].
+
+    there: whether a view has any, bool [n]; the rest as in `beside`.
+    """
+    azimuth, elevation, distance, fov = cameras.unbind(1)
+    rgb = before(pictures, zoom_of(distance, fov), background, side)
     turn = azimuth[:, None] - AZIMUTHS.to(cameras)[chosen]
     rise = elevation[:, None] - ELEVATIONS.to(cameras)[chosen]
-    there = torch.tensor([float(page is not None) for page in pages], device=cameras.device)
     told = offsets(turn, rise, torch.zeros_like(turn)) * there[:, None, None]
     return encode(rgb.flatten(0, 1)).unflatten(0, (-1, SHOWN)), told
 
@@ -260,26 +277,28 @@ class Album:
         pair = first * len(self.ids) + second
         return [float(len(self.ids) + pair * len(BETWEEN) + BETWEEN.index(relation))]
 
-    def page(self, number: int) -> Page:
-        """Return the page of a number."""
-        if number not in self._made:
-            if number < len(self.ids):
-                self._made[number] = self._read(number)
-            else:
-                pair, relation = divmod(number - len(self.ids), len(BETWEEN))
-                first, second = (self.page(model) for model in divmod(pair, len(self.ids)))
-                self._made[number] = together(first, second, BETWEEN[relation])
-        return self._made[number]
-
     @cached_property
-    def _made(self) -> dict[int, Page]:
-        return {}
+    def page(self) -> Callable[[int], Page]:
+        """The page of a number; the last few are kept."""
+        return lru_cache(KEPT)(self._make)
+
+    def _make(self, number: int) -> Page:
+        if number < len(self.ids):
+            return self._read(number)
+        pair, relation = divmod(number - len(self.ids), len(BETWEEN))
+        first, second = (self._read(model) for model in divmod(pair, len(self.ids)))
+        return together(first, second, BETWEEN[relation])
 
     def _read(self, number: int) -> Page:
-        strip = np.asarray(Image.open(io.BytesIO(self.strips[number])).convert("RGBA"))
-        parts = np.stack(np.split(strip, PICTURES, 1)).astype(np.float32)
-        parts[..., :3] *= parts[..., 3:] / 255.0
-        return Page((parts + 0.5).astype(np.uint8), self.halves[number])
+        return Page(pictures_of(self.strips[number]), self.halves[number])
+
+
+def pictures_of(strip: bytes) -> np.ndarray:
+    """Return the pictures [PICTURES, S, S, 4] uint8, premultiplied, of what `strip` wrote."""
+    whole = np.asarray(Image.open(io.BytesIO(strip)).convert("RGBA"))
+    parts = np.stack(np.split(whole, PICTURES, 1)).astype(np.float32)
+    parts[..., :3] *= parts[..., 3:] / 255.0
+    return (parts + 0.5).astype(np.uint8)
 
 
 def strip(page: Page, quality: int) -> bytes:

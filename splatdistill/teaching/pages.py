@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from splatdistill.files import atomic_write
@@ -15,6 +17,7 @@ from splatdistill.priors.album import AZIMUTHS, DISTANCE, ELEVATIONS, FOV, SIDE,
 from splatdistill.scene.cameras import orbit
 from splatdistill.teaching.meshes import Mesh
 from splatdistill.teaching.renderer import Light, Renderer
+from splatdistill.teaching.shards import spread
 from splatdistill.teaching.shelf import Shelf
 
 LIGHT = Light(ambient=0.5, lamp=0.4, head=0.15)
@@ -26,72 +29,89 @@ def plain_meshes(shelf: Shelf) -> Iterator[Mesh]:
         yield shelf.take(entry, np.random.default_rng(0), tint=0.0)[0]
 
 
-def half_sizes(meshes: Iterator[Mesh]) -> np.ndarray:
-    """Return the half sizes [n, 3] of the boxes around meshes."""
-    return np.stack([np.ptp(mesh.positions, axis=0) / 2 for mesh in meshes])
-
-
-def render_pages(meshes: Iterator[Mesh], renderer: Renderer) -> Iterator[np.ndarray]:
-    """Yield the pictures [PICTURES, S, S, 4] uint8, premultiplied, of each mesh."""
+def render_pages(meshes: Iterator[Mesh], renderer: Renderer) -> Iterator[album.Page]:
+    """Yield the page of each mesh."""
     azimuths, elevations = (x.rad2deg().tolist() for x in (AZIMUTHS, ELEVATIONS))
     cameras = orbit(azimuths, elevations, DISTANCE, float(np.degrees(FOV)), SIDE, SIDE)
     for mesh in meshes:
-        yield renderer.draw(mesh.fitted(USUAL_SIZE), cameras, LIGHT)
+        pictures = renderer.draw(mesh.fitted(USUAL_SIZE), cameras, LIGHT)
+        yield album.Page(pictures, np.ptp(mesh.positions, axis=0) / 2)
+
+
+def name_of(ids: Sequence[str], relation: str) -> str:
+    """Return the name of the page of one or two models, "" where the second one is missing."""
+    return f" {relation} ".join(name for name in ids if name)
+
+
+def _collage(path: Path, halves: np.ndarray, pair: tuple[int, int, str]) -> album.Page:
+    pictures = np.load(path, mmap_mode="c")
+    first, second = (album.Page(pictures[number], halves[number]) for number in pair[:2])
+    return album.together(first, second, pair[2])
 
 
 @dataclass(frozen=True)
 class Pages:
-    """The album in memory or mapped from disk, and the codec that encodes what is shown of it.
+    """The album in memory or mapped from disk.
 
-    pictures [m, PICTURES, S, S, 4] uint8 premultiplied; halves [m, 3]; numbers by id; encode: from pictures
-    [B, 3, S, S] in [0, 1] to latents.
+    pictures [m, PICTURES, S, S, 4] uint8 premultiplied, of models and then of pairs of them; halves [m, 3];
+    numbers by `name_of`.
     """
 
-    pictures: np.ndarray
+    pictures: Tensor
     halves: np.ndarray
     numbers: dict[str, int]
-    encode: Callable[[Tensor], Tensor]
 
     @staticmethod
-    def save(folder: Path, pages: Iterable[np.ndarray], halves: np.ndarray, ids: Sequence[str]) -> None:
-        """Write pages.npy and pages.npz of pages [PICTURES, S, S, 4], one after the other."""
-        shape = (len(ids), album.PICTURES, album.SIDE, album.SIDE, 4)
-        written = np.lib.format.open_memmap(folder / "pages.npy", mode="w+", dtype=np.uint8, shape=shape)
+    def save(
+        folder: Path,
+        pages: Iterable[album.Page],
+        ids: Sequence[str],
+        pairs: Iterable[tuple[str, str, str]] = (),
+        workers: int = 1,
+    ) -> None:
+        """Write pages.npy and pages.npz: of models, then collages of pairs (first, second, relation)."""
+        number = {name: i for i, name in enumerate(ids)}
+        pairs = sorted({pair for pair in pairs if pair[0] in number and pair[1] in number})
+        names = [*ids, *(name_of(pair[:2], pair[2]) for pair in pairs)]
+        path = folder / "pages.npy"
+        shape = (len(names), album.PICTURES, album.SIDE, album.SIDE, 4)
+        written = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
+        halves = np.zeros((len(names), 3), np.float32)
         for i, page in enumerate(pages):
-            written[i] = page
+            written[i], halves[i] = page.pictures, page.half
+        written.flush()
+        asked = [(number[first], number[second], relation) for first, second, relation in pairs]
+        collages = spread(partial(_collage, path, halves[: len(ids)]), asked, workers)
+        for i, page in enumerate(collages, len(ids)):
+            written[i], halves[i] = page.pictures, page.half
         written.flush()
         with atomic_write(folder / "pages.npz") as file:
-            np.savez(file, allow_pickle=False, halves=halves, ids=np.array(ids))
+            np.savez(file, allow_pickle=False, halves=halves, ids=np.array(names))
 
     @classmethod
-    def load(cls, folder: Path, encode: Callable[[Tensor], Tensor]) -> Pages:
-        """Read what `save` wrote."""
+    def load(cls, folder: Path, device: torch.device | str = "cpu") -> Pages:
+        """Read what `save` wrote; on the CPU the pictures stay on disk until they are used."""
         with np.load(folder / "pages.npz") as told:
             numbers = {name: i for i, name in enumerate(told["ids"].tolist())}
-            return cls(np.load(folder / "pages.npy", mmap_mode="r"), told["halves"], numbers, encode)
+            pictures = torch.from_numpy(np.load(folder / "pages.npy", mmap_mode="c"))
+            return cls(pictures.to(device), told["halves"], numbers)
 
     def page(self, number: int) -> album.Page:
-        """Return the page of a model."""
-        return album.Page(self.pictures[number], self.halves[number])
+        """Return the page of a number."""
+        return album.Page(self.pictures[number].numpy(), self.halves[number])
 
     def beside(
-        self, things: list[list[int]], relations: list[str], cameras: Tensor, background: Tensor
+        self, numbers: Tensor, cameras: Tensor, background: Tensor, encode: Callable[[Tensor], Tensor]
     ) -> tuple[Tensor, Tensor]:
         """Return latents [n, SHOWN, C, h, w] and offsets [n, SHOWN, OFFSET] of the pictures nearest to views.
 
         Args:
-            things: the numbers of the one or two things of each view; none of them, no pictures.
-            relations: of the two.
+            numbers: of the page of each view, [n]; -1 for none.
             cameras: [n, 4] as in Examples.
             background: [n, 3].
+            encode: from pictures [B, 3, S, S] in [0, 1] to latents.
         """
-        pages = [self._picker(*pair) for pair in zip(things, relations, strict=True)]
-        return album.beside(pages, cameras, background, self.encode)
-
-    def _picker(self, numbers: list[int], relation: str) -> Callable[[Sequence[int]], np.ndarray] | None:
-        if not numbers:
-            return None
-        if len(numbers) == 1:
-            return lambda picked: self.pictures[numbers[0], picked]
-        first, second = (self.page(number) for number in numbers)
-        return lambda picked: album.together(first, second, relation, picked).pictures
+        chosen, there = album.nearest(*cameras[:, :2].unbind(1)), numbers >= 0
+        pictures = self.pictures[numbers.clamp(min=0)[:, None], chosen]
+        pictures = pictures * there.view(-1, 1, 1, 1, 1)
+        return album.told_of(pictures, chosen, there, cameras, background, encode)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from splatdistill.priors.reading import MAX_WORDS, word_numbers
 from splatdistill.priors.view_transformer import ViewTransformer, describe_cameras, patch_rays
 from splatdistill.teaching.compositions import RING, RINGS, VIEWS
 from splatdistill.teaching.muon import Muon
-from splatdistill.teaching.pages import Pages
+from splatdistill.teaching.pages import Pages, name_of
 
 log = logging.getLogger(__name__)
 
@@ -61,26 +62,30 @@ class Examples:
     """Shards of latents in memory.
 
     latents [n, V, C, h, w] float16, scaled; ids [n, K, L] of words; cameras [n, V, 4] azimuth and elevation
-    in radians, distance, field of view in radians; backgrounds [n, 3]; things: the numbers of the pages of
-    each scene's things; relations of each scene.
+    in radians, distance, field of view in radians; backgrounds [n, 3]; shown: the number of each scene's page
+    [n], -1 where there is none; encode: from pictures [B, 3, S, S] in [0, 1] to latents.
     """
 
     latents: Tensor
     ids: Tensor
     cameras: Tensor
     backgrounds: Tensor
-    things: list[list[int]]
-    relations: list[str]
+    shown: Tensor
     pages: Pages
+    encode: Callable[[Tensor], Tensor]
 
     @classmethod
     def load(
-        cls, paths: list[Path], words: dict[str, int], pages: Pages, device: torch.device | str = "cpu"
+        cls,
+        paths: list[Path],
+        words: dict[str, int],
+        pages: Pages,
+        encode: Callable[[Tensor], Tensor],
+        device: torch.device | str = "cpu",
     ) -> Examples:
         """Read shards that `shards.encode_shard` wrote; a thing without a page has no pictures."""
         latents, ids, cameras, backgrounds = [], [], [], []
-        things: list[list[int]] = []
-        relations: list[str] = []
+        shown: list[int] = []
         for path in paths:
             with np.load(path) as arrays:
                 latents.append(torch.from_numpy(arrays["latents"]))
@@ -88,17 +93,13 @@ class Examples:
                 ids.append(torch.tensor(said))
                 cameras.append(torch.from_numpy(arrays["cameras"]).float())
                 backgrounds.append(torch.from_numpy(arrays["backgrounds"]).float())
-                for row in arrays["ids"].tolist():
-                    found = [pages.numbers.get(name, -1) for name in row if name]
-                    things.append([] if -1 in found else found)
-                relations += arrays["relations"].tolist()
-        told = torch.cat(cameras)
-        turned = torch.stack(
-            [told[..., 0].deg2rad(), told[..., 1].deg2rad(), told[..., 2], told[..., 3].deg2rad()], -1
-        )
-        parts = torch.cat(latents), torch.cat(ids), turned, torch.cat(backgrounds)
-        first, words_of, placed, behind = (part.to(device) for part in parts)
-        return cls(first, words_of, placed, behind, things, relations, pages)
+                told = zip(arrays["ids"].tolist(), arrays["relations"].tolist(), strict=True)
+                shown += [pages.numbers.get(name_of(*row), -1) for row in told]
+        placed = torch.cat(cameras)
+        placed[..., [0, 1, 3]] = placed[..., [0, 1, 3]].deg2rad()
+        parts = torch.cat(latents), torch.cat(ids), placed, torch.cat(backgrounds), torch.tensor(shown)
+        first, words_of, views, behind, numbers = (part.to(device) for part in parts)
+        return cls(first, words_of, views, behind, numbers, pages, encode)
 
 
 @dataclass(frozen=True)
@@ -120,10 +121,11 @@ class Batch:
 def draw_batch(settings: PupilSettings, step: int, examples: Examples, steps: int = 1000) -> Batch:
     """Draw the batch of one step, determined by (seed, step). t is the larger of two uniform draws."""
     device = examples.latents.device
-    rng = torch.Generator(device).manual_seed(settings.seed * 1_000_003 + step)
-    drawn: Any = {"generator": rng, "device": device}
-    shares = torch.tensor(settings.shares, dtype=torch.float32, device=device)
-    mode = MODES[int(torch.multinomial(shares, 1, generator=rng))]
+    number = settings.seed * 1_000_003 + step
+    drawn: Any = {"generator": torch.Generator(device).manual_seed(number), "device": device}
+    shares = torch.tensor(settings.shares, dtype=torch.float32)
+    own = torch.Generator().manual_seed(number)  # here: the device is not waited for
+    mode = MODES[int(torch.multinomial(shares, 1, generator=own))]
     views = 1 if mode == "single" else RING
     scenes = settings.batch // views
     rows = torch.randint(len(examples.latents), (scenes, 1), **drawn)
@@ -147,10 +149,8 @@ def draw_batch(settings: PupilSettings, step: int, examples: Examples, steps: in
         )
         cameras[..., 0] = cameras[..., 0] - relative * seen[..., 0]
     else:
-        quiet = silent.repeat(1, views).flatten().tolist()
-        things = [[] if q else examples.things[row] for row, q in zip(each.tolist(), quiet, strict=True)]
-        relations = [examples.relations[row] for row in each.tolist()]
-        shown, offsets = examples.pages.beside(things, relations, cameras.flatten(0, 1), backgrounds)
+        numbers = examples.shown[each].masked_fill(silent.repeat(1, views).flatten(), -1)
+        shown, offsets = examples.pages.beside(numbers, cameras.flatten(0, 1), backgrounds, examples.encode)
     clean = examples.latents[rows, columns].flatten(0, 1).float()
     return Batch(
         clean=clean,

@@ -9,7 +9,11 @@ from __future__ import annotations
 import io
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from itertools import pairwise
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -93,25 +97,26 @@ def encode_shard(source: Path, target: Path, encode: Any, batch: int = 64) -> No
         np.savez(file, allow_pickle=False, **rows)
 
 
-def encode_shards(pictures: Path, folder: Path, encode: Any) -> int:
+def encode_shards(pictures: Path, folder: Path, encode: Any, workers: int = 1) -> int:
     """Encode the shards of images that have no latents yet; return how many were made."""
-    made = 0
-    for source in sorted(pictures.glob("pictures-*.npz")):
-        target = folder / source.name.replace("pictures", "latents")
-        if not target.exists():
-            encode_shard(source, target, encode)
-            made += 1
-    return made
+    sources = sorted(pictures.glob("pictures-*.npz"))
+    pairs = [(source, folder / source.name.replace("pictures", "latents")) for source in sources]
+    missing = [pair for pair in pairs if not pair[1].exists()]
+    return len(list(spread(partial(_encode_pair, encode), missing, workers)))
 
 
-def pack(folder: Path, path: Path, shards: int) -> int:
-    """Write the first shards of pictures as one small file, the views of each scene as one WebP strip.
+def _encode_pair(encode: Any, pair: tuple[Path, Path]) -> None:
+    encode_shard(*pair, encode)
 
-    Some 3 kB a scene, at 36 dB: for a machine that has a GPU and cannot render. Returns how many scenes.
+
+def pack(sources: Sequence[Path], path: Path) -> int:
+    """Write shards of pictures as one small file, the views of each scene as one WebP strip.
+
+    Some 9 kB a scene, at 36 dB: for a machine that has a GPU and cannot render. Returns how many scenes.
     """
     strips: list[bytes] = []
     rows: dict[str, list[np.ndarray]] = {}
-    for source in sorted(folder.glob("pictures-*.npz"))[:shards]:
+    for source in sources:
         with np.load(source) as arrays:
             for name in arrays.files:
                 if name != "pictures":
@@ -128,20 +133,37 @@ def pack(folder: Path, path: Path, shards: int) -> int:
     return len(strips)
 
 
-def unpack(path: Path, folder: Path) -> int:
-    """Write the shards of pictures that `pack` has read; how many."""
-    with np.load(path) as arrays:
-        rows = {name: arrays[name] for name in arrays.files}
-    strips, ends = rows.pop("strips"), rows.pop("lengths").cumsum()
-    count = 0
-    for first in range(0, len(ends), SCENES):
-        chosen = slice(first, first + SCENES)
-        pictures = []
-        for end, start in zip(ends[chosen], [ends[first - 1] if first else 0, *ends[chosen]], strict=False):
-            strip = np.asarray(Image.open(io.BytesIO(strips[start:end].tobytes())).convert("RGB"))
-            pictures.append(np.stack(np.split(strip, VIEWS, 1)))
-        told = {name: values[chosen] for name, values in rows.items()}
-        with atomic_write(shard_path(folder, "pictures", count)) as file:
-            np.savez(file, pictures=np.stack(pictures), **told)
-        count += 1
-    return count
+def unpack(packs: Sequence[Path], folder: Path, workers: int = 1) -> int:
+    """Write the shards of pictures that `pack` has read, numbered on; those that are there stay. How many."""
+    parts = []
+    for pack in packs:
+        with np.load(pack) as arrays:
+            rows = {name: arrays[name] for name in arrays.files}
+        strips, lengths = rows.pop("strips"), rows.pop("lengths")
+        ends = np.concatenate([[0], lengths.cumsum()])
+        for first in range(0, len(lengths), SCENES):
+            told = {name: values[first : first + SCENES] for name, values in rows.items()}
+            around = ends[first : first + SCENES + 1]
+            part = strips[around[0] : around[-1]], around - around[0], told
+            parts.append((shard_path(folder, "pictures", len(parts)), *part))
+    return len(list(spread(_unpack_shard, [part for part in parts if not part[0].exists()], workers)))
+
+
+def _unpack_shard(part: tuple[Path, np.ndarray, np.ndarray, dict[str, np.ndarray]]) -> None:
+    path, strips, ends, told = part
+    pictures = []
+    for start, end in pairwise(ends):
+        strip = np.asarray(Image.open(io.BytesIO(strips[start:end].tobytes())).convert("RGB"))
+        pictures.append(np.stack(np.split(strip, VIEWS, 1)))
+    with atomic_write(path) as file:
+        np.savez(file, allow_pickle=False, pictures=np.stack(pictures), **told)
+
+
+def spread(work: Callable[[Any], Any], items: Sequence[Any], workers: int) -> Iterator[Any]:
+    """Yield work(item) of each item in order, made by several processes where `workers` is more than 1."""
+    if workers == 1:
+        yield from map(work, items)
+        return
+    threads: dict[str, Any] = {"initializer": torch.set_num_threads, "initargs": (1,)}
+    with ProcessPoolExecutor(workers, get_context("spawn"), **threads) as pool:
+        yield from pool.map(work, items)

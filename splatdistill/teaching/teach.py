@@ -39,14 +39,13 @@ from splatdistill.teaching import phrases, pupil, shards
 from splatdistill.teaching.assets import Entry, load_entries
 from splatdistill.teaching.compositions import learned_pairs
 from splatdistill.teaching.decoder import psnr, train_decoder
-from splatdistill.teaching.pages import Pages, half_sizes, plain_meshes, render_pages
+from splatdistill.teaching.pages import Pages, plain_meshes, render_pages
 
 log = logging.getLogger(__name__)
 
 SIZE = 128
 FAMILY = "views"  # of the presets
 TRAINING, VALIDATION = 1, 2  # seeds
-PACK = "pictures.pack"
 FIT = 8  # shards that the codec is fitted to
 SHOWN = (
     "chair", "red car", "palm tree", "dog", "hamburger", "castle", "blue mug", "airplane",
@@ -92,16 +91,27 @@ def render(options: argparse.Namespace) -> None:
 
 
 def pages(options: argparse.Namespace) -> None:
-    """Draw the album's pages of the training models."""
+    """Draw the album's pages of the training models, and of the pairs in all pictures."""
     from splatdistill.teaching.renderer import Renderer
     from splatdistill.teaching.shelf import Shelf
 
     renderer = Renderer(SIZE)
     shelf = Shelf(tuple(all_entries(options.bundle)), options.bundle, options.out / "meshes", renderer)
     shelf = shelf.split(False)
-    halves, ids = half_sizes(plain_meshes(shelf)), [entry.id for entry in shelf.entries]
-    Pages.save(options.out, render_pages(plain_meshes(shelf), renderer), halves, ids)
+    ids = [entry.id for entry in shelf.entries]
+    drawn = render_pages(plain_meshes(shelf), renderer)
+    Pages.save(options.out, drawn, ids, drawn_pairs(options.out), options.workers)
     log.info("%d pages", len(ids))
+
+
+def drawn_pairs(folder: Path) -> set[tuple[str, str, str]]:
+    """Return the models and the relation of all pairs in the pictures of DIR."""
+    found: set[tuple[str, str, str]] = set()
+    for path in sorted(folder.glob("*/pictures-*.npz")):
+        with np.load(path) as arrays:
+            rows = zip(arrays["ids"].tolist(), arrays["relations"].tolist(), strict=True)
+            found |= {(first, second, relation) for (first, second), relation in rows if second}
+    return found
 
 
 def encode(options: argparse.Namespace) -> None:
@@ -123,14 +133,18 @@ def encode(options: argparse.Namespace) -> None:
             continue
         target = options.out / name.replace("pictures", "latents")
         target.mkdir(exist_ok=True)
-        made = shards.encode_shards(options.out / name, target, to_latents)
+        made = shards.encode_shards(options.out / name, target, to_latents, options.workers)
         log.info("%s: %d shards encoded", name, made)
 
 
 def encoder(options: argparse.Namespace) -> Callable[[torch.Tensor], torch.Tensor]:
     """Return the codec's map from pictures [B, 3, S, S] in [0, 1] to scaled latents."""
     codec: Any = PatchCodec.from_pretrained(options.out / "codec").to(options.device).requires_grad_(False)
-    return lambda rgb: codec.encode(2 * rgb - 1).latents * codec.config.scaling_factor
+    return partial(_scaled_latents, codec)
+
+
+def _scaled_latents(codec: Any, rgb: torch.Tensor) -> torch.Tensor:
+    return codec.encode(2 * rgb - 1).latents * codec.config.scaling_factor
 
 
 def decode(options: argparse.Namespace) -> None:
@@ -151,8 +165,8 @@ def load_examples(name: str, options: argparse.Namespace, most: int | None = Non
         raise UserError(
             f"no latents or pages in {options.out}: run the stages render, pages and encode first"
         )
-    pages = Pages.load(options.out, encoder(options))
-    return pupil.Examples.load(paths, word_numbers(options.out), pages, options.device)
+    pages, words = Pages.load(options.out, options.device), word_numbers(options.out)
+    return pupil.Examples.load(paths, words, pages, encoder(options), options.device)
 
 
 def make_pupil(options: argparse.Namespace, examples: pupil.Examples | None) -> pupil.Pupil:
@@ -253,9 +267,10 @@ def export(options: argparse.Namespace) -> None:
 def save_album(options: argparse.Namespace, path: Path, models: int | None = None) -> None:
     """Write the pages of the first models of each noun."""
     entries = {entry.id: entry for entry in all_entries(options.bundle)}
-    pages = Pages.load(options.out, encoder(options))
+    pages = Pages.load(options.out)
     of_noun: dict[str, list[str]] = {}
-    for name in sorted(pages.numbers, key=lambda name: (entries[name].noun, entries[name].rank)):
+    alone = (name for name in pages.numbers if name in entries)
+    for name in sorted(alone, key=lambda name: (entries[name].noun, entries[name].rank)):
         of_noun.setdefault(entries[name].noun, []).append(name)
     kept = [name for names in of_noun.values() for name in names[:models]]
     numbers = [pages.numbers[name] for name in kept]
@@ -293,18 +308,22 @@ def sheet(options: argparse.Namespace) -> None:
 
 
 def pack(options: argparse.Namespace) -> None:
-    """Pack the pictures and the pages for a machine that cannot render: DIR/pictures.pack, DIR/album.npz."""
-    log.info("%d scenes", shards.pack(options.out / "pictures", options.out / PACK, options.shards))
+    """Pack shards of pictures, and the pages, for a machine that cannot render: DIR/*.pack, DIR/album.npz."""
+    paths = sorted((options.out / "pictures").glob("*.npz"))[options.first :][: options.shards]
+    target = options.out / f"pictures-{options.first:05d}.pack"
+    log.info("%d scenes", shards.pack(paths, target))
     save_album(options, options.out / album.FILE)
 
 
 def unpack(options: argparse.Namespace) -> None:
-    """Unpack the pictures of DIR/pictures.pack, and the pages of DIR/album.npz."""
+    """Unpack the pictures of DIR/*.pack, and the pages of DIR/album.npz."""
     (options.out / "pictures").mkdir(exist_ok=True)
-    log.info("%d shards", shards.unpack(options.out / PACK, options.out / "pictures"))
+    packs = sorted(options.out.glob("*.pack"))
+    log.info("%d shards", shards.unpack(packs, options.out / "pictures", options.workers))
     packed = Album.load(options.out / album.FILE)
-    pages = (packed.page(number).pictures for number in range(len(packed.ids)))
-    Pages.save(options.out, pages, packed.halves, packed.ids)
+    read = shards.spread(album.pictures_of, packed.strips, options.workers)
+    unpacked = map(album.Page, read, packed.halves)
+    Pages.save(options.out, unpacked, packed.ids, drawn_pairs(options.out), options.workers)
 
 
 STAGES = {
@@ -319,8 +338,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("stage", choices=STAGES)
     parser.add_argument("--out", type=Path, required=True, help="folder for everything that is made")
     parser.add_argument("--bundle", type=Path, default=Path("assets"), help="folder of assets.json")
-    parser.add_argument("--first", type=int, default=0, help="number of the first shard to render")
-    parser.add_argument("--shards", type=int, default=100, help="shards to render, of 256 scenes each")
+    parser.add_argument("--first", type=int, default=0, help="number of the first shard to make")
+    parser.add_argument(
+        "--shards", type=int, default=100, help="shards to render or pack, of 256 scenes each"
+    )
     parser.add_argument("--run", default="run", help="subfolder of what is trained")
     parser.add_argument("--most", type=int, help="shards to train on, at most")
     parser.add_argument("--until", type=int, default=1_000_000, help="step to train to")
@@ -329,6 +350,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=float("inf"), help="end training after so long")
     parser.add_argument("--fall-seconds", type=float, default=0.0, help="like --fall, for --seconds")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--workers", type=int, default=1, help="processes of pages, encode and unpack")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--decoder-steps", type=int, default=2000, help="of the stage decode")
     parser.add_argument("--models", type=int, default=3, help="pages of each noun in the album, at most")

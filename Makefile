@@ -12,7 +12,7 @@ CPP := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' 2>/dev/nul
 CUDA_OBJECTS := $(patsubst csrc/%.cu,build/cuda-objects/%.o,$(filter %.cu,$(CPP)))
 NVCC := $(shell command -v nvcc 2>/dev/null)
 
-TESTS_CPP := $(shell find tests/native -name '*.cpp' -o -name '*.h' 2>/dev/null)
+TESTS_CPP := $(shell find tests/native -name "*.cpp" -o -name "*.h" -o -name "*.cu" 2>/dev/null)
 
 .PHONY: help install demo test native-check lint format cuda-objects quality teachers real-teacher gpu-check clean
 help:  ## list the targets

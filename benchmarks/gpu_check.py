@@ -12,6 +12,7 @@ import argparse
 import collections
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -24,6 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import ddim_ops
 import torch
 from common import RESULTS, write_result
 from guidance_gpu import build_prior, matmul_peak, synchronize
@@ -76,12 +78,16 @@ class Check:
         synchronize(self.device)
         return 1e3 * (time.perf_counter() - begin) / count
 
-    def command(self, *words: str, prefix: tuple[str, ...] = ()) -> dict[str, Any]:
-        """Run Python with these words until the time is over; return its status and its last lines."""
+    def command(self, *words: str) -> dict[str, Any]:
+        """Run Python with these words as `shell` does."""
+        return self.shell(sys.executable, *words)
+
+    def shell(self, *words: str) -> dict[str, Any]:
+        """Run a command until the time is over; return its status and its last lines."""
         environment = os.environ | {"PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}"}
         left = max(self.end - time.monotonic(), 1.0)
         done = subprocess.run(
-            [*prefix, sys.executable, *words],
+            words,
             cwd=ROOT,
             env=environment,
             capture_output=True,
@@ -229,34 +235,59 @@ def unet(check: Check) -> dict[str, Any]:
 
 def speed(check: Check) -> dict[str, Any]:
     """Run benchmarks/guidance_gpu.py: whole steps, ours against an eager loop; it writes its own results."""
-    words = ["--views", "1", "4", "--repeats", "2"]
+    words = ["--views", "1", "2", "4", "8", "--eager-views", "1", "4", "--repeats", "2"]
     if check.dry:
         words = ["--tiny", "--device", "cpu", "--views", "1", "--repeats", "1", "--gaussians", "100"]
     return check.command("benchmarks/guidance_gpu.py", *words)
 
 
 def sanitizers(check: Check) -> dict[str, Any]:
-    """Run compute-sanitizer over the kernels' GPU tests: memory, then races."""
-    words = ["-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", "tests/test_ops_ddim.py"]
+    """Run compute-sanitizer over every kernel: memory, races, uninitialised values, barriers."""
+    program = str(check.scratch / "launch_ddim")
+    sources = ["tests/native/launch_ddim.cu", "csrc/ddim/ddim_cuda.cu"]
+    compiler = shutil.which("nvcc")
+    if compiler is None:
+        return {"error": "no nvcc"} if not check.dry else {}
+    check.shell(
+        compiler,
+        "-std=c++17",
+        "-O3",
+        "-arch=native" if not check.dry else "-arch=sm_90",
+        "-Icsrc",
+        *sources,
+        "-o",
+        program,
+    )
     if check.dry:
-        return check.command(*words)
-    tools = {}
-    for tool in ("memcheck", "racecheck"):
-        prefix = ("compute-sanitizer", "--tool", tool, "--error-exitcode", "9")
-        tools[tool] = check.command(*words, prefix=prefix)
-    return tools | {"failed": [tool for tool, told in tools.items() if told["status"]]}
+        return {}
+    told = {"plain": check.shell(program)}
+    for tool in ("memcheck", "racecheck", "initcheck", "synccheck"):
+        told[tool] = check.shell("compute-sanitizer", "--tool", tool, "--error-exitcode", "9", program)
+    return told | {"failed": [tool for tool, done in told.items() if done["status"]]}
+
+
+def bandwidth(check: Check) -> dict[str, Any]:
+    """Return the memory traffic of each fused step at a large batch, as a share of a device copy's."""
+    if check.dry:
+        return {}
+    shape = (4096, 4, 64, 64)
+    return {
+        "shape": shape,
+        "rows": [ddim_ops.bandwidth(dtype, shape) for dtype in (torch.float32, torch.float16)],
+    }
 
 
 STAGES: dict[str, tuple[Callable[[Check], dict[str, Any]], float]] = {  # and the seconds that it needs
     "machine": (machine, 10),
-    "renderer": (renderer, 20),
-    "tests": (tests, 60),
-    "job": (job, 90),
-    "variants": (variants, 60),
-    "waits": (waits, 20),
-    "unet": (unet, 40),
+    "sanitizers": (sanitizers, 40),
+    "renderer": (renderer, 15),
+    "tests": (tests, 45),
+    "job": (job, 60),
     "speed": (speed, 100),
-    "sanitizers": (sanitizers, 80),
+    "unet": (unet, 40),
+    "bandwidth": (bandwidth, 10),
+    "waits": (waits, 20),
+    "variants": (variants, 60),
 }
 
 

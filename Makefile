@@ -1,7 +1,7 @@
 # Every target sets up what it needs: a fresh machine has Python, a C++ compiler and a package index.
 PYTHON ?= python3
 VENV ?= .venv
-PROMPT ?= a red mushroom
+PROMPT ?= a hamburger
 WHEELS ?= wheels
 CUDA_ARCH ?= sm_80
 
@@ -27,7 +27,7 @@ install: $(STAMP)  ## make the virtual environment, install the pinned packages,
 
 # The shell reads the prompt from the environment, so no character of it is ever make or shell syntax.
 demo: export DEMO_PROMPT = $(value PROMPT)
-demo: $(STAMP)  ## text to splat: make demo PROMPT="a yellow duck"
+demo: $(STAMP)  ## text to splat: make demo PROMPT="a palm tree"
 	$(BIN)/python -m splatdistill.train --prompt "$$DEMO_PROMPT" --overwrite
 
 test: $(STAMP)  ## the whole test suite, but for the long runs of `make quality`

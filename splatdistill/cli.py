@@ -14,7 +14,7 @@ from splatdistill.console import exit_status, note
 from splatdistill.errors import UserError
 from splatdistill.folder import REPORT, RESULT
 from splatdistill.guidance.registry import check_method
-from splatdistill.priors.loading import check_name
+from splatdistill.priors.loading import SHIPPED, check_name
 from splatdistill.training.progress import NullWatcher, Watcher, interruptible, progress_for
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add(
         "--prior",
-        help="embedded-multiview (default), embedded (edits), embedded-image (pictures), sd21, sd15, "
+        help="real (default), embedded (edits), embedded-image (pictures), embedded-multiview, sd21, sd15, "
         "or a folder in diffusers layout",
     )
     added = "a LoRA of the teacher, .safetensors as of diffusers or kohya; may be given several times"
@@ -74,7 +74,7 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
     add("--steps", type=positive, help="optimization steps; default by preset")
     add("--seed", type=int, help="default 0")
     add("--device", help="cpu, cuda or cuda:N; default cuda where there is one")
-    unknown = "only warn of words that the embedded teacher does not know"
+    unknown = "only warn of words that a shipped teacher does not know"
     add("--allow-unknown", action="store_true", help=unknown)
     add("--version", action="version", version=f"splatdistill {__version__}")
     setting = "any setting by its name in config.yaml: guidance.scale=10"
@@ -300,8 +300,8 @@ def watched(
     """
     for warning in job.warnings:
         note(warning)
-    if hint and job.device.type == "cuda" and job.config.prior.name.startswith("embedded"):
-        note("the embedded teacher draws 64x64 pictures; --prior sd21 uses Stable Diffusion on this GPU")
+    if hint and job.device.type == "cuda" and job.config.prior.name in SHIPPED:
+        note("the shipped teachers draw small pictures; --prior sd21 uses Stable Diffusion on this GPU")
     if job.state.step:
         note(f"continuing after step {job.state.step} of {job.config.steps}")
     from splatdistill.training.loggers import Logged

@@ -1,11 +1,15 @@
 """Shared set-up: `gpu` tests are skipped without a CUDA device; generated examples are always the same."""
 
+import os
 from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import settings
 
+os.environ["SPLATDISTILL_PRIOR"] = (
+    "embedded-multiview"  # smaller than the default one, in what tests start too
+)
 settings.register_profile("fixed", derandomize=True, deadline=None)
 settings.load_profile("fixed")
 

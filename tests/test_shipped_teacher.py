@@ -1,5 +1,8 @@
 """The weights that ship: their size, how they load, and that they draw what the words say."""
 
+import os
+import subprocess
+import sys
 from typing import Any
 
 import torch
@@ -9,15 +12,18 @@ from splatdistill.guidance.core import sample
 from splatdistill.priors import load_prior
 from splatdistill.priors import words as grammar
 from splatdistill.priors.base import cfg
-from splatdistill.priors.loading import EMBEDDED
+from splatdistill.priors.loading import EMBEDDED, REAL
+from splatdistill.scene.cameras import orbit
 
 
 def test_the_weights_are_small_and_no_pickles() -> None:
-    files = [path for path in EMBEDDED.parent.rglob("*") if path.is_file()]
+    every = [path for path in EMBEDDED.parent.rglob("*") if path.is_file()]
+    assert not [path.name for path in every if path.suffix in (".bin", ".pt", ".ckpt", ".pkl")]
+    assert sum(path.stat().st_size for path in REAL.rglob("*") if path.is_file()) <= 64 * 10**6
+    files = [path for path in every if not path.is_relative_to(REAL)]
     beside = [path for path in files if {"unet_multiview", "unet_image", "scorer"} & set(path.parts)]
     assert sum(path.stat().st_size for path in files if path not in beside) <= 16 * 2**20
     assert sum(path.stat().st_size for path in files) <= 36 * 2**20
-    assert not [path.name for path in files if path.suffix in (".bin", ".pt", ".ckpt", ".pkl")]
 
 
 def test_the_vocabulary_is_the_grammars() -> None:
@@ -47,3 +53,31 @@ def test_samples_take_the_color_of_the_prompt() -> None:
         (2, 3)
     )  # [3, rgb]
     assert center.argmax(1).tolist() == [0, 1, 2]
+
+
+def test_the_real_teacher_is_the_default_and_another_can_be_named() -> None:
+    """Here another one is named for all tests: tests/conftest.py."""
+    code = "from splatdistill.config.schema import PriorConfig; print(PriorConfig().name)"
+    environment = {name: value for name, value in os.environ.items() if name != "SPLATDISTILL_PRIOR"}
+    for more, expected in (({}, "real"), ({"SPLATDISTILL_PRIOR": "sd21"}, "sd21")):
+        command = [sys.executable, "-c", code]
+        told = subprocess.run(command, env=environment | more, capture_output=True, text=True, check=True)
+        assert told.stdout.strip() == expected
+
+
+@torch.no_grad()
+def test_the_real_teacher_sees_the_things_of_the_texts_in_noise() -> None:
+    prior = load_prior("real", dtype=torch.float32)
+    cameras = orbit([30.0, 120.0, 210.0, 300.0], 15.0, 3.0, 42.0, prior.image_size, prior.image_size)
+    texts = ["hamburger", "palm tree", "red car", "blue car"]
+    noise = torch.randn(4, *prior.latent_shape, generator=torch.Generator().manual_seed(0))
+    seen = []
+    for text in texts:
+        cond = cfg(prior.embed([""] * 4), prior.embed([text] * 4), 1.0)
+        cond = prior.with_cameras(cond, cameras, torch.ones(4, 3))
+        seen.append(prior.decode(sample(prior, cond, noise, steps=4))[0])
+    burger, palm, red, blue = (((picture < 0.9).any(0), picture) for picture in seen)
+    heights = [mask.any(1).sum() / mask.any(0).sum() for mask, _ in (burger, palm)]
+    assert heights[0] < 1 < heights[1]  # the one is flat, the other tall
+    for (mask, picture), channel in ((red, 0), (blue, 2)):
+        assert int(picture[:, mask].mean(1).argmax()) == channel

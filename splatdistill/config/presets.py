@@ -1,12 +1,14 @@
 """The presets: which YAML files apply to a prior, a method and an edit."""
 
+import os
 import re
 from pathlib import Path
 
 from splatdistill.priors.folders import Folder
-from splatdistill.priors.loading import EMBEDDED, VOCABULARY
+from splatdistill.priors.loading import EMBEDDED, REAL, SHIPPED, VOCABULARY
 
-DEFAULT = "embedded-multiview"  # the prior of a run from a text, where none is named
+VARIABLE = "SPLATDISTILL_PRIOR"  # of the environment: another default
+DEFAULT = os.environ.get(VARIABLE) or "real"  # the prior of a run from a text, where none is named
 # The prior of a task, where none is named: views alone, as the presets were tuned on.
 FOR_TASKS: dict[str, str] = dict.fromkeys(("edit", "edit-part", "refine"), "embedded")
 FOR_PICTURES = "embedded-image"  # the prior of a run that starts from a picture, where none is named
@@ -27,8 +29,9 @@ def named(config: str) -> Path:
 
 def family_of(prior: str) -> str:
     """Return the family of presets that suits a prior: what its folder says, or by its kind of words."""
-    shipped = prior.split("-")[0] == "embedded"
-    places = (EMBEDDED,) if shipped else (Path(prior), Path(prior).parent)  # a pipeline, or a denoiser in it
+    places = (Path(prior), Path(prior).parent)  # a pipeline, or a denoiser in it
+    if prior in SHIPPED:
+        places = (REAL,) if prior == "real" else (EMBEDDED,)
     for place in places:
         told = Folder(prior, place).json("model_index.json").get("family")
         if isinstance(told, str) and re.fullmatch(r"\w+", told):

@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 
 GROUP = "splatdistill.priors"  # the entry points of priors from other packages
 ASSETS = Path(__file__).resolve().parents[1] / "assets"
-EMBEDDED, SCORER = ASSETS / "teacher", ASSETS / "scorer"
+REAL, EMBEDDED, SCORER = ASSETS / "real", ASSETS / "teacher", ASSETS / "scorer"
 VOCABULARY = "vocabulary.json"  # in a teacher's folder: a list of its words, or what `reading.Vocabulary` is
-SHIPPED = ("embedded", "embedded-multiview", "embedded-image")
+SHIPPED = ("real", "embedded", "embedded-multiview", "embedded-image")
 
 # Hub repositories, each pinned to a revision; mirrors, since the original owners withdrew theirs.
 ALIASES = {
@@ -59,8 +59,8 @@ def load_prior(
     """Load a frozen teacher.
 
     Args:
-        name: "embedded", "embedded-multiview", "embedded-image", "sd15", "sd21", a local folder in diffusers
-            layout, one of the denoisers beside its unet/, a single .safetensors of Stable Diffusion 1 or 2, a
+        name: "real", "embedded", "embedded-multiview", "embedded-image", "sd15", "sd21", a local folder in
+            diffusers layout, one of the denoisers beside its unet/, a single .safetensors of Stable Diffusion 1 or 2, a
             repository of the hub as owner/name@COMMIT, or the name of an installed entry point.
         device: where its networks run.
         dtype: of its networks; None for what the prior finds best on the device.
@@ -92,6 +92,8 @@ def locate(name: str) -> Folder:
     if PINNED.fullmatch(name) and not Path(name).exists():
         repository, _, revision = name.partition("@")
         return Folder(name, download(name, repository, revision, chosen_files))
+    if name == "real":
+        return Folder(name, REAL)
     if name in SHIPPED:
         return Folder(name, EMBEDDED, "unet" + name.removeprefix("embedded").replace("-", "_"))
     if name in installed():

@@ -115,7 +115,7 @@ def make_run(
         device: cpu, cuda or cuda:N; by default CUDA where there is one.
         overwrite: replace a run in the folder.
         resume: continue the run in the folder.
-        allow_unknown: only warn of words that the embedded teacher does not know.
+        allow_unknown: only warn of words that a shipped teacher does not know.
         watch: makes the watcher of a job, for the time that it runs.
         ranks: the processes that make this run together, each by the same call; only the first writes, and is
             watched.

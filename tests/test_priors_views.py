@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler
+from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from splatdistill.config.load import load, resolve
@@ -275,3 +276,15 @@ def test_a_run_keeps_its_prompt_and_records_what_was_read(folder, tmp_path):
     with pytest.raises(UserError, match="names nothing"):
         make_run(replace(config, prompt="qwrtz"), tmp_path / "other")
     assert not (tmp_path / "other").exists()
+
+
+def test_a_picture_alone_is_enough(folder, tmp_path):
+    shade = np.full((32, 32, 4), 200, np.uint8)
+    shade[8:24, 8:24, :3] = (200, 40, 40)
+    Image.fromarray(shade).save(tmp_path / "red.png")
+    words = ["views.size=16", "gaussians.count=50", "report.size=16", "report.frames=2", "views.count=4"]
+    flags = {"steps": 2, "prior": {"name": str(folder)}}
+    config = resolve(flags | {"image": {"path": str(tmp_path / "red.png")}}, None, words)
+    assert make_run(config, tmp_path / "run").finished
+    with pytest.raises(UserError, match="reads a text"):
+        make_run(resolve(flags, None, words), tmp_path / "nothing")

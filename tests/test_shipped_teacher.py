@@ -57,11 +57,16 @@ def test_samples_take_the_color_of_the_prompt() -> None:
 
 def test_the_real_teacher_is_the_default_and_another_can_be_named() -> None:
     """Here another one is named for all tests: tests/conftest.py."""
-    code = "from splatdistill.config.schema import PriorConfig; print(PriorConfig().name)"
+    code = "from splatdistill.config.presets import *; print(DEFAULT, FOR_PICTURES, *FOR_TASKS.values())"
     environment = {name: value for name, value in os.environ.items() if name != "SPLATDISTILL_PRIOR"}
-    for more, expected in (({}, "real"), ({"SPLATDISTILL_PRIOR": "sd21"}, "sd21")):
+    for named, expected in (
+        ("", "real real real real real"),
+        ("sd21", "sd21 real real real real"),
+        ("embedded", "embedded embedded-image embedded embedded embedded"),
+    ):
         command = [sys.executable, "-c", code]
-        told = subprocess.run(command, env=environment | more, capture_output=True, text=True, check=True)
+        own = environment | {"SPLATDISTILL_PRIOR": named}
+        told = subprocess.run(command, env=own, capture_output=True, text=True, check=True)
         assert told.stdout.strip() == expected
 
 

@@ -9,9 +9,10 @@ from splatdistill.priors.loading import EMBEDDED, REAL, SHIPPED, VOCABULARY
 
 VARIABLE = "SPLATDISTILL_PRIOR"  # of the environment: another default
 DEFAULT = os.environ.get(VARIABLE) or "real"  # the prior of a run from a text, where none is named
-# The prior of a task, where none is named: views alone, as the presets were tuned on.
-FOR_TASKS: dict[str, str] = dict.fromkeys(("edit", "edit-part", "refine"), "embedded")
-FOR_PICTURES = "embedded-image"  # the prior of a run that starts from a picture, where none is named
+TOYS = DEFAULT.startswith("embedded")  # the older teachers are chosen
+# The prior of a task, where none is named; of the older ones that of single views, as its presets were tuned.
+FOR_TASKS: dict[str, str] = dict.fromkeys(("edit", "edit-part", "refine"), "embedded" if TOYS else "real")
+FOR_PICTURES = "embedded-image" if TOYS else "real"  # of a run that starts from a picture
 
 
 def preset_folder() -> Path:

@@ -113,6 +113,7 @@ class Prior(Protocol):
     group: views that are denoised together, evenly around the object at one noise level; 1: each alone.
     view_words: whether a prompt should name the view.
     needs_picture: whether it reads a picture in place of a text; then `condition_on` comes before the rest.
+    reads_picture: whether it reads one beside a text or without any, if `condition_on` gives it one.
     needs_cameras: whether `with_cameras` must be called.
     takes_lora: whether `load` merges the LoRA files of its folder.
     vocabulary: the only words that it knows; None for any.
@@ -130,6 +131,7 @@ class Prior(Protocol):
     view_words: bool = True
     needs_cameras: bool = False
     needs_picture: bool = False
+    reads_picture: bool = False
     takes_lora: ClassVar[bool] = False
     vocabulary: frozenset[str] | None = None
 

@@ -59,9 +59,9 @@ def load_prior(
     """Load a frozen teacher.
 
     Args:
-        name: "real", "embedded", "embedded-multiview", "embedded-image", "sd15", "sd21", a local folder in
-            diffusers layout, one of the denoisers beside its unet/, a single .safetensors of Stable Diffusion 1 or 2, a
-            repository of the hub as owner/name@COMMIT, or the name of an installed entry point.
+        name: one of SHIPPED, "sd15", "sd21", a local folder in diffusers layout, one of the denoisers beside
+            its unet/, a single .safetensors of Stable Diffusion 1 or 2, a repository of the hub as
+            owner/name@COMMIT, or the name of an installed entry point.
         device: where its networks run.
         dtype: of its networks; None for what the prior finds best on the device.
         lora: files in safetensors whose changes are added to its networks, FILE or FILE:SCALE each.

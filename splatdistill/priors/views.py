@@ -44,6 +44,7 @@ class ViewPrior(Pictured, LatentPrior):
 
     group = VIEWS
     view_words = False
+    reads_picture = True
     seed, models = 0, 1
 
     @classmethod

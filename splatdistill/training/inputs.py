@@ -99,7 +99,8 @@ def fit_teacher(config: Config, prior: Prior, picture: Reference | None) -> Prio
             f"this teacher sees {prior.group} views at a time; views.count is {config.views.count}, "
             "not a multiple"
         )
-    if not prior.needs_picture and not config.prompt.strip():
+    shown = prior.needs_picture or (prior.reads_picture and picture is not None)
+    if not shown and not config.prompt.strip():
         raise UserError("this teacher reads a text: give --prompt too, or an image-conditioned --prior")
     prior = prior.for_run(config.seed, config.prior.models)
     if picture is not None:

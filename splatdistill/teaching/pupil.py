@@ -51,7 +51,7 @@ class PupilSettings:
     seed: int = 2
     shares: tuple[float, float, float] = (0.35, 0.4, 0.25)
     outer_width: int = 192
-    outer_layers: int = 2
+    outer_layers: int = 4
     width: int = 320
     layers: int = 5
     patch_size: int = 2

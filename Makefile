@@ -73,6 +73,7 @@ TEACH := $(BIN)/python -m splatdistill.teaching
 real-teacher: $(STAMP)  ## train the teacher of real things from its models (ASSETS=folder): many hours on two cores
 	$(BIN)/python -m pip install --quiet -c requirements/constraints.txt -e ".[teaching]"
 	$(TEACH).teach render --out $(REAL) --bundle $(ASSETS) --shards 48
+	$(TEACH).teach pages --out $(REAL) --bundle $(ASSETS)
 	$(TEACH).teach encode --out $(REAL)
 	$(TEACH).teach decode --out $(REAL)
 	$(TEACH).teach train --out $(REAL) --until $(UNTIL) --fall $$(($(UNTIL) / 5))

@@ -22,7 +22,7 @@ DOCS = Path(__file__).parents[1] / "docs"
 def main() -> None:
     """Run, look, keep."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--prompt", default="a penguin")
+    parser.add_argument("--prompt", default="a wooden chair")
     prompt = parser.parse_args().prompt
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "run"

@@ -251,16 +251,10 @@ def sanitizers(check: Check) -> dict[str, Any]:
     compiler = shutil.which("nvcc")
     if compiler is None:
         return {"error": "no nvcc"} if not check.dry else {}
-    check.shell(
-        compiler,
-        "-std=c++17",
-        "-O3",
-        "-arch=native" if not check.dry else "-arch=sm_90",
-        "-Icsrc",
-        *sources,
-        "-o",
-        program,
-    )
+    target = "-arch=sm_90" if check.dry else "-arch=native"
+    built = check.shell(compiler, "-std=c++17", "-O3", target, "-Icsrc", *sources, "-o", program)
+    if built["status"]:
+        return built
     if check.dry:
         return {}
     told = {"plain": check.shell(program)}

@@ -66,7 +66,7 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add(
         "--prior",
-        help="real (default), embedded (edits), embedded-image (pictures), embedded-multiview, sd21, sd15, "
+        help="real (default), embedded, embedded-multiview, embedded-image, sd21, sd15, "
         "or a folder in diffusers layout",
     )
     added = "a LoRA of the teacher, .safetensors as of diffusers or kohya; may be given several times"

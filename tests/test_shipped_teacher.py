@@ -1,5 +1,6 @@
 """The weights that ship: their size, how they load, and that they draw what the words say."""
 
+import json
 import os
 import subprocess
 import sys
@@ -19,6 +20,8 @@ from splatdistill.scene.cameras import orbit
 def test_the_weights_are_small_and_no_pickles() -> None:
     every = [path for path in EMBEDDED.parent.rglob("*") if path.is_file()]
     assert not [path.name for path in every if path.suffix in (".bin", ".pt", ".ckpt", ".pkl")]
+    configs = [json.loads(path.read_text("utf-8")) for path in every if path.name == "config.json"]
+    assert not [config["_name_or_path"] for config in configs if config.get("_name_or_path")]
     assert sum(path.stat().st_size for path in REAL.rglob("*") if path.is_file()) <= 64 * 10**6
     files = [path for path in every if not path.is_relative_to(REAL)]
     beside = [path for path in files if {"unet_multiview", "unet_image", "scorer"} & set(path.parts)]

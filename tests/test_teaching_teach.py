@@ -64,6 +64,8 @@ def test_all_stages_end_in_a_teacher_that_draws(bundle, tmp_path, monkeypatch, c
     told = json.loads((other / "run" / "pupil.json").read_text())
     assert told["settings"]["width"] == 64 and len(told["channels"]["means"]) == 24
     run("export", other, *given)
+    config = json.loads((other / "teacher" / "vae" / "config.json").read_text())
+    assert not config["_name_or_path"]  # no folder of the machine that made it
     run("sheet", other, "--steps", "2", "--texts", "brown tower", "mat")
     assert (other / "sheet.png").is_file()
     prior = load_prior(other / "teacher")

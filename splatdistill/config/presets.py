@@ -5,14 +5,15 @@ import re
 from pathlib import Path
 
 from splatdistill.priors.folders import Folder
-from splatdistill.priors.loading import EMBEDDED, REAL, SHIPPED, VOCABULARY
+from splatdistill.priors.loading import SHIPPED, TOYS, VOCABULARY
 
 VARIABLE = "SPLATDISTILL_PRIOR"  # of the environment: another default
 DEFAULT = os.environ.get(VARIABLE) or "real"  # the prior of a run from a text, where none is named
-TOYS = DEFAULT.startswith("embedded")  # the older teachers are chosen
 # The prior of a task, where none is named; of the older ones that of single views, as its presets were tuned.
-FOR_TASKS: dict[str, str] = dict.fromkeys(("edit", "edit-part", "refine"), "embedded" if TOYS else "real")
-FOR_PICTURES = "embedded-image" if TOYS else "real"  # of a run that starts from a picture
+FOR_TASKS: dict[str, str] = dict.fromkeys(
+    ("edit", "edit-part", "refine"), "embedded" if DEFAULT in TOYS else "real"
+)
+FOR_PICTURES = "embedded-image" if DEFAULT in TOYS else "real"  # of a run that starts from a picture
 
 
 def preset_folder() -> Path:
@@ -32,7 +33,7 @@ def family_of(prior: str) -> str:
     """Return the family of presets that suits a prior: what its folder says, or by its kind of words."""
     places = (Path(prior), Path(prior).parent)  # a pipeline, or a denoiser in it
     if prior in SHIPPED:
-        places = (REAL,) if prior == "real" else (EMBEDDED,)
+        places = (SHIPPED[prior].root,)
     for place in places:
         told = Folder(prior, place).json("model_index.json").get("family")
         if isinstance(told, str) and re.fullmatch(r"\w+", told):

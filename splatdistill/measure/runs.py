@@ -30,7 +30,7 @@ from splatdistill.priors import load_prior
 from splatdistill.priors import words as grammar
 from splatdistill.priors.base import Prior, cfg
 from splatdistill.priors.clip import Scorer
-from splatdistill.priors.loading import SHIPPED
+from splatdistill.priors.loading import TOYS
 from splatdistill.scene.cameras import EVALUATION_VIEW, turntable
 from splatdistill.scene.gaussians import finite_mask
 from splatdistill.scene.rendering import render
@@ -281,7 +281,7 @@ def evaluate(
             juries[config.prior.name] = Jury.of(config.prior.name)
         if (jury := juries[config.prior.name]) is not None:
             row |= jury.row(run, config.prompt)
-        elif config.prior.name in SHIPPED:
+        elif config.prior.name in TOYS:
             row |= true_row(run, config.prompt)
         group = groups.setdefault(name, Group())
         group.rows.append(row)

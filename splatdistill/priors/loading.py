@@ -29,7 +29,13 @@ GROUP = "splatdistill.priors"  # the entry points of priors from other packages
 ASSETS = Path(__file__).resolve().parents[1] / "assets"
 REAL, EMBEDDED, SCORER = ASSETS / "real", ASSETS / "teacher", ASSETS / "scorer"
 VOCABULARY = "vocabulary.json"  # in a teacher's folder: a list of its words, or what `reading.Vocabulary` is
-SHIPPED = ("real", "embedded", "embedded-multiview", "embedded-image")
+SHIPPED = {
+    "real": Folder("real", REAL),
+    "embedded": Folder("embedded", EMBEDDED),
+    "embedded-multiview": Folder("embedded-multiview", EMBEDDED, "unet_multiview"),
+    "embedded-image": Folder("embedded-image", EMBEDDED, "unet_image"),
+}
+TOYS = tuple(name for name, folder in SHIPPED.items() if folder.root == EMBEDDED)  # of procedural scenes
 
 # Hub repositories, each pinned to a revision; mirrors, since the original owners withdrew theirs.
 ALIASES = {
@@ -92,10 +98,8 @@ def locate(name: str) -> Folder:
     if PINNED.fullmatch(name) and not Path(name).exists():
         repository, _, revision = name.partition("@")
         return Folder(name, download(name, repository, revision, chosen_files))
-    if name == "real":
-        return Folder(name, REAL)
     if name in SHIPPED:
-        return Folder(name, EMBEDDED, "unet" + name.removeprefix("embedded").replace("-", "_"))
+        return SHIPPED[name]
     if name in installed():
         return Folder(name, Path())
     path = Path(name)

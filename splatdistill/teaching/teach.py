@@ -242,7 +242,9 @@ def export(options: argparse.Namespace) -> None:
     networks["text"].save_pretrained(folder / "text_encoder")
     config = folder / "text_encoder" / "config.json"  # transformers would load it in half precision by itself
     config.write_text(config.read_text("utf-8").replace('"float16"', '"float32"'), "utf-8")
-    PatchCodec.from_pretrained(options.out / "codec").half().save_pretrained(folder / "vae")
+    codec: Any = PatchCodec.from_pretrained(options.out / "codec").half()
+    codec.register_to_config(_name_or_path="")  # not a folder of this machine
+    codec.save_pretrained(folder / "vae")
     pupil.make_scheduler().save_pretrained(folder / "scheduler")
     parts = {
         "transformer": ["splatdistill", "ViewTransformer"],

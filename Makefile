@@ -5,6 +5,9 @@ PROMPT ?= a hamburger
 WHEELS ?= wheels
 CUDA_ARCH ?= sm_80
 
+# Python keeps the modules that it compiles, also where the environment says that it should not: tests start it often.
+export PYTHONDONTWRITEBYTECODE :=
+
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 GPU_SITE := $(CURDIR)/build/gpu-site

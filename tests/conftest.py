@@ -1,10 +1,12 @@
 """Shared set-up: `gpu` tests are skipped without a CUDA device; generated examples are always the same."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from forks import Forks
 from hypothesis import settings
 
 os.environ["SPLATDISTILL_PRIOR"] = (
@@ -30,6 +32,13 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> str:
     from tiny import make_pipeline
 
     return str(make_pipeline(tmp_path_factory.mktemp("teacher"), "AutoencoderTiny"))
+
+
+@pytest.fixture(scope="session")
+def forks() -> Iterator[Forks]:
+    """Return what runs code in fresh processes that hold torch alone."""
+    with Forks() as forks:
+        yield forks
 
 
 @pytest.fixture

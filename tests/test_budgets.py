@@ -1,7 +1,6 @@
 """Budgets of size: lines of a file and of a function, parameters of a function."""
 
 import ast
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,11 +18,15 @@ def sources() -> list[Path]:
     return sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
 
 
-def functions() -> Iterator[tuple[str, Function]]:
-    for path in sources():
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, Function):
-                yield f"{path.relative_to(ROOT)}:{node.name}", node
+@pytest.fixture(scope="module")
+def functions() -> list[tuple[str, Function]]:
+    """Return all functions, by their file and name."""
+    return [
+        (f"{path.relative_to(ROOT)}:{node.name}", node)
+        for path in sources()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, Function)
+    ]
 
 
 def code_lines(node: Function) -> int:
@@ -48,6 +51,8 @@ def test_no_file_is_longer_than_its_budget() -> None:
     [(code_lines, FUNCTION_LINES, LONG_FUNCTIONS), (parameters, PARAMETERS, MANY_PARAMETERS)],
     ids=["lines", "parameters"],
 )
-def test_no_function_is_over_its_budget_and_exceptions_are_needed(measure, budget, exceptions) -> None:
-    over = {name: measure(node) for name, node in functions() if measure(node) > budget}
+def test_no_function_is_over_its_budget_and_exceptions_are_needed(
+    functions, measure, budget, exceptions
+) -> None:
+    over = {name: measure(node) for name, node in functions if measure(node) > budget}
     assert set(over) == exceptions, over

@@ -1,4 +1,3 @@
-import dataclasses
 import random
 from pathlib import Path
 
@@ -38,10 +37,16 @@ def round_trip(config: Config, path) -> Config:
     return load(path)
 
 
-@given(st.text())
-@settings(max_examples=60, deadline=None)
-def test_any_prompt_survives_config_yaml(tmp_path_factory, prompt):
-    config = dataclasses.replace(Config(), prompt=prompt)
+def worded(prompt: str, negative: str, source: str) -> dict:
+    """Return the flags of three texts that are the user's."""
+    return {"prompt": prompt, "negative_prompt": negative, "edit": {"source_prompt": source}}
+
+
+@given(st.tuples(st.text(), st.text(), st.text()))
+@settings(max_examples=20, deadline=None)
+def test_any_prompts_survive_config_yaml(tmp_path_factory, prompts):
+    config = merge(Config(), worded(*prompts), "test")
+    assert (config.prompt, config.negative_prompt, config.edit.source_prompt) == prompts
     assert round_trip(config, tmp_path_factory.getbasetemp() / "config.yaml") == config
 
 
@@ -207,19 +212,16 @@ def test_twenty_thousand_random_prompts_survive_the_merge_and_yaml() -> None:
 
 def test_random_prompts_survive_config_yaml(tmp_path) -> None:
     draw = random.Random(1)
-    for _ in range(60):
-        prompt = "".join(draw.choice(PIECES) for _ in range(draw.randrange(30)))
-        config = resolve({"prompt": prompt})
-        assert config.prompt == prompt and round_trip(config, tmp_path / "config.yaml") == config
+    for _ in range(20):
+        prompts = ["".join(draw.choice(PIECES) for _ in range(draw.randrange(30))) for _ in range(3)]
+        config = resolve(worded(*prompts))
+        assert [config.prompt, config.negative_prompt, config.edit.source_prompt] == prompts
+        assert round_trip(config, tmp_path / "config.yaml") == config
 
 
 @pytest.mark.parametrize("text", ["${oc.env:HOME}", "???", "\\???", "${", "${a.b}", "\\${x}"])
 def test_nothing_is_interpolated_anywhere(text, tmp_path) -> None:
-    config = resolve(
-        {"prompt": text, "negative_prompt": text, "edit": {"source_prompt": text}},
-        None,
-        [f"prior.name={text}"],
-    )
+    config = resolve(worded(text, text, text), None, [f"prior.name={text}"])
     assert {config.prompt, config.negative_prompt, config.edit.source_prompt, config.prior.name} == {text}
     assert round_trip(config, tmp_path / "config.yaml") == config
 

@@ -162,13 +162,24 @@ NAMES = {
 }
 
 
-@pytest.mark.parametrize("name", sorted(NAMES))
-def test_a_file_of_a_run_is_named_once(name: str) -> None:
-    """The literal stands in folder.py alone; texts for people may mention it inside a sentence."""
-    literal = NAMES[name]
-    users = []
+def texts_of(path: Path) -> list[tuple[int, str]]:
+    """Return the literal strings of a module, each with its line."""
+    nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+    constants = [node for node in nodes if isinstance(node, ast.Constant)]
+    return [(node.lineno, node.value) for node in constants if isinstance(node.value, str)]
+
+
+@pytest.fixture(scope="module")
+def literals() -> dict[str, list[str]]:
+    """Return where each literal string of the package stands, outside folder.py."""
+    found: dict[str, list[str]] = {}
     for module, path in MODULES.items():
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Constant) and node.value == literal and module != "splatdistill.folder":
-                users.append(f"{module}:{node.lineno}")
-    assert not users
+        for line, text in texts_of(path) if module != "splatdistill.folder" else []:
+            found.setdefault(text, []).append(f"{module}:{line}")
+    return found
+
+
+@pytest.mark.parametrize("name", sorted(NAMES))
+def test_a_file_of_a_run_is_named_once(name: str, literals: dict[str, list[str]]) -> None:
+    """The literal stands in folder.py alone; texts for people may mention it inside a sentence."""
+    assert not literals.get(NAMES[name])

@@ -1,11 +1,13 @@
 """The verbs by name: each is found, none costs an import of torch for its help."""
 
+import json
 import re
 import subprocess
 import sys
 import tomllib
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -50,39 +52,45 @@ MISTAKES = [
 ]
 
 
-@pytest.mark.parametrize("words", MISTAKES)
-def test_a_mistake_is_one_line_before_anything_heavy_is_imported(words: list[str]) -> None:
-    script = f"""
-import sys
+HELP = [["--help"], *([verb, "--help"] for verb in entry.VERBS)]
+ONE_AFTER_ANOTHER = f"""
+import contextlib, io, json, sys
 from splatdistill.__main__ import main
-try:
-    status = main({words!r})
-except SystemExit as stop:
-    status = stop.code
-heavy = [name for name in {HEAVY.split("|")!r} if name in sys.modules]
-sys.exit(f"imported {{heavy}}" if heavy else status)
+for words in json.load(sys.stdin):
+    streams = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(streams[0]), contextlib.redirect_stderr(streams[1]):
+        try:
+            status = main(words)
+        except SystemExit as stop:
+            status = stop.code
+    heavy = [name for name in {HEAVY.split("|")!r} if name in sys.modules]
+    print(json.dumps([status, *(stream.getvalue() for stream in streams), heavy]))
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    assert done.returncode == 2, done.stderr
-    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1, done.stderr
 
 
-@pytest.mark.parametrize("verb", ["", *entry.VERBS])
-def test_help_imports_nothing_heavy(verb: str) -> None:
-    words = [verb, "--help"] if verb else ["--help"]
-    script = f"""
-import sys
-from splatdistill.__main__ import main
-try:
-    status = main({words!r})
-except SystemExit as stop:
-    status = stop.code
-heavy = [name for name in {HEAVY.split("|")!r} if name in sys.modules]
-sys.exit(f"imported {{heavy}}" if heavy else status)
-"""
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+@pytest.fixture(scope="module")
+def told() -> dict[tuple[str, ...], list[Any]]:
+    """Return the status, the output, the errors, and what heavy is imported after each, of one process."""
+    given = [*MISTAKES, *HELP]
+    command = [sys.executable, "-c", ONE_AFTER_ANOTHER]
+    done = subprocess.run(command, input=json.dumps(given), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "usage" in done.stdout
+    return {
+        tuple(words): json.loads(line) for words, line in zip(given, done.stdout.splitlines(), strict=True)
+    }
+
+
+@pytest.mark.parametrize("words", MISTAKES)
+def test_a_mistake_is_one_line_before_anything_heavy_is_imported(words: list[str], told) -> None:
+    status, _, errors, heavy = told[tuple(words)]
+    assert status == 2 and not heavy, errors
+    assert errors.startswith("error: ") and errors.count("\n") == 1, errors
+
+
+@pytest.mark.parametrize("words", HELP)
+def test_help_imports_nothing_heavy(words: list[str], told) -> None:
+    status, output, errors, heavy = told[tuple(words)]
+    assert status == 0 and "usage" in output and not heavy, errors
 
 
 def test_the_rest_of_the_line_goes_to_the_verb(monkeypatch) -> None:

@@ -91,18 +91,19 @@ def test_environment_forces_a_level():
         assert found.stdout.split() == [level], found.stderr
 
 
-def test_level_that_does_not_exist_is_named_with_those_that_do():
+def test_level_that_does_not_exist_is_named_with_those_that_do(forks):
     with pytest.raises(ValueError, match=r"'sse9'.*only baseline"):
         native._C.set_level("sse9")
     code = "from splatdistill.ops import native; print(native.available())"
-    found = run(code, SPLATDISTILL_SIMD="sse9")
+    found = forks.run(code, SPLATDISTILL_SIMD="sse9")
     assert found.stdout.split() == ["False"]
     assert "'sse9'" in found.stderr and "only baseline" in found.stderr and "compiler" not in found.stderr
 
 
-def test_kernels_need_no_private_name_of_torch():
-    code = """
-import torch
+def test_kernels_need_no_private_name_of_torch(forks):
+    code = f"""
+import sys, torch
+sys.path.insert(0, {os.path.dirname(__file__)!r})
 for name in ("_are_functorch_transforms_active", "_len_torch_dispatch_stack"):
     if hasattr(torch._C, name): delattr(torch._C, name)
 for owner in (torch.Tensor, torch._C.TensorBase):
@@ -118,14 +119,12 @@ with torch.no_grad():
     out = raster.draw(raster.ops, scene, raster.leaves_of(scene, torch.float32))
 print(float(out["alpha"].sum()) > 1.0)
 """
-    found = run(
-        code, PYTHONPATH=os.pathsep.join([os.path.dirname(__file__), os.environ.get("PYTHONPATH", "")])
-    )
+    found = forks.run(code)
     assert found.stdout.split() == ["True"], found.stderr
 
 
 @pytest.mark.parametrize("kind, advice", [("ImportError", "reinstall"), ("ModuleNotFoundError", "compiler")])
-def test_message_says_what_really_failed(kind, advice):
+def test_message_says_what_really_failed(forks, kind, advice):
     code = f"""
 import importlib, sys
 class Broken:
@@ -135,7 +134,7 @@ sys.meta_path.insert(0, Broken())
 from splatdistill.ops import native
 print(native.available())
 """
-    found = run(code)
+    found = forks.run(code)
     assert found.stdout.split() == ["False"]
     assert "the moon is in the way" in found.stderr and advice in found.stderr
     assert ("compiler" in found.stderr) == (advice == "compiler")

@@ -1,6 +1,3 @@
-import subprocess
-import sys
-
 import pytest
 import torch
 
@@ -113,9 +110,8 @@ for step in range(1, 5):
 
 
 @pytest.mark.parametrize("moment, step", [("writing", 3), ("renaming", 3), ("deleting", 4)])
-def test_kill_at_any_moment_of_a_save_leaves_a_loadable_run(tmp_path, moment, step):
-    child = subprocess.run([sys.executable, "-c", KILLED, moment, str(tmp_path)], timeout=60, check=False)
-    assert child.returncode == -9
+def test_kill_at_any_moment_of_a_save_leaves_a_loadable_run(tmp_path, forks, moment, step):
+    assert forks.run(KILLED, moment, str(tmp_path)).returncode == -9
     assert checkpoint.latest(tmp_path)["step"] == step
     checkpoint.save(tmp_path / checkpoint_name(4), small(4))  # the resumed run clears up after the killed one
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000003.pt", "step-00000004.pt"]

@@ -10,7 +10,7 @@
 namespace splatdistill::ddim {
 namespace {
 
-constexpr int kWide = 1024;  // threads of a block that owns a sample
+constexpr int kWide = 512;  // threads of a block that owns a sample: several of them fill a multiprocessor
 constexpr int kFlat = 256;
 
 // Makes `device` current for a launch and restores the caller's.
@@ -53,13 +53,15 @@ __device__ void store_pack(T* to, const Pack<N, T>& pack) {
     *reinterpret_cast<Pack<N, T>*>(to) = pack;
 }
 
-// The guided output of N neighboring elements.
-template <int N, class T>
+// The guided output of N neighboring elements. R > 0 fixes the number of branches at compile time: then W
+// stays in registers, and the loads are in flight together.
+template <int N, int R, class T>
 __device__ void guided_pack(const T* o, int64_t stride, int branches, const float* W, float* e) {
     const Pack<N, T> o_0 = load_pack<N>(o);
 #pragma unroll
     for (int k = 0; k < N; ++k) e[k] = W[0] * load(o_0.at[k]);
-    for (int r = 1; r < branches; ++r) {
+#pragma unroll(R > 0 ? R : 1)
+    for (int r = 1; r < (R > 0 ? R : branches); ++r) {
         const Pack<N, T> o_r = load_pack<N>(o + r * stride);
 #pragma unroll
         for (int k = 0; k < N; ++k) e[k] += W[r] * (load(o_r.at[k]) - load(o_0.at[k]));
@@ -96,7 +98,27 @@ __device__ void sample_weights(const Guidance& g, const Batch& batch, int64_t b,
     perp_neg_weights(g.weights + b, batch.samples, g.branches, dots, W);
 }
 
-// grid (chunks, B); with perp-neg one chunk, since the block must see its whole sample.
+// Classifier-free guidance, the usual step. grid (chunks, B), one access of every tensor a thread: no loop
+// keeps the weights and coefficients from loading beside the elements.
+template <int N, class T>
+__global__ void __launch_bounds__(kFlat) cfg_step_kernel(Step op) {
+    const int64_t b = blockIdx.y, size = op.batch.size;
+    const int64_t i = (int64_t(blockIdx.x) * blockDim.x + threadIdx.x) * N, at = b * size + i;
+    if (i >= size) return;
+    float W[2], e[N];
+    linear_weights(op.guidance.weights + b, op.batch.samples, 2, W);
+    const StepFactors f = step_factors(op.batch.coefficients + 7 * b);
+    guided_pack<N, 2>(static_cast<const T*>(op.guidance.outputs) + at, op.batch.samples * size, 2, W, e);
+    const Pack<N, T> x = load_pack<N>(static_cast<const T*>(op.x_t) + at);
+    Pack<N, T> out, n = x;
+    if (op.noise) n = load_pack<N>(static_cast<const T*>(op.noise) + at);
+#pragma unroll
+    for (int k = 0; k < N; ++k)
+        store(out.at[k], f.x * load(x.at[k]) + f.m * e[k] + (op.noise ? f.noise * load(n.at[k]) : 0.0f));
+    store_pack<N>(static_cast<T*>(op.x_next) + at, out);
+}
+
+// Any other guidance. grid (chunks, B); with perp-neg one chunk, since the block must see its whole sample.
 template <int N, class T>
 __global__ void __launch_bounds__(kWide) step_kernel(Step op) {
     const int64_t b = blockIdx.y, size = op.batch.size, stride = op.batch.samples * size;
@@ -110,7 +132,7 @@ __global__ void __launch_bounds__(kWide) step_kernel(Step op) {
     const int64_t hop = int64_t(gridDim.x) * blockDim.x * N;
     for (int64_t i = (int64_t(blockIdx.x) * blockDim.x + threadIdx.x) * N; i < size; i += hop) {
         float e[N];
-        guided_pack<N>(o + i, stride, op.guidance.branches, W, e);
+        guided_pack<N, 0>(o + i, stride, op.guidance.branches, W, e);
         const Pack<N, T> x = load_pack<N>(x_t + i);
         Pack<N, T> out, n = x;
         if (noise) n = load_pack<N>(noise + i);
@@ -121,8 +143,8 @@ __global__ void __launch_bounds__(kWide) step_kernel(Step op) {
     }
 }
 
-// grid (1, B): the norm needs the whole sample.
-template <int N, class T>
+// grid (1, B): the norm needs the whole sample. R is 2 for classifier-free guidance, 0 for any other.
+template <int N, int R, class T>
 __global__ void __launch_bounds__(kWide) residual_kernel(Residual op) {
     const int64_t b = blockIdx.y, size = op.batch.size, stride = op.batch.samples * size;
     const T* o = static_cast<const T*>(op.guidance.outputs) + b * size;
@@ -131,11 +153,15 @@ __global__ void __launch_bounds__(kWide) residual_kernel(Residual op) {
     T* gradient = static_cast<T*>(op.gradient) + b * size;
     T* x0_hat = static_cast<T*>(op.x0_hat) + b * size;
     const float* c = op.batch.coefficients + 5 * b;
-    float W[kMaxBranches], sum = 0.0f;
-    sample_weights(op.guidance, op.batch, b, o, W);
+    float W[R > 0 ? R : kMaxBranches], sum = 0.0f;
+    if constexpr (R > 0)
+        linear_weights(op.guidance.weights + b, op.batch.samples, R, W);
+    else
+        sample_weights(op.guidance, op.batch, b, o, W);
+#pragma unroll 2
     for (int64_t i = int64_t(threadIdx.x) * N; i < size; i += int64_t(blockDim.x) * N) {
         float e[N];
-        guided_pack<N>(o + i, stride, op.guidance.branches, W, e);
+        guided_pack<N, R>(o + i, stride, op.guidance.branches, W, e);
         const Pack<N, T> x = load_pack<N>(x_t + i), n = load_pack<N>(noise + i);
         Pack<N, T> g, x0;
 #pragma unroll
@@ -190,6 +216,8 @@ const char* with_layout(const Batch& batch, std::initializer_list<const void*> p
     return aligned ? body(BFloat16{}, Width<8>{}) : body(BFloat16{}, Width<1>{});
 }
 
+bool is_cfg(const Guidance& g) { return g.branches == 2 && !g.perp_neg; }
+
 dim3 flat_grid(const Batch& batch, int width) {
     const int64_t chunks = (batch.size + int64_t(kFlat) * width - 1) / (int64_t(kFlat) * width);
     return dim3(unsigned(chunks < 4096 ? chunks : 4096), unsigned(batch.samples));
@@ -202,10 +230,16 @@ const char* run_cuda(const Step& op, int device, void* stream) {
     const void* const x_next = op.x_next;
     return with_layout(
         op.batch, {op.guidance.outputs, op.x_t, op.noise, x_next}, [&](auto element, auto width) {
+            using T = decltype(element);
+            constexpr int N = decltype(width)::value;
+            if (is_cfg(op.guidance)) {
+                const int64_t chunks = (op.batch.size + int64_t(kFlat) * N - 1) / (int64_t(kFlat) * N);
+                return launch(cfg_step_kernel<N, T>, dim3(unsigned(chunks), unsigned(op.batch.samples)),
+                              kFlat, stream, op);
+            }
             const bool whole = op.guidance.perp_neg;
             const dim3 grid = whole ? dim3(1, unsigned(op.batch.samples)) : flat_grid(op.batch, width.value);
-            return launch(step_kernel<width.value, decltype(element)>, grid, whole ? kWide : kFlat, stream,
-                          op);
+            return launch(step_kernel<N, T>, grid, whole ? kWide : kFlat, stream, op);
         });
 }
 
@@ -214,8 +248,10 @@ const char* run_cuda(const Residual& op, int device, void* stream) {
     const void *const gradient = op.gradient, *const x0_hat = op.x0_hat;
     return with_layout(
         op.batch, {op.guidance.outputs, op.x_t, op.noise, gradient, x0_hat}, [&](auto element, auto width) {
-            const dim3 grid(1, unsigned(op.batch.samples));
-            return launch(residual_kernel<width.value, decltype(element)>, grid, kWide, stream, op);
+            using T = decltype(element);
+            constexpr int N = decltype(width)::value;
+            const auto kernel = is_cfg(op.guidance) ? residual_kernel<N, 2, T> : residual_kernel<N, 0, T>;
+            return launch(kernel, dim3(1, unsigned(op.batch.samples)), kWide, stream, op);
         });
 }
 

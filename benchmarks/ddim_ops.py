@@ -54,8 +54,15 @@ def bandwidth(dtype: torch.dtype, shape: tuple[int, ...] = (1024, 4, 64, 64)) ->
     for name, candidates in cases(shape, dtype, "cuda").items():
         rate = accesses[name] * size / device_seconds(candidates["ours"])
         row |= {f"{name}_gb_per_s": rate / 1e9, f"{name}_share_of_copy": rate / copy}
+        row[f"{name}_from_reference"] = farthest(candidates["ours"](), candidates["reference"]())
     print({key: round(value, 3) if isinstance(value, float) else value for key, value in row.items()})
     return row
+
+
+def farthest(given: Tensor | tuple[Tensor, ...], expected: Tensor | tuple[Tensor, ...]) -> float:
+    """Return the largest relative distance between outputs of an op and of its reference."""
+    pairs = zip(*([x] if isinstance(x, Tensor) else x for x in (given, expected)), strict=True)
+    return max(float((a.float() - b.float()).norm() / b.float().norm()) for a, b in pairs)
 
 
 def device_seconds(function: Callable, number: int = 50) -> float:

@@ -26,9 +26,10 @@ from pathlib import Path
 from typing import Any
 
 import ddim_ops
+import networks_gpu
 import torch
 from common import RESULTS, write_result
-from guidance_gpu import build_prior, matmul_peak, synchronize
+from guidance_gpu import matmul_peak, synchronize
 
 from splatdistill.config.load import resolve
 from splatdistill.scene.cameras import OrbitRanges, sample_orbit
@@ -56,11 +57,17 @@ VARIANTS = {
 
 @dataclass(frozen=True)
 class Check:
-    """How a check is made: dry or not, the time in seconds when it must end, and a folder for runs."""
+    """How a check is made.
+
+    dry: on the CPU, with small networks; end: the time in seconds when it must end; scratch: a folder for
+    runs; out: of results, None for none; save: writes down what is known of the present stage.
+    """
 
     dry: bool
     end: float
     scratch: Path
+    out: Path | None
+    save: Callable[[dict[str, Any]], None]
 
     @property
     def device(self) -> str:
@@ -217,30 +224,19 @@ def waits(check: Check) -> dict[str, Any]:
     return {"steps": watcher.steps}
 
 
-def unet(check: Check) -> dict[str, Any]:
-    """Return milliseconds of Stable Diffusion 2.1's UNet by batch, graphed and eager, and of its encoder."""
-    prior = build_prior(check.device, torch.float32 if check.dry else torch.float16, check.dry)
-    width, told = prior.unet.config.cross_attention_dim, {}
-    with torch.no_grad():
-        for count in (2,) if check.dry else (2, 4, 8, 16):
-            z = torch.randn(count, *prior.latent_shape, device=check.device)
-            t, text = torch.full((count,), 500, device=check.device), torch.randn(count, 77, width).to(z)
-            told[f"eager, batch {count}"] = check.milliseconds(
-                lambda z=z, t=t, e=text: prior.network(z, t, e), 3
-            )
-            told[f"graph, batch {count}"] = check.milliseconds(
-                lambda z=z, t=t, e=text: prior._denoise(z, t, e), 3
-            )
-    rgb = torch.rand(1, 3, prior.image_size, prior.image_size, device=check.device, requires_grad=True)
-    told["encode and backward"] = check.milliseconds(lambda: prior.encode(rgb).sum().backward(), 3)
-    return {"ms": told}
-
-
 def speed(check: Check) -> dict[str, Any]:
-    """Run benchmarks/guidance_gpu.py: whole steps, ours against an eager loop; it writes its own results."""
-    words = ["--views", "1", "2", "4", "8", "--eager-views", "1", "4", "--repeats", "2"]
+    """Run benchmarks/guidance_gpu.py: whole steps, ours against an eager loop; it writes its own results.
+
+    Compiled, in the forms that the stage `unet` found best if it came before; torch keeps what it compiled.
+    """
+    words = ["--views", "4", "1", "--eager-views", "1", "4", "--repeats", "2", "--compile"]
+    words += ["--out", str(check.out)]
     if check.dry:
         words = ["--tiny", "--device", "cpu", "--views", "1", "--repeats", "1", "--gaussians", "100"]
+    found = (check.out or RESULTS) / "gpu-unet.json"
+    best = json.loads(found.read_text("utf-8")).get("best", {}) if found.is_file() else {}
+    if best:
+        words += ["--attention", best["attention"], "--norm", best["norm"], *["--fuse"] * best["fuse"]]
     return check.command("benchmarks/guidance_gpu.py", *words)
 
 
@@ -280,8 +276,9 @@ STAGES: dict[str, tuple[Callable[[Check], dict[str, Any]], float]] = {  # and th
     "renderer": (renderer, 15),
     "tests": (tests, 45),
     "job": (job, 60),
-    "speed": (speed, 100),
-    "unet": (unet, 40),
+    "unet": (networks_gpu.unet, 30),
+    "encoder": (networks_gpu.encoder, 20),
+    "speed": (speed, 60),
     "bandwidth": (bandwidth, 10),
     "waits": (waits, 20),
     "variants": (variants, 60),
@@ -302,10 +299,16 @@ def main() -> int:
     out = options.out or (None if options.dry else RESULTS)
     failed = []
     with tempfile.TemporaryDirectory() as scratch:
-        check = Check(options.dry, begin + options.until, Path(scratch))
         for name in options.only:
             stage, seconds = STAGES[name]
             started = time.monotonic()
+
+            def save(told: dict[str, Any], name: str = name, started: float = started) -> None:
+                if out is not None:
+                    took = time.monotonic() - started
+                    write_result(f"gpu-{name}", {"seconds": took, "dry": options.dry, **told}, out)
+
+            check = Check(options.dry, begin + options.until, Path(scratch), out, save)
             if check.end - started < seconds and not options.dry:
                 print(f"{name}: left out, {check.end - started:.0f} s are left of {seconds:.0f}", flush=True)
                 continue
@@ -318,9 +321,8 @@ def main() -> int:
                 }
             if "error" in told or told.get("status") or told.get("failed"):
                 failed.append(name)
+            save(told)
             took = time.monotonic() - started
-            if out is not None:
-                write_result(f"gpu-{name}", {"seconds": took, "dry": options.dry, **told}, out)
             print(f"{name} [{took:.0f} s] {json.dumps(told, default=str)[:900]}", flush=True)
     print(f"failed: {', '.join(failed) or 'none'}")
     return int(bool(failed))

@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 
 import splatdistill
 from splatdistill.ops import raster
-from splatdistill.priors.graphs import Graphed
+from splatdistill.priors.graphs import Graphed, GraphedGradient
 from splatdistill.reference.raster import GSPLAT
 from splatdistill.scene import rendering
 
@@ -254,6 +254,7 @@ def fake_cuda(index: int = 0) -> Iterator[FakeCuda]:
     with (
         patch.object(rendering, "_rasterize_gsplat", draw),
         patch.object(Graphed, "__call__", replay),
+        patch.object(GraphedGradient, "__call__", lambda self, x: self._network(x)),
         patch.object(torch.cuda, "device_count", lambda: index + 1),
         patch.object(torch.cuda, "get_rng_state", get_state),
         patch.object(torch.cuda, "set_rng_state", set_state),

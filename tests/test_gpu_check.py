@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-QUICK = ["machine", "renderer", "unet"]
+QUICK = ["machine", "renderer", "unet", "encoder"]
 LONG = ["variants", "tests", "job", "waits", "speed", "sanitizers"]
 
 
@@ -22,5 +22,9 @@ def test_every_stage_runs_dry_and_is_written_down(tmp_path, stages):
     assert all(result["dry"] and "machine" in result for result in told.values())
     if "renderer" in told:
         assert max(told["renderer"]["relative_distance"].values()) == 0.0  # the same device twice
+    if "unet" in told:
+        forms = told["unet"]["forms"] | told["encoder"]["forms"]
+        assert all("ms" in form and not form.get("wrong") for form in forms.values())
+        assert set(told["unet"]["best"]) == {"attention", "fuse", "norm"}
     if "job" in told:
         assert told["job"]["splat"]

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from splatdistill.priors.graphs import Graphed
+from splatdistill.priors.graphs import Graphed, GraphedGradient
 
 
 def network(x: Tensor, t: Tensor) -> Tensor:
@@ -36,3 +36,30 @@ def test_replays_follow_the_current_stream() -> None:
         doubled = graphed(2 * x, t)
     side.synchronize()
     torch.testing.assert_close(doubled, network(2 * x, t))
+
+
+def curve(x: Tensor) -> Tensor:
+    return (x.sin() @ x.cos().mT).exp()
+
+
+def test_without_cuda_a_gradient_is_the_networks_own() -> None:
+    x = torch.randn(3, 4, requires_grad=True)
+    (given,) = torch.autograd.grad(GraphedGradient(curve)(x).sum(), x)
+    (expected,) = torch.autograd.grad(curve(x).sum(), x)
+    assert torch.equal(given, expected)
+
+
+@pytest.mark.gpu
+def test_replayed_gradients_equal_the_networks_whatever_was_called_between() -> None:
+    graphed, calls = GraphedGradient(curve), []
+    for count in (3, 2, 3, 3):
+        x = torch.randn(count, 4, device="cuda", requires_grad=True)
+        calls.append((x, graphed(2 * x)))
+    for x, y in calls:  # all called before the first gradient: the activations of the last are there
+        torch.testing.assert_close(y, curve(2 * x))
+        cotangent = torch.randn_like(y)
+        (given,) = torch.autograd.grad(y, x, cotangent)
+        (expected,) = torch.autograd.grad(curve(2 * x), x, cotangent)
+        torch.testing.assert_close(given, expected)
+    with torch.no_grad():
+        torch.testing.assert_close(graphed(calls[0][0]), curve(calls[0][0]))

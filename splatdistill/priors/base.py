@@ -184,6 +184,12 @@ class Prior(Protocol):
         """Return a text as this prior reads it, and a line where some of it is taken for something else."""
         return text, []
 
+    def compile(self) -> None:
+        """Compile its networks where that makes them faster; the first calls then take about a minute.
+
+        Predictions change by rounding alone. Does nothing on a CPU, and for a prior that cannot.
+        """
+
     def alone(self) -> Self:
         """Return this prior for single pictures without cameras; UserError where it has none."""
         if self.group > 1:

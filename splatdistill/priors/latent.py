@@ -17,8 +17,9 @@ from torch import Tensor
 from splatdistill.errors import UserError
 from splatdistill.ops import upload
 from splatdistill.priors.base import Adaptable, Conditioning, Prior, cut_to_fit, run_branches
+from splatdistill.priors.compiling import can_compile, compile_blocks
 from splatdistill.priors.folders import Folder, number
-from splatdistill.priors.graphs import Graphed
+from splatdistill.priors.graphs import Graphed, GraphedGradient
 from splatdistill.priors.lora import LoraFile, merge
 from splatdistill.priors.networks import (
     load_beside,
@@ -116,7 +117,7 @@ class LatentPrior(Prior):
         if unet.device.type == "cuda":  # the layout of its tensor cores
             for network in (unet, vae):
                 network.to(memory_format=torch.channels_last)
-        self._denoise = Graphed(self.network)
+        self._denoise, self._encode = Graphed(self.network), GraphedGradient(self.latents)
         self.tokenizer = tokenizer
         self.vocabulary = vocabulary
         self.device, self.dtype = self.unet.device, self.unet.dtype
@@ -176,9 +177,20 @@ class LatentPrior(Prior):
         if rgb.shape[-1] != self.image_size or rgb.shape[-2] != self.image_size:
             size = (self.image_size, self.image_size)
             rgb = F.interpolate(rgb, size, mode="bilinear", antialias=rgb.shape[-1] > self.image_size)
+        return self._encode(rgb)
+
+    def latents(self, rgb: Tensor) -> Tensor:
+        """Return the scaled latents of images as `encode`, of exactly `image_size`."""
         encoded = self.vae.encode((2.0 * rgb - 1.0).to(self.vae.dtype))
         raw = encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latents
         return (raw.float() - self._shift) * self._scale
+
+    def compile(self) -> None:
+        """Compile the UNet's and the encoder's blocks; see `Prior.compile`."""
+        if can_compile(self.device):
+            compile_blocks(self.unet)
+            compile_blocks(getattr(self.vae, "encoder", self.vae))
+            self._denoise, self._encode = Graphed(self.network), GraphedGradient(self.latents)
 
     @torch.no_grad()
     def decode(self, z: Tensor) -> Tensor:

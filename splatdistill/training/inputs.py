@@ -106,6 +106,8 @@ def fit_teacher(config: Config, prior: Prior, picture: Reference | None) -> Prio
     if picture is not None:
         prior = prior.condition_on(picture)
     probe(prior)
+    if config.prior.compile:
+        prior.compile()
     return prior
 
 

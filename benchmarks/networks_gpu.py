@@ -1,0 +1,268 @@
+"""The forms of Stable Diffusion 2.1's UNet and encoder on a GPU: which is fastest, and is each right.
+
+Two stages of benchmarks/gpu_check.py. A form is timed at several batches and compared with the same network
+in float32, beside the plain one; one that fails costs only itself. Random weights.
+"""
+
+from __future__ import annotations
+
+import copy
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import TYPE_CHECKING, Any
+
+import torch
+from guidance_gpu import ATTENTION, NORMS, build_prior, first_attention
+from torch import Tensor, nn
+
+from splatdistill.priors.compiling import compile_blocks
+from splatdistill.priors.graphs import Graphed, GraphedGradient
+
+if TYPE_CHECKING:
+    from gpu_check import Check
+
+WRONG = 2.0  # a form is wrong if it is so many times as far from float32 as the plain one, or more
+LONGEST = 75.0  # seconds of one form, compilation included
+
+
+class OutOfTime(BaseException):
+    """A form took too long; no Exception, so that no library takes it for a failure of its own."""
+
+
+@contextmanager
+def limited(seconds: float) -> Iterator[None]:
+    """Raise OutOfTime in the block after some seconds."""
+
+    def ring(number: int, frame: Any) -> None:
+        raise OutOfTime(f"over {seconds:.0f} s")
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, max(seconds, 1.0))
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0.0)
+        signal.signal(signal.SIGALRM, before)
+
+
+class Forms:
+    """What was found of each form, written down at once."""
+
+    def __init__(self, check: Check) -> None:
+        self.check, self.forms, self.failed, self.best = check, {}, [], {}
+
+    @property
+    def told(self) -> dict[str, Any]:
+        """The stage's result so far."""
+        return {"forms": self.forms, "best": self.best, "failed": self.failed}
+
+    def take(self, name: str, work: Callable[[], dict[str, Any]], needs: float = 5.0) -> dict[str, Any]:
+        """Measure one form if the time suffices; return what was found, empty where it failed."""
+        begin, left = time.monotonic(), self.check.end - time.monotonic()
+        if left < needs and not self.check.dry:
+            self.forms[name] = {"left out": f"{left:.0f} s are left of {needs:.0f}"}
+            return {}
+        try:
+            with limited(min(left, LONGEST)):
+                found = work()
+        except (Exception, OutOfTime) as error:
+            self.failed.append(name)
+            found = {"error": f"{type(error).__name__}: {error}"[:600]}
+        if found.get("wrong"):
+            self.failed.append(name)
+        self.forms[name] = found | {"seconds": time.monotonic() - begin}
+        self.check.save(self.told)
+        print(f"  {name}: {self.forms[name]}"[:400], flush=True)
+        return {} if "error" in found else found
+
+
+def distance(value: Tensor, expected: Tensor) -> float:
+    """Return the relative distance between two tensors."""
+    return float((value.float() - expected.float()).norm() / expected.float().norm().clamp(min=1e-12))
+
+
+def fastest(found: dict[str, dict[str, Any]], key: str) -> str | None:
+    """Return the name of the form that is right and has the least of `key`; None without any."""
+    good = {name: form["ms"][key] for name, form in found.items() if form and not form.get("wrong")}
+    return min(good, key=lambda name: good[name]) if good else None
+
+
+def kernels(work: Callable[[], Any], count: int = 25) -> list[dict[str, Any]]:
+    """Return the kernels that take longest in a piece of work: name, calls, microseconds."""
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CUDA]) as told:
+        work()
+        torch.cuda.synchronize()
+    rows = sorted(told.key_averages(), key=lambda row: -row.self_device_time_total)[:count]
+    return [{"name": row.key[:90], "calls": row.count, "us": row.self_device_time_total} for row in rows]
+
+
+def norms(check: Check, blocks: list[nn.Module], run: Callable[[nn.Module], Any]) -> dict[str, Any]:
+    """Return milliseconds of some blocks compiled with either class of group norm, and uncompiled."""
+    told = {"uncompiled": sum(check.milliseconds(lambda b=block: run(b), 5) for block in blocks)}
+    for name, norm in NORMS.items():
+        own = [copy.deepcopy(block) for block in blocks]
+        for block in own:
+            compile_blocks(block, norm, "eager" if check.dry else "inductor")
+        told[name] = sum(check.milliseconds(lambda b=block: run(b), 5) for block in own)
+    return {"ms": told}
+
+
+def best_norm(found: dict[str, Any]) -> str:
+    """Return the name of the faster class of group norm."""
+    return min(NORMS, key=lambda name: found["ms"][name]) if found else next(iter(NORMS))
+
+
+def unet(check: Check) -> dict[str, Any]:
+    """Measure the UNet: eager, graphed, each attention, fused projections, compiled blocks."""
+    prior = build_prior(check.device, torch.float32 if check.dry else torch.float16, check.dry)
+    batches, few = ((2, 3), (3,)) if check.dry else ((2, 4, 8, 16), (4, 16))
+    width, forms, last = prior.unet.config.cross_attention_dim, Forms(check), f"batch {batches[-1]}"
+    generator = torch.Generator().manual_seed(3)
+    inputs: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
+    for n in batches:
+        z, text = torch.randn(n, *prior.latent_shape, generator=generator), torch.randn(n, 77, width)
+        inputs[n] = (z.to(check.device), torch.full((n,), 500, device=check.device), text.to(check.device))
+    with torch.no_grad():
+        exact = copy.copy(prior)
+        exact.unet, exact.dtype = copy.deepcopy(prior.unet).float(), torch.float32
+        expected = exact.network(*inputs[2])
+        del exact
+        plain = distance(prior.network(*inputs[2]), expected)
+
+    def form(
+        network: Callable[..., Tensor],
+        aside: AbstractContextManager[Any] | None = None,
+        batches: tuple[int, ...] = batches,
+    ) -> dict:
+        """Time a network at some batches; the seconds before are of its first call, compilation included."""
+        with torch.no_grad(), aside or nullcontext():
+            begin = time.monotonic()
+            far = distance(network(*inputs[2]), expected)
+            prepared = time.monotonic() - begin
+            ms = {f"batch {n}": check.milliseconds(lambda n=n: network(*inputs[n]), 5) for n in batches}
+        told = {"ms": ms, "prepared_s": prepared, "far_from_float32": far, "plain_is": plain}
+        return told | {"wrong": not far <= WRONG * plain + 1e-6}
+
+    forms.take("eager", lambda: form(prior.network))
+    graph = {"default": forms.take("graph", lambda: form(Graphed(prior.network)))}
+    if not check.dry:
+        with torch.no_grad():
+            forms.take("kernels", lambda: {"top": kernels(lambda: prior.network(*inputs[16]))})
+    for name in ATTENTION if not check.dry else list(ATTENTION)[:1]:
+        work = lambda name=name: form(Graphed(prior.network), first_attention(name), few)  # noqa: E731
+        graph[name] = forms.take(f"graph, {name} attention", work)
+    attention = fastest(graph, last) or "default"
+
+    def fused() -> dict[str, Any]:
+        prior.unet.fuse_qkv_projections()
+        return form(Graphed(prior.network), first_attention(attention), few)
+
+    fuse = forms.take("graph, best attention, fused projections", fused)
+    fuses = fastest({"no": graph[attention], "yes": fuse}, last) == "yes"
+    if not fuses:
+        prior.unet.unfuse_qkv_projections()
+
+    def some_norms() -> dict[str, Any]:
+        blocks = [block.resnets[1] for block in prior.unet.down_blocks[:2]]
+        with torch.no_grad():
+            return norms(check, blocks, lambda block: block(*block_inputs(block, prior, batches[-1])))
+
+    norm = best_norm(forms.take("two residual blocks, compiled", some_norms, 15))
+    forms.best = {"attention": attention, "fuse": fuses, "norm": norm}
+
+    def compiled() -> dict[str, Any]:
+        compile_blocks(prior.unet, NORMS[norm], "eager" if check.dry else "inductor")
+        return form(Graphed(prior.network), first_attention(attention))
+
+    forms.take("graph, best attention, compiled", compiled, 30)
+    if not check.dry:
+        with first_attention(attention), torch.no_grad():
+            forms.take("kernels, compiled", lambda: {"top": kernels(lambda: prior.network(*inputs[16]))})
+    contiguous = build_prior(check.device, prior.dtype, check.dry)
+    contiguous.unet.to(memory_format=torch.contiguous_format)
+    forms.take("graph, contiguous", lambda: form(Graphed(contiguous.network), None, few))
+    return forms.told
+
+
+def block_inputs(block: Any, prior: Any, count: int) -> tuple[Tensor, Tensor]:
+    """Return the features and the time embedding of a residual block on its level of the UNet."""
+    widths = prior.unet.config.block_out_channels
+    side = prior.latent_shape[1] >> widths.index(block.in_channels)
+    kind = {"device": prior.device, "dtype": prior.dtype}
+    x = torch.ones(count, block.in_channels, side, side, **kind).to(memory_format=torch.channels_last)
+    return x, torch.ones(count, block.time_emb_proj.in_features, **kind)
+
+
+def encoder(check: Check) -> dict[str, Any]:
+    """Measure the encoder with its gradient: eager, graphed, each attention, layouts, compiled blocks."""
+    prior = build_prior(check.device, torch.float32 if check.dry else torch.float16, check.dry)
+    views, side, forms = (1, 2) if check.dry else (1, 4), prior.image_size, Forms(check)
+    last = f"{views[-1]} views"
+    generator = torch.Generator().manual_seed(4)
+    pictures = {n: torch.rand(n, 3, side, side, generator=generator).to(check.device) for n in views}
+    cotangent = torch.randn(1, *prior.latent_shape, generator=generator).to(check.device)
+
+    def both(encode: Callable[[Tensor], Tensor], n: int) -> tuple[Tensor, Tensor]:
+        x = pictures[n].detach().requires_grad_()
+        z = encode(x)
+        return z.detach(), torch.autograd.grad(z, x, cotangent.expand_as(z))[0]
+
+    exact = copy.copy(prior)
+    exact.vae = copy.deepcopy(prior.vae).float()
+    expected = {n: both(exact.latents, n) for n in views}
+    del exact
+    plain = [
+        distance(*pair) for pair in zip(both(prior.latents, views[-1]), expected[views[-1]], strict=True)
+    ]
+
+    def form(
+        encode: Callable[[Tensor], Tensor],
+        aside: AbstractContextManager[Any] | None = None,
+        views: tuple[int, ...] = views,
+    ) -> dict:
+        with aside or nullcontext():
+            begin, n = time.monotonic(), views[-1]
+            far = [distance(*pair) for pair in zip(both(encode, n), expected[n], strict=True)]
+            prepared = time.monotonic() - begin
+            ms = {f"{n} views": check.milliseconds(lambda n=n: both(encode, n), 5) for n in views}
+        told = {"ms": ms, "prepared_s": prepared, "far_from_float32": far, "plain_is": plain}
+        wrong = any(not a <= WRONG * b + 1e-6 for a, b in zip(far, plain, strict=True))
+        return told | {"wrong": wrong}
+
+    forms.take("eager", lambda: form(prior.latents))
+    if not check.dry:
+        forms.take("kernels", lambda: {"top": kernels(lambda: both(prior.latents, views[-1]))})
+    graph = {"default": forms.take("graph", lambda: form(GraphedGradient(prior.latents)))}
+    for name in ("efficient", "math"):
+        work = lambda name=name: form(GraphedGradient(prior.latents), first_attention(name))  # noqa: E731
+        graph[name] = forms.take(f"graph, {name} attention", work)
+    attention = fastest(graph, last) or "default"
+
+    def some_norms() -> dict[str, Any]:
+        block = prior.vae.encoder.down_blocks[0].resnets[0]
+        kind = {"device": prior.device, "dtype": prior.vae.dtype, "requires_grad": True}
+        x = torch.ones(1, block.in_channels, side, side, **kind).to(memory_format=torch.channels_last)
+        return norms(check, [block], lambda block: block(x, None).sum().backward())
+
+    norm = best_norm(forms.take("a residual block with gradient, compiled", some_norms, 15))
+    forms.best = {"attention": attention, "norm": norm}
+
+    compile_blocks(prior.vae.encoder, NORMS[norm], "aot_eager" if check.dry else "inductor")
+    for n in reversed(views):  # each compiled by itself
+
+        def compiled(n: int = n) -> dict[str, Any]:
+            return form(GraphedGradient(prior.latents), first_attention(attention), (n,))
+
+        forms.take(f"graph, best attention, compiled, {n} views", compiled, 20)
+    if not check.dry:
+        with first_attention(attention):
+            many = lambda: both(prior.latents, views[-1])  # noqa: E731
+            forms.take("kernels, compiled", lambda: {"top": kernels(many)})
+    contiguous = build_prior(check.device, prior.dtype, check.dry)
+    contiguous.vae.to(memory_format=torch.contiguous_format)
+    forms.take("graph, contiguous", lambda: form(GraphedGradient(contiguous.latents)))
+    return forms.told

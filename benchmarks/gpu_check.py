@@ -278,7 +278,7 @@ STAGES: dict[str, tuple[Callable[[Check], dict[str, Any]], float]] = {  # and th
     "job": (job, 60),
     "unet": (networks_gpu.unet, 30),
     "encoder": (networks_gpu.encoder, 20),
-    "speed": (speed, 60),
+    "speed": (speed, 40),
     "bandwidth": (bandwidth, 10),
     "waits": (waits, 20),
     "variants": (variants, 60),

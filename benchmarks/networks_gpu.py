@@ -78,6 +78,16 @@ class Forms:
         return {} if "error" in found else found
 
 
+@contextmanager
+def in_full() -> Iterator[None]:
+    """Have convolutions in float32 be that, not TF32."""
+    before, torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.allow_tf32, False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
+
+
 def distance(value: Tensor, expected: Tensor) -> float:
     """Return the relative distance between two tensors."""
     return float((value.float() - expected.float()).norm() / expected.float().norm().clamp(min=1e-12))
@@ -126,11 +136,12 @@ def unet(check: Check) -> dict[str, Any]:
     for n in batches:
         z, text = torch.randn(n, *prior.latent_shape, generator=generator), torch.randn(n, 77, width)
         inputs[n] = (z.to(check.device), torch.full((n,), 500, device=check.device), text.to(check.device))
-    with torch.no_grad():
+    with torch.no_grad(), in_full():
         exact = copy.copy(prior)
         exact.unet, exact.dtype = copy.deepcopy(prior.unet).float(), torch.float32
         expected = exact.network(*inputs[2])
         del exact
+    with torch.no_grad():
         plain = distance(prior.network(*inputs[2]), expected)
 
     def form(
@@ -213,7 +224,8 @@ def encoder(check: Check) -> dict[str, Any]:
 
     exact = copy.copy(prior)
     exact.vae = copy.deepcopy(prior.vae).float()
-    expected = {n: both(exact.latents, n) for n in views}
+    with in_full():
+        expected = {n: both(exact.latents, n) for n in views}
     del exact
     plain = [
         distance(*pair) for pair in zip(both(prior.latents, views[-1]), expected[views[-1]], strict=True)

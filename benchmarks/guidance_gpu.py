@@ -67,6 +67,7 @@ def build_prior(device: str, dtype: torch.dtype, tiny: bool) -> LatentPrior:
         unet = UNet2DConditionModel(
             sample_size=8 if tiny else 64,
             block_out_channels=widths,
+            layers_per_block=1 if tiny else 2,
             attention_head_dim=(2, 4, 4, 4) if tiny else (5, 10, 20, 20),  # the number of heads
             cross_attention_dim=32 if tiny else 1024,
             use_linear_projection=True,
@@ -76,7 +77,7 @@ def build_prior(device: str, dtype: torch.dtype, tiny: bool) -> LatentPrior:
             block_out_channels=(32, 32, 32, 32) if tiny else (128, 256, 512, 512),
             down_block_types=("DownEncoderBlock2D",) * 4,
             up_block_types=("UpDecoderBlock2D",) * 4,
-            layers_per_block=2,
+            layers_per_block=1 if tiny else 2,
             latent_channels=4,
         )
     scheduler = DDIMScheduler(

@@ -178,7 +178,7 @@ def unet(check: Check) -> dict[str, Any]:
         prior.unet.unfuse_qkv_projections()
 
     def some_norms() -> dict[str, Any]:
-        blocks = [block.resnets[1] for block in prior.unet.down_blocks[:2]]
+        blocks = [block.resnets[-1] for block in prior.unet.down_blocks[:2]]
         with torch.no_grad():
             return norms(check, blocks, lambda block: block(*block_inputs(block, prior, batches[-1])))
 

@@ -1,7 +1,7 @@
 """Compiled blocks give what the blocks give."""
 
 # diffusers' annotations are narrower than what they take
-# pyright: reportArgumentType=false, reportCallIssue=false
+# pyright: reportArgumentType=false, reportCallIssue=false, reportAttributeAccessIssue=false
 
 import copy
 import logging
@@ -48,7 +48,8 @@ def same(backend: Any) -> None:
 def test_a_group_norm_by_channels_is_the_group_norm() -> None:
     torch.manual_seed(0)
     plain = nn.GroupNorm(4, 12)
-    nn.init.normal_(plain.weight), nn.init.normal_(plain.bias)
+    nn.init.normal_(plain.weight)
+    nn.init.normal_(plain.bias)
     own = copy.deepcopy(plain)
     own.__class__ = ChannelGroupNorm
     x = (5.0 + torch.randn(2, 12, 3, 5)).to(memory_format=torch.channels_last).requires_grad_()

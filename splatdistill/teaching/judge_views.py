@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
 from splatdistill.files import atomic_write
@@ -29,6 +33,7 @@ SEED, MEASURED = 77_000, 78_000  # the first for training
 SIZE = 128  # pixels of a rendering
 VIEWS, TURNTABLE = 6, 12  # of a model in training, and where it is measured
 PAIRS = 0.12  # how often there is a second thing
+QUALITY = 80  # of WebP
 EVERY = 4  # of the training models are measured with views of their own
 
 
@@ -60,8 +65,8 @@ class Course:
     @classmethod
     def of(cls, out: Path, bundle: Path) -> Course:
         """Return the course of a bundle; meshes are cached where the teacher's are."""
-        entries, renderer = all_entries(bundle), Renderer(SIZE)
-        shelf = Shelf(tuple(entries), bundle, out / "meshes", renderer)
+        entries = all_entries(bundle)
+        shelf = Shelf(tuple(entries), bundle, out / "meshes", Renderer(SIZE))
         folder = out / FOLDER
         folder.mkdir(parents=True, exist_ok=True)
         return cls(shelf.split(False), shelf.split(True), folder, sorted({e.noun for e in entries}))
@@ -108,11 +113,33 @@ class Course:
                 white = (seen[:, :3] + 1 - seen[:, 3:]).clamp(0, 1)
                 pictures.append((framed(white, seen[:, 3:], SIDE) * 255).round().byte().numpy())
                 labels.append([self.nouns.index(n) for n in nouns] + [-1] * (2 - len(nouns)))
-            with atomic_write(path) as file:
-                np.savez(file, pictures=np.stack(pictures), labels=np.array(labels))
+            write_views(path, pictures, labels)
             log.info("%s: %d things", name, count)
-        with np.load(path) as arrays:
-            return Views(torch.from_numpy(arrays["pictures"]), torch.from_numpy(arrays["labels"]))
+        return read_views(path)
+
+
+def write_views(path: Path, pictures: Sequence[np.ndarray], labels: Sequence[Sequence[int]]) -> None:
+    """Write the views [V, 3, S, S] of each thing as one WebP strip, and labels [n, 2]: .4 kB a view."""
+    strips: list[bytes] = []
+    for views in pictures:
+        stream = io.BytesIO()
+        strip = np.concatenate(list(views.transpose(0, 2, 3, 1)), 1)
+        Image.fromarray(strip).save(stream, "WEBP", quality=QUALITY, method=4)
+        strips.append(stream.getvalue())
+    joined, lengths = np.frombuffer(b"".join(strips), np.uint8), np.array([len(strip) for strip in strips])
+    with atomic_write(path) as file:
+        np.savez(file, strips=joined, lengths=lengths, labels=np.array(labels))
+
+
+def read_views(path: Path) -> Views:
+    """Read what `write_views` wrote."""
+    with np.load(path) as arrays:
+        strips, lengths, labels = arrays["strips"], arrays["lengths"], arrays["labels"]
+    pictures = []
+    for start, end in pairwise(np.concatenate([[0], lengths.cumsum()])):
+        strip = np.asarray(Image.open(io.BytesIO(strips[start:end].tobytes())).convert("RGB"))
+        pictures.append(np.stack(np.split(strip, strip.shape[1] // strip.shape[0], 1)).transpose(0, 3, 1, 2))
+    return Views(torch.from_numpy(np.stack(pictures)), torch.from_numpy(labels))
 
 
 def targets(labels: Tensor, classes: int, smoothing: float) -> Tensor:
@@ -125,16 +152,18 @@ def targets(labels: Tensor, classes: int, smoothing: float) -> Tensor:
 
 
 def softened(pictures: Tensor, rng: torch.Generator) -> Tensor:
-    """Return pictures [n, 3, S, S] moved, scaled, mirrored never, colored a little otherwise and blurred.
+    """Return pictures [n, 3, S, S] on the generator's device moved, scaled, mirrored never, colored a little otherwise and blurred.
 
     Splats are softer than meshes, and their frames less exact.
     """
     count, side = len(pictures), pictures.shape[-1]
 
-    def uniform(low: float, high: float, *shape: int) -> Tensor:
-        return low + (high - low) * torch.rand(count, *shape, generator=rng)
+    drawn: dict[str, Any] = {"generator": rng, "device": rng.device}
 
-    move = torch.zeros(count, 2, 3)
+    def uniform(low: float, high: float, *shape: int) -> Tensor:
+        return low + (high - low) * torch.rand(count, *shape, **drawn)
+
+    move = torch.zeros(count, 2, 3, device=rng.device)
     move[:, 0, 0], move[:, 1, 1] = uniform(0.85, 1.2), uniform(0.85, 1.2)
     move[:, :, 2] = uniform(-0.08, 0.08, 2)
     places = F.affine_grid(move, list(pictures.shape), align_corners=False)
@@ -142,10 +171,10 @@ def softened(pictures: Tensor, rng: torch.Generator) -> Tensor:
     gain, shift = uniform(0.85, 1.15, 3, 1, 1), uniform(-0.06, 0.06, 1, 1, 1)
     there = (1 - moved).amax(1, keepdim=True) > 0.02
     colored = torch.where(there, (moved * gain + shift).clamp(0, 1), moved)
-    size = int(torch.randint(side // 3, side + 1, (1,), generator=rng))
+    size = int(torch.randint(side // 3, side + 1, (1,), **drawn))
     small = F.interpolate(colored, (size, size), mode="bilinear", antialias=True)
     soft = F.interpolate(small, (side, side), mode="bicubic")
-    return (soft + 0.02 * torch.randn(soft.shape, generator=rng)).clamp(0, 1)
+    return (soft + 0.02 * torch.randn(soft.shape, **drawn)).clamp(0, 1)
 
 
 def junk(pictures: Tensor, rng: torch.Generator) -> Tensor:
@@ -153,13 +182,14 @@ def junk(pictures: Tensor, rng: torch.Generator) -> Tensor:
     count, _, side, _ = pictures.shape
     tile = side // 4
     tiles = pictures.unfold(2, tile, tile).unfold(3, tile, tile).flatten(2, 3)  # [n, 3, 16, t, t]
-    torn = tiles[:, :, torch.randperm(16, generator=rng)].unflatten(2, (4, 4))
+    torn = tiles[:, :, torch.randperm(16, generator=rng, device=rng.device)].unflatten(2, (4, 4))
     torn = torn.permute(0, 1, 2, 4, 3, 5).reshape(count, 3, 4 * tile, 4 * tile)
     torn = F.pad(torn, (0, side - 4 * tile, 0, side - 4 * tile), value=1.0)
     blended = (pictures + pictures.roll(1, 0) + pictures.roll(2, 0)) / 3
-    fog = torch.rand(count, 4, 6, 6, generator=rng)
+    fog = torch.rand(count, 4, 6, 6, generator=rng, device=rng.device)
     fog = F.interpolate(fog, (side, side), mode="bicubic").clamp(0, 1)
     cover = ((fog[:, 3:] - 0.35) * 4).clamp(0, 1)
     foggy = cover * fog[:, :3] + 1 - cover
     kinds = torch.stack([torn, blended, foggy])
-    return kinds[torch.arange(count) % 3, torch.arange(count)]
+    each = torch.arange(count, device=rng.device)
+    return kinds[each % 3, each]

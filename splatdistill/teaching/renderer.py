@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -65,54 +66,59 @@ class Light:
 
 
 class Renderer:
-    """An off-screen OpenGL context for square images of one size.
-
-    Raises UserError where none can be created.
-    """
+    """An off-screen OpenGL context for square images of one size, created when it first draws."""
 
     def __init__(self, size: int) -> None:
+        self.size = size
+
+    @cached_property
+    def _context(self) -> tuple[Any, Any, Any, Any]:
+        """Return the context, the program, and the framebuffers to draw into and to read from."""
         try:
             import moderngl  # pyright: ignore[reportMissingImports]  # only in the extra
 
             options: dict[str, Any] = {"standalone": True, "backend": "egl", "require": 330}
-            self._gl: Any = moderngl.create_context(**options)
+            gl: Any = moderngl.create_context(**options)
         except Exception as error:  # the binding raises bare exceptions of many kinds
             raise UserError(
                 f"drawing the models needs moderngl and EGL ({error}); "
                 "pip install 'splatdistill[teaching]', and on Debian apt-get install libegl1 libgl1-mesa-dri"
             ) from error
-        self.size = size
-        self._program = self._gl.program(VERTEX, FRAGMENT)
-        depth = self._gl.depth_renderbuffer((size, size), samples=SAMPLES)
-        color = self._gl.renderbuffer((size, size), 4, samples=SAMPLES)
-        self._drawn = self._gl.framebuffer([color], depth)
-        self._resolved = self._gl.framebuffer([self._gl.renderbuffer((size, size), 4)])
-        self._gl.enable(moderngl.DEPTH_TEST)
-        self._gl.enable_direct(ALPHA_TO_COVERAGE)
+        size = (self.size, self.size)
+        color = gl.renderbuffer(size, 4, samples=SAMPLES)
+        drawn = gl.framebuffer([color], gl.depth_renderbuffer(size, samples=SAMPLES))
+        resolved = gl.framebuffer([gl.renderbuffer(size, 4)])
+        gl.enable(moderngl.DEPTH_TEST)
+        gl.enable_direct(ALPHA_TO_COVERAGE)
+        return gl, gl.program(VERTEX, FRAGMENT), drawn, resolved
 
     def draw(self, mesh: Mesh, cameras: Cameras, light: Light) -> np.ndarray:
-        """Render images [V, S, S, 4] uint8 of a mesh, premultiplied by coverage; S is the cameras' size."""
+        """Render images [V, S, S, 4] uint8 of a mesh, premultiplied by coverage; S is the cameras' size.
+
+        Raises UserError where there is no OpenGL.
+        """
+        gl, program, drawn, resolved = self._context
         rows = (mesh.positions, mesh.normals, mesh.colors, mesh.uvs, mesh.layers[:, None])
-        buffer = self._gl.buffer(np.concatenate(rows, 1).astype(np.float32).tobytes())
+        buffer = gl.buffer(np.concatenate(rows, 1).astype(np.float32).tobytes())
         names = ("position", "normal", "color", "uv", "layer")
-        array = self._gl.vertex_array(self._program, [(buffer, "3f 3f 4f 2f 1f", *names)])
+        array = gl.vertex_array(program, [(buffer, "3f 3f 4f 2f 1f", *names)])
         layers = max(1, len(mesh.textures))
         data = mesh.textures.tobytes() or bytes(TEXTURE * TEXTURE * 4)
-        pictures = self._gl.texture_array((TEXTURE, TEXTURE, layers), 4, data)
+        pictures = gl.texture_array((TEXTURE, TEXTURE, layers), 4, data)
         pictures.build_mipmaps()
         pictures.use(0)
-        self._program["lamp"].value = light.direction
-        self._program["strengths"].value = (light.ambient, light.lamp, light.head)
+        program["lamp"].value = light.direction
+        program["strengths"].value = (light.ambient, light.lamp, light.head)
         images = np.empty((len(cameras), self.size, self.size, 4), np.uint8)
         projected, eyes = projections(cameras), cameras.positions.numpy()
         for i in range(len(cameras)):
-            self._drawn.use()
-            self._drawn.clear(0.0, 0.0, 0.0, 0.0)
-            self._program["camera"].write(projected[i].T.astype(np.float32).tobytes())
-            self._program["eye"].value = tuple(eyes[i].tolist())
+            drawn.use()
+            drawn.clear(0.0, 0.0, 0.0, 0.0)
+            program["camera"].write(projected[i].T.astype(np.float32).tobytes())
+            program["eye"].value = tuple(eyes[i].tolist())
             array.render()
-            self._gl.copy_framebuffer(self._resolved, self._drawn)
-            read = np.frombuffer(self._resolved.read(components=4), np.uint8)
+            gl.copy_framebuffer(resolved, drawn)
+            read = np.frombuffer(resolved.read(components=4), np.uint8)
             images[i] = read.reshape(self.size, self.size, 4)[::-1]
         for thing in (array, buffer, pictures):
             thing.release()

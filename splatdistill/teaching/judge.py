@@ -151,12 +151,12 @@ class Lesson:
             for _ in range(steps):
                 start = clock()
                 total += self.learn(*self.batch(weights))
-                if self.step % EACH == 0:
-                    mean, total = float(total) / EACH, 0.0
+                logged = self.step % EACH == 0
+                mean, total = (float(total) / EACH, 0.0) if logged else (0.0, total)
                 self.spent += clock() - start
                 if self.spent >= self.settings.seconds:
                     break
-                if self.step % EACH == 0:
+                if logged:
                     line = {"step": self.step, "loss": round(mean, 4), "seconds": round(self.spent)}
                     log.info("%s", line)
                     with open(self.course.folder / "losses.jsonl", "a", encoding="utf-8") as file:

@@ -1,0 +1,257 @@
+"""Measure samples of the teacher of real things: `python benchmarks/real_samples.py draw|measure --work DIR`.
+
+`draw` samples the teacher, 50 DDIM steps, views of the evaluation turntable on white: every noun with two
+seeds of four views each, twenty things in each of the twelve colors, and sixty pairs. DIR/nouns.npz and so
+on keep the views. `measure` reads them: names by the judge in the teacher's folder; colors by a reader that
+is fitted to true renderings; views by the turn at which the true models of the noun agree best. Writes
+benchmarks/results/real_samples.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+from collections.abc import Iterator, Sequence
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from common import write_result
+from torch import Tensor
+
+from splatdistill.guidance.core import sample
+from splatdistill.measure.claims.base import share
+from splatdistill.measure.jury import Jury
+from splatdistill.priors import load_prior
+from splatdistill.priors.base import cfg
+from splatdistill.priors.loading import words_of
+from splatdistill.priors.reading import Vocabulary
+from splatdistill.priors.words import COLORS
+from splatdistill.scene.cameras import EVALUATION_VIEW, turntable
+from splatdistill.scene.likeness import Look, color_distance, framed
+from splatdistill.scene.pictures import to_uint8
+from splatdistill.teaching.judge_views import read_views, write_views
+
+PRIOR, STEPS, GUIDANCE, VIEWS, SEEDS = "real", 50, 4.0, 4, (0, 1)
+SCENES = 32  # that are sampled at once
+TINTED = (
+    "chair", "table", "sofa", "crate", "armchair", "bench", "house", "shield", "spaceship", "sword", "barrel",
+    "lantern", "bed", "bookcase", "refrigerator", "bottle", "car", "vase", "mug", "castle",
+)  # fmt: skip
+PAIRS, SEED = 60, 20260
+
+
+def vocabulary() -> Vocabulary:
+    """Return the words of the teacher."""
+    words = words_of(PRIOR)
+    assert isinstance(words, Vocabulary)
+    return words
+
+
+def pairs(words: Vocabulary, count: int = PAIRS) -> list[str]:
+    """Return prompts of two things, drawn from all that it lists: half stacked, half side by side."""
+    rng, things, below = random.Random(SEED), sorted(words.things), list(words.pairs["on top of"])
+    stacked = [f"a {rng.choice(things)} on top of a {rng.choice(below)}" for _ in range(count // 2)]
+    return stacked + ["a {} next to a {}".format(*rng.sample(things, 2)) for _ in range(count - len(stacked))]
+
+
+def prompts(words: Vocabulary) -> dict[str, list[str]]:
+    """Return the prompts of each kind."""
+    colored = [f"a {color} {thing}" for thing, color in product(TINTED, COLORS)]
+    nouns = [f"a {noun}" for noun in sorted(words.things)]
+    return {"nouns": nouns, "colors": colored, "pairs": pairs(words)}
+
+
+@torch.no_grad()
+def drawn(prior: Any, texts: Sequence[str], seed: int) -> Tensor:
+    """Return samples [n, VIEWS, 3, S, S] of texts, each a scene of its own."""
+    count = len(texts) * VIEWS
+    of_run = prior.for_run(seed, 1)
+    cameras = turntable(VIEWS, *EVALUATION_VIEW, prior.image_size)[torch.arange(VIEWS).repeat(len(texts))]
+    said = [text for text in texts for _ in range(VIEWS)]
+    cond = cfg(of_run.embed([""] * count), of_run.embed(said), GUIDANCE)
+    cond = of_run.with_cameras(cond, cameras, torch.ones(count, 3))
+    noises = [torch.Generator().manual_seed(SEED + 1000 * seed + i) for i in range(len(texts))]
+    noise = torch.cat([torch.randn(VIEWS, *prior.latent_shape, generator=rng) for rng in noises])
+    pictures = of_run.decode(sample(of_run, cond, noise.to(of_run.device), steps=STEPS))
+    return to_uint8(pictures.float().cpu()).unflatten(0, (-1, VIEWS))
+
+
+def draw(options: argparse.Namespace) -> None:
+    """Draw what is not there."""
+    prior = load_prior(PRIOR, options.device)
+    for kind, texts in prompts(vocabulary()).items():
+        path = options.work / f"{kind}.npz"
+        if path.exists():
+            continue
+        scenes, labels = [], []
+        for seed in SEEDS if kind == "nouns" else SEEDS[:1]:
+            for first in range(0, len(texts), SCENES):
+                part = texts[first : first + SCENES]
+                scenes += list(drawn(prior, part, seed).numpy())
+                labels += [[first + i, seed] for i in range(len(part))]
+                print(f"{kind}: seed {seed}, {first + len(part)} of {len(texts)}", flush=True)
+        write_views(path, scenes, labels)
+
+
+def seen(path: Path) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """Yield each scene's prompt, views [VIEWS, 3, S, S] in [0, 1], and their coverage [VIEWS, 1, S, S]."""
+    views = read_views(path)
+    for pictures, (number, _) in zip(views.pictures, views.labels.tolist(), strict=True):
+        rgb = pictures.float() / 255
+        yield number, rgb, ((1 - rgb).amax(1, keepdim=True) > 0.06).float()
+
+
+def names(jury: Jury, texts: Sequence[str], path: Path) -> dict[str, Any]:
+    """Return the shares of views, and of scenes, of which the judge names all things that were asked for."""
+    hits: dict[str, list[bool]] = {"scene": [], "scene_first_five": [], "view": [], "view_first_five": []}
+    by_noun: dict[str, list[bool]] = {}
+    for number, rgb, alpha in seen(path):
+        asked = jury.vocabulary.asked(texts[number])
+        cut = framed(rgb, alpha, 96)
+        for name, group in (("scene", [cut]), ("view", list(cut.split(1)))):
+            for views in group:
+                said = jury.judge.verdict(views)
+                places = [said.place(thing.right) for thing in asked]
+                few = not said.none and all(place is not None for place in places)
+                first = few and all(place < len(asked) for place in places if place is not None)
+                hits[name].append(first)
+                hits[f"{name}_first_five"].append(few)
+                if name == "view" and len(asked) == 1:
+                    by_noun.setdefault(asked[0].noun, []).append(first)
+    bad = sorted(noun for noun, found in by_noun.items() if sum(found) < len(found) / 2)
+    told: dict[str, Any] = {name: share(found) for name, found in hits.items()}
+    return told | ({"nouns_that_hold": len(by_noun) - len(bad), "others": bad} if by_noun else {})
+
+
+def sides(jury: Jury, texts: Sequence[str], path: Path) -> dict[str, Any]:
+    """Return the share of scenes whose four views agree best with a true model as it stands, not turned.
+
+    Counted are things of which a quarter turn can be seen: the true model itself agrees less with itself.
+    """
+    assert jury.truth is not None
+    right = []
+    for number, rgb, alpha in seen(path):
+        noun = jury.vocabulary.asked(texts[number])[0].noun
+        look = Look.of(rgb, alpha)
+        models = [model for model, name in zip(jury.truth.looks, jury.truth.nouns) if name == noun]
+        scores = [agreements(look, model) for model in models]
+        if not scores:
+            continue
+        best = max(range(len(scores)), key=lambda i: scores[i].max())
+        itself = agreements(every(models[best]), models[best])
+        if float(itself[1:].max()) > 0.93:
+            continue
+        right.append(bool(scores[best][0] >= scores[best].max() - 0.01))
+    return {"as_asked": share(right), "scenes": len(right)}
+
+
+def every(model: Look) -> Look:
+    """Return the views of a model of twelve that a scene of four has."""
+    step = len(model.shapes) // VIEWS
+    return Look(model.shapes[::step], model.colors[::step])
+
+
+def agreements(look: Look, model: Look) -> Tensor:
+    """Return IoU less color distance of a look of four views and a model at each quarter turn [VIEWS]."""
+    found, model = [], every(model)
+    for turn in range(VIEWS):
+        shapes, colors = model.shapes.roll(turn, 0), model.colors.roll(turn, 0)
+        both, either = (look.shapes & shapes).sum((1, 2)), (look.shapes | shapes).sum((1, 2))
+        iou = (both / either.clamp(min=1)).mean()
+        found.append(iou - color_distance(look.colors, colors).mean())
+    return torch.stack(found)
+
+
+def histogram(rgb: np.ndarray, background: np.ndarray) -> np.ndarray:
+    """Return the shares of 6 x 6 x 6 colors in a picture [S, S, 3], uint8, apart from its background [3]."""
+    there = np.abs(rgb.astype(float) / 255 - background).max(-1) > 0.06
+    bins = (rgb[there].astype(int) * 6 // 256) @ np.array([36, 6, 1])
+    return np.sqrt(np.bincount(bins, minlength=216) / max(len(bins), 1))
+
+
+class ColorReader:
+    """A linear classifier of the named color of a thing, fitted to renderings with the teaching's labels."""
+
+    def __init__(self, folder: Path) -> None:
+        marks = {name: self.labelled(folder / name) for name in ("pictures", "held_out_views")}
+        self.weights = self.fit(*marks["pictures"])
+        x, y = marks["held_out_views"]
+        self.own = share((self.read(x) == y).tolist())
+
+    @staticmethod
+    def labelled(folder: Path, most: int = 8) -> tuple[Tensor, Tensor]:
+        """Return histograms [n, 216] and colors [n] of the views of tinted single things."""
+        xs, ys = [], []
+        for path in sorted(folder.glob("pictures-*.npz"))[:most]:
+            with np.load(path) as arrays:
+                alone = (arrays["relations"] == "alone") & (arrays["colors"][:, 0] != "")
+                chosen, behind = np.flatnonzero(alone), arrays["backgrounds"]
+                views, colors = arrays["pictures"][chosen][:, ::4], arrays["colors"][chosen, 0]
+            for scene, color, i in zip(views, colors, chosen, strict=True):
+                xs += [histogram(view, behind[i]) for view in scene]
+                ys += [list(COLORS).index(str(color))] * len(scene)
+        return torch.tensor(np.array(xs)).float(), torch.tensor(ys)
+
+    @staticmethod
+    def fit(x: Tensor, y: Tensor) -> Tensor:
+        """Return weights [217, colors] of a logistic regression."""
+        torch.manual_seed(0)
+        weights = torch.zeros(x.shape[1] + 1, len(COLORS), requires_grad=True)
+        x = torch.cat([x, torch.ones(len(x), 1)], 1)
+        optimizer = torch.optim.Adam([weights], 0.1)
+        for _ in range(400):
+            optimizer.zero_grad()
+            loss = torch.nn.functional.cross_entropy(x @ weights, y) + 1e-4 * weights.square().sum()
+            loss.backward()
+            optimizer.step()
+        return weights.detach()
+
+    def read(self, x: Tensor) -> Tensor:
+        """Return the colors [n] of histograms [n, 216]."""
+        return (torch.cat([x, torch.ones(len(x), 1)], 1) @ self.weights).argmax(1)
+
+
+def colors(folder: Path, texts: Sequence[str], path: Path) -> dict[str, Any]:
+    """Return the share of views whose color is read as asked, and the reader's own on true renderings."""
+    reader, hits, white = ColorReader(folder), [], np.ones(3)
+    for number, rgb, _ in seen(path):
+        wanted = list(COLORS).index(next(word for word in texts[number].split() if word in COLORS))
+        views = to_uint8(rgb.permute(0, 2, 3, 1)).numpy()
+        found = reader.read(torch.tensor(np.array([histogram(view, white) for view in views])).float())
+        hits += (found == wanted).tolist()
+    return {"as_asked": share(hits), "reader_on_true_held_out_views": reader.own}
+
+
+def measure(options: argparse.Namespace) -> None:
+    """Measure what was drawn."""
+    jury, texts = Jury.of(PRIOR), prompts(vocabulary())
+    assert jury is not None
+    result: dict[str, Any] = {"prior": PRIOR, "steps": STEPS, "guidance": GUIDANCE}
+    for kind in ("nouns", "pairs"):
+        result[kind] = names(jury, texts[kind], options.work / f"{kind}.npz")
+    result["judge"] = jury.judge.told["measured"]
+    result["views"] = sides(jury, texts["nouns"], options.work / "nouns.npz")
+    if options.teaching:
+        result["colors"] = colors(options.teaching, texts["colors"], options.work / "colors.npz")
+    write_result("real_samples", result)
+
+
+def main() -> None:
+    """Draw or measure."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("stage", choices=("draw", "measure"))
+    parser.add_argument("--work", type=Path, required=True, help="folder of the samples")
+    parser.add_argument(
+        "--teaching", type=Path, help="folder of `teaching.teach`, whose renderings tell colors"
+    )
+    parser.add_argument("--device", default="cpu")
+    options = parser.parse_args()
+    options.work.mkdir(parents=True, exist_ok=True)
+    (draw if options.stage == "draw" else measure)(options)
+
+
+if __name__ == "__main__":
+    main()

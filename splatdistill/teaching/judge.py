@@ -5,7 +5,8 @@ It begins as EfficientNet-Lite0 trained on photographs (the Python package effic
 teacher's. Held-out models stay held out here too. Each epoch renders a new variation of all models; a machine
 that cannot render learns from those that it is given.
 
-Everything is in DIR/judge: views-*.npz, judge.pt to go on from, losses.jsonl, and what a teacher's folder gets.
+Everything is in DIR/judge: views-*.npz, judge.pt to go on from, losses.jsonl, and what a teacher's folder
+gets.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ STATISTICS = 1e-3  # epsilon of the batch normalization of the photographs' netw
 
 @dataclass(frozen=True)
 class JudgeSettings:
-    """Settings of the training; `seconds` of a processor or a GPU in all, over any number of interruptions."""
+    """Settings of the training; `seconds` are a processor's or a GPU's, over any number of interruptions."""
 
     seconds: float = 3600.0
     epochs: int = 15  # variations of the models that are rendered

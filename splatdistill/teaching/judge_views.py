@@ -152,9 +152,9 @@ def targets(labels: Tensor, classes: int, smoothing: float) -> Tensor:
 
 
 def softened(pictures: Tensor, rng: torch.Generator) -> Tensor:
-    """Return pictures [n, 3, S, S] on the generator's device moved, scaled, mirrored never, colored a little otherwise and blurred.
+    """Return pictures [n, 3, S, S] moved, scaled, mirrored never, colored a little otherwise and blurred.
 
-    Splats are softer than meshes, and their frames less exact.
+    Splats are softer than meshes, and their frames less exact. The generator is of the pictures' device.
     """
     count, side = len(pictures), pictures.shape[-1]
 

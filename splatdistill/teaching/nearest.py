@@ -46,8 +46,8 @@ CORRECTED = {
         "playhouse|house": "treehouse", "tent|hut": "wigwam tepee tipi yurt", "rat": "mouse hamster gerbil",
         "horse": "unicorn foal colt filly pony", "cow": "calf heifer", "sheep": "lamb ewe", "donkey": "mule",
         "bull|cow": "buffalo bison ox yak", "reindeer": "caribou", "elk|deer": "moose",
-        "eagle": "hawk falcon",
-        "hen": "rooster", "whale": "orca", "crab": "lobster shrimp prawn crayfish", "cat": "kitten",
+        "eagle": "hawk falcon", "cat": "kitten",
+        "hen": "rooster", "whale": "orca", "crab": "lobster shrimp prawn crayfish octopus squid",
         "dog": "german shepherd|labrador|doberman|dachshund|beagle|terrier|rottweiler|dalmatian",
         "bear|bear head|panda": "cub|polar bear|grizzly bear|brown bear", "guitar": "violin cello fiddle",
         "rug": "blanket", "security camera": "camera", "cart": "chariot", "king": "queen prince",
@@ -70,6 +70,11 @@ CORRECTED = {
         "wall unit|brick block": "wall", "bridge": "viaduct|road", "balloon|ball": "balloon",
         "tree": "wood|woods|forest|maple", "spaceship": "rocket|space shuttle|spacecraft",
         "gate": "entrance|doorway", "ladder": "steps", "belt|pouch": "belt",
+        "wooden church|temple": "church cathedral abbey", "temple": "mosque synagogue shrine",
+        "orc|monster": "goblin ogre gremlin", "lawn mower": "lawnmower",
+        "broom": "vacuum cleaner|vacuum|hoover",
+        "xylophone": "drum|drums|drum kit|drumset", "elephant": "hippo hippopotamus",
+        "worm": "snail slug", "frog": "turtle tortoise", "skateboard": "surfboard",
     }.items()
     for word in (words.split("|") if "|" in words or " " not in words else words.split())
 }  # fmt: skip

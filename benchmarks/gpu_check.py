@@ -224,19 +224,25 @@ def waits(check: Check) -> dict[str, Any]:
     return {"steps": watcher.steps}
 
 
+def best_of(check: Check, stage: str) -> dict[str, Any]:
+    """Return what an earlier stage found best; empty if it did not run."""
+    found = (check.out or RESULTS) / f"gpu-{stage}.json"
+    return json.loads(found.read_text("utf-8")).get("best", {}) if found.is_file() else {}
+
+
 def speed(check: Check) -> dict[str, Any]:
     """Run benchmarks/guidance_gpu.py: whole steps, ours against an eager loop; it writes its own results.
 
-    Compiled, in the forms that the stage `unet` found best if it came before; torch keeps what it compiled.
+    Compiled, in the forms that `unet` and `encoder` found best if they came before.
     """
     words = ["--views", "4", "1", "--eager-views", "1", "4", "--repeats", "2", "--compile"]
     words += ["--out", str(check.out)]
     if check.dry:
         words = ["--tiny", "--device", "cpu", "--views", "1", "--repeats", "1", "--gaussians", "100"]
-    found = (check.out or RESULTS) / "gpu-unet.json"
-    best = json.loads(found.read_text("utf-8")).get("best", {}) if found.is_file() else {}
-    if best:
+    if best := best_of(check, "unet"):
         words += ["--attention", best["attention"], "--norm", best["norm"], *["--fuse"] * best["fuse"]]
+    if best := best_of(check, "encoder"):
+        words += ["--encoder-attention", best["attention"]]
     return check.command("benchmarks/guidance_gpu.py", *words)
 
 

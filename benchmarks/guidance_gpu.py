@@ -33,6 +33,7 @@ from splatdistill.guidance.prompts import perp_neg_mix
 from splatdistill.guidance.query import Comparison, Query, State
 from splatdistill.priors import compiling
 from splatdistill.priors.base import Conditioning, Prior
+from splatdistill.priors.graphs import GraphedGradient
 from splatdistill.priors.latent import LatentPrior
 from splatdistill.scene.cameras import Cameras, OrbitRanges, sample_orbit
 from splatdistill.scene.gaussians import init_blob
@@ -281,6 +282,13 @@ def prepare(prior: LatentPrior, options: argparse.Namespace) -> str:
         compiling.NORM = NORMS[options.norm]
     if options.compile:
         prior.compile()
+    if options.encoder_attention != "default":
+
+        def latents(rgb: Tensor) -> Tensor:
+            with first_attention(options.encoder_attention):
+                return prior.latents(rgb)
+
+        prior._encode = GraphedGradient(latents)
     return options.attention
 
 
@@ -294,6 +302,7 @@ def main() -> None:
     parser.add_argument("--gaussians", type=int, default=50_000)
     parser.add_argument("--compile", action="store_true", help="ours with compiled networks")
     parser.add_argument("--attention", choices=["default", *ATTENTION], default="default", help="of ours")
+    parser.add_argument("--encoder-attention", choices=["default", "efficient", "math"], default="default")
     parser.add_argument("--fuse", action="store_true", help="ours with fused projections of queries and keys")
     parser.add_argument("--norm", choices=list(NORMS), help="of compiled blocks")
     parser.add_argument("--out", type=Path, default=RESULTS)

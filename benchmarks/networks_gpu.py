@@ -7,6 +7,7 @@ in float32, beside the plain one; one that fails costs only itself. Random weigh
 from __future__ import annotations
 
 import copy
+import logging
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -17,6 +18,7 @@ import torch
 from guidance_gpu import ATTENTION, NORMS, build_prior, first_attention
 from torch import Tensor, nn
 
+from splatdistill.priors import compiling
 from splatdistill.priors.compiling import compile_blocks
 from splatdistill.priors.graphs import Graphed, GraphedGradient
 
@@ -47,6 +49,24 @@ def limited(seconds: float) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
+class Complaints(logging.Handler):
+    """Collects the warnings of compilation while it is entered."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep a line."""
+        self.lines.append(record.getMessage())
+
+    def __enter__(self) -> None:
+        compiling.log.addHandler(self)
+
+    def __exit__(self, *error: object) -> None:
+        compiling.log.removeHandler(self)
+
+
 class Forms:
     """What was found of each form, written down at once."""
 
@@ -64,13 +84,16 @@ class Forms:
         if left < needs and not self.check.dry:
             self.forms[name] = {"left out": f"{left:.0f} s are left of {needs:.0f}"}
             return {}
+        complaints = Complaints()
         try:
-            with limited(min(left, LONGEST)):
+            with limited(min(left, LONGEST)), complaints:
                 found = work()
         except (Exception, OutOfTime) as error:
             self.failed.append(name)
             found = {"error": f"{type(error).__name__}: {error}"[:600]}
-        if found.get("wrong"):
+        if complaints.lines:  # it was not compiled, so its times are those of another form
+            found = {"error": complaints.lines[0], "instead": found}
+        if found.get("wrong") or complaints.lines:
             self.failed.append(name)
         self.forms[name] = found | {"seconds": time.monotonic() - begin}
         self.check.save(self.told)
@@ -185,13 +208,16 @@ def unet(check: Check) -> dict[str, Any]:
     norm = best_norm(forms.take("two residual blocks, compiled", some_norms, 15))
     forms.best = {"attention": attention, "fuse": fuses, "norm": norm}
 
-    def compiled() -> dict[str, Any]:
+    def compiled(attention: str) -> dict[str, Any]:
         compile_blocks(prior.unet, NORMS[norm], "eager" if check.dry else "inductor")
         return form(Graphed(prior.network), first_attention(attention))
 
-    forms.take("graph, best attention, compiled", compiled, 30)
+    for name in dict.fromkeys((attention, "default")):  # the second where the first cannot be compiled
+        if forms.take(f"graph, {name} attention, compiled", lambda name=name: compiled(name), 25):
+            forms.best["attention"] = name
+            break
     if not check.dry:
-        with first_attention(attention), torch.no_grad():
+        with first_attention(forms.best["attention"]), torch.no_grad():
             forms.take("kernels, compiled", lambda: {"top": kernels(lambda: prior.network(*inputs[16]))})
     contiguous = build_prior(check.device, prior.dtype, check.dry)
     contiguous.unet.to(memory_format=torch.contiguous_format)
@@ -263,17 +289,15 @@ def encoder(check: Check) -> dict[str, Any]:
     norm = best_norm(forms.take("a residual block with gradient, compiled", some_norms, 15))
     forms.best = {"attention": attention, "norm": norm}
 
-    compile_blocks(prior.vae.encoder, NORMS[norm], "aot_eager" if check.dry else "inductor")
+    def compiled(n: int) -> dict[str, Any]:
+        compile_blocks(prior.vae.encoder, NORMS[norm], "aot_eager" if check.dry else "inductor")
+        return form(GraphedGradient(prior.latents), first_attention(attention), (n,))
+
     for n in reversed(views):  # each compiled by itself
-
-        def compiled(n: int = n) -> dict[str, Any]:
-            return form(GraphedGradient(prior.latents), first_attention(attention), (n,))
-
-        forms.take(f"graph, best attention, compiled, {n} views", compiled, 20)
+        forms.take(f"graph, best attention, compiled, {n} views", lambda n=n: compiled(n), 15)
     if not check.dry:
         with first_attention(attention):
-            many = lambda: both(prior.latents, views[-1])  # noqa: E731
-            forms.take("kernels, compiled", lambda: {"top": kernels(many)})
+            forms.take("kernels, compiled", lambda: {"top": kernels(lambda: both(prior.latents, views[-1]))})
     contiguous = build_prior(check.device, prior.dtype, check.dry)
     contiguous.vae.to(memory_format=torch.contiguous_format)
     forms.take("graph, contiguous", lambda: form(GraphedGradient(contiguous.latents)))

@@ -17,9 +17,7 @@ from torch import Tensor, nn
 from splatdistill.priors.folders import one_line
 
 BLOCKS = ("ResnetBlock2D", "Transformer2DModel")  # diffusers'
-KINDS = (
-    256  # of block and batch that one process may meet; torch's limit is 8, where it falls back in silence
-)
+KINDS = 256  # of block and batch that one process may meet; beyond its 8, torch would fall back in silence
 
 log = logging.getLogger(__name__)
 
@@ -35,9 +33,8 @@ def compile_blocks(
     """Have a network's repeated blocks compiled at their first call; return how many.
 
     Without gradients once for all batches; with them, where torch would put off half of it, once for each.
-
-    Results differ by rounding. If a block cannot be compiled, all run as they
-    were, and the log tells why. A copy of the network is not compiled.
+    Results differ by rounding. If a block cannot be compiled, all run as they were, and the log tells why. A
+    copy of the network is not compiled.
 
     Args:
         network: in place.
@@ -84,24 +81,28 @@ def free_batch(inputs: tuple[Any, ...]) -> None:
 
 
 class ChannelGroupNorm(nn.GroupNorm):
-    """A group norm by way of its channels' statistics: each pass reads channels_last memory in order.
+    """A group norm that is compiled from `normalized`, and is torch's own where it is not compiled."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return the normalized [n,C,...]."""
+        if input.dim() == 4 and torch.compiler.is_compiling():
+            return normalized(input, self.num_groups, self.weight, self.bias, self.eps)
+        return F.group_norm(input, self.num_groups, self.weight, self.bias, self.eps)
+
+
+def normalized(x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """Return the group norm of x [n,C,h,w] by way of its channels: each pass reads channels_last in order.
 
     The variance of a group is the mean of its channels' variances and the variance of their means.
     """
-
-    def forward(self, input: Tensor) -> Tensor:
-        """Return the normalized [n,C,h,w]."""
-        if input.dim() != 4:
-            return F.group_norm(input, self.num_groups, self.weight, self.bias, self.eps)
-        x = input.float()
-        variances, means = torch.var_mean(x, dim=(2, 3), correction=0)  # [n, C]
-        variances = variances.unflatten(1, (self.num_groups, -1))
-        means = means.unflatten(1, (self.num_groups, -1))
-        variance, mean = torch.var_mean(means, dim=2, correction=0, keepdim=True)  # [n, G, 1]
-        variance = variance + variances.mean(dim=2, keepdim=True)
-        scale = (variance + self.eps).rsqrt().expand_as(means).flatten(1) * self.weight.float()  # [n, C]
-        shift = self.bias.float() - mean.expand_as(means).flatten(1) * scale
-        return (x * scale[..., None, None] + shift[..., None, None]).to(input.dtype)
+    exact = x.float()
+    parts = torch.var_mean(exact, dim=(2, 3), correction=0)  # [n, C] each
+    variances, means = (part.unflatten(1, (groups, -1)) for part in parts)  # [n, G, C/G]
+    between, mean = torch.var_mean(means, dim=2, correction=0, keepdim=True)  # [n, G, 1]
+    variance = between + variances.mean(dim=2, keepdim=True)
+    scale = (variance + eps).rsqrt().expand_as(means).flatten(1) * weight.float()  # [n, C]
+    shift = bias.float() - mean.expand_as(means).flatten(1) * scale
+    return (exact * scale[..., None, None] + shift[..., None, None]).to(x.dtype)
 
 
 NORM: type[nn.GroupNorm] = ChannelGroupNorm  # of compiled blocks

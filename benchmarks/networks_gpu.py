@@ -11,7 +11,7 @@ import logging
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from gpu_check import Check
 
 WRONG = 2.0  # a form is wrong if it is so many times as far from float32 as the plain one, or more
-LONGEST = 75.0  # seconds of one form, compilation included
+LONGEST = 90.0  # seconds of one form, compilation included
 
 
 class OutOfTime(BaseException):
@@ -149,156 +149,179 @@ def best_norm(found: dict[str, Any]) -> str:
     return min(NORMS, key=lambda name: found["ms"][name]) if found else next(iter(NORMS))
 
 
-def unet(check: Check) -> dict[str, Any]:
-    """Measure the UNet: eager, graphed, each attention, fused projections, compiled blocks."""
-    prior = build_prior(check.device, torch.float32 if check.dry else torch.float16, check.dry)
-    batches, few = ((2, 3), (3,)) if check.dry else ((2, 4, 8, 16), (4, 16))
-    width, forms, last = prior.unet.config.cross_attention_dim, Forms(check), f"batch {batches[-1]}"
-    generator = torch.Generator().manual_seed(3)
-    inputs: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
-    for n in batches:
-        z, text = torch.randn(n, *prior.latent_shape, generator=generator), torch.randn(n, 77, width)
-        inputs[n] = (z.to(check.device), torch.full((n,), 500, device=check.device), text.to(check.device))
-    with torch.no_grad(), in_full():
-        exact = copy.copy(prior)
-        exact.unet, exact.dtype = copy.deepcopy(prior.unet).float(), torch.float32
-        expected = exact.network(*inputs[2])
-        del exact
-    with torch.no_grad():
-        plain = distance(prior.network(*inputs[2]), expected)
+class UNet:
+    """The UNet with inputs at several batches, and its output in float32."""
+
+    def __init__(self, check: Check) -> None:
+        self.check, self.prior = check, fresh(check)
+        self.batches, self.few = ((2, 3), (3,)) if check.dry else ((2, 4, 8, 16), (4, 16))
+        width, generator = self.prior.unet.config.cross_attention_dim, torch.Generator().manual_seed(3)
+        self.inputs: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
+        for n in self.batches:
+            z = torch.randn(n, *self.prior.latent_shape, generator=generator)
+            t, text = torch.full((n,), 500), torch.randn(n, 77, width, generator=generator)
+            self.inputs[n] = (z.to(check.device), t.to(check.device), text.to(check.device))
+        exact = copy.copy(self.prior)
+        exact.unet, exact.dtype = copy.deepcopy(self.prior.unet).float(), torch.float32
+        with torch.no_grad():
+            with in_full():
+                self.expected = exact.network(*self.inputs[2])
+            self.plain = distance(self.prior.network(*self.inputs[2]), self.expected)
 
     def form(
-        network: Callable[..., Tensor],
-        aside: AbstractContextManager[Any] | None = None,
-        batches: tuple[int, ...] = batches,
-    ) -> dict:
+        self, network: Callable[..., Tensor], attention: str = "default", batches: tuple[int, ...] = ()
+    ) -> dict[str, Any]:
         """Time a network at some batches; the seconds before are of its first call, compilation included."""
-        with torch.no_grad(), aside or nullcontext():
+        inputs, milliseconds = self.inputs, self.check.milliseconds
+        with torch.no_grad(), first_attention(attention):
             begin = time.monotonic()
-            far = distance(network(*inputs[2]), expected)
+            far = distance(network(*inputs[2]), self.expected)
             prepared = time.monotonic() - begin
-            ms = {f"batch {n}": check.milliseconds(lambda n=n: network(*inputs[n]), 5) for n in batches}
-        told = {"ms": ms, "prepared_s": prepared, "far_from_float32": far, "plain_is": plain}
-        return told | {"wrong": not far <= WRONG * plain + 1e-6}
+            chosen = batches or self.batches
+            ms = {f"batch {n}": milliseconds(lambda n=n: network(*inputs[n]), 5) for n in chosen}
+        told = {"ms": ms, "prepared_s": prepared, "far_from_float32": far, "plain_is": self.plain}
+        return told | {"wrong": not far <= WRONG * self.plain + 1e-6}
 
-    forms.take("eager", lambda: form(prior.network))
-    graph = {"default": forms.take("graph", lambda: form(Graphed(prior.network)))}
-    if not check.dry:
+    def kernels(self, attention: str = "default") -> dict[str, Any]:
+        """Return the kernels of the largest batch."""
+        with torch.no_grad(), first_attention(attention):
+            return {"top": kernels(lambda: self.prior.network(*self.inputs[self.batches[-1]]))}
+
+    def norms(self) -> dict[str, Any]:
+        """Compare the classes of group norm on one residual block of each of the two largest levels."""
+        blocks = [level.resnets[-1] for level in self.prior.unet.down_blocks[:2]]
         with torch.no_grad():
-            forms.take("kernels", lambda: {"top": kernels(lambda: prior.network(*inputs[16]))})
+            return norms(self.check, blocks, lambda block: block(*self.block_inputs(block)))
+
+    def block_inputs(self, block: Any) -> tuple[Tensor, Tensor]:
+        """Return the features and the time embedding of a residual block on its level of the UNet."""
+        widths, count = self.prior.unet.config.block_out_channels, self.batches[-1]
+        side = self.prior.latent_shape[1] >> widths.index(block.in_channels)
+        kind = {"device": self.prior.device, "dtype": self.prior.dtype}
+        x = torch.ones(count, block.in_channels, side, side, **kind).to(memory_format=torch.channels_last)
+        return x, torch.ones(count, block.time_emb_proj.in_features, **kind)
+
+
+def fresh(check: Check) -> Any:
+    """Return a prior of Stable Diffusion 2.1's size; a small one on the CPU."""
+    return build_prior(check.device, torch.float32 if check.dry else torch.float16, check.dry)
+
+
+def unet(check: Check) -> dict[str, Any]:
+    """Measure the UNet: eager, graphed, each attention, fused projections, compiled blocks."""
+    own, forms = UNet(check), Forms(check)
+    prior, last = own.prior, f"batch {own.batches[-1]}"
+    forms.take("eager", lambda: own.form(prior.network))
+    graph = {"default": forms.take("graph", lambda: own.form(Graphed(prior.network)))}
+    if not check.dry:
+        forms.take("kernels", own.kernels)
     for name in ATTENTION if not check.dry else list(ATTENTION)[:1]:
-        work = lambda name=name: form(Graphed(prior.network), first_attention(name), few)  # noqa: E731
+        work = lambda name=name: own.form(Graphed(prior.network), name, own.few)  # noqa: E731
         graph[name] = forms.take(f"graph, {name} attention", work)
     attention = fastest(graph, last) or "default"
 
     def fused() -> dict[str, Any]:
         prior.unet.fuse_qkv_projections()
-        return form(Graphed(prior.network), first_attention(attention), few)
+        return own.form(Graphed(prior.network), attention, own.few)
 
     fuse = forms.take("graph, best attention, fused projections", fused)
     fuses = fastest({"no": graph[attention], "yes": fuse}, last) == "yes"
     if not fuses:
         prior.unet.unfuse_qkv_projections()
-
-    def some_norms() -> dict[str, Any]:
-        blocks = [block.resnets[-1] for block in prior.unet.down_blocks[:2]]
-        with torch.no_grad():
-            return norms(check, blocks, lambda block: block(*block_inputs(block, prior, batches[-1])))
-
-    norm = best_norm(forms.take("two residual blocks, compiled", some_norms, 15))
+    norm = best_norm(forms.take("two residual blocks, compiled", own.norms, 15))
     forms.best = {"attention": attention, "fuse": fuses, "norm": norm}
 
     def compiled(attention: str) -> dict[str, Any]:
         compile_blocks(prior.unet, NORMS[norm], "eager" if check.dry else "inductor")
-        return form(Graphed(prior.network), first_attention(attention))
+        return own.form(Graphed(prior.network), attention)
 
     for name in dict.fromkeys((attention, "default")):  # the second where the first cannot be compiled
         if forms.take(f"graph, {name} attention, compiled", lambda name=name: compiled(name), 25):
             forms.best["attention"] = name
             break
     if not check.dry:
-        with first_attention(forms.best["attention"]), torch.no_grad():
-            forms.take("kernels, compiled", lambda: {"top": kernels(lambda: prior.network(*inputs[16]))})
-    contiguous = build_prior(check.device, prior.dtype, check.dry)
-    contiguous.unet.to(memory_format=torch.contiguous_format)
-    forms.take("graph, contiguous", lambda: form(Graphed(contiguous.network), None, few))
+        forms.take("kernels, compiled", lambda: own.kernels(forms.best["attention"]))
+    other = fresh(check)
+    other.unet.to(memory_format=torch.contiguous_format)
+    forms.take("graph, contiguous", lambda: own.form(Graphed(other.network), "default", own.few))
     return forms.told
 
 
-def block_inputs(block: Any, prior: Any, count: int) -> tuple[Tensor, Tensor]:
-    """Return the features and the time embedding of a residual block on its level of the UNet."""
-    widths = prior.unet.config.block_out_channels
-    side = prior.latent_shape[1] >> widths.index(block.in_channels)
-    kind = {"device": prior.device, "dtype": prior.dtype}
-    x = torch.ones(count, block.in_channels, side, side, **kind).to(memory_format=torch.channels_last)
-    return x, torch.ones(count, block.time_emb_proj.in_features, **kind)
+class Encoder:
+    """The encoder with pictures of one view and of several, and its latents and gradient in float32."""
+
+    def __init__(self, check: Check) -> None:
+        self.check, self.prior = check, fresh(check)
+        self.views, side = (1, 2) if check.dry else (1, 4), self.prior.image_size
+        generator = torch.Generator().manual_seed(4)
+        self.pictures = {n: torch.rand(n, 3, side, side, generator=generator) for n in self.views}
+        self.cotangent = torch.randn(1, *self.prior.latent_shape, generator=generator).to(check.device)
+        exact = copy.copy(self.prior)
+        exact.vae = copy.deepcopy(self.prior.vae).float()
+        with in_full():
+            self.expected = {n: self.both(exact.latents, n) for n in self.views}
+        many = self.views[-1]
+        pairs = zip(self.both(self.prior.latents, many), self.expected[many], strict=True)
+        self.plain = [distance(*pair) for pair in pairs]
+
+    def both(self, encode: Callable[[Tensor], Tensor], n: int) -> tuple[Tensor, Tensor]:
+        """Return latents of n views, and a gradient of the pictures."""
+        self.pictures[n] = self.pictures[n].to(self.check.device)
+        x = self.pictures[n].detach().requires_grad_()
+        z = encode(x)
+        return z.detach(), torch.autograd.grad(z, x, self.cotangent.expand_as(z))[0]
+
+    def form(
+        self, encode: Callable[[Tensor], Tensor], attention: str = "default", views: tuple[int, ...] = ()
+    ) -> dict[str, Any]:
+        """Time an encoder and its gradient at some numbers of views."""
+        chosen, milliseconds = views or self.views, self.check.milliseconds
+        with first_attention(attention):
+            begin, most = time.monotonic(), chosen[-1]
+            far = [distance(*pair) for pair in zip(self.both(encode, most), self.expected[most], strict=True)]
+            prepared = time.monotonic() - begin
+            ms = {f"{n} views": milliseconds(lambda n=n: self.both(encode, n), 5) for n in chosen}
+        told = {"ms": ms, "prepared_s": prepared, "far_from_float32": far, "plain_is": self.plain}
+        wrong = any(not a <= WRONG * b + 1e-6 for a, b in zip(far, self.plain, strict=True))
+        return told | {"wrong": wrong}
+
+    def kernels(self, attention: str = "default") -> dict[str, Any]:
+        """Return the kernels of most views, the gradient's included."""
+        with first_attention(attention):
+            return {"top": kernels(lambda: self.both(self.prior.latents, self.views[-1]))}
+
+    def norms(self) -> dict[str, Any]:
+        """Compare the classes of group norm on a residual block of the largest level, with its gradient."""
+        block, side = self.prior.vae.encoder.down_blocks[0].resnets[0], self.prior.image_size
+        kind = {"device": self.prior.device, "dtype": self.prior.vae.dtype, "requires_grad": True}
+        x = torch.ones(1, block.in_channels, side, side, **kind).to(memory_format=torch.channels_last)
+        return norms(self.check, [block], lambda block: block(x, None).sum().backward())
 
 
 def encoder(check: Check) -> dict[str, Any]:
     """Measure the encoder with its gradient: eager, graphed, each attention, layouts, compiled blocks."""
-    prior = build_prior(check.device, torch.float32 if check.dry else torch.float16, check.dry)
-    views, side, forms = (1, 2) if check.dry else (1, 4), prior.image_size, Forms(check)
-    last = f"{views[-1]} views"
-    generator = torch.Generator().manual_seed(4)
-    pictures = {n: torch.rand(n, 3, side, side, generator=generator).to(check.device) for n in views}
-    cotangent = torch.randn(1, *prior.latent_shape, generator=generator).to(check.device)
-
-    def both(encode: Callable[[Tensor], Tensor], n: int) -> tuple[Tensor, Tensor]:
-        x = pictures[n].detach().requires_grad_()
-        z = encode(x)
-        return z.detach(), torch.autograd.grad(z, x, cotangent.expand_as(z))[0]
-
-    exact = copy.copy(prior)
-    exact.vae = copy.deepcopy(prior.vae).float()
-    with in_full():
-        expected = {n: both(exact.latents, n) for n in views}
-    del exact
-    plain = [
-        distance(*pair) for pair in zip(both(prior.latents, views[-1]), expected[views[-1]], strict=True)
-    ]
-
-    def form(
-        encode: Callable[[Tensor], Tensor],
-        aside: AbstractContextManager[Any] | None = None,
-        views: tuple[int, ...] = views,
-    ) -> dict:
-        with aside or nullcontext():
-            begin, n = time.monotonic(), views[-1]
-            far = [distance(*pair) for pair in zip(both(encode, n), expected[n], strict=True)]
-            prepared = time.monotonic() - begin
-            ms = {f"{n} views": check.milliseconds(lambda n=n: both(encode, n), 5) for n in views}
-        told = {"ms": ms, "prepared_s": prepared, "far_from_float32": far, "plain_is": plain}
-        wrong = any(not a <= WRONG * b + 1e-6 for a, b in zip(far, plain, strict=True))
-        return told | {"wrong": wrong}
-
-    forms.take("eager", lambda: form(prior.latents))
+    own, forms = Encoder(check), Forms(check)
+    prior = own.prior
+    forms.take("eager", lambda: own.form(prior.latents))
     if not check.dry:
-        forms.take("kernels", lambda: {"top": kernels(lambda: both(prior.latents, views[-1]))})
-    graph = {"default": forms.take("graph", lambda: form(GraphedGradient(prior.latents)))}
+        forms.take("kernels", own.kernels)
+    graph = {"default": forms.take("graph", lambda: own.form(GraphedGradient(prior.latents)))}
     for name in ("efficient", "math"):
-        work = lambda name=name: form(GraphedGradient(prior.latents), first_attention(name))  # noqa: E731
+        work = lambda name=name: own.form(GraphedGradient(prior.latents), name)  # noqa: E731
         graph[name] = forms.take(f"graph, {name} attention", work)
-    attention = fastest(graph, last) or "default"
-
-    def some_norms() -> dict[str, Any]:
-        block = prior.vae.encoder.down_blocks[0].resnets[0]
-        kind = {"device": prior.device, "dtype": prior.vae.dtype, "requires_grad": True}
-        x = torch.ones(1, block.in_channels, side, side, **kind).to(memory_format=torch.channels_last)
-        return norms(check, [block], lambda block: block(x, None).sum().backward())
-
-    norm = best_norm(forms.take("a residual block with gradient, compiled", some_norms, 15))
+    attention = fastest(graph, f"{own.views[-1]} views") or "default"
+    norm = best_norm(forms.take("a residual block with gradient, compiled", own.norms, 15))
     forms.best = {"attention": attention, "norm": norm}
 
     def compiled(n: int) -> dict[str, Any]:
         compile_blocks(prior.vae.encoder, NORMS[norm], "aot_eager" if check.dry else "inductor")
-        return form(GraphedGradient(prior.latents), first_attention(attention), (n,))
+        return own.form(GraphedGradient(prior.latents), attention, (n,))
 
-    for n in reversed(views):  # each compiled by itself
+    for n in reversed(own.views):  # each compiled by itself
         forms.take(f"graph, best attention, compiled, {n} views", lambda n=n: compiled(n), 15)
     if not check.dry:
-        with first_attention(attention):
-            forms.take("kernels, compiled", lambda: {"top": kernels(lambda: both(prior.latents, views[-1]))})
-    contiguous = build_prior(check.device, prior.dtype, check.dry)
-    contiguous.vae.to(memory_format=torch.contiguous_format)
-    forms.take("graph, contiguous", lambda: form(GraphedGradient(contiguous.latents)))
+        forms.take("kernels, compiled", lambda: own.kernels(attention))
+    other = fresh(check)
+    other.vae.to(memory_format=torch.contiguous_format)
+    forms.take("graph, contiguous", lambda: own.form(GraphedGradient(other.latents)))
     return forms.told

@@ -35,6 +35,7 @@ from splatdistill.priors import compiling
 from splatdistill.priors.base import Conditioning, Prior
 from splatdistill.priors.graphs import GraphedGradient
 from splatdistill.priors.latent import LatentPrior
+from splatdistill.priors.networks import quiet
 from splatdistill.scene.cameras import Cameras, OrbitRanges, sample_orbit
 from splatdistill.scene.gaussians import init_blob
 from splatdistill.scene.rendering import render
@@ -85,7 +86,8 @@ def build_prior(device: str, dtype: torch.dtype, tiny: bool) -> LatentPrior:
         beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", set_alpha_to_one=False
     )
     vae_dtype = torch.bfloat16 if dtype == torch.float16 else dtype
-    networks = {"unet": unet.to(dtype), "vae": vae.to(vae_dtype), "text_encoder": torch.nn.Module()}
+    with quiet():
+        networks = {"unet": unet.to(dtype), "vae": vae.to(vae_dtype), "text_encoder": torch.nn.Module()}
     return LatentPrior("random", **networks, tokenizer=None, scheduler=scheduler)
 
 

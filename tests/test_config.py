@@ -78,14 +78,9 @@ def test_every_preset_is_valid(preset):
 
 
 def test_presets_follow_the_prior():
-    assert resolve({}).views.size == 64
+    assert resolve({}).views.size == 128
     assert resolve({"prior": {"name": "sd21"}}).views.size == 512
     assert resolve({"prior": {"name": "/some/folder"}}).views.size == 512
-
-
-def test_a_folder_that_lists_its_words_gets_the_embedded_preset(tmp_path):
-    (tmp_path / "vocabulary.json").write_text("[]")
-    assert resolve({"prior": {"name": str(tmp_path)}}).views.size == 64
 
 
 def test_method_brings_its_own_settings():
@@ -175,18 +170,15 @@ def test_dumped_keys_are_the_dotted_keys():
     assert list(flatten(yaml.safe_load(dump(Config())))) == [key for key, _ in leaf_values(Config())]
 
 
-def test_a_priors_own_preset_comes_after_its_familys(tmp_path, monkeypatch) -> None:
+def test_the_presets_of_a_family_come_before_those_of_a_method_in_it(tmp_path, monkeypatch) -> None:
     pictured = {"image": {"path": "mug.png"}}
-    assert resolve(pictured).prior.name == "embedded-image"
-    assert resolve(pictured, None, ["prior.name=embedded"]).prior.name == "embedded"
-    for name, count in {"embedded": 4, "embedded-image": 3, "embedded_sds": 5}.items():
+    assert resolve(pictured).prior.name == "real"
+    assert resolve(pictured, None, ["prior.name=sd21"]).prior.name == "sd21"
+    for name, count in {"views": 4, "views_sds": 5}.items():
         (tmp_path / f"{name}.yaml").write_text(f"views: {{count: {count}}}")
-    (tmp_path / "vocabulary.json").write_text("[]")
     monkeypatch.setattr("splatdistill.config.presets.preset_folder", lambda: tmp_path)
-    assert resolve({"prior": {"name": "embedded"}}).views.count == 4
-    assert resolve({"prior": {"name": "embedded"}, "method": "sds"}).views.count == 5
-    assert resolve({"prior": {"name": "embedded-image"}, "method": "sds"}).views.count == 3
-    assert resolve({"prior": {"name": str(tmp_path / "unet_image")}}).views.count == 3
+    assert resolve({}).views.count == 4 and resolve({"prior": {"name": "real"}}).views.count == 4
+    assert resolve({"method": "sds"}).views.count == 5
 
 
 def test_a_preset_can_be_named_and_a_file_of_that_name_goes_first(tmp_path, monkeypatch):

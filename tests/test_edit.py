@@ -16,7 +16,7 @@ from splatdistill.scene.masks import read_mask
 TINY = ["--steps", "4", *SMALL, "prior.dtype=float32"]
 
 
-pytestmark = pytest.mark.usefixtures("workplace")
+pytestmark = pytest.mark.usefixtures("workplace", "loaded_once")
 
 
 def words(teacher: str, *more: str) -> list[str]:
@@ -37,7 +37,7 @@ def test_a_file_of_degree_three_is_edited(teacher, method):
 
 
 def test_a_run_brings_its_own_source_prompt_and_resumes_exactly(teacher, monkeypatch):
-    start = ["--prompt", "a red dog", "--prior", teacher, "--out", "start", *TINY]
+    start = ["--prompt", "a red dog", "--prior", teacher, "--method", "sds", "--out", "start", *TINY]
     assert train.main(start) == 0
     change = ["--splat", "start", "--target-prompt", "a red mushroom", "--prior", teacher, *TINY]
     assert edit.main([*change, "--out", "whole"]) == 0

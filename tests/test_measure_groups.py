@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from splatdistill.config.load import resolve
+from splatdistill.config.presets import DEFAULT
 from splatdistill.measure import metrics
 from splatdistill.measure.groups import SPREADS, Group, diversity, frechet, group_names, summary
 
@@ -62,6 +63,6 @@ def test_runs_of_one_method_are_parted_by_the_settings_in_which_they_differ() ->
     strong = resolve({"prompt": "a red dog"}, None, ["guidance.scale=30"])
     sds = resolve({"method": "sds"})
     names = group_names([plain, other, strong, sds])
-    assert names[0] == names[1] != names[2] and names[3] == "embedded-multiview sds"
-    assert names[2].startswith("embedded-multiview sdi ") and names[2].endswith("=30.0")
-    assert group_names([plain, other]) == ["embedded-multiview sdi"] * 2
+    assert names[0] == names[1] != names[2] and names[3] == f"{DEFAULT} sds"
+    assert names[2].startswith(f"{DEFAULT} sdi ") and names[2].endswith("=30.0")
+    assert group_names([plain, other]) == [f"{DEFAULT} sdi"] * 2

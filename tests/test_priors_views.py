@@ -3,14 +3,12 @@ import json
 import shutil
 from contextlib import nullcontext
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler
 from PIL import Image
-from transformers import CLIPTextConfig, CLIPTextModel
+from tiny import COLORS, THINGS
 
 from splatdistill.config.load import load, resolve
 from splatdistill.config.presets import family_of
@@ -19,45 +17,21 @@ from splatdistill.folder import CONFIG, RECORD
 from splatdistill.priors import album, load_prior
 from splatdistill.priors.base import cfg
 from splatdistill.priors.loading import probe, words_of
-from splatdistill.priors.patch_codec import PatchCodec
 from splatdistill.priors.reading import MAX_WORDS
-from splatdistill.priors.view_transformer import ViewTransformer
 from splatdistill.priors.views import ViewPrior
 from splatdistill.scene.cameras import orbit
 from splatdistill.scene.pictures import Reference
 from splatdistill.training.progress import NullWatcher
 from splatdistill.training.run import make_run
 
-SIZE, CHANNELS, TEXT = 64, 6, 16
+SIZE, CHANNELS = 64, 6
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """Return a whole teacher of random weights, tiny."""
-    path = tmp_path_factory.mktemp("teacher")
-    torch.manual_seed(0)
-    codec = PatchCodec(latent_channels=CHANNELS, width=8, layers=1, scaling_factor=0.7)
-    codec.save_pretrained(path / "vae")
-    sizes: dict[str, Any] = dict(
-        in_channels=CHANNELS, out_channels=CHANNELS, sample_size=8, outer_width=16, width=32
-    )
-    denoiser = ViewTransformer(**sizes, layers=1, head=16, told=16, cross_attention_dim=TEXT)
-    for p in denoiser.parameters():
-        torch.nn.init.normal_(p, std=0.2)
-    denoiser.save_pretrained(path / "transformer")
-    text = CLIPTextConfig(
-        vocab_size=6, hidden_size=TEXT, intermediate_size=TEXT, num_hidden_layers=1, num_attention_heads=2,
-        max_position_embeddings=MAX_WORDS, bos_token_id=0, eos_token_id=0, pad_token_id=0,
-    )  # fmt: skip
-    CLIPTextModel(text).save_pretrained(path / "text_encoder")
-    DDIMScheduler(prediction_type="v_prediction", beta_schedule="scaled_linear").save_pretrained(
-        path / "scheduler"
-    )
-    words = {"things": {"car": []}, "names": {"car": "car"}, "words": ["car", "red", "blue", "tree"]}
-    (path / "vocabulary.json").write_text(json.dumps(words))
-    (path / "nearest.tsv").write_text("sedan\tcar\n")
-    (path / "model_index.json").write_text('{"family": "views"}')
-    return path
+def folder(views, tmp_path_factory):
+    """Return a whole teacher of random weights, tiny, without an album."""
+    path = tmp_path_factory.mktemp("teacher") / "it"
+    return shutil.copytree(views, path, ignore=shutil.ignore_patterns(album.FILE))
 
 
 @pytest.fixture(scope="module")
@@ -132,17 +106,9 @@ def test_the_picture_is_shown_to_the_text_s_branch_alone(prior):
 
 
 @pytest.fixture(scope="module")
-def with_album(folder, tmp_path_factory):
+def with_album(views):
     """Return the same teacher with an album of a car."""
-    path = tmp_path_factory.mktemp("with_album") / "teacher"
-    shutil.copytree(folder, path)
-    pictures = np.zeros((album.PICTURES, album.SIDE, album.SIDE, 4), np.uint8)
-    pictures[:, 40:90, 30:100] = (200, 30, 30, 255)
-    pictures[20:, 40:90, 30:100] = (30, 30, 200, 255)  # from above
-    strip = album.strip(album.Page(pictures, np.ones(3)), 60)
-    with open(path / album.FILE, "wb") as file:
-        album.Album([strip], np.ones((1, 3)), ("a",), ("car",), ("red car",)).save(file)
-    return load_prior(path, dtype=torch.float32)
+    return load_prior(views, dtype=torch.float32)
 
 
 def test_the_album_is_shown_to_texts_that_name_a_thing_in_it(prior, with_album):
@@ -241,7 +207,7 @@ def test_other_words_are_taken_for_known_ones(prior):
     assert prior.understand("a sedan")[0] == "car" and len(prior.understand("a sedan")[1]) == 1
     assert torch.equal(prior.embed(["A photo of a red sedan."]), prior.embed(["red car"]))
     assert prior.understand("sdfgh")[1]  # a line, where the run's own check is the one to refuse
-    assert prior.vocabulary == frozenset(("car", "red", "blue", "tree"))
+    assert prior.vocabulary == frozenset((*THINGS, *COLORS))
 
 
 def test_the_folder_tells_its_words_and_its_presets_before_it_is_loaded(folder):
@@ -249,7 +215,6 @@ def test_the_folder_tells_its_words_and_its_presets_before_it_is_loaded(folder):
     assert words is not None and words.understand("a sedan")[0] == "car"
     assert family_of(str(folder)) == "views"
     assert words_of("sd21") is None and family_of("sd21") == "sd"
-    assert words_of("embedded") is not None and family_of("embedded-multiview") == "embedded"
 
 
 def test_single_views_need_no_cameras(prior):

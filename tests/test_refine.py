@@ -12,8 +12,8 @@ from splatdistill.config.load import load
 from splatdistill.formats.ply import read_ply, write_ply
 from splatdistill.scene.gaussians import init_blob, moved
 
-TINY = ["--steps", "4", *SMALL, "prior.dtype=float32"]
-pytestmark = pytest.mark.usefixtures("workplace")
+TINY = ["--steps", "4", "--method", "sds", *SMALL, "prior.dtype=float32"]  # what costs least
+pytestmark = pytest.mark.usefixtures("workplace", "loaded_once")
 
 
 def words(teacher: str, *more: str) -> list[str]:
@@ -92,6 +92,7 @@ def test_a_whole_run_starts_from_a_splat_points_or_a_mesh(teacher):
     Path("in.obj").write_text("\n".join(lines))
     for file, count in (("in.ply", 60), ("in.obj", 20_000)):
         begin = ["--prompt", "a red dog", "--prior", teacher, *TINY, "--steps", "2", "--init", file]
+        begin += ["--method", "sdi"]
         assert train.main([*begin, "gaussians.final_opacity=0", "--out", file[-3:]]) == 0
         assert len(read_ply(f"{file[-3:]}/source.ply")[0]["means"]) == count
         assert load(Path(file[-3:]) / "config.yaml").method.timesteps.range(0.0) == (0.98, 0.98)

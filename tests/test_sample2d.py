@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from tiny import make_pictured
 
 from splatdistill import sample2d
 from splatdistill.guidance.registry import METHODS
@@ -13,7 +14,12 @@ from splatdistill.priors.latent import LatentPrior
 DRAW = [name for name, method in METHODS.items() if method.reads_latents and not method.edits]
 
 
-pytestmark = pytest.mark.usefixtures("workplace")
+pytestmark = pytest.mark.usefixtures("workplace", "loaded_once")
+
+
+@pytest.fixture(autouse=True)
+def few_steps(monkeypatch) -> None:
+    monkeypatch.setattr(sample2d, "DDIM_STEPS", 12)
 
 
 def words(teacher: str, *more: str) -> list[str]:
@@ -71,8 +77,10 @@ def test_mistakes_are_one_line(teacher, capfd, more, said):
     assert not Path("outputs").exists()
 
 
-def test_a_teacher_of_pictures_is_one_line(capfd):
-    assert sample2d.main(["--prompt", "a red dog", "--prior", "embedded-image", "--out", "o"]) == 2
+def test_a_teacher_of_pictures_is_one_line(workplace, capfd):
+    folder = str(make_pictured(workplace))
+    capfd.readouterr()
+    assert sample2d.main(["--prompt", "a red dog", "--prior", folder, "--out", "o"]) == 2
     lines = capfd.readouterr().err.strip().splitlines()
     assert len(lines) == 1 and "--image" in lines[0] and not Path("o").exists()
 

@@ -16,21 +16,13 @@ from splatdistill.train import main, swept
 from splatdistill.training.inputs import slug
 
 GIVEN = {REFERENCE, CAPTURES, SOURCE, MASK}  # what a run has only where it was given
-pytestmark = pytest.mark.usefixtures("workplace")
+pytestmark = pytest.mark.usefixtures("workplace", "loaded_once")
 
 
 def command(teacher: str, *arguments: str) -> list[str]:
-    return [
-        "--prompt",
-        "a red mushroom",
-        "--prior",
-        teacher,
-        "--steps",
-        "4",
-        *arguments,
-        *SMALL,
-        "prior.dtype=float32",
-    ]
+    """Return the words of a short run, by the method that costs least."""
+    words = ["--prompt", "a red mushroom", "--prior", teacher, "--steps", "4", "--method", "sds"]
+    return [*words, *arguments, *SMALL, "prior.dtype=float32"]
 
 
 def mistake(capfd, *arguments: str) -> str:
@@ -45,7 +37,7 @@ def mistake(capfd, *arguments: str) -> str:
 
 
 def test_a_prompt_becomes_a_splat_and_its_companions(teacher, workplace, capfd):
-    assert main(command(teacher, "--seed", "3")) == 0
+    assert main(command(teacher, "--seed", "3", "--method", "sdi")) == 0
     assert "turned.ply --up -y" in capfd.readouterr().err
     out = workplace / "outputs" / "a-red-mushroom-3"
     assert {path.name for path in out.iterdir()} - {FILM} == set(OUTPUTS) - {FILM, *GIVEN, COMPARED}
@@ -56,7 +48,7 @@ def test_a_prompt_becomes_a_splat_and_its_companions(teacher, workplace, capfd):
 
 
 def test_the_written_configuration_repeats_the_run(teacher):
-    assert main(command(teacher, "--out", "one", "--method", "sds")) == 0
+    assert main(command(teacher, "--out", "one", "--method", "csd")) == 0
     assert main(["--config", "one/config.yaml", "--out", "two"]) == 0
     assert Path("one/splat.ply").read_bytes() == Path("two/splat.ply").read_bytes()
 
@@ -112,7 +104,6 @@ def test_damaged_checkpoints_are_one_clear_line(teacher, workplace, capfd, monke
         (["--prompt", " \t"], "prompt is empty"),
         (["--prompt", "a \udce9 duck"], "UTF-8"),
         (["--prompt", "a zebra"], "zebra"),
-        (["--prompt", "a duck", "--negative-prompt", "zebra"], "zebra"),
         (["--prompt", "a duck", "--bogus"], "--bogus"),
         (["--prompt", "a duck", "--steps", "ten"], "--steps"),
         (["--prompt", "a duck", "--steps", "-1"], "steps"),
@@ -135,9 +126,9 @@ def test_a_mistake_is_one_line_and_status_2(capfd, arguments, expected):
     assert expected in mistake(capfd, *arguments)
 
 
-def test_a_mistake_shows_no_traceback_from_the_shell():
-    command = [sys.executable, "-m", "splatdistill.train", "--prompt", "a zebra"]
-    process = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1])
+def test_a_mistake_shows_no_traceback_from_the_shell(forks):
+    code = "import runpy; runpy.run_module('splatdistill.train', run_name='__main__')"
+    process = forks.run(code, "--prompt", "a zebra")
     assert process.returncode == 2 and process.stdout == ""
     assert re.fullmatch(r"error: .*zebra.*--list-words.*sd21.*\n", process.stderr)
 
@@ -166,8 +157,7 @@ def draw_ball(path: Path) -> None:
 
 def test_a_picture_becomes_a_splat_and_stays_with_the_run(teacher, workplace, monkeypatch):
     draw_ball(workplace / "my mug.png")
-    words = ["--image", "my mug.png", "--prompt", "a red mug", "--prior", teacher, "--steps", "4"]
-    words += [*SMALL, "prior.dtype=float32"]
+    words = [*command(teacher, "--image", "my mug.png"), "--prompt", "a red mug"]
     assert main(words) == 0
     out = workplace / "outputs" / "a-red-mug-0"
     others = {FILM, COMPARED, *GIVEN - {REFERENCE}}
@@ -261,14 +251,16 @@ def test_a_viewer_that_fails_to_start_does_not_end_the_run(teacher, capfd, monke
 
 
 def test_a_sweep_makes_a_run_for_each_value_and_one_page(teacher):
-    words = command(teacher, "--out", "runs", "--sweep", "guidance.scale=3,5", "--seeds", "0,1")
+    words = command(
+        teacher, "--out", "runs", "--sweep", "guidance.scale=3,5", "--seeds", "0,1", "--steps", "1"
+    )
     assert main(words) == 0
     names = {f"guidance.scale={scale}_seed={seed}" for scale in (3, 5) for seed in (0, 1)}
     assert {path.name for path in Path("runs").iterdir() if path.is_dir()} == names
     page = (Path("runs") / "sweep.html").read_text("utf-8")
     assert page.count("<h2>") == 4 and '"guidance.scale%3D3_seed%3D0/report.html"' in page
     made = (Path("runs") / "guidance.scale=3_seed=0" / "splat.ply").stat().st_mtime_ns
-    assert main([*words, "--sweep", "views.count=2"]) == 0  # another sweep, other folders
+    assert main([*words, "--seeds", "0", "--sweep", "views.count=2"]) == 0  # another sweep, other folders
     assert main(words) == 0  # nothing is made again
     assert (Path("runs") / "guidance.scale=3_seed=0" / "splat.ply").stat().st_mtime_ns == made
 
@@ -353,11 +345,10 @@ def test_nobody_has_to_be_at_the_terminal(teacher, monkeypatch):
     assert Path("gone/splat.ply").read_bytes() == Path("full/splat.ply").read_bytes()
 
 
-@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_the_run_and_it_goes_on(teacher, monkeypatch, capfd, number):
     def signalled(self, step, metrics):
         if step == 3:
-            os.kill(os.getpid(), number)
+            signal.raise_signal(number)  # to this very thread: it is handled before the next line
 
     with monkeypatch.context() as patch:
         patch.setattr("splatdistill.training.progress.Lines.on_step", signalled)

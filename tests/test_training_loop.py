@@ -224,9 +224,9 @@ def test_background_names_reach_the_prompt_only_when_asked(tmp_path):
             heard.update(texts)
             return super().embed(texts)
 
-    for words, expected in ([], "background"), (["backgrounds.in_prompt=false"], ""):
+    for told, expected in ("true", "background"), ("false", ""):
         prior, heard = Listening(toy().mean), set()
-        run(tiny("steps=2", *words), tmp_path, prior)
+        run(tiny("steps=2", f"backgrounds.in_prompt={told}"), tmp_path, prior)
         prompts = {text for text in heard if text.startswith("a red ball, ")}
         assert prompts and all(expected in text for text in prompts)
         for null in heard - prompts:  # the null branch names the background too, or nothing

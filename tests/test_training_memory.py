@@ -15,7 +15,7 @@ CPU = torch.device("cpu")
     [
         ("views.size=100000", "views.size 100,000"),
         ("gaussians.count=1000000000", "gaussians.count 1,000,000,000"),
-        ("views.count=1000000000", "views.size 64 for 1000000000 views"),
+        ("views.count=1000000000", "views.size 128 for 1000000000 views"),
         ("report.frames=1000000000", "report.size 256"),
         ("report.size=1000000", "report.size 1000000"),
     ],

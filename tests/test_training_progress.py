@@ -37,15 +37,14 @@ def test_nobody_has_to_read_what_a_run_tells():
     Steady(closed).write("x")
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_asks_a_run_to_stop(number):
     before = signal.getsignal(number)
     with interruptible() as interrupted:
         assert not interrupted()
-        os.kill(os.getpid(), number)
+        signal.raise_signal(number)
         assert interrupted()
         with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(number) is before
 
 

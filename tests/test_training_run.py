@@ -21,12 +21,13 @@ from splatdistill.training.inputs import edit_settings
 from splatdistill.training.run import RunResult, make_run
 from splatdistill.training.state import TrainState
 
-pytestmark = pytest.mark.usefixtures("workplace")
+pytestmark = pytest.mark.usefixtures("workplace", "loaded_once")
 
 
 def settings(teacher: str, *words: str):
+    """Return the settings of a short run, by the method that costs least."""
     flags = {"prompt": "a red mushroom", "prior": {"name": teacher}}
-    return resolve(flags, None, ["steps=4", *SMALL, "prior.dtype=float32", *words])
+    return resolve(flags, None, ["method=sds", "steps=4", *SMALL, "prior.dtype=float32", *words])
 
 
 def stopping(after: int):
@@ -223,7 +224,7 @@ def test_what_may_change_continues(teacher, word):
 def test_what_makes_it_another_run_is_one_line(teacher):
     make_run(settings(teacher), "run", device="cpu", watch=stopping(3))
     before = content(Path("run"))
-    for word in ("seed=7", "method=sds", "views.count=4"):
+    for word in ("seed=7", "method=sdi", "views.count=4"):
         with pytest.raises(UserError, match="this run was made with"):
             make_run(settings(teacher, word), "run", device="cpu", resume=True)
     other = replace(settings(teacher), prompt="a red dog")

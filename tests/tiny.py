@@ -9,6 +9,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from diffusers import (
@@ -33,6 +34,10 @@ from transformers import (
 )
 
 from splatdistill.config.load import resolve
+from splatdistill.priors import album
+from splatdistill.priors.patch_codec import PatchCodec
+from splatdistill.priors.reading import MAX_WORDS
+from splatdistill.priors.view_transformer import ViewTransformer
 from splatdistill.training import loop
 from splatdistill.training.progress import NullWatcher
 from splatdistill.training.run import make_run
@@ -139,6 +144,50 @@ def make_pipeline(root, kind, prediction_type="v_prediction"):
     folder = root / "pipeline"
     pipeline.save_pretrained(folder, safe_serialization=True)
     return folder
+
+
+THINGS = ("car", "tree", "mushroom", "dog", "duck", "mug", "ball")
+COLORS = ("red", "blue")
+
+
+def make_views(path: Path) -> Path:
+    """Write a teacher of the shipped one's layout, with random weights and an album of a car; return it."""
+    torch.manual_seed(0)
+    channels, text_width = 6, 16
+    codec = PatchCodec(latent_channels=channels, width=8, layers=1, scaling_factor=0.7)
+    codec.save_pretrained(path / "vae")
+    sizes: dict[str, Any] = {"in_channels": channels, "out_channels": channels, "sample_size": 8}
+    sizes |= {"outer_width": 16, "width": 32, "layers": 1, "head": 16, "told": 16}
+    denoiser = ViewTransformer(**sizes, cross_attention_dim=text_width)
+    for parameter in denoiser.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    denoiser.save_pretrained(path / "transformer")
+    text = CLIPTextConfig(
+        vocab_size=len(THINGS) + len(COLORS) + 2,
+        hidden_size=text_width,
+        intermediate_size=text_width,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=MAX_WORDS,
+        bos_token_id=0,
+        eos_token_id=0,
+        pad_token_id=0,
+    )
+    CLIPTextModel(text).save_pretrained(path / "text_encoder")
+    schedule = DDIMScheduler(prediction_type="v_prediction", beta_schedule="scaled_linear")
+    schedule.save_pretrained(path / "scheduler")
+    known = {"things": {name: [] for name in THINGS}, "names": {name: name for name in THINGS}}
+    known |= {"words": [*THINGS, *COLORS], "colors": list(COLORS)}
+    (path / "vocabulary.json").write_text(json.dumps(known))
+    (path / "nearest.tsv").write_text("sedan\tcar\n")
+    (path / "model_index.json").write_text('{"family": "views"}')
+    pictures = np.zeros((album.PICTURES, album.SIDE, album.SIDE, 4), np.uint8)
+    pictures[:, 40:90, 30:100] = (200, 30, 30, 255)
+    pictures[20:, 40:90, 30:100] = (30, 30, 200, 255)  # from above
+    strip = album.strip(album.Page(pictures, np.ones(3)), 60)
+    with open(path / album.FILE, "wb") as file:
+        album.Album([strip], np.ones((1, 3)), ("a",), ("car",), ("red car",)).save(file)
+    return path
 
 
 def make_pictured(root, projection="clip_camera_projection"):

@@ -7,24 +7,25 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny import make_pipeline
 
 NOTEBOOK = Path(__file__).parents[1] / "examples" / "from_sds_to_ddim.ipynb"
 
 
 @pytest.fixture(scope="module")
-def ran() -> tuple[dict[str, Any], str]:
-    """Return what the cells define and print, with fewer steps."""
+def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], str]:
+    """Return what the cells define and print, with fewer steps and a tiny random teacher."""
+    teacher = make_pipeline(tmp_path_factory.mktemp("teacher"), "AutoencoderTiny", timesteps=1000)
+    smaller = {'"embedded"': repr(str(teacher)), "COUNT = 4": "COUNT = 2", "STEPS = 60": "STEPS = 6"}
     cells = json.loads(NOTEBOOK.read_text("utf-8"))["cells"]
     names: dict[str, Any] = {}
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
         for cell in cells:
             if cell["cell_type"] == "code":
-                text = (
-                    "".join(cell["source"])
-                    .replace("COUNT = 4", "COUNT = 2")
-                    .replace("STEPS = 60", "STEPS = 6")
-                )
+                text = "".join(cell["source"])
+                for written, small in smaller.items():
+                    text = text.replace(written, small)
                 exec(compile(text, str(NOTEBOOK), "exec"), names)
     return names, printed.getvalue()
 

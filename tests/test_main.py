@@ -25,7 +25,6 @@ def test_every_module_with_a_main_is_a_verb() -> None:
 
 MISTAKES = [
     ["train", "--prompt", "a red car", "--prior", "nosuch"],
-    ["train", "--prompt", "a red car", "--prior", "embedded-foo"],
     ["train", "--prompt", " "],
     ["sample2d", "--prompt", "a red car", "--prior", "owner/name"],
     ["evaluate", "--clip", "nosuch", "--suite", "objects"],

@@ -20,7 +20,7 @@ def row(prompt: str, seed: int, score: float, **more):
 
 def written(folder: Path, rows: list) -> Path:
     folder.mkdir(parents=True)
-    (folder / "evaluation.json").write_text(json.dumps({"groups": {"embedded sdi": {"rows": rows}}}))
+    (folder / "evaluation.json").write_text(json.dumps({"groups": {"real sdi": {"rows": rows}}}))
     return folder
 
 

@@ -29,7 +29,6 @@ from splatdistill.measure.runs import (
     views_followed,
 )
 from splatdistill.measure.suites import SUITES, distractors, make_runs, published, run_folder
-from splatdistill.ops import native
 from splatdistill.priors import words as grammar
 from splatdistill.scene.cameras import turntable
 from splatdistill.training import run
@@ -113,13 +112,8 @@ def test_suites_are_fixed_lists_of_known_words() -> None:
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """Return a tiny scorer and a tiny teacher."""
-    if not native.available():
-        pytest.skip("needs the native extension")
-    from splatdistill.teaching.scorer import ScorerSettings, export, train_scorer
-
-    scorer = tmp_path_factory.mktemp("scorer")
-    export(scorer, *train_scorer(ScorerSettings(steps=1, batch=8, pictures=32), threads=1))
-    return scorer, make_pipeline(tmp_path_factory.mktemp("teacher"), "AutoencoderTiny")
+    clip, teacher = (tmp_path_factory.mktemp(name) for name in ("clip", "teacher"))
+    return make_clip(clip), make_pipeline(teacher, "AutoencoderTiny")
 
 
 TINY = [*SMALL, "prior.dtype=float32", "steps=2"]

@@ -28,16 +28,16 @@ def test_every_list_says_where_it_is_from() -> None:
 
 
 def test_a_teacher_with_a_vocabulary_takes_the_nearest_words_of_a_published_prompt(
-    tmp_path, monkeypatch
+    views, tmp_path, monkeypatch
 ) -> None:
     made = []
     monkeypatch.setattr(suites.run, "prepare", lambda config, folder: None)
     monkeypatch.setattr(suites, "make", lambda specs, jobs: made.extend(specs) or [])
     prompts = ["A delicious croissant", "A DSLR photo of Cthulhu"]
-    make_runs(prompts, tmp_path, ["sdi"], ["embedded"], [0], allow_unknown=True)
+    make_runs(prompts, tmp_path, ["sdi"], [str(views)], [0], allow_unknown=True)
     assert [spec.config.prompt for spec in made] == prompts
-    with pytest.raises(UserError, match="cthulhu"):
-        make_runs(["A DSLR photo of Cthulhu"], tmp_path, ["sdi"], ["embedded"], [0])
+    with pytest.raises(UserError, match="Cthulhu"):
+        make_runs(["A DSLR photo of Cthulhu"], tmp_path, ["sdi"], [str(views)], [0])
 
 
 def test_clip_iqa_is_the_softmax_of_two_texts() -> None:

@@ -19,9 +19,7 @@ from splatdistill.priors import load_prior, loading
 from splatdistill.priors.base import ToyPrior
 from splatdistill.priors.folders import Folder
 from splatdistill.priors.latent import LatentPrior, vae_dtype
-from splatdistill.priors.loading import ALIASES, locate_clip, probe, reader_of
-from splatdistill.priors.multiview import MultiViewPrior
-from splatdistill.priors.zero123 import Zero123Prior
+from splatdistill.priors.loading import ALIASES, locate_clip, probe
 
 
 @pytest.fixture(scope="module")
@@ -203,23 +201,8 @@ def test_folders_that_are_no_pipeline_are_told_apart(folder: Path, tmp_path: Pat
 
 
 def test_unknown_names_are_one_line_that_says_what_there_is() -> None:
-    assert (
-        refused("embedded-foo", "embedded, embedded-multiview, embedded-image").count("embedded-image") == 1
-    )
     refused("nosuch", "no such folder", "sd21")
     refused("owner/name", "owner/name@COMMIT")
-
-
-def test_each_shipped_teacher_is_read_by_one_class() -> None:
-    for name, reader in (
-        ("embedded", LatentPrior),
-        ("embedded-multiview", MultiViewPrior),
-        ("embedded-image", Zero123Prior),
-    ):
-        folder = loading.locate(name)
-        assert reader_of(folder) is reader
-        assert [cls for cls in (LatentPrior, MultiViewPrior, Zero123Prior) if cls.reads(folder)] == [reader]
-    assert Zero123Prior.needs_picture and not LatentPrior.needs_picture
 
 
 def test_an_alias_that_cannot_be_downloaded_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -284,7 +267,7 @@ def entry(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
 
 
 def test_an_installed_prior_reads_its_folders_and_has_a_name(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     entry(monkeypatch, f"{__name__}:Strange")
     (tmp_path / "strange.json").write_text('{"mean": 0.25}')
@@ -292,13 +275,15 @@ def test_an_installed_prior_reads_its_folders_and_has_a_name(
     assert type(prior).__name__ == "Strange" and prior.mean[0, 0, 0] == 0.25
     assert type(load_prior("strange")).__name__ == "Strange"
     assert "strange" in refused("nosuch")
-    assert type(load_prior("embedded")) is LatentPrior
+    assert type(load_prior(pipeline)) is LatentPrior
 
 
-def test_an_installed_prior_that_is_broken_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_installed_prior_that_is_broken_is_one_line(
+    pipeline: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     entry(monkeypatch, "no_such_package:Prior")
     refused("strange", "no_such_package", "cannot be imported")
-    assert type(load_prior("embedded")) is LatentPrior
+    assert type(load_prior(pipeline)) is LatentPrior
 
 
 def test_a_prior_that_cannot_run_is_one_line_by_the_probe() -> None:

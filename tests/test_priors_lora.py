@@ -143,21 +143,6 @@ def test_several_files_add_up(folder, plain, pairs, tmp_path):
         torch.testing.assert_close(changed.unet.get_parameter(f"{name}.weight"), twice[name])
 
 
-def test_the_shipped_teachers_take_a_lora(tmp_path):
-    plain = load_prior("embedded", dtype=torch.float32)
-    own = factors(plain.unet, ("attn2.to_q",)), factors(plain.text_encoder, ("q_proj", "fc1"))
-    path = tmp_path / "lora.safetensors"
-    save_file(diffusers(*own), path)
-    for name in ("embedded", "embedded-multiview"):
-        before = load_prior(name, dtype=torch.float32)
-        changed = load_prior(name, dtype=torch.float32, lora=[str(path)])
-        expected = by_hand(before.unet, own[0], 1.0)
-        for key, p in changed.unet.named_parameters():
-            torch.testing.assert_close(p, expected[key], atol=1e-5, rtol=0)
-    with pytest.raises(UserError, match="has none"):
-        load_prior("embedded-image", dtype=torch.float32, lora=[str(path)])
-
-
 def test_a_transformer_takes_a_lora_under_its_own_prefix(tmp_path):
     sizes = {"outer_width": 8, "outer_layers": 2, "width": 16, "layers": 1, "head": 4, "told": 8}
     network = ViewTransformer(4, 4, 8, **sizes, cross_attention_dim=8).requires_grad_(False)
@@ -231,6 +216,7 @@ def test_a_run_records_its_lora_and_resumes_only_with_the_same(folder, style, pa
     out, lora = tmp_path / "run", tmp_path / "own.safetensors"
     lora.write_bytes(style.read_bytes())
     words = ["--prompt", "a dog", "--prior", str(folder), "--lora", f"{lora}:0.5", "--steps", "2"]
+    words += ["--method", "sds"]
     assert train.main([*words, "--out", str(out), *SMALL]) == 0
     told = load(out / CONFIG).prior
     assert told.lora == (f"{lora}:0.5",) and told.lora_sha256 == (LoraFile(lora).digest(),)
@@ -244,9 +230,10 @@ def test_a_run_records_its_lora_and_resumes_only_with_the_same(folder, style, pa
     assert train.main(["--resume", str(out), "--steps", "4"]) == 0
 
 
-def test_edit_refine_and_sample2d_take_the_same_option(folder, style, tmp_path):
+def test_edit_refine_and_sample2d_take_the_same_option(folder, style, tmp_path, monkeypatch):
+    monkeypatch.setattr(sample2d, "DDIM_STEPS", 4)
     out = tmp_path / "flat"
-    words = ["--prior", str(folder), "--lora", str(style), "--steps", "2"]
+    words = ["--prior", str(folder), "--lora", str(style), "--steps", "2", "--method", "sds"]
     assert sample2d.main(["--prompt", "a dog", "--count", "1", "--out", str(out), *words]) == 0
     run = tmp_path / "run"
     assert train.main(["--prompt", "a dog", "--out", str(run), *words, *SMALL]) == 0

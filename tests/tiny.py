@@ -95,7 +95,7 @@ def tiny_autoencoder(kind):
     )
 
 
-def make_pipeline(root, kind, prediction_type="v_prediction"):
+def make_pipeline(root, kind, prediction_type="v_prediction", timesteps=500):
     torch.manual_seed(0)
     tokenizer, size = tiny_tokenizer(root / "words")
     text = CLIPTextConfig(
@@ -126,7 +126,7 @@ def make_pipeline(root, kind, prediction_type="v_prediction"):
         beta_start=0.001,
         beta_end=0.013,
         beta_schedule="scaled_linear",
-        num_train_timesteps=500,
+        num_train_timesteps=timesteps,
         prediction_type=prediction_type,
         clip_sample=False,
         steps_offset=1,

@@ -193,7 +193,7 @@ def test_mistakes_are_one_line_and_touch_nothing(teacher, listing, tmp_path, cap
         ([listing, *out, *prior, "--shard", "2/2"], "give I/N"),
         ([listing, *out, *prior, "batch.scenes=x"], "batch.scenes=x"),
         ([listing, *out, *prior, "stepz=3"], "stepz"),
-        (["dreamfusion", *out], "does not know"),
+        (["dreamfusion", *out], "names nothing"),
     ):
         assert main(words) == 2
         lines = capsys.readouterr().err.strip().splitlines()

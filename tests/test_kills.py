@@ -30,7 +30,7 @@ def campaign(name: str, *words: str) -> subprocess.CompletedProcess:
 
 
 def test_a_kill_at_an_operation_on_files_loses_nothing(teacher):
-    ended = campaign("kills", "--prior", teacher, "--every", "53", "--jobs", *RUNS, *EXPORTS)
+    ended = campaign("kills", "--prior", teacher, "--every", "97", "--jobs", *RUNS, *EXPORTS)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert ended.stdout.count("lost 0, different 0") == 2 and "faults 0" not in ended.stdout
 

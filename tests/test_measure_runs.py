@@ -19,6 +19,8 @@ from splatdistill.config.load import dump, load
 from splatdistill.config.schema import Config
 from splatdistill.evaluate import main, table
 from splatdistill.formats.ply import read_ply, write_ply
+from splatdistill.guidance.core import sample
+from splatdistill.measure import runs
 from splatdistill.measure.groups import FIGURES
 from splatdistill.measure.runs import (
     RenderedRun,
@@ -119,14 +121,20 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 TINY = [*SMALL, "prior.dtype=float32", "steps=2"]
 
 
+@pytest.fixture(autouse=True)
+def few_steps(monkeypatch, loaded_once) -> None:
+    """Let teachers draw their samples in few steps."""
+    monkeypatch.setattr(runs, "sample", lambda *given, steps: sample(*given, steps=3))
+
+
 def test_a_suite_makes_each_run_once(folders: tuple[Path, Path], tmp_path: Path, monkeypatch) -> None:
     calls = []
     original = run.make_run
     monkeypatch.setattr(run, "make_run", lambda *a, **k: calls.append(a) or original(*a, **k))
     prompts, where = ["a red dog", "a dog"], ([str(folders[1])], [0, 1])
-    runs = make_runs(prompts, tmp_path, ["sds"], *where, TINY)
-    assert len(runs) == len(calls) == 4 and all((run / "splat.ply").exists() for run in runs)
-    assert make_runs(prompts, tmp_path, ["sds"], *where, TINY) == runs and len(calls) == 4
+    made = make_runs(prompts, tmp_path, ["sds"], *where, TINY)
+    assert len(made) == len(calls) == 4 and all((one / "splat.ply").exists() for one in made)
+    assert make_runs(prompts, tmp_path, ["sds"], *where, TINY) == made and len(calls) == 4
 
 
 @pytest.mark.slow

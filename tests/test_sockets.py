@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from tiny import SMALL
 
 from splatdistill import __main__ as entry
+from splatdistill import sample2d
 
 EVENTS = ("socket.__new__", "socket.connect", "socket.bind", "socket.getaddrinfo", "socket.gethostbyname")
 _told: list[list[str]] = []
@@ -34,6 +35,7 @@ def sockets() -> Iterator[list[str]]:
 
 def test_no_verb_opens_a_socket(teacher, workplace, monkeypatch):
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.setattr(sample2d, "DDIM_STEPS", 4)
     small = ["--prior", teacher, "--steps", "2", *SMALL, "method=sds"]
     (workplace / "list.txt").write_text("a red mushroom\n", "utf-8")
     words = {

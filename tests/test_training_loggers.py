@@ -11,11 +11,11 @@ from tiny import SMALL
 from splatdistill.folder import TENSORBOARD, VALIDATION
 from splatdistill.train import main
 
-pytestmark = pytest.mark.usefixtures("workplace")
+pytestmark = pytest.mark.usefixtures("workplace", "loaded_once")
 
 
 def command(teacher: str, *arguments: str) -> list[str]:
-    fixed = ["--prompt", "a red mushroom", "--prior", teacher, "--steps", "4", *arguments]
+    fixed = ["--prompt", "a red mushroom", "--prior", teacher, "--method", "sds", "--steps", "4", *arguments]
     return [*fixed, *SMALL, "prior.dtype=float32"]
 
 

@@ -82,6 +82,12 @@ class Page:
         while self._receive().get("method") != "Page.loadEventFired":
             pass
 
+    def forget(self) -> None:
+        """Leave for an empty page, and drop what earlier ones requested and said."""
+        self.open("about:blank")
+        for told in (self.requests, self.errors, self.finished):
+            told.clear()
+
     def size(self, width: int, height: int) -> None:
         """Set the size of the window in pixels."""
         self.call(

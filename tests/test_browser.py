@@ -40,12 +40,19 @@ def scene():
     return blob
 
 
-@pytest.fixture
-def page(tmp_path):
-    with browser(tmp_path) as page:
+@pytest.fixture(scope="module")
+def tab(tmp_path_factory):
+    """Return the one tab of a browser that all tests share."""
+    with browser(tmp_path_factory.mktemp("browser")) as page:
         yield page
-        assert not page.errors
-        assert all(url.startswith(("http://127.0.0.1:", "data:", "blob:", "file:")) for url in page.requests)
+
+
+@pytest.fixture
+def page(tab):
+    tab.forget()
+    yield tab
+    assert not tab.errors
+    assert all(url.startswith(("http://127.0.0.1:", "data:", "blob:", "file:")) for url in tab.requests)
 
 
 def open_viewer(page: Page, port: int) -> None:

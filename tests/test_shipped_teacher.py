@@ -4,7 +4,9 @@ import json
 import os
 import subprocess
 import sys
+from typing import Any
 
+import pytest
 import torch
 
 from splatdistill.guidance.core import sample
@@ -36,9 +38,26 @@ def test_the_real_teacher_is_the_default_and_another_can_be_named() -> None:
         assert told.stdout.strip() == expected
 
 
+@pytest.fixture(scope="module")
+def prior() -> Any:
+    return load_prior("real", dtype=torch.float32)
+
+
+def test_every_name_that_is_taken_for_another_leads_to_a_thing(prior: Any) -> None:
+    words = prior.reader
+    assert set(words.nearest.values()) <= set(words.names) and set(words.names.values()) == set(words.things)
+    assert len(words.things) >= 500 and {"hamburger", "palm tree", "car"} <= set(words.names)
+
+
 @torch.no_grad()
-def test_the_real_teacher_sees_the_things_of_the_texts_in_noise() -> None:
-    prior = load_prior("real", dtype=torch.float32)
+def test_the_autoencoder_keeps_plain_pictures(prior: Any) -> None:
+    pictures = torch.full((2, 3, prior.image_size, prior.image_size), 0.5)
+    pictures[0, :, 40:88, 40:88] = torch.tensor([0.85, 0.09, 0.09])[:, None, None]
+    assert (prior.decode(prior.encode(pictures)) - pictures).abs().mean() < 0.03
+
+
+@torch.no_grad()
+def test_the_real_teacher_sees_the_things_of_the_texts_in_noise(prior: Any) -> None:
     cameras = orbit([30.0, 120.0, 210.0, 300.0], 15.0, 3.0, 42.0, prior.image_size, prior.image_size)
     texts = ["hamburger", "palm tree", "red car", "blue car"]
     noise = torch.randn(4, *prior.latent_shape, generator=torch.Generator().manual_seed(0))

@@ -6,6 +6,7 @@ import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import Any, Self
 
 import numpy as np
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from splatdistill.priors import album
 from splatdistill.priors.album import OFFSET, SHOWN, Album
-from splatdistill.priors.base import Conditioning, alpha_bar_at, cut_to_fit
+from splatdistill.priors.base import Conditioning, cut_to_fit
 from splatdistill.priors.folders import Folder
 from splatdistill.priors.graphs import Graphed
 from splatdistill.priors.latent import LatentPrior, Pictured
@@ -169,6 +170,12 @@ class ViewPrior(Pictured, LatentPrior):
         latents, placed = album.beside_picture(latents, orbit.to(told), told[:, :4])
         return torch.cat([placed.flatten(1), latents.flatten(1)], 1)
 
+    @cached_property
+    def _alpha_bars(self) -> Tensor:
+        """Return alpha_bar of t = -1, 0, 1, ... as float32 where the networks are: a graph waits for no CPU."""
+        whole = torch.cat([torch.tensor([self.clean_alpha_bar]).double(), self.alphas_cumprod.cpu()])
+        return whole.to(self.device, torch.float32)
+
     def network(self, z_t: Tensor, t: Tensor, embeddings: Tensor, *extra: Tensor) -> Tensor:
         """Return raw float32 outputs [n,C,h,w] at z_t [n,C,h,w], t [n], texts [n,1+L,D], with extra[0]."""
         views = self.group if extra else 1
@@ -177,7 +184,7 @@ class ViewPrior(Pictured, LatentPrior):
             extra = (torch.cat([usual, self._of_page(embeddings[:, 0, 0], usual)], 1),)
         told, rest = extra[0][:, :TOLD].float(), extra[0][:, TOLD:]
         azimuth, elevation, distance, fov, relative = told[:, :5].unbind(1)
-        alpha_bar = alpha_bar_at(self, t).to(z_t.device, torch.float32)
+        alpha_bar = self._alpha_bars[t.clamp(min=-1) + 1]
         pages = rest.unflatten(1, (-1, SHOWN * (OFFSET + z_t[0].numel()))).float()  # [n, models, ...]
         page = pages[:, 0] if pages.shape[1] == 1 else nearest_page(z_t, alpha_bar, pages, views)
         placed, shown = page[:, : SHOWN * OFFSET], page[:, SHOWN * OFFSET :]

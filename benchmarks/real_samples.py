@@ -26,6 +26,7 @@ from splatdistill.measure.claims.base import share
 from splatdistill.measure.jury import Jury
 from splatdistill.priors import load_prior
 from splatdistill.priors.base import cfg
+from splatdistill.priors.judge import SIDE
 from splatdistill.priors.loading import words_of
 from splatdistill.priors.reading import Vocabulary
 from splatdistill.priors.words import COLORS
@@ -110,10 +111,10 @@ def names(jury: Jury, texts: Sequence[str], path: Path) -> dict[str, Any]:
     by_noun: dict[str, list[bool]] = {}
     for number, rgb, alpha in seen(path):
         asked = jury.vocabulary.asked(texts[number])
-        cut = framed(rgb, alpha, 96)
-        for name, group in (("scene", [cut]), ("view", list(cut.split(1)))):
-            for views in group:
-                said = jury.judge.verdict(views)
+        logs = jury.judge.logs(framed(rgb, alpha, SIDE))
+        for name, group in (("scene", [logs]), ("view", list(logs.split(1)))):
+            for part in group:
+                said = jury.judge.said(jury.judge.together(part))
                 places = [said.place(thing.right) for thing in asked]
                 few = not said.none and all(place is not None for place in places)
                 first = few and all(place < len(asked) for place in places if place is not None)

@@ -61,6 +61,11 @@ def test_the_host_seldom_waits_in_a_step(teacher, tmp_path, mode):
         assert sum(waits.values()) <= MOST_WAITS, waits
 
 
+def test_the_shipped_layout_stays_on_the_device(views, tmp_path):
+    config = settings(str(views), "views.count=4")
+    assert all(sum(step.values()) <= MOST_WAITS for step in waits_of_steps(config, tmp_path / "run"))
+
+
 def test_a_run_goes_as_on_the_cpu(teacher, tmp_path):
     """But for rounding: the networks' tensors are laid out otherwise there."""
     config = settings(teacher, *GROWING, "gaussians.sh_degree=1", "gaussians.sh_every=1")

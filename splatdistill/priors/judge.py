@@ -120,13 +120,23 @@ class Judge:
     @torch.no_grad()
     def probabilities(self, views: Tensor) -> Tensor:
         """Return the probability of each noun, and last of none of them, of framed views [V, 3, S, S]."""
-        logits = torch.cat([self.network(part) for part in views.split(64)])
-        together = F.log_softmax(logits, 1).mean(0) / self.temperature
-        return together.softmax(0)
+        return self.together(self.logs(views))
+
+    @torch.no_grad()
+    def logs(self, views: Tensor) -> Tensor:
+        """Return the log probabilities [V, nouns + 1] of each framed view by itself, uncalibrated."""
+        return torch.cat([F.log_softmax(self.network(part), 1) for part in views.split(64)])
+
+    def together(self, logs: Tensor) -> Tensor:
+        """Return the probability of each noun, and last of none, from the `logs` of views of one thing."""
+        return (logs.mean(0) / self.temperature).softmax(0)
 
     def verdict(self, views: Tensor, few: int = FEW) -> Verdict:
         """Return what framed views of one thing show."""
-        found = self.probabilities(views)
+        return self.said(self.probabilities(views), few)
+
+    def said(self, found: Tensor, few: int = FEW) -> Verdict:
+        """Return the verdict that probabilities [nouns + 1] are."""
         best = found[:-1].topk(min(few, len(self.nouns)))
         nouns = tuple(self.nouns[i] for i in best.indices.tolist())
         none = bool(found[-1] > found[:-1].max())

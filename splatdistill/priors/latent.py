@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Self
 
 import torch
@@ -117,7 +117,8 @@ class LatentPrior(Prior):
         if unet.device.type == "cuda":  # the layout of its tensor cores
             for network in (unet, vae):
                 network.to(memory_format=torch.channels_last)
-        self._denoise, self._encode = Graphed(self.network), GraphedGradient(self.latents)
+        self._denoise = Graphed(self.network)
+        self._encode: Callable[[Tensor], Tensor] = self.latents
         self.tokenizer = tokenizer
         self.vocabulary = vocabulary
         self.device, self.dtype = self.unet.device, self.unet.dtype

@@ -6,7 +6,6 @@ import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import cached_property
 from typing import Any, Self
 
 import numpy as np
@@ -22,7 +21,7 @@ from splatdistill.priors.latent import LatentPrior, Pictured
 from splatdistill.priors.networks import load_network
 from splatdistill.priors.reading import MAX_WORDS, Vocabulary, canonical
 from splatdistill.priors.view_transformer import ViewTransformer, describe_cameras, patch_rays
-from splatdistill.scene.cameras import Cameras
+from splatdistill.scene.cameras import Cameras, orbit
 from splatdistill.scene.pictures import Reference
 
 PART = "transformer"  # the denoiser's folder
@@ -64,6 +63,10 @@ class ViewPrior(Pictured, LatentPrior):
         pictures: Album | None = None,
     ) -> None:
         super().__init__(name, unet, vae, text_encoder, None, scheduler)
+        whole = torch.cat([torch.tensor([self.clean_alpha_bar]).double(), self.alphas_cumprod.cpu()])
+        self._alpha_bars = whole.to(
+            self.device, torch.float32
+        )  # of t = -1, 0, 1, ...: a graph waits for no CPU
         self.reader, self.album = vocabulary, pictures
         self.vocabulary = frozenset(vocabulary.words)
 
@@ -170,11 +173,17 @@ class ViewPrior(Pictured, LatentPrior):
         latents, placed = album.beside_picture(latents, orbit.to(told), told[:, :4])
         return torch.cat([placed.flatten(1), latents.flatten(1)], 1)
 
-    @cached_property
-    def _alpha_bars(self) -> Tensor:
-        """Return alpha_bar of t = -1, 0, 1, ... as float32 where the networks are: a graph waits for no CPU."""
-        whole = torch.cat([torch.tensor([self.clean_alpha_bar]).double(), self.alphas_cumprod.cpu()])
-        return whole.to(self.device, torch.float32)
+    @torch.no_grad()
+    def predict(self, z_t: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
+        """Return raw float32 outputs [R,B,C,h,w] as `LatentPrior` does; without cameras, of single views."""
+        if cond.extra is not None:
+            return super().predict(z_t, t, cond)
+        single = self if self.group == 1 else self.alone()
+        count = len(z_t)
+        azimuth, elevation, distance, fov = USUAL[:4]
+        angles = ([math.degrees(azimuth)] * count, math.degrees(elevation), distance, math.degrees(fov))
+        cameras = orbit(*angles, self.image_size, self.image_size)
+        return single.predict(z_t, t, single.with_cameras(cond, cameras, torch.ones(count, 3)))
 
     def network(self, z_t: Tensor, t: Tensor, embeddings: Tensor, *extra: Tensor) -> Tensor:
         """Return raw float32 outputs [n,C,h,w] at z_t [n,C,h,w], t [n], texts [n,1+L,D], with extra[0]."""

@@ -62,8 +62,9 @@ def test_the_host_seldom_waits_in_a_step(teacher, tmp_path, mode):
 
 
 def test_the_shipped_layout_stays_on_the_device(views, tmp_path):
-    config = settings(str(views), "views.count=4")
-    assert all(sum(step.values()) <= MOST_WAITS for step in waits_of_steps(config, tmp_path / "run"))
+    config = settings(str(views), "views.count=4", "checkpoint_every=100")
+    for waits in waits_of_steps(config, tmp_path / "run"):
+        assert sum(waits.values()) <= MOST_WAITS + 2, waits  # cameras and pages, for the album
 
 
 def test_a_run_goes_as_on_the_cpu(teacher, tmp_path):

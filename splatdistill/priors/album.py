@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from splatdistill.ops.transfer import upload
 from splatdistill.priors.reading import BETWEEN
 
 FILE = "album.npz"  # in a teacher's folder
@@ -88,45 +89,52 @@ def beside(
     background: Tensor,
     encode: Callable[[Tensor], Tensor],
     side: int = SIDE,
+    device: torch.device | str = "cpu",
 ) -> tuple[Tensor, Tensor]:
     """Return latents [n, SHOWN, C, h, w] and offsets [n, SHOWN, OFFSET] of the pictures nearest to views.
 
     Args:
         pages: of each view, a function from the numbers of pictures to these [SHOWN, S, S, 4]; None: none.
-        cameras: azimuth, elevation, distance, field of view; angles in radians, [n, 4].
-        background: [n, 3].
+        cameras: azimuth, elevation, distance, field of view; angles in radians, [n, 4], on the CPU.
+        background: [n, 3], on the CPU.
         encode: from pictures [B, 3, side, side] in [0, 1] to latents.
         side: pixels of what is encoded.
+        device: of what is encoded and returned.
     """
     chosen = nearest(*cameras[:, :2].unbind(1))
     pictures = np.zeros((len(pages), SHOWN, SIDE, SIDE, 4), np.uint8)
     for i, (page, numbers) in enumerate(zip(pages, chosen.tolist(), strict=True)):
         if page is not None:
             pictures[i] = page(numbers)
-    there = torch.tensor([page is not None for page in pages], device=cameras.device)
-    seen = torch.from_numpy(pictures).to(cameras.device)
-    return told_of(seen, chosen, there, cameras, background, encode, side)
+    there = torch.tensor([page is not None for page in pages])
+    placed = offsets_of(chosen, there, cameras)
+    seen, cameras, background, placed = upload(
+        [torch.from_numpy(pictures), cameras, background, placed], device
+    )
+    return latents_of(seen, cameras, background, encode, side), placed
 
 
-def told_of(
+def offsets_of(chosen: Tensor, there: Tensor, cameras: Tensor) -> Tensor:
+    """Return offsets [n, SHOWN, OFFSET] of the pictures with the numbers `chosen` [n, SHOWN].
+
+    there: whether a view has any, bool [n]; cameras as in `beside`.
+    """
+    azimuth, elevation = cameras[:, :2].unbind(1)
+    turn = azimuth[:, None] - AZIMUTHS.to(cameras)[chosen]
+    rise = elevation[:, None] - ELEVATIONS.to(cameras)[chosen]
+    return offsets(turn, rise, torch.zeros_like(turn)) * there[:, None, None]
+
+
+def latents_of(
     pictures: Tensor,
-    chosen: Tensor,
-    there: Tensor,
     cameras: Tensor,
     background: Tensor,
     encode: Callable[[Tensor], Tensor],
     side: int = SIDE,
-) -> tuple[Tensor, Tensor]:
-    """Return what `beside` does, of pictures [n, SHOWN, S, S, 4] with the numbers `chosen` [n, SHOWN].
-
-    there: whether a view has any, bool [n]; the rest as in `beside`.
-    """
-    azimuth, elevation, distance, fov = cameras.unbind(1)
-    rgb = before(pictures, zoom_of(distance, fov), background, side)
-    turn = azimuth[:, None] - AZIMUTHS.to(cameras)[chosen]
-    rise = elevation[:, None] - ELEVATIONS.to(cameras)[chosen]
-    told = offsets(turn, rise, torch.zeros_like(turn)) * there[:, None, None]
-    return encode(rgb.flatten(0, 1)).unflatten(0, (-1, SHOWN)), told
+) -> Tensor:
+    """Return latents [n, SHOWN, C, h, w] of pictures [n, SHOWN, S, S, 4]; the rest as in `beside`."""
+    rgb = before(pictures, zoom_of(*cameras[:, 2:].unbind(1)), background, side)
+    return encode(rgb.flatten(0, 1)).unflatten(0, (-1, SHOWN))
 
 
 def beside_picture(latents: Tensor, seen: Tensor, cameras: Tensor) -> tuple[Tensor, Tensor]:

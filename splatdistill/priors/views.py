@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from splatdistill.ops.transfer import upload
 from splatdistill.priors import album
 from splatdistill.priors.album import OFFSET, SHOWN, Album
 from splatdistill.priors.base import Conditioning, cut_to_fit
@@ -146,19 +147,24 @@ class ViewPrior(Pictured, LatentPrior):
         first = 0.0 if reference is None else float(reference.camera.azimuth_deg[0])
         placed, behind = orbits(cameras, first), background.to(cameras.distance)
         relative = torch.full_like(placed[:, :1], float(reference is not None))
-        told = torch.cat([placed, relative, behind], 1).to(self.device).expand(branches, -1, -1)
+        known = torch.cat([placed, relative, behind], 1).cpu()
+        told = upload([known], self.device)[0].expand(branches, -1, -1)
         if reference is None:
-            pages = cond.embeddings[..., 0, : self.models].to(self.device)  # [branches, B, models]
-            shown = [torch.cat([self._of_page(n, told[0]) for n in row.unbind(1)], 1) for row in pages]
+            pages = cond.embeddings[..., 0, : self.models].tolist()  # [branches, B, models]
+            shown = [torch.cat([self._of_page(n, known) for n in zip(*row)], 1) for row in pages]
         else:
             picture = self._of_picture(reference, orbits(reference.camera, first), told[0])
             shown = [torch.zeros_like(picture), *[picture] * (branches - 1)]
         return replace(cond, extra=torch.cat([told, torch.stack(shown)], 2))
 
-    def _of_page(self, numbers: Tensor, told: Tensor) -> Tensor:
-        """Return offsets and latents, flat [B, SHOWN * (OFFSET + C * h * w)], of B views' pages [B]."""
-        pages = [self._picker(int(number)) for number in numbers.tolist()]
-        latents, placed = album.beside(pages, told[:, :4], told[:, 5:], self.encode, self.image_size)
+    def _of_page(self, numbers: Sequence[float], told: Tensor) -> Tensor:
+        """Return offsets and latents, flat [B, SHOWN * (OFFSET + C * h * w)], of B views' pages.
+
+        told [B, TOLD]: cameras and backgrounds, on the CPU.
+        """
+        pages = [self._picker(int(number)) for number in numbers]
+        known = (told[:, :4], told[:, 5:], self.encode, self.image_size, self.device)
+        latents, placed = album.beside(pages, *known)
         return torch.cat([placed.flatten(1), latents.flatten(1)], 1)
 
     def _picker(self, number: int) -> Callable[[Sequence[int]], np.ndarray] | None:
@@ -189,8 +195,8 @@ class ViewPrior(Pictured, LatentPrior):
         """Return raw float32 outputs [n,C,h,w] at z_t [n,C,h,w], t [n], texts [n,1+L,D], with extra[0]."""
         views = self.group if extra else 1
         if not extra:
-            usual = torch.tensor(USUAL, device=z_t.device).expand(len(z_t), -1)
-            extra = (torch.cat([usual, self._of_page(embeddings[:, 0, 0], usual)], 1),)
+            usual = torch.tensor(USUAL).expand(len(z_t), -1)
+            extra = (torch.cat([usual.to(z_t), self._of_page(embeddings[:, 0, 0].tolist(), usual)], 1),)
         told, rest = extra[0][:, :TOLD].float(), extra[0][:, TOLD:]
         azimuth, elevation, distance, fov, relative = told[:, :5].unbind(1)
         alpha_bar = self._alpha_bars[t.clamp(min=-1) + 1]

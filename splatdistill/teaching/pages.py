@@ -114,4 +114,5 @@ class Pages:
         chosen, there = album.nearest(*cameras[:, :2].unbind(1)), numbers >= 0
         pictures = self.pictures[numbers.clamp(min=0)[:, None], chosen]
         pictures = pictures * there.view(-1, 1, 1, 1, 1)
-        return album.told_of(pictures, chosen, there, cameras, background, encode)
+        latents = album.latents_of(pictures, cameras, background, encode)
+        return latents, album.offsets_of(chosen, there, cameras)

@@ -174,16 +174,16 @@ def histogram(rgb: np.ndarray, background: np.ndarray) -> np.ndarray:
 
 
 class ColorReader:
-    """A linear classifier of the named color of a thing, fitted to renderings with the teaching's labels."""
+    """A small classifier of the named color of a thing, fitted to renderings with the teaching's labels."""
 
     def __init__(self, folder: Path) -> None:
         marks = {name: self.labelled(folder / name) for name in ("pictures", "held_out_views")}
-        self.weights = self.fit(*marks["pictures"])
+        self.network = self.fit(*marks["pictures"])
         x, y = marks["held_out_views"]
         self.own = share((self.read(x) == y).tolist())
 
     @staticmethod
-    def labelled(folder: Path, most: int = 8) -> tuple[Tensor, Tensor]:
+    def labelled(folder: Path, most: int = 24) -> tuple[Tensor, Tensor]:
         """Return histograms [n, 216] and colors [n] of the views of tinted single things."""
         xs, ys = [], []
         for path in sorted(folder.glob("pictures-*.npz"))[:most]:
@@ -197,22 +197,22 @@ class ColorReader:
         return torch.tensor(np.array(xs)).float(), torch.tensor(ys)
 
     @staticmethod
-    def fit(x: Tensor, y: Tensor) -> Tensor:
-        """Return weights [217, colors] of a logistic regression."""
+    def fit(x: Tensor, y: Tensor) -> torch.nn.Module:
+        """Return a network with one hidden layer."""
         torch.manual_seed(0)
-        weights = torch.zeros(x.shape[1] + 1, len(COLORS), requires_grad=True)
-        x = torch.cat([x, torch.ones(len(x), 1)], 1)
-        optimizer = torch.optim.Adam([weights], 0.1)
+        layers = (torch.nn.Linear(x.shape[1], 128), torch.nn.ReLU(), torch.nn.Dropout(0.3))
+        network = torch.nn.Sequential(*layers, torch.nn.Linear(128, len(COLORS)))
+        optimizer = torch.optim.AdamW(network.parameters(), 3e-3, weight_decay=0.05)
         for _ in range(400):
             optimizer.zero_grad()
-            loss = torch.nn.functional.cross_entropy(x @ weights, y) + 1e-4 * weights.square().sum()
-            loss.backward()
+            torch.nn.functional.cross_entropy(network(x), y, label_smoothing=0.05).backward()
             optimizer.step()
-        return weights.detach()
+        return network.eval()
 
+    @torch.no_grad()
     def read(self, x: Tensor) -> Tensor:
         """Return the colors [n] of histograms [n, 216]."""
-        return (torch.cat([x, torch.ones(len(x), 1)], 1) @ self.weights).argmax(1)
+        return self.network(x).argmax(1)
 
 
 def colors(folder: Path, texts: Sequence[str], path: Path) -> dict[str, Any]:

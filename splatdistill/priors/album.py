@@ -23,6 +23,7 @@ from torch import Tensor
 
 from splatdistill.ops.transfer import upload
 from splatdistill.priors.reading import BETWEEN
+from splatdistill.priors.words import COLORS
 
 FILE = "album.npz"  # in a teacher's folder
 RINGS = ((2.0, 12), (26.0, 12), (52.0, 6))  # elevation in degrees, and pictures evenly around from azimuth 0
@@ -36,6 +37,7 @@ AZIMUTHS = torch.tensor([math.tau * i / count for _, count in RINGS for i in ran
 ELEVATIONS = torch.tensor([math.radians(height) for height, count in RINGS for _ in range(count)])
 PICTURES = len(AZIMUTHS)
 NOTHING = -1.0  # the number of no page
+TINTED = "(tinted)"  # among a model's phrases: it was shown in all colors in training
 KEPT = 16  # pages, of 2 MB each
 MOST = 2300  # models: the numbers of all pairs are exact in float32
 
@@ -260,11 +262,15 @@ class Album:
         return found
 
     def find(self, noun: str, words: Sequence[str]) -> list[int]:
-        """Return the models of a noun whose phrases have most of the words, the best first."""
+        """Return the models of a noun whose phrases have most of the words, the best first.
 
-        def said(number: int) -> int:
+        For a color that no phrase has, those that were tinted in training.
+        """
+        colored = bool(COLORS.keys() & set(words))
+
+        def said(number: int) -> float:
             known = self.phrases[number].replace(";", " ").split()
-            return sum(word in known for word in words)
+            return sum(word in known for word in words) + 0.5 * (colored and TINTED in known)
 
         models = self.of_noun.get(noun, [])
         most = max(map(said, models), default=0)

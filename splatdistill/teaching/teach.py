@@ -277,11 +277,16 @@ def save_album(options: argparse.Namespace, path: Path, models: int | None = Non
     kept = [name for names in of_noun.values() for name in names[:models]]
     numbers = [pages.numbers[name] for name in kept]
     strips = [album.strip(pages.page(number), options.quality) for number in numbers]
-    said = tuple(";".join(map(canonical, entries[name].phrases)) for name in kept)
+    said = tuple(";".join(said_of(entries[name])) for name in kept)
     nouns = tuple(entries[name].noun for name in kept)
     with atomic_write(path) as file:
         Album(strips, pages.halves[numbers], tuple(kept), nouns, said).save(file)
     log.info("%d pages of %d nouns, %.1f MB", len(kept), len(of_noun), sum(map(len, strips)) / 1e6)
+
+
+def said_of(entry: Entry) -> list[str]:
+    """Return a model's phrases as the album has them, and whether it was tinted in training."""
+    return [*map(canonical, entry.phrases), *([album.TINTED] if entry.tintable else [])]
 
 
 @torch.no_grad()
@@ -356,7 +361,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--decoder-steps", type=int, default=2000, help="of the stage decode")
     parser.add_argument("--models", type=int, default=3, help="pages of each noun in the album, at most")
-    parser.add_argument("--quality", type=int, default=60, help="of the album's WebP files")
+    parser.add_argument("--quality", type=int, default=45, help="of the album's WebP files")
     parser.add_argument("--encoder", type=Path, help="sentence encoder of the table, in transformers' layout")
     parser.add_argument("--texts", nargs="*", help="what the sheet shows; default: a choice")
     parser.add_argument("--guidance", type=float, default=4.0, help="of the sheet")

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from common import write_result
 from torch import Tensor
 
@@ -31,7 +32,7 @@ from splatdistill.priors.loading import words_of
 from splatdistill.priors.reading import Vocabulary
 from splatdistill.priors.words import COLORS
 from splatdistill.scene.cameras import EVALUATION_VIEW, turntable
-from splatdistill.scene.likeness import Look, color_distance, framed
+from splatdistill.scene.likeness import FILL, Look, color_distance, framed
 from splatdistill.scene.pictures import to_uint8
 from splatdistill.teaching.judge_views import read_views, write_views
 
@@ -42,6 +43,7 @@ TINTED = (
     "lantern", "bed", "bookcase", "refrigerator", "bottle", "car", "vase", "mug", "castle",
 )  # fmt: skip
 PAIRS, SEED = 60, 20260
+CUTS = (0.35, 0.5, 0.65)  # where a pair is divided, as a share of it
 
 
 def vocabulary() -> Vocabulary:
@@ -106,25 +108,81 @@ def seen(path: Path) -> Iterator[tuple[int, Tensor, Tensor]]:
 
 
 def names(jury: Jury, texts: Sequence[str], path: Path) -> dict[str, Any]:
-    """Return the shares of views, and of scenes, of which the judge names all things that were asked for."""
+    """Return the shares of views, and of scenes of four, of which the judge names what was asked for."""
     hits: dict[str, list[bool]] = {"scene": [], "scene_first_five": [], "view": [], "view_first_five": []}
     by_noun: dict[str, list[bool]] = {}
     for number, rgb, alpha in seen(path):
-        asked = jury.vocabulary.asked(texts[number])
+        (asked,) = jury.vocabulary.asked(texts[number])
         logs = jury.judge.logs(framed(rgb, alpha, SIDE))
         for name, group in (("scene", [logs]), ("view", list(logs.split(1)))):
             for part in group:
                 said = jury.judge.said(jury.judge.together(part))
-                places = [said.place(thing.right) for thing in asked]
-                few = not said.none and all(place is not None for place in places)
-                first = few and all(place < len(asked) for place in places if place is not None)
-                hits[name].append(first)
-                hits[f"{name}_first_five"].append(few)
-                if name == "view" and len(asked) == 1:
-                    by_noun.setdefault(asked[0].noun, []).append(first)
+                place = None if said.none else said.place(asked.right)
+                hits[name].append(place == 0)
+                hits[f"{name}_first_five"].append(place is not None)
+                if name == "view":
+                    by_noun.setdefault(asked.noun, []).append(place == 0)
     bad = sorted(noun for noun, found in by_noun.items() if sum(found) < len(found) / 2)
     told: dict[str, Any] = {name: share(found) for name, found in hits.items()}
-    return told | ({"nouns_that_hold": len(by_noun) - len(bad), "others": bad} if by_noun else {})
+    return told | {"nouns_that_hold": len(by_noun) - len(bad), "others": bad}
+
+
+def boxed(rgb: Tensor, alpha: Tensor) -> Tensor:
+    """Return views [V, 3, SIDE, SIDE], each cut about what is there, which need not be in the middle."""
+    cut = []
+    for picture, cover in zip(rgb, alpha, strict=True):
+        there, size = cover[0] > 0.1, picture.shape[-1]
+        rows, columns = there.any(1).nonzero().flatten(), there.any(0).nonzero().flatten()
+        if not len(rows):
+            cut.append(torch.ones(3, SIDE, SIDE))
+            continue
+        ends = [int(x) for x in (rows[0], rows[-1] + 1, columns[0], columns[-1] + 1)]
+        scale = max(ends[1] - ends[0], ends[3] - ends[2]) / FILL / size
+        move = [[scale, 0, (ends[2] + ends[3]) / size - 1], [0, scale, (ends[0] + ends[1]) / size - 1]]
+        places = F.affine_grid(torch.tensor(move)[None], [1, 3, SIDE, SIDE], align_corners=False)
+        cut.append(1 - F.grid_sample(1 - picture[None], places, align_corners=False)[0].clamp(0, 1))
+    return torch.stack(cut)
+
+
+def pieces(rgb: Tensor, alpha: Tensor, stacked: bool) -> Iterator[Tensor]:
+    """Yield views of the parts of a pair, divided at CUTS: above and below, or left and right.
+
+    Things side by side are seen apart from the front and from the back, where they have changed sides.
+    """
+    if not stacked:
+        both = [0, len(rgb) // 2]
+        rgb, alpha = (torch.stack([x[both[0]], x[both[1]].flip(-1)]) for x in (rgb, alpha))
+        rgb, alpha = rgb.mT, alpha.mT
+    rows = (alpha > 0.1).any(0)[0].any(1).nonzero().flatten()
+    for share_above in CUTS if len(rows) else ():
+        above = torch.zeros_like(alpha)
+        above[:, :, : round(float(rows[0] + share_above * (rows[-1] + 1 - rows[0])))] = 1
+        for part in (above, 1 - above):
+            views, cover = 1 - (1 - rgb) * part, alpha * part
+            if not stacked:
+                views, cover = (torch.stack([x[0].mT, x[1].mT.flip(-1)]) for x in (views, cover))
+            yield boxed(views, cover)
+
+
+def pair_names(jury: Jury, texts: Sequence[str], path: Path) -> dict[str, Any]:
+    """Return the shares of pairs of which the judge names both things, each in a part; and of wrong pairs.
+
+    The wrong pair is that of another prompt of the same kind: what is found of it is chance.
+    """
+    found: dict[str, list[bool]] = {}
+    for number, rgb, alpha in seen(path):
+        half = len(texts) // 2
+        stacked, other = number < half, (number + 7) % half + (0 if number < half else half)
+        told = [jury.judge.verdict(views) for views in pieces(rgb, alpha, stacked)]
+        for kind, text in (("asked", texts[number]), ("wrong", texts[other])):
+            places = [
+                [place for said in told if (place := said.place(thing.right)) is not None]
+                for thing in jury.vocabulary.asked(text)
+            ]
+            found.setdefault(f"{kind}_both", []).append(all(0 in those for those in places))
+            found.setdefault(f"{kind}_both_first_five", []).append(all(places))
+            found.setdefault(f"{kind}_things", []).extend(0 in those for those in places)
+    return {name: share(hits) for name, hits in found.items()}
 
 
 def sides(jury: Jury, texts: Sequence[str], path: Path) -> dict[str, Any]:
@@ -205,7 +263,7 @@ class ColorReader:
         optimizer = torch.optim.AdamW(network.parameters(), 3e-3, weight_decay=0.05)
         for _ in range(400):
             optimizer.zero_grad()
-            torch.nn.functional.cross_entropy(network(x), y, label_smoothing=0.05).backward()
+            F.cross_entropy(network(x), y, label_smoothing=0.05).backward()
             optimizer.step()
         return network.eval()
 
@@ -231,8 +289,8 @@ def measure(options: argparse.Namespace) -> None:
     jury, texts = Jury.of(PRIOR), prompts(vocabulary())
     assert jury is not None
     result: dict[str, Any] = {"prior": PRIOR, "steps": STEPS, "guidance": GUIDANCE}
-    for kind in ("nouns", "pairs"):
-        result[kind] = names(jury, texts[kind], options.work / f"{kind}.npz")
+    result["nouns"] = names(jury, texts["nouns"], options.work / "nouns.npz")
+    result["pairs"] = pair_names(jury, texts["pairs"], options.work / "pairs.npz")
     result["judge"] = jury.judge.told["measured"]
     result["views"] = sides(jury, texts["nouns"], options.work / "nouns.npz")
     if options.teaching:

@@ -1,8 +1,9 @@
 """Make the README's first picture: `python benchmarks/nouns.py [--count 64] [--work DIR]`, one run a noun.
 
 The nouns are evenly spread over the alphabetical list of all things that the shipped teacher knows; every one
-is a run as `python -m splatdistill.train --prompt "a NOUN"` makes it, and nothing is left out. Writes
-benchmarks/results/nouns.json and nouns.png. With --work the splats are kept there, and a second call goes on.
+is a run as `python -m splatdistill.train --prompt "a NOUN"` makes it, and nothing is left out. The judge in the
+teacher's folder says what they are. Writes benchmarks/results/nouns.json and nouns.png. With --work the splats
+are kept there, and a second call goes on.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from PIL import Image, ImageDraw
 
 from splatdistill.config.load import resolve
 from splatdistill.formats.ply import read_ply, write_ply
+from splatdistill.measure.claims.base import share
+from splatdistill.measure.jury import Jury, around
 from splatdistill.media.sheets import render_views
 from splatdistill.priors.loading import words_of
 from splatdistill.priors.reading import Vocabulary
@@ -26,6 +29,7 @@ from splatdistill.scene.pictures import to_uint8
 
 SIZE, COLUMNS, LINE = 160, 8, 16  # pixels of a picture, pictures a row, pixels of a label
 AZIMUTH = 30.0
+TOLD = ("object", "object_first_five", "janus", "nothing", "called", "iou_share", "loose", "holes")
 
 
 def chosen(count: int) -> list[str]:
@@ -45,7 +49,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         work = options.work or Path(scratch)
         work.mkdir(parents=True, exist_ok=True)
-        nouns, seconds, pictures = chosen(options.count), {}, []
+        nouns, seconds, pictures, verdicts = chosen(options.count), {}, [], {}
+        jury = Jury.of("real")
+        assert jury is not None
         for noun in nouns:
             path = work / f"{noun.replace(' ', '-')}.ply"
             if not path.exists():
@@ -55,9 +61,15 @@ def main() -> None:
                 print(f"{noun}: {seconds[noun]} s, {len(scene['means'])} Gaussians", flush=True)
                 write_ply(path, scene)
             scene, _ = read_ply(path)
+            said = jury.verdict(f"a {noun}", *around(scene))
+            verdicts[noun] = {name: said.get(name) for name in TOLD}
             pictures.append(render_views(scene, orbit([AZIMUTH], 15.0, 3.0, 42.0, SIZE, SIZE))[0])
     draw(nouns, pictures).save(RESULTS / "nouns.png")
-    write_result("nouns", {"nouns": nouns, "seconds": seconds, "threads": torch.get_num_threads()})
+    figures = {
+        name: share([said[name] for said in verdicts.values() if said[name] is not None]) for name in TOLD[:4]
+    }
+    told = {"nouns": nouns, "seconds": seconds, "threads": torch.get_num_threads()}
+    write_result("nouns", told | {"figures": figures, "verdicts": verdicts})
 
 
 def draw(nouns: list[str], pictures: list[torch.Tensor]) -> Image.Image:

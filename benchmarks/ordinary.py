@@ -1,8 +1,8 @@
 """How ordinary prompts are read: `python benchmarks/ordinary.py [--prompts FILE]`.
 
 Each line of benchmarks/ordinary.txt, prompts as people write them, is read by the shipped teacher's
-vocabulary. Writes benchmarks/results/ordinary.tsv: the prompt, the words that the teacher gets, what was taken
-for what; a person judges which of these make sense.
+vocabulary. Writes benchmarks/results/ordinary.tsv: the prompt, the words that the teacher gets, and what was
+taken for what; a person judges which of these make sense.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import ParameterDict
 
 from splatdistill.errors import UserError
 from splatdistill.folder import RESULT
@@ -84,7 +85,11 @@ class Jury:
 
 def turned(run: Path) -> tuple[Tensor, Tensor]:
     """Return the views [VIEWS, 3, SIZE, SIZE] of a finished run on white, and their coverage."""
-    gaussians, _ = read_ply(run / RESULT)
+    return around(read_ply(run / RESULT)[0])
+
+
+def around(gaussians: ParameterDict) -> tuple[Tensor, Tensor]:
+    """Return the views [VIEWS, 3, SIZE, SIZE] of a splat on white, and their coverage."""
     with torch.no_grad():
         seen = render(gaussians, turntable(VIEWS, *EVALUATION_VIEW, SIZE), torch.ones(3))
     rgb, alpha = (x.permute(0, 3, 1, 2).clamp(0, 1).cpu() for x in (seen.rgb, seen.alpha))

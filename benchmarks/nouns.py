@@ -1,9 +1,9 @@
 """Make the README's first picture: `python benchmarks/nouns.py [--count 64] [--work DIR]`, one run a noun.
 
 The nouns are evenly spread over the alphabetical list of all things that the shipped teacher knows; every one
-is a run as `python -m splatdistill.train --prompt "a NOUN"` makes it, and nothing is left out. The judge in the
-teacher's folder says what they are. Writes benchmarks/results/nouns.json and nouns.png. With --work the splats
-are kept there, and a second call goes on.
+is a run as `python -m splatdistill.train --prompt "a NOUN"` makes it, and nothing is left out. The judge in
+the teacher's folder says what they are. Writes benchmarks/results/nouns.json and nouns.png. With --work the
+splats are kept there, and a second call goes on.
 """
 
 from __future__ import annotations

@@ -81,3 +81,13 @@ def test_loose_pieces_and_holes():
     shapes[1, 2:7, 5:7] = False  # now it is a bay
     assert hole_share(shapes) == 0.0
     assert loose_share(torch.zeros(1, 4, 4, dtype=torch.bool)) == 0.0
+
+
+def test_a_lamp_makes_no_front():
+    front = torch.ones(12, 3, 8, 8)
+    front[:, :, 2:6, 2:6] = torch.tensor([0.4, 0.3, 0.2])[:, None, None]
+    turned = torch.arange(12) * 30.0
+    lit = (0.75 + 0.25 * torch.deg2rad(turned).cos()).view(-1, 1, 1, 1)
+    shapes = torch.ones(12, 32, 32, dtype=torch.bool)
+    same = Look(shapes, torch.where(front < 0.97, front * lit, front))
+    assert second_front(same, same) is None

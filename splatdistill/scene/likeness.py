@@ -99,20 +99,28 @@ def color_distance(a: Tensor, b: Tensor) -> Tensor:
     return apart.sum((1, 2)) / there.sum((1, 2)).clamp(min=1)
 
 
+def evenly_bright(colors: Tensor) -> Tensor:
+    """Return colors [V, 3, h, w], those that are not white scaled to a mean of a half in each view."""
+    there = (colors < 0.97).any(1, keepdim=True).expand_as(colors)
+    mean = (colors * there).sum((1, 2, 3), keepdim=True) / there.sum((1, 2, 3), keepdim=True).clamp(min=1)
+    return torch.where(there, colors * 0.5 / mean.clamp(min=0.05), colors)
+
+
 def second_front(seen: Look, true: Look, turn: int = 0) -> bool | None:
     """Return whether most back views look more like the true front than like the true back.
 
-    None where the true thing's front and back look alike. `turn` is the true thing's, in views.
+    None where the true thing's front and back look alike. `turn` is the true thing's, in views. How bright a
+    view is as a whole does not count: a lamp makes a front and a back of what has none.
     """
-    colors = true.colors.roll(turn, 0)
+    colors, own = evenly_bright(true.colors.roll(turn, 0)), evenly_bright(seen.colors)
     count = len(colors)
     step = 360.0 / count
     behind = [v for v in range(count) if min(v, count - v) * step > BEHIND]
     opposite = [(v + count // 2) % count for v in behind]  # the front view that stands where a back one does
     if not behind or float(color_distance(colors[behind], colors[opposite]).mean()) < APART:
         return None
-    as_front = color_distance(seen.colors[behind], colors[opposite])
-    as_back = color_distance(seen.colors[behind], colors[behind])
+    as_front = color_distance(own[behind], colors[opposite])
+    as_back = color_distance(own[behind], colors[behind])
     return bool((as_front < as_back).float().mean() > 0.5)
 
 

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from tiny import SMALL
+from tiny import SMALL, make_clip
 
 from splatdistill import __main__ as entry
 from splatdistill import sample2d
@@ -38,6 +38,8 @@ def test_no_verb_opens_a_socket(teacher, workplace, monkeypatch):
     monkeypatch.setattr(sample2d, "DDIM_STEPS", 4)
     small = ["--prior", teacher, "--steps", "2", *SMALL, "method=sds"]
     (workplace / "list.txt").write_text("a red mushroom\n", "utf-8")
+    (workplace / "scorer").mkdir()
+    clip = str(make_clip(workplace / "scorer"))
     words = {
         "train": ["--prompt", "a red mushroom", "--out", "run", *small],
         "batch": ["list.txt", "--out", "many", "--jobs", "1", *small],
@@ -45,7 +47,7 @@ def test_no_verb_opens_a_socket(teacher, workplace, monkeypatch):
         "edit": ["--splat", "run", "--target-prompt", "a dog", "--out", "edited", *small[:-1]],
         "export": ["run", "scene.spz"],
         "report": ["run"],
-        "evaluate": ["run", "--no-teacher", "--out", "figures"],
+        "evaluate": ["run", "--no-teacher", "--clip", clip, "--out", "figures"],
         "sample2d": [
             "--prompt",
             "a dog",

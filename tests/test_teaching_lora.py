@@ -78,16 +78,16 @@ def test_the_command_writes_a_file_that_names_its_words(folder, pictures, tmp_pa
     assert again.keys() == first.keys() and all(torch.equal(again[name], first[name]) for name in first)
 
 
-def test_missing_pictures_captions_and_wrong_teachers_are_one_line(views, pictures, tmp_path, capsys):
-    out = ["--out", str(tmp_path / "a.safetensors")]
+def test_missing_pictures_captions_and_wrong_teachers_are_one_line(folder, views, pictures, tmp_path, capsys):
+    out = ["--prior", str(folder), "--out", str(tmp_path / "a.safetensors")]
     (tmp_path / "empty").mkdir()
     (pictures / "b.txt").unlink()
     for words, said in (
         ([str(tmp_path / "empty"), *out], "no pictures"),
         ([str(pictures), *out], "b.png has no caption"),
-        ([str(pictures), "--prior", str(views), *out], "single views"),
-        ([str(pictures), "--out", "a.bin"], ".safetensors"),
-        ([str(pictures), "--prior", "nowhere", *out], "no such folder"),
+        ([str(pictures), *out, "--prior", str(views)], "single views"),
+        ([str(pictures), *out, "--out", "a.bin"], ".safetensors"),
+        ([str(pictures), *out, "--prior", "nowhere"], "no such folder"),
         ([str(pictures), *out, "--steps", "0"], "at least 1"),
     ):
         assert lora.main(words) == 2, words

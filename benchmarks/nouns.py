@@ -9,6 +9,7 @@ splats are kept there, and a second call goes on.
 from __future__ import annotations
 
 import argparse
+import json
 import tempfile
 import time
 from pathlib import Path
@@ -49,7 +50,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         work = options.work or Path(scratch)
         work.mkdir(parents=True, exist_ok=True)
-        nouns, seconds, pictures, verdicts = chosen(options.count), {}, [], {}
+        nouns, pictures, verdicts, known = chosen(options.count), [], {}, work / "seconds.json"
+        seconds = json.loads(known.read_text("utf-8")) if known.exists() else {}
         jury = Jury.of("real")
         assert jury is not None
         for noun in nouns:
@@ -60,6 +62,7 @@ def main() -> None:
                 seconds[noun] = round(time.perf_counter() - begin, 1)
                 print(f"{noun}: {seconds[noun]} s, {len(scene['means'])} Gaussians", flush=True)
                 write_ply(path, scene)
+                known.write_text(json.dumps(seconds), "utf-8")
             scene, _ = read_ply(path)
             said = jury.verdict(f"a {noun}", *around(scene))
             verdicts[noun] = {name: said.get(name) for name in TOLD}

@@ -24,7 +24,8 @@ from splatdistill.teaching.networks import TEXT_WIDTH, make_unet
 
 VIEWS, BRANCHES, TRAINED = 4, 2, 32
 CANDIDATES: dict[str, dict[str, Any]] = {
-    "views, the default": dict(outer_width=192, outer_layers=2, width=320, layers=5),
+    "views, the default": dict(outer_width=192, outer_layers=4, width=320, layers=5),
+    "views, two outer layers": dict(outer_width=192, outer_layers=2, width=320, layers=5),
     "views, wider": dict(outer_width=256, outer_layers=2, width=384, layers=6),
     "views, 16 tokens alone": dict(outer_width=256, outer_layers=0, width=384, layers=6),
     "views, 64 tokens alone": dict(outer_width=320, outer_layers=6, width=320, layers=0),

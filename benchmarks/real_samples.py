@@ -32,7 +32,7 @@ from splatdistill.priors.loading import words_of
 from splatdistill.priors.reading import Vocabulary
 from splatdistill.priors.words import COLORS
 from splatdistill.scene.cameras import EVALUATION_VIEW, turntable
-from splatdistill.scene.likeness import FILL, Look, color_distance, framed
+from splatdistill.scene.likeness import Look, color_distance, framed, pieces
 from splatdistill.scene.pictures import to_uint8
 from splatdistill.teaching.judge_views import read_views, write_views
 
@@ -43,7 +43,6 @@ TINTED = (
     "lantern", "bed", "bookcase", "refrigerator", "bottle", "car", "vase", "mug", "castle",
 )  # fmt: skip
 PAIRS, SEED = 60, 20260
-CUTS = (0.35, 0.5, 0.65)  # where a pair is divided, as a share of it
 
 
 def vocabulary() -> Vocabulary:
@@ -127,43 +126,6 @@ def names(jury: Jury, texts: Sequence[str], path: Path) -> dict[str, Any]:
     return told | {"nouns_that_hold": len(by_noun) - len(bad), "others": bad}
 
 
-def boxed(rgb: Tensor, alpha: Tensor) -> Tensor:
-    """Return views [V, 3, SIDE, SIDE], each cut about what is there, which need not be in the middle."""
-    cut = []
-    for picture, cover in zip(rgb, alpha, strict=True):
-        there, size = cover[0] > 0.1, picture.shape[-1]
-        rows, columns = there.any(1).nonzero().flatten(), there.any(0).nonzero().flatten()
-        if not len(rows):
-            cut.append(torch.ones(3, SIDE, SIDE))
-            continue
-        ends = [int(x) for x in (rows[0], rows[-1] + 1, columns[0], columns[-1] + 1)]
-        scale = max(ends[1] - ends[0], ends[3] - ends[2]) / FILL / size
-        move = [[scale, 0, (ends[2] + ends[3]) / size - 1], [0, scale, (ends[0] + ends[1]) / size - 1]]
-        places = F.affine_grid(torch.tensor(move)[None], [1, 3, SIDE, SIDE], align_corners=False)
-        cut.append(1 - F.grid_sample(1 - picture[None], places, align_corners=False)[0].clamp(0, 1))
-    return torch.stack(cut)
-
-
-def pieces(rgb: Tensor, alpha: Tensor, stacked: bool) -> Iterator[Tensor]:
-    """Yield views of the parts of a pair, divided at CUTS: above and below, or left and right.
-
-    Things side by side are seen apart from the front and from the back, where they have changed sides.
-    """
-    if not stacked:
-        both = [0, len(rgb) // 2]
-        rgb, alpha = (torch.stack([x[both[0]], x[both[1]].flip(-1)]) for x in (rgb, alpha))
-        rgb, alpha = rgb.mT, alpha.mT
-    rows = (alpha > 0.1).any(0)[0].any(1).nonzero().flatten()
-    for share_above in CUTS if len(rows) else ():
-        above = torch.zeros_like(alpha)
-        above[:, :, : round(float(rows[0] + share_above * (rows[-1] + 1 - rows[0])))] = 1
-        for part in (above, 1 - above):
-            views, cover = 1 - (1 - rgb) * part, alpha * part
-            if not stacked:
-                views, cover = (torch.stack([x[0].mT, x[1].mT.flip(-1)]) for x in (views, cover))
-            yield boxed(views, cover)
-
-
 def pair_names(jury: Jury, texts: Sequence[str], path: Path) -> dict[str, Any]:
     """Return the shares of pairs of which the judge names both things, each in a part; and of wrong pairs.
 
@@ -173,7 +135,7 @@ def pair_names(jury: Jury, texts: Sequence[str], path: Path) -> dict[str, Any]:
     for number, rgb, alpha in seen(path):
         half = len(texts) // 2
         stacked, other = number < half, (number + 7) % half + (0 if number < half else half)
-        told = [jury.judge.verdict(views) for views in pieces(rgb, alpha, stacked)]
+        told = [jury.judge.verdict(views) for views in pieces(rgb, alpha, stacked, SIDE)]
         for kind, text in (("asked", texts[number]), ("wrong", texts[other])):
             places = [
                 [place for said in told if (place := said.place(thing.right)) is not None]

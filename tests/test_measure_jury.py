@@ -78,13 +78,25 @@ def jury_that_says(teacher, *nouns, none=False):
         ("a sports car", ("car", "dog"), True, True),  # its class
         ("a vehicle", ("sports car", "dog"), True, True),
         ("a dog", ("car", "sports car"), False, False),
-        ("a dog on top of a car", ("car", "dog"), True, True),
+        ("a dog on top of a car", ("car", "dog"), False, True),  # nowhere the first
         ("a dog on top of a car", ("car", "sports car"), False, False),
     ],
 )
 def test_other_names_and_classes_of_a_noun_are_right(teacher, prompt, said, first, among):
     row = jury_that_says(teacher, *said).verdict(prompt, *block(10))
     assert (row["object"], row["object_first_five"]) == (first, among)
+
+
+def test_two_things_are_named_each_in_its_part(teacher):
+    jury = jury_that_says(teacher, "car")
+    dog, car = (Verdict((noun,), (1.0,), False) for noun in ("dog", "car"))
+    rgb, alpha = block(10)
+    rgb = rgb.clone()
+    rgb[:, :, 32:48] += 0.5 * alpha[:, :, 32:48]  # the lower half is brighter
+    jury.judge.verdict = lambda views, few=5: dog if views.min() < 0.4 else car  # pyright: ignore
+    row = jury.verdict("a dog on top of a car", rgb, alpha)
+    assert row["object"] and set(row["called"]) == {"dog", "car"}
+    assert not jury.verdict("a dog on top of a car", *block(10))["object"]
 
 
 def test_what_shows_nothing_is_not_named(teacher):

@@ -21,11 +21,12 @@ from splatdistill.priors.judge import FOLDER, SIDE, TRUTH, Judge
 from splatdistill.priors.loading import SCORER, locate, words_of
 from splatdistill.priors.reading import Vocabulary
 from splatdistill.scene.cameras import EVALUATION_VIEW, turntable
-from splatdistill.scene.likeness import framed
+from splatdistill.scene.likeness import framed, pieces
 from splatdistill.scene.rendering import render
 
 VIEWS, SIZE = 12, 128  # of the turntable that is judged
 NONE = "(none of the nouns)"
+ON_TOP = "on top of"
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class Jury:
     def verdict(self, prompt: str, rgb: Tensor, alpha: Tensor) -> dict[str, Any]:
         """Return what views [V, 3, S, S] on white with coverage [V, 1, S, S] show of a prompt.
 
-        object: whether all things that were asked for are named, as many names as there are things;
+        object: whether all things that were asked for are named, each of two in a part of the views;
         object_first_five: whether they are among the first five; nothing: whether it shows none of the nouns.
         The figures of `Truth.compare` are there for one thing of a noun that has models, color_share only
         where the prompt names no color of its own.
@@ -64,15 +65,20 @@ class Jury:
             things = self.vocabulary.asked(prompt)
         except UserError:
             return {}
-        said = self.judge.verdict(framed(rgb, alpha, SIDE))
-        places = [said.place(thing.right) for thing in things]
+        views = [framed(rgb, alpha, SIDE)]
+        if len(things) > 1:
+            relation = self.vocabulary.scene(self.vocabulary.understand(prompt)[0])[1]
+            views = list(pieces(rgb, alpha, relation == ON_TOP, SIDE)) or views
+        told = [said for part in views if not (said := self.judge.verdict(part)).none]
+        places = [[p for said in told if (p := said.place(thing.right)) is not None] for thing in things]
+        called = told[0].nouns if len(things) == 1 and told else [said.nouns[0] for said in told]
         row: dict[str, Any] = {
             "asked": [thing.noun for thing in things],
-            "called": [NONE] if said.none else list(said.nouns),
-            "sure": said.probabilities[0],
-            "nothing": said.none,
-            "object": not said.none and all(p is not None and p < len(things) for p in places),
-            "object_first_five": not said.none and all(p is not None for p in places),
+            "called": list(dict.fromkeys(called)) or [NONE],
+            "sure": max((said.probabilities[0] for said in told), default=0.0),
+            "nothing": not told,
+            "object": all(0 in found for found in places),
+            "object_first_five": all(places),
         }
         if self.truth is None or len(things) != 1 or things[0].noun not in self.truth.usual:
             return row

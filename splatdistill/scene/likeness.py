@@ -5,6 +5,7 @@ Views are those of a turntable, evenly around. Each thing is framed first: size 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 
 FILL = 0.88  # of a framed view that the thing takes up
 COVERED = 0.5  # of alpha
+CUTS = (0.35, 0.5, 0.65)  # where a pair is divided, as a share of it
 SIDE, CELLS = 32, 8  # of a silhouette, and of the colors
 APART = 0.05  # least distance of a thing's front and back for a second front to be seen
 USUAL: tuple[str, ...] = (
@@ -53,6 +55,43 @@ def framed(rgb: Tensor, alpha: Tensor, side: int) -> Tensor:
         factor = side / (2 * half)
         rgb = F.interpolate(rgb, scale_factor=factor, mode="bilinear", antialias=True)
     return 1 - F.grid_sample(1 - rgb, places, align_corners=False).clamp(0, 1)
+
+
+def boxed(rgb: Tensor, alpha: Tensor, side: int) -> Tensor:
+    """Return views [V, 3, side, side], each cut about what is there, which need not be in the middle."""
+    cut = []
+    for picture, cover in zip(rgb, alpha, strict=True):
+        there, size = cover[0] > 0.1, picture.shape[-1]
+        rows, columns = there.any(1).nonzero().flatten(), there.any(0).nonzero().flatten()
+        if not len(rows):
+            cut.append(torch.ones(3, side, side))
+            continue
+        ends = [int(x) for x in (rows[0], rows[-1] + 1, columns[0], columns[-1] + 1)]
+        scale = max(ends[1] - ends[0], ends[3] - ends[2]) / FILL / size
+        move = [[scale, 0, (ends[2] + ends[3]) / size - 1], [0, scale, (ends[0] + ends[1]) / size - 1]]
+        places = F.affine_grid(torch.tensor(move)[None], [1, 3, side, side], align_corners=False)
+        cut.append(1 - F.grid_sample(1 - picture[None], places, align_corners=False)[0].clamp(0, 1))
+    return torch.stack(cut)
+
+
+def pieces(rgb: Tensor, alpha: Tensor, stacked: bool, side: int) -> Iterator[Tensor]:
+    """Yield views of the parts of a pair, divided at CUTS: above and below, or left and right.
+
+    Things side by side are seen apart from the front and from the back, where they have changed sides.
+    """
+    if not stacked:
+        both = [0, len(rgb) // 2]
+        rgb, alpha = (torch.stack([x[both[0]], x[both[1]].flip(-1)]) for x in (rgb, alpha))
+        rgb, alpha = rgb.mT, alpha.mT
+    rows = (alpha > 0.1).any(0)[0].any(1).nonzero().flatten()
+    for share_above in CUTS if len(rows) else ():
+        above = torch.zeros_like(alpha)
+        above[:, :, : round(float(rows[0] + share_above * (rows[-1] + 1 - rows[0])))] = 1
+        for part in (above, 1 - above):
+            views, cover = 1 - (1 - rgb) * part, alpha * part
+            if not stacked:
+                views, cover = (torch.stack([x[0].mT, x[1].mT.flip(-1)]) for x in (views, cover))
+            yield boxed(views, cover, side)
 
 
 @dataclass(frozen=True)

@@ -23,8 +23,12 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def write_result(name: str, result: dict[str, Any], folder: Path = RESULTS) -> None:
-    """Write <name>.json in benchmarks/results: the command, the machine, and what was measured."""
-    command = " ".join(["python", "benchmarks/" + Path(sys.argv[0]).name, *sys.argv[1:]])
+    """Write <name>.json in benchmarks/results: the command, the machine, and what was measured.
+
+    Of folders elsewhere on the machine the command has the last name alone.
+    """
+    words = [Path(word).name if Path(word).is_absolute() else word for word in sys.argv[1:]]
+    command = " ".join(["python", "benchmarks/" + Path(sys.argv[0]).name, *words])
     content = {"command": command, "machine": machine(), **result}
     folder.mkdir(exist_ok=True)
     (folder / f"{name}.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

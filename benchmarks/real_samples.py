@@ -10,6 +10,7 @@ benchmarks/results/real_samples.json.
 from __future__ import annotations
 
 import argparse
+import json
 import random
 from collections.abc import Iterator, Sequence
 from itertools import product
@@ -43,6 +44,7 @@ TINTED = (
     "lantern", "bed", "bookcase", "refrigerator", "bottle", "car", "vase", "mug", "castle",
 )  # fmt: skip
 PAIRS, SEED = 60, 20260
+ASKED = "prompts.json"  # what the samples in a folder were drawn for
 
 
 def vocabulary() -> Vocabulary:
@@ -84,7 +86,9 @@ def drawn(prior: Any, texts: Sequence[str], seed: int) -> Tensor:
 def draw(options: argparse.Namespace) -> None:
     """Draw what is not there."""
     prior = load_prior(PRIOR, options.device)
-    for kind, texts in prompts(vocabulary()).items():
+    asked = prompts(vocabulary())
+    (options.work / ASKED).write_text(json.dumps(asked), "utf-8")
+    for kind, texts in asked.items():
         path = options.work / f"{kind}.npz"
         if path.exists():
             continue
@@ -248,7 +252,7 @@ def colors(folder: Path, texts: Sequence[str], path: Path) -> dict[str, Any]:
 
 def measure(options: argparse.Namespace) -> None:
     """Measure what was drawn."""
-    jury, texts = Jury.of(PRIOR), prompts(vocabulary())
+    jury, texts = Jury.of(PRIOR), json.loads((options.work / ASKED).read_text("utf-8"))
     assert jury is not None
     result: dict[str, Any] = {"prior": PRIOR, "steps": STEPS, "guidance": GUIDANCE}
     result["nouns"] = names(jury, texts["nouns"], options.work / "nouns.npz")

@@ -280,16 +280,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--photographs", type=Path, required=True, help="weights of EfficientNet-Lite0, .pth")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--device", default="cpu")
-    for name in ("seconds", "epochs", "frozen", "batch", "rate"):
-        default = getattr(JudgeSettings, name)
+    for name, default in vars(JudgeSettings()).items():
         parser.add_argument(f"--{name}", type=type(default), default=default, help=f"default {default}")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(options.threads)
 
     def command() -> int:
-        names = ("seconds", "epochs", "frozen", "batch", "rate")
-        settings = JudgeSettings(**{name: getattr(options, name) for name in names})
+        settings = JudgeSettings(**{name: getattr(options, name) for name in vars(JudgeSettings())})
         course = Course.of(options.out, options.bundle)
         lesson = Lesson(course, options.photographs, settings, options.device)
         lesson.run()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -13,7 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 
 from splatdistill.files import atomic_write
@@ -24,6 +22,7 @@ from splatdistill.teaching.assets import Entry
 from splatdistill.teaching.compositions import beside, draw_light, stacked, varied
 from splatdistill.teaching.meshes import Mesh
 from splatdistill.teaching.renderer import Renderer
+from splatdistill.teaching.shards import strip, views_of
 from splatdistill.teaching.shelf import Shelf
 from splatdistill.teaching.teach import all_entries
 
@@ -120,13 +119,8 @@ class Course:
 
 def write_views(path: Path, pictures: Sequence[np.ndarray], labels: Sequence[Sequence[int]]) -> None:
     """Write the views [V, 3, S, S] of each thing as one WebP strip, and labels [n, 2]: .4 kB a view."""
-    strips: list[bytes] = []
-    for views in pictures:
-        stream = io.BytesIO()
-        strip = np.concatenate(list(views.transpose(0, 2, 3, 1)), 1)
-        Image.fromarray(strip).save(stream, "WEBP", quality=QUALITY, method=4)
-        strips.append(stream.getvalue())
-    joined, lengths = np.frombuffer(b"".join(strips), np.uint8), np.array([len(strip) for strip in strips])
+    strips = [strip(views.transpose(0, 2, 3, 1), QUALITY) for views in pictures]
+    joined, lengths = np.frombuffer(b"".join(strips), np.uint8), np.array([len(one) for one in strips])
     with atomic_write(path) as file:
         np.savez(file, strips=joined, lengths=lengths, labels=np.array(labels))
 
@@ -135,11 +129,11 @@ def read_views(path: Path) -> Views:
     """Read what `write_views` wrote."""
     with np.load(path) as arrays:
         strips, lengths, labels = arrays["strips"], arrays["lengths"], arrays["labels"]
-    pictures = []
-    for start, end in pairwise(np.concatenate([[0], lengths.cumsum()])):
-        strip = np.asarray(Image.open(io.BytesIO(strips[start:end].tobytes())).convert("RGB"))
-        pictures.append(np.stack(np.split(strip, strip.shape[1] // strip.shape[0], 1)).transpose(0, 3, 1, 2))
-    return Views(torch.from_numpy(np.stack(pictures)), torch.from_numpy(labels))
+    ends = pairwise(np.concatenate([[0], lengths.cumsum()]))
+    pictures = np.stack([views_of(strips[start:end].tobytes()) for start, end in ends]).transpose(
+        0, 1, 4, 2, 3
+    )
+    return Views(torch.from_numpy(pictures), torch.from_numpy(labels))
 
 
 def targets(labels: Tensor, classes: int, smoothing: float) -> Tensor:

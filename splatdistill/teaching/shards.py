@@ -109,6 +109,19 @@ def _encode_pair(encode: Any, pair: tuple[Path, Path]) -> None:
     encode_shard(*pair, encode)
 
 
+def strip(views: np.ndarray, quality: int) -> bytes:
+    """Return views [V, S, S, 3] uint8 as one WebP file, beside one another."""
+    stream = io.BytesIO()
+    Image.fromarray(np.concatenate(list(views), 1)).save(stream, "WEBP", quality=quality, method=4)
+    return stream.getvalue()
+
+
+def views_of(file: bytes) -> np.ndarray:
+    """Return the views [V, S, S, 3] of a file that `strip` made."""
+    whole = np.asarray(Image.open(io.BytesIO(file)).convert("RGB"))
+    return np.stack(np.split(whole, whole.shape[1] // whole.shape[0], 1))
+
+
 def pack(sources: Sequence[Path], path: Path) -> int:
     """Write shards of pictures as one small file, the views of each scene as one WebP strip.
 
@@ -121,14 +134,11 @@ def pack(sources: Sequence[Path], path: Path) -> int:
             for name in arrays.files:
                 if name != "pictures":
                     rows.setdefault(name, []).append(arrays[name])
-            for scene in arrays["pictures"]:
-                stream = io.BytesIO()
-                Image.fromarray(np.concatenate(list(scene), 1)).save(stream, "WEBP", quality=70, method=4)
-                strips.append(stream.getvalue())
+            strips += [strip(scene, 70) for scene in arrays["pictures"]]
     told = {name: np.concatenate(values) for name, values in rows.items()}
     joined = np.frombuffer(b"".join(strips), np.uint8)
     with atomic_write(path) as file:
-        lengths = np.array([len(strip) for strip in strips])
+        lengths = np.array([len(one) for one in strips])
         np.savez_compressed(file, allow_pickle=False, strips=joined, lengths=lengths, **told)
     return len(strips)
 
@@ -151,10 +161,7 @@ def unpack(packs: Sequence[Path], folder: Path, workers: int = 1) -> int:
 
 def _unpack_shard(part: tuple[Path, np.ndarray, np.ndarray, dict[str, np.ndarray]]) -> None:
     path, strips, ends, told = part
-    pictures = []
-    for start, end in pairwise(ends):
-        strip = np.asarray(Image.open(io.BytesIO(strips[start:end].tobytes())).convert("RGB"))
-        pictures.append(np.stack(np.split(strip, VIEWS, 1)))
+    pictures = [views_of(strips[start:end].tobytes()) for start, end in pairwise(ends)]
     with atomic_write(path) as file:
         np.savez(file, allow_pickle=False, pictures=np.stack(pictures), **told)
 

@@ -28,7 +28,7 @@ from splatdistill.scene.pictures import Reference
 PART = "transformer"  # the denoiser's folder
 VIEWS = 4  # of a scene that are denoised together
 TOLD = 8  # of each view: azimuth, elevation, distance, field of view, relative, background
-USUAL = (0.0, math.radians(15.0), 3.0, math.radians(42.0), 0.0, 1.0, 1.0, 1.0)  # the default camera
+FRONT = (0.0, 15.0, 3.0, 42.0)  # the default camera: azimuth, elevation, distance, field of view; in degrees
 
 
 class ViewPrior(Pictured, LatentPrior):
@@ -185,19 +185,14 @@ class ViewPrior(Pictured, LatentPrior):
         if cond.extra is not None:
             return super().predict(z_t, t, cond)
         single = self if self.group == 1 else self.alone()
-        count = len(z_t)
-        azimuth, elevation, distance, fov = USUAL[:4]
-        angles = ([math.degrees(azimuth)] * count, math.degrees(elevation), distance, math.degrees(fov))
-        cameras = orbit(*angles, self.image_size, self.image_size)
-        return single.predict(z_t, t, single.with_cameras(cond, cameras, torch.ones(count, 3)))
+        azimuth, elevation, distance, fov = FRONT
+        cameras = orbit([azimuth] * len(z_t), elevation, distance, fov, self.image_size, self.image_size)
+        return single.predict(z_t, t, single.with_cameras(cond, cameras, torch.ones(len(z_t), 3)))
 
     def network(self, z_t: Tensor, t: Tensor, embeddings: Tensor, *extra: Tensor) -> Tensor:
-        """Return raw float32 outputs [n,C,h,w] at z_t [n,C,h,w], t [n], texts [n,1+L,D], with extra[0]."""
-        views = self.group if extra else 1
-        if not extra:
-            usual = torch.tensor(USUAL).expand(len(z_t), -1)
-            extra = (torch.cat([usual.to(z_t), self._of_page(embeddings[:, 0, 0].tolist(), usual)], 1),)
-        told, rest = extra[0][:, :TOLD].float(), extra[0][:, TOLD:]
+        """Return raw float32 outputs [n,C,h,w] at z_t [n,C,h,w], t [n], texts [n,1+L,D] and extra [n,...]."""
+        (known,), views = extra, self.group
+        told, rest = known[:, :TOLD].float(), known[:, TOLD:]
         azimuth, elevation, distance, fov, relative = told[:, :5].unbind(1)
         alpha_bar = self._alpha_bars[t.clamp(min=-1) + 1]
         pages = rest.unflatten(1, (-1, SHOWN * (OFFSET + z_t[0].numel()))).float()  # [n, models, ...]

@@ -1,12 +1,13 @@
-"""VSD: on a Gaussian with a student that knows its particles, and with an adapter on a real UNet."""
+"""VSD: on a Gaussian with a student that knows its particles, and with adapters on real networks."""
 
 import copy
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from tiny import make_pipeline
+from tiny import make_pipeline, resumes_in_the_same_bytes, with_two_models
 
 from splatdistill.config.load import resolve
 from splatdistill.errors import UserError
@@ -15,7 +16,7 @@ from splatdistill.guidance.core import distill
 from splatdistill.guidance.methods import CSD
 from splatdistill.guidance.query import Query, State
 from splatdistill.guidance.vsd import VSD
-from splatdistill.priors import load_prior
+from splatdistill.priors import album, load_prior
 from splatdistill.priors.base import ToyPrior, alpha_bar_at, cfg
 from splatdistill.priors.latent import LatentPrior
 from splatdistill.scene.cameras import turntable
@@ -49,6 +50,23 @@ def network(teacher: Path) -> Any:
     return load_prior(teacher, dtype=torch.float32)
 
 
+@pytest.fixture(scope="module")
+def several(views: Path) -> Any:
+    """Return a teacher of groups of views, of two models of a thing."""
+    return with_two_models(load_prior(views, dtype=torch.float32)).for_run(0, 3)
+
+
+def of_views(prior: Any, seen: bool = True) -> Query:
+    """Return a query of two groups of views, or of views without cameras."""
+    cameras = turntable(8, 15.0, 3.0, 40.0, 64) if seen else None
+    cond = cfg(prior.embed([""] * 8), prior.embed(["car"] * 8), 7.5)
+    if cameras is not None:
+        cond = prior.with_cameras(cond, cameras, torch.ones(8, 3))
+    rng = torch.Generator().manual_seed(0)
+    z, t = torch.randn(8, *prior.latent_shape, generator=rng), torch.tensor([200, 700]).repeat_interleave(4)
+    return Query(prior, z, t, cond, rng, cameras=cameras)
+
+
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample", "flow"])
 def test_vsd_follows_the_difference_of_two_scores(prediction_type: str) -> None:
     mean, variance, drawn = torch.full((3, 2, 2), 0.3), 0.5, torch.full((3, 2, 2), -0.4)
@@ -69,6 +87,19 @@ def test_vsd_with_a_student_that_learned_nothing_is_csd_beyond_scale_one(network
     alone = cond.with_guidance(1.0)
     csd = distill(network, z, T, alone, CSD(), torch.Generator().manual_seed(1))
     torch.testing.assert_close(vsd.gradient, 6.5 * csd.gradient, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("seen", [True, False], ids=["groups", "single views"])
+def test_a_student_of_views_begins_as_the_teacher_at_scale_one(several: Any, seen: bool) -> None:
+    query = of_views(several, seen)
+    z_t = query.noised(query.gaussian())
+    student: Any = VSD().start(several, 0)
+    alone = query.cond.with_guidance(1.0)
+    drawn, taught = student.output(query, z_t, query.t), several.predict(z_t, query.t, alone)[1]
+    assert torch.equal(drawn, taught)
+    compared = VSD().compare(query, student)
+    torch.testing.assert_close(compared.eps, query.predict(compared.z_t, alone), atol=1e-5, rtol=1e-5)
+    assert not torch.equal(student.output(query, z_t, query.t), taught)  # it has learned
 
 
 def test_the_student_learns_what_it_sees_and_the_teacher_stays_as_it_is(network: LatentPrior) -> None:
@@ -128,6 +159,14 @@ def test_the_student_is_part_of_a_checkpoint(network: LatentPrior) -> None:
     resumed.load_state_dict(copy.deepcopy(first.state_dict()))
     assert torch.equal(lesson(straight, 1), lesson(resumed, 1))
     assert torch.equal(lesson(straight, 2), lesson(resumed, 2))
+
+
+def test_a_run_of_groups_resumes_in_the_same_bytes(several: Any, views: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(views, tmp_path / "two", ignore=shutil.ignore_patterns(album.FILE))
+    with open(folder / album.FILE, "wb") as file:
+        several.album.save(file)
+    words = ("prompt=a car", "prior.models=3", "views.count=4", "method.rate=1e-2")
+    resumes_in_the_same_bytes(folder, "vsd", tmp_path, *words)
 
 
 def test_each_run_has_a_student_of_its_own_prior(teacher: Path, network: LatentPrior) -> None:

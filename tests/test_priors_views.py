@@ -1,4 +1,3 @@
-import copy
 import json
 import shutil
 from contextlib import nullcontext
@@ -8,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny import COLORS, THINGS
+from tiny import COLORS, THINGS, with_two_models
 
 from splatdistill.config.load import load, resolve
 from splatdistill.config.presets import family_of
@@ -131,14 +130,7 @@ def test_a_given_picture_takes_the_album_s_place(prior, with_album):
 @pytest.fixture
 def two_models(with_album):
     """Return the same teacher with a red model of a car and a blue one."""
-    pictures = np.zeros((album.PICTURES, album.SIDE, album.SIDE, 4), np.uint8)
-    strips = []
-    for color in ((200, 30, 30, 255), (30, 30, 200, 255)):
-        pictures[:, 20:110, 20:110] = color
-        strips.append(album.strip(album.Page(pictures, np.ones(3)), 60))
-    both = copy.copy(with_album)
-    both.album = album.Album(strips, np.ones((2, 3)), ("a", "b"), ("car", "car"), ("", ""))
-    return both
+    return with_two_models(with_album)
 
 
 def test_a_seed_chooses_among_the_models_of_a_thing(two_models):

@@ -3,6 +3,7 @@
 # diffusers' annotations are narrower than what they take
 # pyright: reportArgumentType=false, reportCallIssue=false
 
+import copy
 import json
 import shutil
 from contextlib import nullcontext
@@ -188,6 +189,18 @@ def make_views(path: Path) -> Path:
     with open(path / album.FILE, "wb") as file:
         album.Album([strip], np.ones((1, 3)), ("a",), ("car",), ("red car",)).save(file)
     return path
+
+
+def with_two_models(prior: Any) -> Any:
+    """Return the prior of such a teacher with an album of a red car and a blue one."""
+    pictures = np.zeros((album.PICTURES, album.SIDE, album.SIDE, 4), np.uint8)
+    strips = []
+    for color in ((200, 30, 30, 255), (30, 30, 200, 255)):
+        pictures[:, 20:110, 20:110] = color
+        strips.append(album.strip(album.Page(pictures, np.ones(3)), 60))
+    both = copy.copy(prior)
+    both.album = album.Album(strips, np.ones((2, 3)), ("a", "b"), ("car", "car"), ("", ""))
+    return both
 
 
 def make_pictured(root, projection="clip_camera_projection"):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -15,7 +15,6 @@ from splatdistill.guidance.query import Comparison, Query, State
 from splatdistill.guidance.schedules import Timesteps
 from splatdistill.priors.base import Prior, alpha_bar_at
 
-ADAPTED = ["to_q", "to_k", "to_v", "to_out.0"]  # the linear maps of attention
 LOSS_SCALE = 1024.0  # of a float16 network: its small gradients would vanish
 
 
@@ -41,7 +40,7 @@ class VSD(Method):
             raise ValueError("vsd: expected rank >= 1, rate > 0 and steps >= 0")
 
     def start(self, prior: Prior, seed: int) -> Student:
-        """Return a new student of this prior; raises UserError for one without a UNet."""
+        """Return a new student of this prior; raises UserError for one that cannot be adapted."""
         return Student(prior, self.rank, self.rate, seed)
 
     def compare(self, query: Query, state: Student) -> Comparison:
@@ -57,12 +56,13 @@ class VSD(Method):
 
 
 class Student(State):
-    """A LoRA (2106.09685) on the UNet of a prior, whose own weights are shared and unchanged.
+    """A LoRA (2106.09685) on the denoiser of a prior, whose own weights are shared and unchanged.
 
-    The camera is one more token after the text. Initially identical to the teacher up to an extra zero token.
+    Initially identical to the teacher. A network that is not told of cameras has them as one more token after
+    the text: it is then identical up to a zero token.
 
     Raises:
-        UserError: the prior has no UNet to adapt.
+        UserError: the prior has no denoiser that could be adapted.
     """
 
     def __init__(self, prior: Prior, rank: int, rate: float, seed: int) -> None:
@@ -73,16 +73,17 @@ class Student(State):
 
         adaptable = prior.adaptable()
         self.unet: Any = adaptable.module
-        self._network = adaptable.network
+        self._predict = adaptable.predict
         with torch.random.fork_rng(devices=[]):  # the adapter's first values come from the global generator
             torch.manual_seed(seed)
-            self.unet.add_adapter(LoraConfig(r=rank, target_modules=ADAPTED, lora_alpha=rank))
+            self.unet.add_adapter(LoraConfig(r=rank, target_modules=list(adaptable.maps), lora_alpha=rank))
         cast_training_params([self.unet])
-        self.camera = torch.nn.Linear(CAMERA, adaptable.width, device=prior.device)
-        torch.nn.init.zeros_(self.camera.weight)
-        torch.nn.init.zeros_(self.camera.bias)
         self.learned = {f"unet.{name}": p for name, p in self.unet.named_parameters() if p.requires_grad}
-        self.learned |= {f"camera.{name}": p for name, p in self.camera.named_parameters()}
+        self.camera: torch.nn.Linear | None = None
+        if adaptable.width is not None:
+            self.camera = torch.nn.Linear(CAMERA, adaptable.width, device=prior.device)
+            for name, p in self.camera.named_parameters():
+                self.learned[f"camera.{name}"] = torch.nn.init.zeros_(p)
         self.optimizer = torch.optim.AdamW(self.learned.values(), lr=rate, weight_decay=1e-2)
 
     @property
@@ -94,12 +95,11 @@ class Student(State):
         """Return raw outputs [B,C,h,w] for the query's text and cameras, at z_t [B,C,h,w] and t [B]."""
         from splatdistill.priors.multiview import camera_matrices
 
-        cond, hidden = query.cond, query.cond.embeddings[1]
-        if query.cameras is not None:
-            matrices = ops.send(camera_matrices(query.cameras), hidden)
-            hidden = torch.cat([hidden, self.camera(matrices)[:, None]], dim=1)
-        extra = () if cond.extra is None else (cond.extra[1],)
-        return self._network(z_t, ops.upload([t], z_t.device)[0], hidden, *extra)
+        cond, hidden = query.cond, query.cond.embeddings
+        if self.camera is not None and query.cameras is not None:
+            token = self.camera(ops.send(camera_matrices(query.cameras), hidden))[:, None]  # [B,1,D]
+            cond = replace(cond, embeddings=torch.cat([hidden, token.expand_as(hidden[:, :, :1])], dim=2))
+        return self._predict(z_t, ops.upload([t], z_t.device)[0], cond)
 
     def predict(self, query: Query, z_t: Tensor) -> Tensor:
         """Return the noise prediction [B,C,h,w] at z_t, without gradient."""

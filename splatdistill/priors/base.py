@@ -93,14 +93,18 @@ def cfg(null: Tensor, text: Tensor, g: float | None = None) -> Conditioning:
 class Adaptable:
     """A denoiser that may be adapted without changing its prior, such as for VSD's student.
 
-    module: modules of its own over the prior's weights; takes peft's `add_adapter`.
-    network: as `run_branches` calls it, through this module; the hidden states may hold further tokens.
-    width: numbers in a token of the text.
+    Args:
+        module: modules of its own over the prior's weights; takes peft's `add_adapter`.
+        predict: as the prior's, but through this module, with gradient, and of the text's branch: [B,C,h,w].
+        maps: the names, or their ends, of the linear maps of attention in the module.
+        width: numbers in a token of the text, behind which a further one may tell the network of cameras;
+            None where it is told of them already.
     """
 
     module: nn.Module
-    network: Callable[..., Tensor]
-    width: int
+    predict: Callable[[Tensor, Tensor, Conditioning], Tensor]
+    maps: Sequence[str]
+    width: int | None
 
 
 class Prior(Protocol):
@@ -254,6 +258,11 @@ def run_branches(network: Callable[..., Tensor], z_t: Tensor, t: Tensor, cond: C
     for row, output in zip(rows, result, strict=True):
         outputs[row] = output
     return outputs
+
+
+def text_branch(network: Callable[..., Tensor], z_t: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
+    """Run a network of `run_branches` on the text's branch alone; returns [B,C,h,w], with gradient."""
+    return network(z_t, t, *(part[1] for part in (cond.embeddings, cond.extra) if part is not None))
 
 
 def _joined(part: Tensor, rows: list[int]) -> Tensor:

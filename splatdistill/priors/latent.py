@@ -8,15 +8,15 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from splatdistill.errors import UserError
 from splatdistill.ops import upload
-from splatdistill.priors.base import Adaptable, Conditioning, Prior, cut_to_fit, run_branches
+from splatdistill.priors.base import Adaptable, Conditioning, Prior, cut_to_fit, run_branches, text_branch
 from splatdistill.priors.compiling import can_compile, compile_blocks
 from splatdistill.priors.folders import Folder, number
 from splatdistill.priors.graphs import Graphed, GraphedGradient
@@ -33,6 +33,8 @@ from splatdistill.priors.networks import (
 )
 from splatdistill.priors.single import load_part
 from splatdistill.scene.pictures import Reference
+
+ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")  # diffusers' names of attention's linear maps
 
 
 def default_dtype(device: torch.device | str) -> torch.dtype:
@@ -237,10 +239,15 @@ class LatentPrior(Prior):
         """Return a copy of the UNet that may be adapted: its own modules, sharing the prior's weights."""
         width = self.unet.config.get("cross_attention_dim")
         if not isinstance(width, int) or not hasattr(self.unet, "add_adapter"):
-            raise UserError(f"prior '{self.name}' has no UNet that could be adapted, which vsd needs")
+            return super().adaptable()
+        twin = self.twin()
+        return Adaptable(twin.unet, partial(text_branch, twin.network), ATTENTION, width)
+
+    def twin(self) -> Self:
+        """Return a copy of this prior whose denoiser has modules of its own, sharing this one's weights."""
         twin = copy.copy(self)
         twin.unet = copy.deepcopy(self.unet, {id(p): p for p in self.unet.parameters()})
-        return Adaptable(twin.unet, twin.network, width)
+        return twin
 
 
 def load_of(folder: Folder, part: str, dtype: torch.dtype) -> Any:

@@ -15,7 +15,7 @@ from torch import Tensor
 from splatdistill.ops.transfer import upload
 from splatdistill.priors import album
 from splatdistill.priors.album import OFFSET, SHOWN, Album
-from splatdistill.priors.base import Conditioning, cut_to_fit
+from splatdistill.priors.base import Adaptable, Conditioning, cut_to_fit, text_branch
 from splatdistill.priors.folders import Folder
 from splatdistill.priors.graphs import Graphed
 from splatdistill.priors.latent import LatentPrior, Pictured
@@ -28,6 +28,7 @@ from splatdistill.scene.pictures import Reference
 PART = "transformer"  # the denoiser's folder
 VIEWS = 4  # of a scene that are denoised together
 TOLD = 8  # of each view: azimuth, elevation, distance, field of view, relative, background
+ATTENTION = ("enter", "leave", "words")  # the linear maps of a ViewTransformer's attention
 FRONT = (0.0, 15.0, 3.0, 42.0)  # the default camera: azimuth, elevation, distance, field of view; in degrees
 
 
@@ -182,12 +183,27 @@ class ViewPrior(Pictured, LatentPrior):
     @torch.no_grad()
     def predict(self, z_t: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
         """Return raw float32 outputs [R,B,C,h,w] as `LatentPrior` does; without cameras, of single views."""
+        placed, cond = self._placed(cond, len(z_t))
+        return LatentPrior.predict(placed, z_t, t, cond)
+
+    def _placed(self, cond: Conditioning, count: int) -> tuple[Self, Conditioning]:
+        """Return this prior and the conditioning of `count` samples: of single views where cameras miss."""
         if cond.extra is not None:
-            return super().predict(z_t, t, cond)
+            return self, cond
         single = self if self.group == 1 else self.alone()
         azimuth, elevation, distance, fov = FRONT
-        cameras = orbit([azimuth] * len(z_t), elevation, distance, fov, self.image_size, self.image_size)
-        return single.predict(z_t, t, single.with_cameras(cond, cameras, torch.ones(len(z_t), 3)))
+        cameras = orbit([azimuth] * count, elevation, distance, fov, self.image_size, self.image_size)
+        return single, single.with_cameras(cond, cameras, torch.ones(count, 3))
+
+    def adaptable(self) -> Adaptable:
+        """Return a copy of the transformer that may be adapted; see `LatentPrior.adaptable`."""
+        twin = self.twin()
+
+        def predict(z_t: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
+            placed, cond = twin._placed(cond, len(z_t))
+            return text_branch(placed.network, z_t, t, cond)
+
+        return Adaptable(twin.unet, predict, ATTENTION, None)
 
     def network(self, z_t: Tensor, t: Tensor, embeddings: Tensor, *extra: Tensor) -> Tensor:
         """Return raw float32 outputs [n,C,h,w] at z_t [n,C,h,w], t [n], texts [n,1+L,D] and extra [n,...]."""

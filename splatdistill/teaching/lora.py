@@ -28,7 +28,7 @@ from splatdistill.console import exit_status
 from splatdistill.errors import UserError
 from splatdistill.files import atomic_write
 from splatdistill.priors import load_prior
-from splatdistill.priors.base import alpha_bar_at
+from splatdistill.priors.base import alpha_bar_at, cfg
 from splatdistill.priors.latent import LatentPrior
 from splatdistill.priors.lora import TEXT, TRIGGER, UNET
 from splatdistill.priors.words import BACKGROUNDS
@@ -122,7 +122,8 @@ class Student:
 
     def predict(self, z_t: Tensor, t: Tensor, texts: list[str]) -> Tensor:
         """Return raw outputs [n,C,h,w] at z_t [n,C,h,w], t [n], with gradient."""
-        return self.adapted.network(z_t, t, self.prior.read(texts, self.text_encoder))
+        hidden = self.prior.read(texts, self.text_encoder)
+        return self.adapted.predict(z_t, t, cfg(hidden, hidden))
 
     def state(self) -> dict[str, Tensor]:
         """Return the factors under diffusers' names."""

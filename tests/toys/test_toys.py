@@ -18,6 +18,7 @@ from splatdistill.errors import UserError
 from splatdistill.formats.ply import write_ply
 from splatdistill.guidance.clip import SCALE, clip_loss
 from splatdistill.guidance.core import sample
+from splatdistill.guidance.vsd import VSD
 from splatdistill.measure.jury import Jury, true_row
 from splatdistill.priors import load_prior, loading
 from splatdistill.priors import words as grammar
@@ -84,6 +85,12 @@ def test_a_name_like_theirs_is_told_what_there_is() -> None:
     with pytest.raises(UserError) as caught:
         load_prior("embedded-foo")
     assert str(caught.value).count("embedded, embedded-multiview, embedded-image") == 1
+
+
+def test_a_teacher_of_pictures_has_nothing_that_vsd_could_adapt() -> None:
+    prior: Any = load_prior("embedded-image")
+    with pytest.raises(UserError, match="no UNet that could be adapted"):
+        VSD().start(prior, 0)
 
 
 def test_they_are_the_default_of_all_tasks_where_one_of_them_is_named() -> None:

@@ -108,7 +108,7 @@ def plan(args: argparse.Namespace) -> tuple[list[RunSpec], int]:
     """
     from splatdistill.files import writable_folder
     from splatdistill.measure.suites import keep_settings, listed, specs_of
-    from splatdistill.training.run import prepare
+    from splatdistill.training.jobs import check
 
     words = [word for word in args.overrides if not word.startswith(SCENES)]
     scenes = [word.removeprefix(SCENES) for word in args.overrides if word.startswith(SCENES)]
@@ -118,8 +118,8 @@ def plan(args: argparse.Namespace) -> tuple[list[RunSpec], int]:
     out = args.out.absolute()
     specs, base = specs_of(listed(args.list), out, flags, words, allow_unknown=args.allow_unknown)
     missing = [spec for spec in specs if not spec.finished]
-    if missing and args.on == "local":  # checks everything and writes nothing; a cluster has other devices
-        prepare(missing[0].config, missing[0].folder, device=args.device)
+    if missing and args.on == "local":  # a cluster has other devices
+        check(missing[0], args.device)
     writable_folder(out)
     keep_settings(out, base)
     return specs, int(scenes[-1]) if scenes else 1

@@ -4,23 +4,28 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from many import listening
 from tiny import SMALL
 
 from splatdistill.batch import main, shard
+from splatdistill.config.schema import GuidanceConfig
 from splatdistill.errors import UserError
 from splatdistill.folder import RESULT
+from splatdistill.guidance.methods import SDS
+from splatdistill.guidance.query import Query
 from splatdistill.measure.suites import SUITES, listed, specs_of
 from splatdistill.priors.latent import LatentPrior
 from splatdistill.training import executors, jobs
 from splatdistill.training.executors import LOST, Here, Processes, RayActors, SlurmArray
-from splatdistill.training.jobs import RunSpec, Task, make_all
+from splatdistill.training.jobs import RunSpec, Task, make_all, tasks_of
 
 PROMPTS = ["a red dog", "a dog", "a red mushroom"]
 WORDS = [*SMALL, "steps=2", "method=sds", "prior.dtype=float32"]
@@ -136,18 +141,100 @@ def test_what_fails_is_tried_again_and_listed(specs) -> None:
     assert list(failures.values()) == ["no dogs"] and begun == [*PROMPTS, "a dog", "a dog"]
 
 
-def test_an_error_of_one_run_is_not_that_of_the_others(specs, monkeypatch) -> None:
-    original = jobs.run.make_run
+def with_fault(specs: Sequence[RunSpec], error: BaseException) -> list[RunSpec]:
+    """Return the runs, the second with a method that raises in its second step."""
 
-    def make_run(config: Any, *given: Any, **named: Any) -> Any:
-        if config.prompt == "a dog":
-            raise RuntimeError("out of memory")
-        return original(config, *given, **named)
+    class Faulty(SDS):
+        def compare(self, query: Query, state: Any) -> Any:
+            if query.progress > 0:
+                raise error
+            return super().compare(query, state)
 
-    monkeypatch.setattr(jobs.run, "make_run", make_run)
-    failures = make_all(specs, Here("cpu"))
-    assert list(failures.values()) == ["RuntimeError: out of memory"]
-    assert "Traceback" in (specs[1].folder / "log.txt").read_text()
+    config = replace(specs[1].config, method=Faulty())
+    return [specs[0], replace(specs[1], config=config), *specs[2:]]
+
+
+@pytest.fixture
+def faulty_teacher(monkeypatch) -> None:
+    """Let the teacher raise whenever it is asked about a dog."""
+    embed, predict = LatentPrior.embed, LatentPrior.predict
+
+    def marked(self: LatentPrior, texts: list[str]) -> Any:
+        marks = torch.tensor([1e6 * (text == "a dog") for text in texts])
+        return embed(self, texts) + marks[:, None, None]
+
+    def faulty(self: LatentPrior, z_t: Any, t: Any, cond: Any) -> Any:
+        if cond.embeddings.max() > 1e5:
+            raise KeyError("no such\nthing")
+        return predict(self, z_t, t, cond)
+
+    monkeypatch.setattr(LatentPrior, "embed", marked)
+    monkeypatch.setattr(LatentPrior, "predict", faulty)
+
+
+def told_alone(specs: Sequence[RunSpec], failures: Mapping[Path, str], line: str) -> bool:
+    """Return whether the second run alone failed, with one line, and its log has the traceback."""
+    ended = [spec.finished for spec in specs] == [True, False, True]
+    return ended and failures == {specs[1].folder: line} and "Traceback" in log_of(specs[1])
+
+
+def log_of(spec: RunSpec) -> str:
+    return (spec.folder / "log.txt").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("scenes", [1, 3], ids=["alone", "shared"])
+def test_a_fault_of_a_method_ends_its_own_run(specs, scenes) -> None:
+    specs = with_fault(specs, TypeError("no\nsuch thing"))
+    failures = make_all(specs, Here("cpu"), scenes=scenes)
+    assert told_alone(specs, failures, "TypeError: no such thing")
+
+
+@pytest.mark.parametrize("scenes", [1, 3], ids=["alone", "shared"])
+def test_a_fault_of_the_teacher_ends_the_run_that_asked(specs, faulty_teacher, scenes) -> None:
+    plain = GuidanceConfig(mode="plain")  # with a view's name behind it, the tiny teacher cuts a prompt
+    specs = [replace(spec, config=replace(spec.config, guidance=plain)) for spec in specs]
+    failures = make_all(specs, Here("cpu"), scenes=scenes)
+    assert told_alone(specs, failures, "KeyError: 'no such\\nthing'")
+
+
+@pytest.mark.parametrize("scenes", [1, 3], ids=["alone", "shared"])
+def test_an_interrupt_in_one_run_ends_all(specs, scenes) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        make_all(with_fault(specs, KeyboardInterrupt()), Here("cpu"), scenes=scenes)
+
+
+def test_a_teacher_that_cannot_be_loaded_is_a_failure_of_each(specs, monkeypatch) -> None:
+    def teacher_of(*_: Any) -> Any:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(jobs, "teacher_of", teacher_of)
+    jobs.warm_teacher.cache_clear()
+    for scenes in (1, 3):
+        assert set(make_all(specs, Here("cpu"), scenes=scenes).values()) == {"RuntimeError: out of memory"}
+
+
+def test_runs_that_share_batches_have_one_teacher(specs) -> None:
+    other = replace(specs[1].config, prior=replace(specs[1].config.prior, models=2))
+    mixed = [specs[0], replace(specs[1], config=other), specs[2]]
+    assert tasks_of(mixed, 2) == [[mixed[0], mixed[2]], [mixed[1]]]
+    assert tasks_of(specs, 2) == [specs[:2], specs[2:]]
+
+
+def test_a_list_whose_first_run_is_at_fault_is_made(teacher, listing, tmp_path, capsys, monkeypatch) -> None:
+    prepare = jobs.run.prepare
+
+    def faulty(config: Any, *given: Any, **named: Any) -> Any:
+        if config.prompt == PROMPTS[0]:
+            raise ValueError("modules not found")
+        return prepare(config, *given, **named)
+
+    monkeypatch.setattr(jobs.run, "prepare", faulty)
+    command = [listing, "--out", str(tmp_path / "out"), "--prior", teacher, "--jobs", "1", "--retries", "0"]
+    assert main([*command, *WORDS, "steps=1"]) == 1
+    assert set(results(tmp_path / "out")) == {"a-dog-0", "a-red-mushroom-0"}
+    err = capsys.readouterr().err
+    assert "ValueError: modules not found" in err and "Traceback" not in err
+    assert "Traceback" in (tmp_path / "out" / "a-red-dog-0" / "log.txt").read_text(encoding="utf-8")
 
 
 def test_lists_are_suites_texts_or_yaml(tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ def test_a_teacher_with_a_vocabulary_takes_the_nearest_words_of_a_published_prom
     views, tmp_path, monkeypatch
 ) -> None:
     made = []
-    monkeypatch.setattr(suites.run, "prepare", lambda config, folder: None)
+    monkeypatch.setattr(suites, "check", lambda spec: None)
     monkeypatch.setattr(suites, "make", lambda specs, jobs: made.extend(specs) or [])
     prompts = ["A delicious croissant", "A DSLR photo of Cthulhu"]
     make_runs(prompts, tmp_path, ["sdi"], [str(views)], [0], allow_unknown=True)

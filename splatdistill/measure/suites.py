@@ -20,11 +20,10 @@ from splatdistill.errors import UserError
 from splatdistill.folder import BATCH_SETTINGS
 from splatdistill.priors import words as grammar
 from splatdistill.priors.loading import ASSETS
-from splatdistill.training import run
 from splatdistill.training.checkpoint import differing
 from splatdistill.training.executors import local
 from splatdistill.training.inputs import check_words, slug
-from splatdistill.training.jobs import RunSpec, make_all
+from splatdistill.training.jobs import RunSpec, check, make_all
 
 
 def compositions(count: int = 30) -> list[str]:
@@ -111,7 +110,7 @@ def make_runs(
             these.append(RunSpec(folder, resolve(flags, None, overrides)))
             check_words(these[-1].config, allow_unknown)
         if missing := [one for one in these if not one.finished]:
-            run.prepare(missing[0].config, missing[0].folder)  # checks everything and writes nothing
+            check(missing[0])
         specs += these
     return make(specs, jobs)
 

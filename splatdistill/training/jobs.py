@@ -70,7 +70,7 @@ def make_all(
     Args:
         specs: all runs, in folders of their own. Finished ones are left alone, unfinished ones continued.
         executor: where.
-        scenes: runs that share their teacher's batches.
+        scenes: runs that share their teacher's batches, where they have the same one.
         retries: how often those that failed are tried again, after the rest.
         tell: called with a run that begins and None, and when it ends with its failure, "" for none.
 
@@ -80,7 +80,7 @@ def make_all(
     failures: dict[Path, str] = {}
     left = [spec for spec in specs if not spec.finished]
     for _ in range(retries + 1):
-        tasks = [left[i : i + scenes] for i in range(0, len(left), scenes)]
+        tasks = tasks_of(left, scenes)
         for number, lines in executor.each(tasks):
             for spec, failure in zip(tasks[number], lines or [None] * scenes):
                 tell(spec, failure)
@@ -93,10 +93,39 @@ def make_all(
     return failures
 
 
+def tasks_of(specs: Sequence[RunSpec], most: int) -> list[Task]:
+    """Return runs as tasks of at most so many, each of one teacher; those of a teacher follow each other."""
+    alike: dict[PriorConfig, list[RunSpec]] = {}
+    for spec in specs:
+        alike.setdefault(spec.config.prior, []).append(spec)
+    return [those[i : i + most] for those in alike.values() for i in range(0, len(those), most)]
+
+
+def check(spec: RunSpec, device: str | None = None) -> None:
+    """Load and check all that a run needs, before the first of many is made; write nothing.
+
+    Raises UserError or Diverged for what may be the same in the others. An unexpected error is passed over:
+    the run itself will fail by it when it is made, and tell it.
+    """
+    try:
+        run.prepare(spec.config, spec.folder, device=device)
+    except (UserError, Diverged, OSError):
+        raise
+    except Exception:
+        return
+
+
+def brief(error: Exception) -> str:
+    """Return an unexpected error as one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}".removesuffix(": ")
+
+
 def make_one(
     spec: RunSpec, device: str | None = None, teacher: Prior | None = None, stop: Stop | None = None
 ) -> str:
     """Make or continue a run, with its output in log.txt; return why it failed, or an empty text.
+
+    Whatever goes wrong in it is its own failure, and that of no other run.
 
     Args:
         spec: the run.
@@ -124,9 +153,11 @@ def make_one(
             except (UserError, Diverged) as error:
                 print(f"error: {error}", file=log)
                 return str(error)
-            except RuntimeError as error:  # such as a GPU without memory: the other runs go on
+            except OSError:  # told below, with its file
+                raise
+            except Exception as error:  # a GPU without memory, or a fault of a method: the others go on
                 traceback.print_exc(file=log)
-                return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+                return brief(error)
     except OSError as error:
         return f"{error.filename or folder}: {error.strerror or error}"
     if not result.finished:

@@ -9,6 +9,7 @@ what the network's kernels round otherwise in a larger batch.
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -28,7 +29,10 @@ def make_together(specs: Sequence[RunSpec], device: str | None = None) -> list[s
 
     Raises KeyboardInterrupt when they were interrupted; their states are saved.
     """
-    prior = warm_teacher(specs[0].config.prior, device)
+    try:
+        prior = warm_teacher(specs[0].config.prior, device)
+    except Exception:  # each run tells it as its own failure
+        return [make_one(spec, device) for spec in specs]
     with interruptible() as interrupted:
         scenes = [Scene(prior, spec, device, interrupted) for spec in specs]
         while live := [scene for scene in scenes if scene.goes_on()]:
@@ -48,7 +52,7 @@ class Scene:
     device: str | None
     stop: Stop
     asked: Asked | None = None
-    answered: Tensor | None = None
+    answered: Tensor | Exception | None = None
     failure: str = ""
     error: BaseException | None = None
     random: list[Tensor] = field(default_factory=list)  # states of torch's global generators
@@ -86,12 +90,15 @@ class Scene:
             self.back.release()
 
     def predict(self, z_t: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
-        """Ask the teacher, in the run's thread; return its answer."""
+        """Ask the teacher, in the run's thread; return its answer, or raise what it raised."""
         self.asked = (z_t, t, cond)
         self.back.release()
         self.go.acquire()
-        assert self.answered is not None
-        return self.answered
+        answered, self.answered = self.answered, None
+        assert answered is not None
+        if isinstance(answered, Exception):
+            raise answered
+        return answered
 
 
 class Shared:
@@ -110,17 +117,30 @@ class Shared:
 
 @torch.no_grad()
 def answer(prior: Prior, scenes: Sequence[Scene]) -> None:
-    """Answer what runs asked: those that fit together by one call."""
+    """Answer what runs asked: those that fit together by one call, or by one each if that raises."""
     alike: dict[Any, list[Scene]] = {}
     for scene in scenes:
         assert scene.asked is not None
         alike.setdefault(kind(*scene.asked), []).append(scene)
-    for those in alike.values():
-        asked = [scene.asked for scene in those if scene.asked is not None]
-        z_t, t = torch.cat([one[0] for one in asked]), torch.cat([one[1] for one in asked])
-        outputs = prior.predict(z_t, t, joined([cond for *_, cond in asked]))
-        for scene, part in zip(those, outputs.split([len(one[0]) for one in asked], dim=1)):
-            scene.answered = part.contiguous()
+    waiting = deque(alike.values())
+    while waiting:
+        those = waiting.popleft()
+        try:
+            outputs = predictions(prior, [scene.asked for scene in those if scene.asked is not None])
+            for scene, output in zip(those, outputs):
+                scene.answered = output
+        except Exception as error:
+            if len(those) == 1:
+                those[0].answered = error
+            else:  # it is the fault of one of them, or of their number
+                waiting.extend([scene] for scene in those)
+
+
+def predictions(prior: Prior, asked: Sequence[Asked]) -> list[Tensor]:
+    """Return the teacher's answers to several questions, by one call."""
+    z_t, t = torch.cat([one[0] for one in asked]), torch.cat([one[1] for one in asked])
+    outputs = prior.predict(z_t, t, joined([cond for *_, cond in asked]))
+    return [part.contiguous() for part in outputs.split([len(one[0]) for one in asked], dim=1)]
 
 
 def kind(z_t: Tensor, t: Tensor, cond: Conditioning) -> Any:

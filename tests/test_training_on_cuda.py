@@ -61,8 +61,9 @@ def test_the_host_seldom_waits_in_a_step(teacher, tmp_path, mode):
         assert sum(waits.values()) <= MOST_WAITS, waits
 
 
-def test_the_shipped_layout_stays_on_the_device(views, tmp_path):
-    config = settings(str(views), "views.count=4", "checkpoint_every=100")
+@pytest.mark.parametrize("method", ["sdi", "vsd"])
+def test_the_shipped_layout_stays_on_the_device(views, tmp_path, method):
+    config = settings(str(views), f"method={method}", "views.count=4", "checkpoint_every=100")
     for waits in waits_of_steps(config, tmp_path / "run"):
         assert sum(waits.values()) <= MOST_WAITS + 2, waits  # cameras and pages, for the album
 

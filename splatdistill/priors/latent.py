@@ -246,7 +246,8 @@ class LatentPrior(Prior):
     def twin(self) -> Self:
         """Return a copy of this prior whose denoiser has modules of its own, sharing this one's weights."""
         twin = copy.copy(self)
-        twin.unet = copy.deepcopy(self.unet, {id(p): p for p in self.unet.parameters()})
+        shared = (*self.unet.parameters(), *self.unet.buffers())
+        twin.unet = copy.deepcopy(self.unet, {id(p): p for p in shared})
         return twin
 
 

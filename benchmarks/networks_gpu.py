@@ -245,6 +245,12 @@ def unet(check: Check) -> dict[str, Any]:
     other = fresh(check)
     other.unet.to(memory_format=torch.contiguous_format)
     forms.take("graph, contiguous", lambda: own.form(Graphed(other.network), "default", own.few))
+
+    def contiguous() -> dict[str, Any]:
+        compile_blocks(other.unet, NORMS["plain"], "eager" if check.dry else "inductor")
+        return own.form(Graphed(other.network), forms.best["attention"], own.few)
+
+    forms.take("graph, contiguous, compiled", contiguous, 25)
     return forms.told
 
 

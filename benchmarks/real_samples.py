@@ -27,9 +27,10 @@ from splatdistill.guidance.core import sample
 from splatdistill.measure.claims.base import share
 from splatdistill.measure.jury import Jury
 from splatdistill.priors import load_prior
+from splatdistill.priors.album import FILE, Album
 from splatdistill.priors.base import cfg
 from splatdistill.priors.judge import SIDE
-from splatdistill.priors.loading import words_of
+from splatdistill.priors.loading import locate, words_of
 from splatdistill.priors.reading import Vocabulary
 from splatdistill.priors.words import COLORS
 from splatdistill.scene.cameras import EVALUATION_VIEW, turntable
@@ -54,9 +55,14 @@ def vocabulary() -> Vocabulary:
     return words
 
 
+def everything() -> list[str]:
+    """Return all nouns in the teacher's album, those too that its vocabulary leaves out; sorted."""
+    return sorted(set(Album.load(locate(PRIOR).root / FILE).nouns))
+
+
 def pairs(words: Vocabulary, count: int = PAIRS) -> list[str]:
-    """Return prompts of two things, drawn from all that it lists: half stacked, half side by side."""
-    rng, things, below = random.Random(SEED), sorted(words.things), list(words.pairs["on top of"])
+    """Return prompts of two things, drawn from all in the album: half stacked, half side by side."""
+    rng, things, below = random.Random(SEED), everything(), list(words.pairs["on top of"])
     stacked = [f"a {rng.choice(things)} on top of a {rng.choice(below)}" for _ in range(count // 2)]
     return stacked + ["a {} next to a {}".format(*rng.sample(things, 2)) for _ in range(count - len(stacked))]
 
@@ -65,7 +71,7 @@ def prompts(words: Vocabulary) -> dict[str, list[str]]:
     """Return the prompts of each kind."""
     colored = [f"a {color} {thing}" for thing, color in product(TINTED, COLORS)]
     nouns = [f"a {noun}" for noun in sorted(words.things)]
-    return {"nouns": nouns, "colors": colored, "pairs": pairs(words)}
+    return {"colors": colored, "pairs": pairs(words), "nouns": nouns}  # few first, should the time run out
 
 
 @torch.no_grad()
@@ -115,6 +121,8 @@ def names(jury: Jury, texts: Sequence[str], path: Path) -> dict[str, Any]:
     hits: dict[str, list[bool]] = {"scene": [], "scene_first_five": [], "view": [], "view_first_five": []}
     by_noun: dict[str, list[bool]] = {}
     for number, rgb, alpha in seen(path):
+        if texts[number].removeprefix("a ") not in jury.vocabulary.things:
+            continue  # it was left out since
         (asked,) = jury.vocabulary.asked(texts[number])
         logs = jury.judge.logs(framed(rgb, alpha, SIDE))
         for name, group in (("scene", [logs]), ("view", list(logs.split(1)))):

@@ -14,7 +14,7 @@ from torch import Tensor
 
 FILL = 0.88  # of a framed view that the thing takes up
 COVERED = 0.5  # of alpha
-CUTS = (0.35, 0.5, 0.65)  # where a pair is divided, as a share of it
+CUTS = tuple(i / 12 for i in range(1, 12))  # where a pair is divided, as a share of it
 SIDE, CELLS = 32, 8  # of a silhouette, and of the colors
 APART = 0.05  # least distance of a thing's front and back for a second front to be seen
 USUAL: tuple[str, ...] = (
@@ -77,12 +77,14 @@ def boxed(rgb: Tensor, alpha: Tensor, side: int) -> Tensor:
 def pieces(rgb: Tensor, alpha: Tensor, stacked: bool, side: int) -> Iterator[Tensor]:
     """Yield views of the parts of a pair, divided at CUTS: above and below, or left and right.
 
-    Things side by side are seen apart from the front and from the back, where they have changed sides.
+    Things side by side are seen apart from the front and from the back, where they have changed sides: the
+    views that are within 30 degrees of either.
     """
+    count = len(rgb)
     if not stacked:
-        both = [0, len(rgb) // 2]
-        rgb, alpha = (torch.stack([x[both[0]], x[both[1]].flip(-1)]) for x in (rgb, alpha))
-        rgb, alpha = rgb.mT, alpha.mT
+        near = range(-(count // 12), count // 12 + 1)
+        ends = [[(middle + k) % count for k in near] for middle in (0, count // 2)]
+        rgb, alpha = (torch.cat([x[ends[0]], x[ends[1]].flip(-1)]).mT for x in (rgb, alpha))
     rows = (alpha > 0.1).any(0)[0].any(1).nonzero().flatten()
     for share_above in CUTS if len(rows) else ():
         above = torch.zeros_like(alpha)
@@ -90,7 +92,8 @@ def pieces(rgb: Tensor, alpha: Tensor, stacked: bool, side: int) -> Iterator[Ten
         for part in (above, 1 - above):
             views, cover = 1 - (1 - rgb) * part, alpha * part
             if not stacked:
-                views, cover = (torch.stack([x[0].mT, x[1].mT.flip(-1)]) for x in (views, cover))
+                halves = (x.mT.chunk(2) for x in (views, cover))
+                views, cover = (torch.cat([front, back.flip(-1)]) for front, back in halves)
             yield boxed(views, cover, side)
 
 

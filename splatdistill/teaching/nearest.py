@@ -75,6 +75,10 @@ CORRECTED = {
         "broom": "vacuum cleaner|vacuum|hoover",
         "xylophone": "drum|drums|drum kit|drumset", "elephant": "hippo hippopotamus",
         "worm": "snail slug", "frog": "turtle tortoise", "skateboard": "surfboard",
+        "bowl": "ashtray receptacle spittoon", "keyboard": "keypad|input device|peripheral",
+        "train wagon": "freight wagon|container wagon|boxcar|freight car|flatcar|stockcar",
+        "tape measure": "ruler|foot rule|yard measure|meterstick", "crate": "question block|mystery block",
+        "smoke detector": "smoke alarm|fire alarm",
     }.items()
     for word in (words.split("|") if "|" in words or " " not in words else words.split())
 }  # fmt: skip
@@ -326,7 +330,7 @@ def nearest_names(
 
 
 def corrected(table: dict[str, str], names: Mapping[str, str]) -> dict[str, str]:
-    """Return a table with CORRECTED's first known name for each of its words, without FAR and NUMBERS."""
+    """Return a table with CORRECTED's first known name for its words, and no FAR, NUMBERS or other names."""
     better = {w: next((n for n in ns if n in names), "") for w, ns in CORRECTED.items() if w not in names}
     whole = table | {word: name for word, name in better.items() if name}
-    return {word: name for word, name in whole.items() if word not in NUMBERS | FAR}
+    return {word: name for word, name in whole.items() if word not in NUMBERS | FAR and name in names}

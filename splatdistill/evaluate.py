@@ -22,7 +22,7 @@ from splatdistill.errors import UserError
 from splatdistill.files import atomic_write, writable_folder
 from splatdistill.folder import CONFIG, RESULT
 from splatdistill.guidance.registry import check_method
-from splatdistill.priors.loading import check_clip, check_name
+from splatdistill.priors.loading import TOYS, check_clip, check_name
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -40,16 +40,12 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     two = "compare two results of this command, of the same prompts and seeds"
     add("--compare", nargs=2, type=Path, metavar=("A", "B"), help=two)
     add("--methods", default="sdi", help="with a suite: sdi,sds")
-    add("--priors", default="embedded", help="with a suite: embedded,embedded-multiview")
+    add("--priors", default="real", help="with a suite: real,sd21")
     add("--seeds", default="0", help="with a suite: 0,1 or 0-7")
     add("--jobs", type=int, help="with a suite: runs side by side; default one a core, on a GPU one")
     add("--out", type=folder, metavar="DIR", help="default outputs/suite-NAME, or outputs/evaluation")
-    add(
-        "--clip",
-        default="embedded",
-        metavar="PATH",
-        help="embedded (default), the folder of a CLIP model, or owner/name@COMMIT of the hub",
-    )
+    clip = "the folder of a CLIP model, or owner/name@COMMIT of the hub; default the judge of the teacher"
+    add("--clip", metavar="PATH", help=clip)
     liked = "a CLIP model trained on preferences (PickScore, HPSv2), as --clip; its logits are a figure more"
     add("--preference", metavar="PATH", help=liked)
     add("--distractors", type=Path, metavar="FILE", help="what R-Precision ranks against, one text a line")
@@ -101,6 +97,7 @@ def report(args: argparse.Namespace) -> int:
 
     from rich.console import Console
 
+    from splatdistill.config.load import load
     from splatdistill.measure.jury import confusions
     from splatdistill.measure.runs import evaluate
     from splatdistill.measure.suites import PUBLISHED, SUITES, make_runs
@@ -112,7 +109,6 @@ def report(args: argparse.Namespace) -> int:
     others = None if args.distractors is None else read_lines(args.distractors)
     if args.suite and args.suite not in SUITES:
         raise UserError(f"--suite {args.suite}: expected one of {', '.join(SUITES)}")
-    scorer = Scorer.load(args.clip)
     runs = list(args.runs)
     if args.suite:
         methods, priors = args.methods.split(","), args.priors.split(",")
@@ -121,22 +117,25 @@ def report(args: argparse.Namespace) -> int:
         runs = make_runs(prompts, out, methods, priors, seeds, words, args.jobs, allow_unknown=theirs)
         others = prompts if theirs and others is None else others  # what a paper's R-Precision ranks against
     writable_folder(out)
-    known = grammar.vocabulary() if args.clip == "embedded" else None
+    toys = any(load(run / CONFIG).prior.name in TOYS for run in runs)
+    clip = args.clip or ("embedded" if toys else None)
+    scorer, known = Scorer.load(clip) if clip else None, grammar.vocabulary() if clip == "embedded" else None
     judge = None if args.preference is None else Scorer.load(args.preference)
     groups = evaluate(runs, scorer, others, not args.no_teacher, known, judge)
-    unread = {row["prompt"] for g in groups.values() for row in g["rows"] if row["clip_score"] is None}
-    judged = {row["prompt"] for g in groups.values() for row in g["rows"] if "called" in row}
+    rows = [row for group in groups.values() for row in group["rows"]]
+    unread = {row["prompt"] for row in rows if clip and row["clip_score"] is None}
+    judged = {row["prompt"] for row in rows if "called" in row}
     for prompt in sorted(unread - judged):
         note(f"the shipped scorer cannot read '{prompt}': no figure compares with it; give another --clip")
     Console(width=None if sys.stdout.isatty() else 120).print(table(groups))
     with atomic_write(out / "evaluation.json") as file:
-        told = {"clip": args.clip, "preference": args.preference, **provenance(), "groups": groups}
+        told = {"clip": clip, "preference": args.preference, **provenance(), "groups": groups}
         file.write(json.dumps(told, indent=1).encode() + b"\n")
     with atomic_write(out / "evaluation.md") as file:
         file.write(markdown(groups).encode())
     if judged:
         with atomic_write(out / "confusions.tsv") as file:
-            file.write(confusions([row for group in groups.values() for row in group["rows"]]).encode())
+            file.write(confusions(rows).encode())
     with atomic_write(out / "evaluation.png") as file:
         runs_sheet([run / RESULT for run in runs]).save(file, format="PNG")
     print(f"{out / 'evaluation.json'} has every figure, {out / 'evaluation.png'} shows every run")
@@ -147,9 +146,9 @@ def check(args: argparse.Namespace) -> None:
     """Raise UserError for invalid options before anything is loaded or made."""
     if args.jobs is not None and args.jobs < 1:
         raise UserError(f"--jobs {args.jobs}: expected 1 or more")
-    check_clip(args.clip)
-    if args.preference is not None:
-        check_clip(args.preference)
+    for model in (args.clip, args.preference):
+        if model is not None:
+            check_clip(model)
     if args.suite:
         for prior in args.priors.split(","):
             check_name(prior)

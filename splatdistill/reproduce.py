@@ -43,10 +43,10 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     add("--list", action="store_true", help="print the claims, and exit")
     add("--out", type=folder, default=Path("outputs"), metavar="DIR", help="default outputs")
-    add("--prompts", type=int, default=6, help=f"default 6, at most {PROMPTS}")
+    add("--prompts", type=int, default=4, help=f"default 4, at most {PROMPTS}")
     add("--seeds", type=int, default=2, help="for each prompt; default 2")
     add("--draws", type=int, default=32, help="of noise, where variance is measured; default 32")
-    add("--steps", type=int, default=100, help="of optimization; default 100")
+    add("--steps", type=int, default=130, help="of optimization; default 130")
     add("--jobs", type=int, help="runs side by side; default one a core, on a GPU one")
     add("--version", action="version", version=f"splatdistill {__version__}")
     return parser.parse_args(arguments)
@@ -81,19 +81,20 @@ def start(args: argparse.Namespace) -> int:
 
     from splatdistill.config.load import resolve
     from splatdistill.files import atomic_write, writable_folder
-    from splatdistill.measure.claims.base import Lab
+    from splatdistill.measure.claims.base import MODELS, Lab
+    from splatdistill.measure.jury import Jury
     from splatdistill.measure.machine import machine
     from splatdistill.priors import load_prior
-    from splatdistill.priors.clip import Scorer
     from splatdistill.training.inputs import slug
 
     resolve({}, None, words)  # a mistyped setting fails before anything is measured
     place = args.out / "reproduction"
     writable_folder(place)
-    prior = load_prior("embedded", dtype=torch.float32)
+    prior, jury = load_prior("real", dtype=torch.float32).for_run(0, MODELS), Jury.of("real")
+    assert jury is not None
     sizes: dict[str, Any] = {name: getattr(args, name) for name in ("prompts", "seeds", "draws", "steps")}
     runs = place / "runs" / slug(" ".join(words)) if words else place / "runs"
-    lab = Lab(prior, Scorer.load("embedded"), runs, **sizes, overrides=words, jobs=args.jobs)
+    lab = Lab(prior, jury, runs, **sizes, overrides=words, jobs=args.jobs)
     options = [word for name, value in sizes.items() for word in (f"--{name}", str(value))]
     for name in names or claims:
         command = shlex.join(["python", "-m", "splatdistill.reproduce", name, *words, *options])

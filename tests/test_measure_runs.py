@@ -211,6 +211,9 @@ def test_a_prompt_that_the_scorer_cannot_read_has_no_figures_that_compare_with_i
     words = ["--prompt", "a corgi in a beret", "--prior", str(folders[1]), "--out", "run", *TINY]
     assert train.main(words) == 0
     capsys.readouterr()
+    assert main(["run", "--no-teacher", "--out", "report"]) == 2  # nothing reads what this teacher makes
+    assert "give a CLIP model by --clip" in capsys.readouterr().err
+    monkeypatch.setattr("splatdistill.evaluate.TOYS", (str(folders[1]),))
     assert main(["run", "--no-teacher", "--out", "report"]) == 0
     assert "cannot read 'a corgi in a beret'" in capsys.readouterr().err
     (group,) = json.loads((tmp_path / "report" / "evaluation.json").read_text())["groups"].values()
@@ -230,7 +233,7 @@ def test_mistakes_are_one_line(tmp_path: Path, folders: tuple[Path, Path], capsy
         (["--suite", "objects", "--methods", "pds", *clip], "splatdistill.edit"),
         (["--suite", "objects", "--priors", "foo", *clip], "foo"),
         (["--suite", "objects", "guidance.scal=3", *clip], "guidance.scal"),
-        (["--suite", "dreamfusion", *clip], "does not know"),
+        (["--suite", "dreamfusion", "--priors", "embedded", *clip], "does not know"),
         (["run", *clip], "no finished run (no splat.ply)"),
         (["--suite", "objets", *clip], "objects"),
         (["--suite", "objects", "--jobs", "0", *clip], "--jobs"),

@@ -1,6 +1,7 @@
 """The claims: their figures are those of what was measured, and the page says what the records say."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,12 +13,13 @@ from splatdistill.guidance.core import sample
 from splatdistill.measure import runs
 from splatdistill.measure.claims import NAMES, all_claims
 from splatdistill.measure.claims import latents as flat
-from splatdistill.measure.claims.base import Claim, Findings, Lab, below, interval, line, share
+from splatdistill.measure.claims import splats as solid
+from splatdistill.measure.claims.base import MODELS, Claim, Findings, Lab, below, interval, line, share
 from splatdistill.measure.claims.groups import cost
-from splatdistill.measure.claims.splats import outside
+from splatdistill.measure.claims.splats import of_thing, outside, recolored
+from splatdistill.measure.jury import Jury
 from splatdistill.priors import load_prior
 from splatdistill.priors import words as grammar
-from splatdistill.priors.clip import Scorer
 
 CLAIMS = all_claims()
 
@@ -28,10 +30,11 @@ def test_the_names_are_those_of_the_claims() -> None:
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory) -> Lab:
-    prior = load_prior("embedded", dtype=torch.float32)
+    prior, jury = load_prior("real", dtype=torch.float32).for_run(0, MODELS), Jury.of("real")
+    assert jury is not None
     folder = tmp_path_factory.mktemp("runs")
-    tiny = ["views.size=16", "views.count=2", "gaussians.count=50", "report.size=16", "report.frames=4"]
-    return Lab(prior, Scorer.load("embedded"), folder, 2, 2, 3, 2, [*tiny, "gaussians.final_opacity=0.01"])
+    tiny = ["views.size=16", "views.count=4", "gaussians.count=50", "report.size=16", "report.frames=4"]
+    return Lab(prior, jury, folder, 2, 2, 3, 2, [*tiny, "gaussians.final_opacity=0.01"])
 
 
 @pytest.fixture
@@ -66,18 +69,19 @@ def test_inversion_leaves_less_of_the_equation_open_than_chance(lab: Lab) -> Non
 
 def test_costs_are_counted_once(lab: Lab) -> None:
     first = cost(lab, "sds")
-    assert first[0] == 2 * 2 * 2  # steps, views, branches
+    assert first[0] == 2 * 4 * 2  # steps, views, branches
     assert cost(lab, "sds") == first
 
 
 def test_a_claim_about_splats_makes_its_runs_and_reads_them(lab: Lab, few_steps) -> None:
+    lab = replace(lab, seeds=1)
     found = CLAIMS["df-1"].measure(lab)
-    assert [len(cells) for _, cells in found.rows] == [3, 3]
-    made = sorted((lab.runs / "steps-2" / "embedded-sdi").glob("*/splat.ply"))
-    assert len(made) == 4
+    assert [len(cells) for _, cells in found.rows] == [4, 4]
+    made = sorted((lab.runs / "steps-2" / "real-sdi").glob("*/splat.ply"))
+    assert len(made) == 2
     shown = Findings([], [], None, "", shown=[[path.parent for path in made]] * 3)
     reproduce.picture(shown, lab.runs / "shown.png")
-    assert Image.open(lab.runs / "shown.png").size == (4 * 4 * 64, 3 * 64)
+    assert Image.open(lab.runs / "shown.png").size == (2 * 4 * 64, 3 * 64)
 
 
 def test_the_mask_of_an_edit_is_the_thing_that_changes() -> None:
@@ -89,6 +93,15 @@ def test_the_mask_of_an_edit_is_the_thing_that_changes() -> None:
     same = outside(picture, alpha, "a red car on top of a blue cube")
     assert not same[..., 2:10, 5:15].any()
     assert same[..., 12:18, 5:15].all() and same[..., :, :3].all()
+    there = of_thing(picture, alpha, "a red car on top of a blue cube")
+    assert recolored(picture, there, "a red car") and not recolored(picture, there, "a green car")
+
+
+@pytest.mark.slow
+def test_views_apart_agree_less_than_views_together(lab: Lab, monkeypatch) -> None:
+    monkeypatch.setattr(solid, "DDIM_STEPS", 10)
+    found = dict(CLAIMS["mv-1"].measure(lab).rows)
+    assert found["each by itself"][0].mean < found["together"][0].mean
 
 
 def test_intervals_hold_their_mean_and_order_is_strict() -> None:

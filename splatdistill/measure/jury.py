@@ -49,6 +49,12 @@ class Jury:
         truth = Truth.load(folder) if (folder / TRUTH).is_file() else None
         return cls(Judge.load(folder), vocabulary, truth)
 
+    def names(self, rgb: Tensor, prompt: str) -> bool:
+        """Return whether pictures [n, 3, S, S] of one thing, on white, are named as a prompt of one thing."""
+        (asked,) = self.vocabulary.asked(prompt)
+        said = self.judge.verdict(self.judge.framed(rgb))
+        return not said.none and said.place(asked.right) == 0
+
     def row(self, run: Path, prompt: str) -> dict[str, Any]:
         """Return the figures of a finished run."""
         return self.verdict(prompt, *turned(run))

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -160,32 +160,65 @@ def teacher_samples(prior: Prior, config: Config, seed: int = 0) -> Tensor:
     return prior.decode(sample(prior, cond, noise.to(prior.device), steps=50)).clamp(0, 1).float().cpu()
 
 
-def measure(
-    rendered: RenderedRun,
-    scorer: Scorer,
-    others: Sequence[str],
-    samples: Tensor | None,
-    known: frozenset[str] | None = None,
-) -> dict[str, Any]:
-    """Return the figures of one run as a row.
+class Eye(Protocol):
+    """What reads pictures: a CLIP model, or a judge."""
+
+    size: int  # pixels of the pictures
+
+    def images(self, rgb: Tensor) -> Tensor:
+        """Return unit embeddings [n, D] of pictures [n, 3, S, S] in [0, 1] on white."""
+        ...
+
+
+def measure(rendered: RenderedRun, color: Tensor, samples: Tensor | None) -> dict[str, Any]:
+    """Return the figures of one run for which no text is read.
 
     Args:
         rendered: the run.
-        scorer: the CLIP model.
-        others: texts that R-Precision ranks against.
+        color: embeddings [V, D] of its pictures.
         samples: of the run's teacher, to compare with, or None.
-        known: words that the scorer knows, None for all; for a prompt with other words, figures are None.
     """
     azimuths = turntable(len(rendered.color), *EVALUATION_VIEW, 8).azimuth_deg
+    row = {
+        "run": str(rendered.run),
+        "prompt": rendered.config.prompt,
+        "seed": rendered.config.seed,
+        "diverged": diverged(rendered),
+        "empty": not rendered.finite or rendered.alpha.mean().item() < EMPTY,  # as the authors of SDI count
+        "janus_cosine": metrics.likeness_to_front(color, azimuths),
+        "prior": rendered.config.prior.name,
+        "method": rendered.config.method.name,
+    }
+    if samples is not None:
+        views = F.interpolate(rendered.color, samples.shape[-2:], mode="bilinear", antialias=True)
+        for name in ("high_frequency_ratio", "saturation"):
+            of_run, of_teacher = (getattr(metrics, name)(images).mean().item() for images in (views, samples))
+            row[f"{name.removesuffix('_ratio')}_to_teacher"] = of_run / max(of_teacher, 1e-9)
+    return row
+
+
+def read(
+    rendered: RenderedRun,
+    color: Tensor,
+    scorer: Scorer,
+    others: Sequence[str],
+    known: frozenset[str] | None = None,
+) -> dict[str, Any]:
+    """Return the figures of one run that compare it with texts.
+
+    Args:
+        rendered: the run.
+        color: the scorer's embeddings [V, D] of its pictures.
+        scorer: the CLIP model.
+        others: texts that R-Precision ranks against.
+        known: words that the scorer knows, None for all; for a prompt with other words, figures are None.
+    """
     prompt = rendered.config.prompt
     readable = bool(prompt) and (known is None or known.issuperset(grammar.words(prompt)))
-    color, geometry = scorer.images(rendered.color).cpu(), scorer.images(rendered.geometry).cpu()
+    geometry = scorer.images(rendered.geometry).cpu()
     named, colored = right_names(scorer, color, prompt)
     followed, janus = views_followed(scorer, color, prompt)
     row = {
-        "run": str(rendered.run),
-        "prompt": prompt,
-        "seed": rendered.config.seed,
         "r_precision": ranked_first(scorer, color, prompt, others) if readable else None,
         "r_precision_geometry": (
             ranked_first(scorer, geometry, colorless(prompt), [colorless(text) for text in others])
@@ -201,21 +234,11 @@ def measure(
         "color": colored,
         "view": followed,
         "janus": janus,
-        "diverged": diverged(rendered),
-        "empty": not rendered.finite or rendered.alpha.mean().item() < EMPTY,  # as the authors of SDI count
-        "janus_cosine": metrics.likeness_to_front(color, azimuths),
-        "prior": rendered.config.prior.name,
-        "method": rendered.config.method.name,
     }
     if known is None:  # a CLIP model that reads any text
         for name, words in IQA.items():
             good, bad = scorer.texts([f"{word} photo." for word in words]).cpu()
             row[name] = metrics.antonym_score(color, good, bad).mean().item()
-    if samples is not None:
-        views = F.interpolate(rendered.color, samples.shape[-2:], mode="bilinear", antialias=True)
-        for name in ("high_frequency_ratio", "saturation"):
-            of_run, of_teacher = (getattr(metrics, name)(images).mean().item() for images in (views, samples))
-            row[f"{name.removesuffix('_ratio')}_to_teacher"] = of_run / max(of_teacher, 1e-9)
     return row
 
 
@@ -235,17 +258,19 @@ class Teachers:
     def samples(self, config: Config) -> Tensor:
         """Return what a run's own teacher draws of its prompt; see `teacher_samples`."""
         prior = config.prior
-        key = (prior, config.prompt, config.negative_prompt, config.method.guidance)
+        if prior not in self._priors:
+            self._priors[prior] = load_prior(prior.name, lora=prior.lora)
+        teacher = self._priors[prior]
+        seed = config.seed if teacher.for_run(0, prior.models) is not teacher else 0  # chooses among models
+        key = (prior, seed, config.prompt, config.negative_prompt, config.method.guidance)
         if key not in self._samples:
-            if prior not in self._priors:
-                self._priors[prior] = load_prior(prior.name, lora=prior.lora)
-            self._samples[key] = teacher_samples(self._priors[prior], config)
+            self._samples[key] = teacher_samples(teacher.for_run(seed, prior.models), config, seed)
         return self._samples[key]
 
 
 def evaluate(
     runs: Sequence[Path],
-    scorer: Scorer,
+    scorer: Scorer | None,
     others: Sequence[str] | None = None,
     compare: bool = True,
     known: frozenset[str] | None = None,
@@ -256,37 +281,45 @@ def evaluate(
 
     Args:
         runs: folders of finished runs.
-        scorer: the CLIP model.
+        scorer: the CLIP model; None for the judge in each teacher's folder, which gives no figure of a text.
         others: texts that R-Precision ranks against; None is `suites.distractors`.
         compare: also compare with samples of each run's own teacher.
-        known: words that the scorer knows; see `measure`.
+        known: words that the scorer knows; see `read`.
         judge: a CLIP model that was trained on preferences (PickScore, HPSv2); None for none.
         teachers: of other calls, so that none is asked twice for the same.
 
     Raises:
-        UserError: a run is not finished.
+        UserError: a run is not finished; or there is no scorer, and its teacher has no judge.
     """
     others = distractors() if others is None else others
     groups: dict[str, Group] = {}
     teachers, juries = teachers or Teachers(), dict[str, Jury | None]()
     names = group_names([load(run / CONFIG) for run in runs])
     for run, name in zip(runs, names, strict=True):
-        seen = render_run(run, scorer.size)
-        config = seen.config
-        drawn = teachers.samples(config) if compare and not config.image.path else None
-        row = measure(seen, scorer, others, drawn, known)
-        if judge is not None:
-            row["preference"] = preference(judge, seen)
+        config = load(run / CONFIG)
         if config.prior.name not in juries:
             juries[config.prior.name] = Jury.of(config.prior.name)
-        if (jury := juries[config.prior.name]) is not None:
+        jury = juries[config.prior.name]
+        eye: Eye | None = scorer or (jury.judge if jury else None)
+        if eye is None:
+            teacher = config.prior.name
+            raise UserError(f"{run}: its teacher '{teacher}' has no judge; give a CLIP model by --clip")
+        seen = render_run(run, eye.size)
+        color = eye.images(seen.color).cpu()
+        drawn = teachers.samples(config) if compare and not config.image.path else None
+        row = measure(seen, color, drawn)
+        if scorer is not None:
+            row |= read(seen, color, scorer, others, known)
+        if judge is not None:
+            row["preference"] = preference(judge, seen)
+        if jury is not None:
             row |= jury.row(run, config.prompt)
         elif config.prior.name in TOYS:
             row |= true_row(run, config.prompt)
         group = groups.setdefault(name, Group())
         group.rows.append(row)
         group.prompts.append(config.prompt)
-        group.views.append(scorer.images(seen.color).cpu())
+        group.views.append(color)
         if drawn is not None:
-            group.samples.append(scorer.images(drawn).cpu())
+            group.samples.append(eye.images(drawn).cpu())
     return {name: {"rows": group.rows, "summary": group.summary()} for name, group in groups.items()}

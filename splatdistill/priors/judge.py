@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from splatdistill.priors.loading import user_errors
+from splatdistill.scene.likeness import boxed
 
 FOLDER = "judge"  # in a teacher's folder
 WEIGHTS, TOLD, TRUTH = "model.safetensors", "judge.json", "truth.npz"  # the last: looks of the true models
@@ -26,6 +27,7 @@ STAGES = (  # blocks, kernel, stride, expansion, channels of each
     (4, 5, 2, 6, 192), (1, 3, 1, 6, 320),
 )  # fmt: skip
 STEM, HEAD = 32, 1280
+COVERED = 0.06  # of a picture on white: how far from it a thing is
 FEW = 5  # names that count for "among the first"
 
 
@@ -101,6 +103,8 @@ class Verdict:
 class Judge:
     """A trained classifier with its nouns and its temperature."""
 
+    size = 128  # pixels of the pictures that `images` is given
+
     def __init__(self, network: Classifier, told: dict[str, Any]) -> None:
         self.network = network.eval().requires_grad_(False)
         self.nouns: list[str] = told["nouns"]
@@ -121,6 +125,17 @@ class Judge:
     def probabilities(self, views: Tensor) -> Tensor:
         """Return the probability of each noun, and last of none of them, of framed views [V, 3, S, S]."""
         return self.together(self.logs(views))
+
+    @staticmethod
+    def framed(rgb: Tensor) -> Tensor:
+        """Frame pictures [n, 3, S, S] in [0, 1] on white, each by itself: [n, 3, SIDE, SIDE]."""
+        return boxed(rgb, ((1 - rgb).amax(1, keepdim=True) > COVERED).float(), SIDE)
+
+    @torch.no_grad()
+    def images(self, rgb: Tensor) -> Tensor:
+        """Return unit features [n, HEAD] of pictures [n, 3, S, S] in [0, 1] on white."""
+        parts = self.framed(rgb).split(64)
+        return F.normalize(torch.cat([self.network.features(part) for part in parts]), dim=1)
 
     @torch.no_grad()
     def logs(self, views: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,35 +13,53 @@ from torch import Tensor
 
 from splatdistill.guidance.latents import branches
 from splatdistill.measure import metrics
+from splatdistill.measure.jury import Jury
 from splatdistill.measure.runs import Teachers
 from splatdistill.priors.base import Conditioning, Prior
-from splatdistill.priors.clip import Scorer
-from splatdistill.priors.words import object_prompts
+from splatdistill.priors.words import describe
+
+MODELS = 3  # of a thing, each another picture that its name means
+THINGS = (  # of which the shipped teacher's album has as many
+    "chair", "car", "tree", "dog", "house", "sofa", "cat", "horse", "truck", "robot", "castle", "sword",
+    "mug", "bed", "bench", "table", "bus", "fox", "snowman", "spaceship", "bicycle", "tank", "hamburger",
+    "fish",
+)  # fmt: skip
 
 
 @dataclass
 class Lab:
-    """The setting of all measurements: teacher, scorer, folder for runs, and amount of repetition.
+    """The setting of all measurements: teacher, jury, folder for runs, and amount of repetition.
 
+    together: the teacher, for which a name means MODELS things; prior: the same for single views.
     prompts, seeds, draws and steps bound the work; the defaults are those of docs/REPRODUCTION.md. `jobs`
     runs are made in parallel.
     """
 
-    prior: Prior
-    scorer: Scorer
+    together: Prior
+    jury: Jury
     runs: Path
-    prompts: int = 6
+    prompts: int = 4
     seeds: int = 2
     draws: int = 32
-    steps: int = 150
+    steps: int = 130
     overrides: Sequence[str] = ()
     jobs: int | None = 1
     teachers: Teachers = field(default_factory=Teachers)
 
+    @cached_property
+    def prior(self) -> Prior:
+        """The teacher for single views."""
+        return self.together.alone()
+
+    @property
+    def settings(self) -> list[str]:
+        """What all runs share."""
+        return [f"steps={self.steps}", f"prior.models={MODELS}", *self.overrides]
+
     @property
     def texts(self) -> list[str]:
-        """The first prompts of the suite of objects."""
-        return object_prompts()[: self.prompts]
+        """The first prompts: names of things that look in several ways."""
+        return [describe((thing,), (None,)) for thing in THINGS[: self.prompts]]
 
     def branches(self, text: str, guidance: float, count: int = 1) -> Conditioning:
         """Return the conditioning (unconditional and text) of `count` samples."""

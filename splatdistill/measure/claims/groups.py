@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import UNet2DConditionModel
 
 from splatdistill.config.load import resolve
 from splatdistill.errors import UserError
@@ -20,6 +19,7 @@ from splatdistill.measure.claims.base import Interval, Lab
 from splatdistill.measure.groups import SHARES
 from splatdistill.measure.runs import evaluate
 from splatdistill.measure.suites import make_runs, run_folder
+from splatdistill.priors.view_transformer import ViewTransformer
 from splatdistill.training.inputs import slug
 from splatdistill.training.progress import NullWatcher, Watcher
 from splatdistill.training.run import make_run
@@ -29,12 +29,12 @@ def runs(
     lab: Lab,
     method: str,
     overrides: Sequence[str] = (),
-    prior: str = "embedded",
+    prior: str = "real",
     texts: Sequence[str] | None = None,
     seeds: Sequence[int] = (0,),
 ) -> list[Path]:
     """Make the runs of a method with some settings; return their folders. Existing runs are reused."""
-    settings, out = [f"steps={lab.steps}", *lab.overrides, *overrides], runs_of(lab, overrides)
+    settings, out = [*lab.settings, *overrides], runs_of(lab, overrides)
     return make_runs(texts or lab.texts, out, [method], [prior], seeds, settings, lab.jobs)
 
 
@@ -47,7 +47,7 @@ def evaluated(lab: Lab, folders: Sequence[Path], compare: bool = True) -> dict[s
     """Evaluate runs that form one group."""
     if not folders:
         raise UserError("none of the runs came to a result; their log.txt says why")
-    return next(iter(evaluate(folders, lab.scorer, compare=compare, teachers=lab.teachers).values()))
+    return next(iter(evaluate(folders, None, compare=compare, teachers=lab.teachers).values()))
 
 
 def figure(group: dict[str, Any], name: str) -> Interval | None:
@@ -65,7 +65,7 @@ def shown_figure(group: dict[str, Any], name: str) -> Interval | float | None:
 
 
 def cost(lab: Lab, method: str, overrides: Sequence[str] = ()) -> tuple[int, float]:
-    """Measure network evaluations (samples through the UNet) and seconds of one run; cached in costs.json.
+    """Measure network evaluations (views through the denoiser) and seconds of one run; cached in costs.json.
 
     The seconds are the processor's, so that what else the machine does hardly counts; on a GPU the clock's.
     The run is the first one of the method with these settings, if that is still to be made.
@@ -74,9 +74,9 @@ def cost(lab: Lab, method: str, overrides: Sequence[str] = ()) -> tuple[int, flo
     known = json.loads(path.read_text("utf-8")) if path.is_file() else {}
     key = " ".join([method, str(lab.steps), *overrides])
     if key not in known:
-        flags = {"prompt": lab.texts[0], "prior": {"name": "embedded"}, "method": method, "seed": 0}
-        config = resolve(flags, None, [f"steps={lab.steps}", *lab.overrides, *overrides])
-        folder = run_folder(runs_of(lab, overrides), "embedded", method, lab.texts[0], 0)
+        flags = {"prompt": lab.texts[0], "prior": {"name": "real"}, "method": method, "seed": 0}
+        config = resolve(flags, None, [*lab.settings, *overrides])
+        folder = run_folder(runs_of(lab, overrides), "real", method, lab.texts[0], 0)
         if folder.exists():
             folder = lab.runs / "costs"
             shutil.rmtree(folder, ignore_errors=True)
@@ -92,10 +92,10 @@ def cost(lab: Lab, method: str, overrides: Sequence[str] = ()) -> tuple[int, flo
 
 @contextmanager
 def counting(counts: list[int]) -> Iterator[Watcher]:
-    """Count the samples of every pass through a UNet while a run is made with the watcher given."""
+    """Count the views of every pass through the denoiser while a run is made with the watcher given."""
 
     def hook(module: torch.nn.Module, given: Any, result: Any) -> None:
-        if isinstance(module, UNet2DConditionModel):
+        if isinstance(module, ViewTransformer):
             counts.append(len(given[0]))
 
     handle = torch.nn.modules.module.register_module_forward_hook(hook)

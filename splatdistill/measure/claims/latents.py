@@ -13,7 +13,7 @@ from splatdistill.guidance.noise import Inversion, ddim_inversion, walk
 from splatdistill.guidance.query import add_noise, gaussian_like, predicted_noise
 from splatdistill.guidance.registry import find_method
 from splatdistill.measure import metrics
-from splatdistill.measure.claims.base import Claim, Findings, Lab, below, interval, line
+from splatdistill.measure.claims.base import Claim, Findings, Lab, below, interval, line, share
 from splatdistill.priors.base import Conditioning
 
 GUIDANCE = 4.0  # of samples and of every method, so that their targets agree
@@ -196,21 +196,19 @@ def dsd_is_ddim(lab: Lab) -> Findings:
 
 
 def dsd_is_diverse(lab: Lab) -> Findings:
-    """Measure diversity over seeds in the scorer's features, beside the agreement with the text."""
-    seeds, texts = 8, lab.texts[: max(lab.prompts // 3, 2)]
+    """Measure diversity over seeds in the judge's features, beside how often it names the thing."""
+    seeds, texts = 8, lab.texts
     rows, spread = [], {}
     for name in ("DDIM", "SDS", "SDI", "DSD"):
-        distances, vendi, fits = [], [], []
+        distances, vendi, named = [], [], []
         for k, text in enumerate(texts):
-            pictures = lab.prior.decode(draw(lab, name, f"{text}, white background", k, seeds))
-            features = lab.scorer.images(pictures)
+            pictures = lab.prior.decode(draw(lab, name, text, k, seeds)).clamp(0, 1)
+            features = lab.jury.judge.images(pictures)
             distances.append(metrics.pairwise_distance(features))
             vendi.append(metrics.vendi_score(features))
-            fits.append(
-                metrics.clip_score(features, lab.scorer.texts([text]).expand_as(features)).mean().item()
-            )
+            named += [lab.jury.names(picture[None], text) for picture in pictures]
         spread[name] = interval(distances)
-        rows.append((name, [spread[name], interval(vendi), interval(fits)]))
+        rows.append((name, [spread[name], interval(vendi), share(named)]))
     more = below(spread["SDS"], spread["DSD"]) and below(spread["SDI"], spread["DSD"])
     close = spread["DSD"].mean > 0.5 * spread["DDIM"].mean
     part = 100 * spread["DSD"].mean / spread["DDIM"].mean
@@ -218,7 +216,7 @@ def dsd_is_diverse(lab: Lab) -> Findings:
         f"DSD's pictures over {seeds} seeds {'differ more' if more else 'do not differ more'} than those of "
         f"SDS and SDI; their distance is {part:.0f} % of that of the teacher's samples."
     )
-    columns = ["pairwise distance", "Vendi score", "CLIP score"]
+    columns = ["pairwise distance", "Vendi score", "named"]
     conditions = {"prompts": len(texts), "seeds": seeds, "steps": lab.steps}
     conditions |= {"guidance": GUIDANCE, "adam": RATE}
     return Findings(columns, rows, more and close, reading, conditions)

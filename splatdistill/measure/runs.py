@@ -143,7 +143,7 @@ def colorless(prompt: str) -> str:
 
 
 @torch.no_grad()
-def teacher_samples(prior: Prior, config: Config, seed: int = 0) -> Tensor:
+def teacher_samples(prior: Prior, config: Config, guidance: float, seed: int = 0) -> Tensor:
     """Sample the teacher for a run's prompt, all around on white: [SAMPLES, 3, S, S]."""
     cameras = turntable(SAMPLES, *EVALUATION_VIEW, prior.image_size)
     cameras = cameras[
@@ -154,7 +154,7 @@ def teacher_samples(prior: Prior, config: Config, seed: int = 0) -> Tensor:
     if config.backgrounds.in_prompt and "white" in config.backgrounds.colors:
         names = ["white"] * SAMPLES
     null = prior.embed([prompts.null_text(names[0] if names else None)] * SAMPLES)
-    cond = cfg(null, prior.embed(prompts.texts(cameras, names)), config.method.guidance)
+    cond = cfg(null, prior.embed(prompts.texts(cameras, names)), guidance)
     cond = prior.with_cameras(cond, cameras, background)
     noise = torch.randn(SAMPLES, *prior.latent_shape, generator=torch.Generator().manual_seed(seed))
     return prior.decode(sample(prior, cond, noise.to(prior.device), steps=50)).clamp(0, 1).float().cpu()
@@ -249,9 +249,13 @@ def preference(judge: Scorer, rendered: RenderedRun) -> float:
 
 
 class Teachers:
-    """The teachers of runs and their samples, each loaded and drawn once."""
+    """The teachers of runs and their samples, each loaded and drawn once.
 
-    def __init__(self) -> None:
+    guidance: of the samples; None for that of each run's method.
+    """
+
+    def __init__(self, guidance: float | None = None) -> None:
+        self.guidance = guidance
         self._priors: dict[PriorConfig, Prior] = {}
         self._samples: dict[tuple[Any, ...], Tensor] = {}
 
@@ -260,11 +264,14 @@ class Teachers:
         prior = config.prior
         if prior not in self._priors:
             self._priors[prior] = load_prior(prior.name, lora=prior.lora)
-        teacher = self._priors[prior]
-        seed = config.seed if teacher.for_run(0, prior.models) is not teacher else 0  # chooses among models
-        key = (prior, seed, config.prompt, config.negative_prompt, config.method.guidance)
+        base = self._priors[prior]
+        seed = config.seed if prior.models == 1 else 0
+        teacher = base.for_run(seed, prior.models)
+        seed = 0 if teacher is base else seed  # some choose one of a thing's models by it
+        guidance = config.method.guidance if self.guidance is None else self.guidance
+        key = (prior, seed, config.prompt, config.negative_prompt, guidance)
         if key not in self._samples:
-            self._samples[key] = teacher_samples(teacher.for_run(seed, prior.models), config, seed)
+            self._samples[key] = teacher_samples(teacher, config, guidance)
         return self._samples[key]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +18,7 @@ from splatdistill.measure.runs import Teachers
 from splatdistill.priors.base import Conditioning, Prior
 from splatdistill.priors.words import describe
 
+GUIDANCE = 4.0  # of the teacher's samples, and of every method on latents, so that their targets agree
 MODELS = 3  # of a thing, each another picture that its name means
 THINGS = (  # of which the shipped teacher's album has as many
     "chair", "car", "tree", "dog", "house", "sofa", "cat", "horse", "truck", "robot", "castle", "sword",
@@ -44,7 +45,7 @@ class Lab:
     steps: int = 130
     overrides: Sequence[str] = ()
     jobs: int | None = 1
-    teachers: Teachers = field(default_factory=Teachers)
+    teachers: Teachers = field(default_factory=partial(Teachers, GUIDANCE))
 
     @cached_property
     def prior(self) -> Prior:

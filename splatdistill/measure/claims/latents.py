@@ -13,10 +13,9 @@ from splatdistill.guidance.noise import Inversion, ddim_inversion, walk
 from splatdistill.guidance.query import add_noise, gaussian_like, predicted_noise
 from splatdistill.guidance.registry import find_method
 from splatdistill.measure import metrics
-from splatdistill.measure.claims.base import Claim, Findings, Lab, below, interval, line, share
+from splatdistill.measure.claims.base import GUIDANCE, Claim, Findings, Lab, below, interval, line, share
 from splatdistill.priors.base import Conditioning
 
-GUIDANCE = 4.0  # of samples and of every method, so that their targets agree
 RATE = 0.05
 DDIM_STEPS = 50
 

@@ -18,6 +18,7 @@ from splatdistill.guidance.latents import branches
 from splatdistill.guidance.registry import METHODS
 from splatdistill.measure import metrics
 from splatdistill.measure.claims.base import (
+    GUIDANCE,
     MODELS,
     Claim,
     Findings,
@@ -29,7 +30,7 @@ from splatdistill.measure.claims.base import (
     share,
 )
 from splatdistill.measure.claims.groups import cost, evaluated, figure, runs, shown_figure
-from splatdistill.measure.claims.latents import DDIM_STEPS, GUIDANCE
+from splatdistill.measure.claims.latents import DDIM_STEPS
 from splatdistill.measure.suites import make
 from splatdistill.priors import words as grammar
 from splatdistill.priors.judge import COVERED

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 NAMES = (
     "sdi-1", "sdi-2", "sdi-3", "dsd-1", "dsd-2", "sdi-4",
-    "dsd-3d", "cfd-3d", "pds-1", "df-1", "mv-1", "table",
+    "dsd-3d", "dsd-paths", "cfd-3d", "pds-1", "df-1", "mv-1", "table",
 )  # fmt: skip
 
 

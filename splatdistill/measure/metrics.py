@@ -78,18 +78,16 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
 
     |mu_a - mu_b|^2 + tr(A + B - 2 (A B)^(1/2)); needs at least two of each.
     """
-    a, b = a.double(), b.double()
-    cov_a, cov_b = (torch.atleast_2d(torch.cov(x.mT)) for x in (a, b))
-    root = _sqrt(cov_a)  # tr (A B)^(1/2) = tr (A^(1/2) B A^(1/2))^(1/2), which is symmetric
-    cross = torch.linalg.eigvalsh(root @ cov_b @ root).clamp(min=0.0).sqrt().sum()
-    distance = (a.mean(0) - b.mean(0)).square().sum() + cov_a.trace() + cov_b.trace() - 2.0 * cross
-    return max(distance.item(), 0.0)
-
-
-def _sqrt(matrix: Tensor) -> Tensor:
-    """Return the square root of a symmetric matrix without negative eigenvalues."""
-    values, vectors = torch.linalg.eigh(matrix)
-    return (vectors * values.clamp(min=0.0).sqrt()) @ vectors.mT
+    means, spreads = [], []
+    for x in (a.double(), b.double()):
+        means.append(x.mean(0))
+        spread = (x - x.mean(0)) / (len(x) - 1) ** 0.5  # its square is the covariance
+        spreads.append(torch.linalg.qr(spread, mode="r").R)  # of no more rows than columns, the same square
+    first, second = spreads
+    # tr (A B)^(1/2) is the sum of the singular values of the spreads' product
+    cross = torch.linalg.svdvals(first @ second.mT).sum()
+    apart = (means[0] - means[1]).square().sum()
+    return max((apart + first.square().sum() + second.square().sum() - 2.0 * cross).item(), 0.0)
 
 
 def pairwise_distance(features: Tensor) -> float:

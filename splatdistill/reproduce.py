@@ -159,24 +159,26 @@ def picture(findings: Findings, path: Path) -> None:
 def document(folder: Path, claims: dict[str, Claim]) -> str:
     """Return the Markdown page of the records in a folder, in the claims' order.
 
-    Another record of a claim, kept as CLAIM.WORD.json, follows the last one.
+    Another record of a claim, kept as CLAIM.WORD.json, follows the last one. A record's `note` is told too.
     """
     parts = [
         "# What the papers claim, on the shipped teacher\n",
         "Made by `python -m splatdistill.reproduce` from the JSON files in `reproduction/`. Numbers are",
-        "means, with 95 % intervals where something was repeated. A claim that does not hold on this small",
-        "teacher may well hold on others; the conditions are given with each.\n",
+        "means, with 95 % intervals where something was repeated. The teacher is `real`; a name means three of",
+        "its models. A claim that does not hold on this small teacher may well hold on others; the conditions",
+        "are given with each.\n",
     ]
     kept = [(name, path) for name in claims for path in sorted(folder.glob(f"{name}.*json"), key=recent)]
     for name, path in kept:
         record, claim = measured(path), claims[name]
         parts += [f"## {name}: {VERDICTS[record['holds']]}\n", claim.says]
         parts += [f"({claim.source})\n" if claim.source else "", f"**{record['reading']}**\n"]
+        parts += [f"{record['note']}\n"] if "note" in record else []
         parts += [*table(record), ""]
         if record["lines"]:
-            parts.append(f"![{name}](reproduction/{name}.png)\n")
+            parts.append(f"![{name}](reproduction/{path.stem}.png)\n")
         if record.get("shown"):
-            parts.append(f"![{name}](reproduction/{name}.png)\n\nFrom above, the rows of the table.\n")
+            parts.append(f"![{name}](reproduction/{path.stem}.png)\n\nFrom above, the rows of the table.\n")
         machine = record["machine"]
         conditions = ", ".join(f"{key} {value}" for key, value in record["conditions"].items())
         parts += [f"Conditions: {conditions}.\n"] if conditions else []

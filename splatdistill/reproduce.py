@@ -164,9 +164,9 @@ def document(folder: Path, claims: dict[str, Claim]) -> str:
     parts = [
         "# What the papers claim, on the shipped teacher\n",
         "Made by `python -m splatdistill.reproduce` from the JSON files in `reproduction/`. Numbers are",
-        "means, with 95 % intervals where something was repeated. The teacher is `real`; a name means three of",
-        "its models. A claim that does not hold on this small teacher may well hold on others; the conditions",
-        "are given with each.\n",
+        "means, with 95 % intervals where something was repeated. The teacher is `real`; a name means",
+        "three of its models. A claim that does not hold on this small teacher may well hold on others; the",
+        "conditions are given with each.\n",
     ]
     kept = [(name, path) for name in claims for path in sorted(folder.glob(f"{name}.*json"), key=recent)]
     for name, path in kept:

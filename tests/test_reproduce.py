@@ -13,7 +13,7 @@ from splatdistill.guidance.core import sample
 from splatdistill.measure import runs
 from splatdistill.measure.claims import NAMES, all_claims
 from splatdistill.measure.claims import latents as flat
-from splatdistill.measure.claims import splats as solid
+from splatdistill.measure.claims import models as of_models
 from splatdistill.measure.claims.base import MODELS, Claim, Findings, Lab, below, interval, line, share
 from splatdistill.measure.claims.groups import cost
 from splatdistill.measure.claims.splats import of_thing, outside, recolored
@@ -99,7 +99,7 @@ def test_the_mask_of_an_edit_is_the_thing_that_changes() -> None:
 
 @pytest.mark.slow
 def test_views_apart_agree_less_than_views_together(lab: Lab, monkeypatch) -> None:
-    monkeypatch.setattr(solid, "DDIM_STEPS", 10)
+    monkeypatch.setattr(of_models, "DDIM_STEPS", 10)
     found = dict(CLAIMS["mv-1"].measure(lab).rows)
     assert found["each by itself"][0].mean < found["together"][0].mean
 

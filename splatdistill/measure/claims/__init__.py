@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from splatdistill.measure.claims.base import Claim
 
 NAMES = (
-    "sdi-1", "sdi-2", "sdi-3", "dsd-1", "dsd-2", "sdi-4",
+    "sdi-1", "sdi-2", "sdi-3", "dsd-1", "dsd-2", "sdi-4", "sdi-5",
     "dsd-3d", "dsd-paths", "cfd-3d", "pds-1", "df-1", "mv-1", "table",
 )  # fmt: skip
 
@@ -19,6 +19,8 @@ NAMES = (
 def all_claims() -> dict[str, Claim]:
     """Return the claims by name, in the order of NAMES."""
     from splatdistill.measure.claims.latents import FLAT
+    from splatdistill.measure.claims.models import OF_MODELS
     from splatdistill.measure.claims.splats import SOLID
 
-    return {claim.name: claim for claim in (*FLAT, *SOLID)}
+    found = {claim.name: claim for claim in (*FLAT, *SOLID, *OF_MODELS)}
+    return {name: found[name] for name in NAMES}

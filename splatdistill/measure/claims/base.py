@@ -19,6 +19,7 @@ from splatdistill.priors.base import Conditioning, Prior
 from splatdistill.priors.words import describe
 
 GUIDANCE = 4.0  # of the teacher's samples, and of every method on latents, so that their targets agree
+SEEDS = 4  # times those of the lab, where seeds are compared
 MODELS = 3  # of a thing, each another picture that its name means
 THINGS = (  # of which the shipped teacher's album has as many
     "chair", "car", "tree", "dog", "house", "sofa", "cat", "horse", "truck", "robot", "castle", "sword",

@@ -13,14 +13,11 @@ from torch import Tensor
 from splatdistill.config.load import resolve
 from splatdistill.folder import RESULT
 from splatdistill.formats.ply import read_ply
-from splatdistill.guidance.core import sample
-from splatdistill.guidance.dsd import DSD, PathStart
-from splatdistill.guidance.latents import branches
 from splatdistill.guidance.registry import METHODS
 from splatdistill.measure import metrics
 from splatdistill.measure.claims.base import (
-    GUIDANCE,
     MODELS,
+    SEEDS,
     Claim,
     Findings,
     Lab,
@@ -31,14 +28,9 @@ from splatdistill.measure.claims.base import (
     share,
 )
 from splatdistill.measure.claims.groups import cost, evaluated, figure, runs, shown_figure
-from splatdistill.measure.claims.latents import DDIM_STEPS
-from splatdistill.measure.runs import VIEWS
 from splatdistill.measure.suites import make
 from splatdistill.priors import words as grammar
-from splatdistill.priors.base import Prior
-from splatdistill.priors.judge import COVERED
 from splatdistill.scene.cameras import EVALUATION_VIEW, turntable
-from splatdistill.scene.likeness import Look
 from splatdistill.scene.rendering import render
 from splatdistill.training.inputs import edit_settings, slug
 from splatdistill.training.jobs import RunSpec
@@ -53,7 +45,6 @@ FIGURES = {  # figure of a group: heading of its column
     "color_share": "color / truth's",
 }
 SPREADS = {"frechet_to_teacher": "Frechet to teacher's", "diversity": "diversity"}
-SEEDS = 4  # times those of the lab, where seeds are compared
 
 
 def sds_smooths(lab: Lab) -> Findings:
@@ -241,76 +232,6 @@ def shading_helps(lab: Lab) -> Findings:
     return Findings([*columns.values()], rows, holds, reading, conditions)
 
 
-def true_models(lab: Lab, text: str) -> list[Look]:
-    """Return how the true models of a prompt's thing look."""
-    truth, (asked,) = lab.jury.truth, lab.jury.vocabulary.asked(text)
-    assert truth is not None
-    return [look for look, noun in zip(truth.looks, truth.nouns, strict=True) if noun == asked.noun]
-
-
-@torch.no_grad()
-def drawn(lab: Lab, teacher: Prior, text: str, noise: Tensor, first: int, steps: int) -> Look:
-    """Sample a teacher's views of a prompt [V, C, h, w] from noise; `first`: of the turntable's views."""
-    cameras = turntable(VIEWS, *EVALUATION_VIEW, teacher.image_size)[first :: VIEWS // len(noise)]
-    cond = branches(teacher, text, GUIDANCE, len(noise))
-    cond = teacher.with_cameras(cond, cameras, torch.ones(len(noise), 3))
-    seen = teacher.decode(sample(teacher, cond, noise, steps)).clamp(0, 1).float().cpu()
-    return Look.of(seen, ((1 - seen).amax(1, keepdim=True) > COVERED).float())
-
-
-def agreement(look: Look, model: Look, first: int = 0) -> float:
-    """Return the mean IoU of the silhouettes of views and those of a true model from the same cameras."""
-    true = model.shapes[first :: VIEWS // len(look.shapes)]
-    both, either = (look.shapes & true).sum((1, 2)), (look.shapes | true).sum((1, 2))
-    return float((both / either.clamp(min=1)).mean())
-
-
-def views_agree(lab: Lab) -> Findings:
-    """Compare four views that are denoised together with four that are denoised each by itself."""
-    found: dict[str, list[float]] = {"together": [], "each by itself": []}
-    for k, text in enumerate(lab.texts):
-        models = true_models(lab, text)
-        for seed in range(SEEDS * lab.seeds):
-            noise = lab.noise(1000 * k + seed, lab.together.group)
-            for name, teacher in zip(found, (lab.together, lab.prior), strict=True):
-                look = drawn(lab, teacher, text, noise, 0, DDIM_STEPS)
-                found[name].append(max(agreement(look, model) for model in models))
-    rows = [(name, [interval(values)]) for name, values in found.items()]
-    better = interval([a - b for a, b in zip(*found.values(), strict=True)])
-    rows.append(("together less apart, of the same noise", [better]))
-    holds = better.low > 0
-    reading = (
-        f"The silhouettes of four views are {'' if holds else 'not clearly '}nearer to those of one true "
-        "model where the views are denoised together."
-    )
-    conditions = {"prompts": lab.texts, "seeds": SEEDS * lab.seeds, "models of a thing": MODELS}
-    return Findings(["IoU with the nearest model"], rows, holds, reading, conditions)
-
-
-def paths_agree(lab: Lab) -> Findings:
-    """Count the seeds whose DDIM paths, from one noise for all views, end at one model from all cameras."""
-    rows, every = [], []
-    for text in lab.texts:
-        models, same = true_models(lab, text), []
-        for seed in range(SEEDS * lab.seeds):
-            noise = PathStart.of_seed(lab.together, seed).noise.expand(lab.together.group, -1, -1, -1)
-            ends = set()
-            for first in range(VIEWS // lab.together.group):
-                look = drawn(lab, lab.together, text, noise, first, DSD().steps)
-                ends.add(max(range(len(models)), key=lambda i: agreement(look, models[i], first)))
-            same.append(len(ends) == 1)
-        rows.append((text, [share(same)]))
-        every += same
-    rows.append(("all", [share(every)]))
-    holds = share(every).low > 0.5
-    reading = (
-        f"Of {len(every)} seeds {sum(every)} end at one model from all {VIEWS // lab.together.group} sets of "
-        "cameras. Where they do not, DSD pulls a splat to several models at once."
-    )
-    conditions = {"steps": DSD().steps, "guidance": GUIDANCE, "models of a thing": MODELS}
-    return Findings(["one model from all cameras"], rows, holds, reading, conditions)
-
-
 def all_methods(lab: Lab) -> Findings:
     """Compare all methods in one table."""
     rows, accuracy, shown, texts = [], {}, [], lab.texts
@@ -339,12 +260,6 @@ SOLID = [
     ),
     Claim("dsd-3d", "2412.06780, section 5", "DSD's splats differ more over seeds.", dsd_is_diverse_in_3d),
     Claim(
-        "dsd-paths",
-        "2412.06780",
-        "One noise is one thing from all cameras: what DSD takes from a teacher of pictures for granted.",
-        paths_agree,
-    ),
-    Claim(
         "cfd-3d",
         "2501.05445, section 5",
         "With another noise field CFD makes another splat: over seeds they differ more than SDI's.",
@@ -361,12 +276,6 @@ SOLID = [
         "2209.14988, section 4",
         "Lit and textureless renders in training improve geometry.",
         shading_helps,
-    ),
-    Claim(
-        "mv-1",
-        "2308.16512, section 3",
-        "Views that are denoised together show one thing; views that are denoised apart do not.",
-        views_agree,
     ),
     Claim("table", "", "All methods beside each other, from the same settings.", all_methods),
 ]

@@ -34,7 +34,7 @@ from splatdistill.priors.loading import locate, words_of
 from splatdistill.priors.reading import Vocabulary
 from splatdistill.priors.words import COLORS
 from splatdistill.scene.cameras import EVALUATION_VIEW, turntable
-from splatdistill.scene.likeness import Look, color_distance, framed, pieces
+from splatdistill.scene.likeness import Look, color_distance, coverage, framed, pieces
 from splatdistill.scene.pictures import to_uint8
 from splatdistill.teaching.judge_views import read_views, write_views
 
@@ -113,7 +113,7 @@ def seen(path: Path) -> Iterator[tuple[int, Tensor, Tensor]]:
     views = read_views(path)
     for pictures, (number, _) in zip(views.pictures, views.labels.tolist(), strict=True):
         rgb = pictures.float() / 255
-        yield number, rgb, ((1 - rgb).amax(1, keepdim=True) > 0.06).float()
+        yield number, rgb, coverage(rgb)
 
 
 def names(jury: Jury, texts: Sequence[str], path: Path) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from splatdistill.priors.loading import user_errors
-from splatdistill.scene.likeness import boxed
+from splatdistill.scene.likeness import boxed, coverage
 
 FOLDER = "judge"  # in a teacher's folder
 WEIGHTS, TOLD, TRUTH = "model.safetensors", "judge.json", "truth.npz"  # the last: looks of the true models
@@ -27,7 +27,6 @@ STAGES = (  # blocks, kernel, stride, expansion, channels of each
     (4, 5, 2, 6, 192), (1, 3, 1, 6, 320),
 )  # fmt: skip
 STEM, HEAD = 32, 1280
-COVERED = 0.06  # of a picture on white: how far from it a thing is
 FEW = 5  # names that count for "among the first"
 
 
@@ -129,7 +128,7 @@ class Judge:
     @staticmethod
     def framed(rgb: Tensor) -> Tensor:
         """Frame pictures [n, 3, S, S] in [0, 1] on white, each by itself: [n, 3, SIDE, SIDE]."""
-        return boxed(rgb, ((1 - rgb).amax(1, keepdim=True) > COVERED).float(), SIDE)
+        return boxed(rgb, coverage(rgb), SIDE)
 
     @torch.no_grad()
     def images(self, rgb: Tensor) -> Tensor:

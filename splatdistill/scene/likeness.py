@@ -14,6 +14,7 @@ from torch import Tensor
 
 FILL = 0.88  # of a framed view that the thing takes up
 COVERED = 0.5  # of alpha
+WHITE = 0.06  # how far from white a picture shows something
 CUTS = tuple(i / 12 for i in range(1, 12))  # where a pair is divided, as a share of it
 SIDE, CELLS = 32, 8  # of a silhouette, and of the colors
 APART = 0.05  # least distance of a thing's front and back for a second front to be seen
@@ -24,6 +25,11 @@ USUAL: tuple[str, ...] = (
     "holes",
 )  # what the models of a noun have with one another
 BEHIND = 120.0  # degrees of azimuth beyond which a front is a second front
+
+
+def coverage(rgb: Tensor) -> Tensor:
+    """Return the coverage [V, 1, S, S], 0 or 1, of pictures [V, 3, S, S] in [0, 1] on white."""
+    return ((1 - rgb).amax(1, keepdim=True) > WHITE).float()
 
 
 def framed(rgb: Tensor, alpha: Tensor, side: int) -> Tensor:

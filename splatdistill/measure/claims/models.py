@@ -26,11 +26,10 @@ from splatdistill.measure.claims.latents import DDIM_STEPS
 from splatdistill.measure.runs import VIEWS
 from splatdistill.priors.album import OFFSET, SHOWN
 from splatdistill.priors.base import Conditioning, Prior
-from splatdistill.priors.judge import COVERED
 from splatdistill.priors.views import TOLD, nearest_page
 from splatdistill.scene.cameras import EVALUATION_VIEW, OrbitRanges, sample_orbit, turntable
 from splatdistill.scene.gaussians import init_blob
-from splatdistill.scene.likeness import Look
+from splatdistill.scene.likeness import Look, coverage
 from splatdistill.scene.rendering import render
 
 TIMES = (700, 800, 900, 950, 979)
@@ -52,7 +51,7 @@ def condition(teacher: Prior, text: str, count: int, first: int = 0) -> Conditio
 def look_of(teacher: Prior, z: Tensor) -> Look:
     """Return how latents [V, C, h, w] look."""
     seen = teacher.decode(z).clamp(0, 1).float().cpu()
-    return Look.of(seen, ((1 - seen).amax(1, keepdim=True) > COVERED).float())
+    return Look.of(seen, coverage(seen))
 
 
 def agreement(look: Look, model: Look) -> float:

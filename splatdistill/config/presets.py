@@ -6,6 +6,7 @@ from pathlib import Path
 
 from splatdistill.priors.folders import Folder
 from splatdistill.priors.loading import SHIPPED, TOYS, VOCABULARY
+from splatdistill.priors.single import is_adapter
 
 VARIABLE = "SPLATDISTILL_PRIOR"  # of the environment: another default
 DEFAULT = os.environ.get(VARIABLE) or "real"  # the prior of a run from a text, where none is named
@@ -52,6 +53,7 @@ def presets_for(prior: str, method: str, task: str) -> list[Path]:
     """
     family = family_of(prior)
     part = Path(prior).name.replace("unet_", "-").partition("-")[2]  # of embedded-image, or of DIR/unet_image
+    part = "mvadapter" if is_adapter(Path(prior)) else part
     names = [family, f"{family}_{method}", f"{family}-{part}"]
     names += [task, f"{family}-{task}"] if task else []
     return [path for name in names if (path := preset_folder() / f"{name}.yaml").is_file()]

@@ -31,7 +31,7 @@ from splatdistill.priors import words as grammar
 from splatdistill.priors.base import Prior, cfg
 from splatdistill.priors.clip import Scorer
 from splatdistill.priors.loading import TOYS
-from splatdistill.scene.cameras import EVALUATION_VIEW, turntable
+from splatdistill.scene.cameras import EVALUATION_VIEW, orbit, turntable
 from splatdistill.scene.gaussians import finite_mask
 from splatdistill.scene.rendering import render
 from splatdistill.scene.shading import textureless
@@ -143,21 +143,27 @@ def colorless(prompt: str) -> str:
 
 
 @torch.no_grad()
-def teacher_samples(prior: Prior, config: Config, guidance: float, seed: int = 0) -> Tensor:
-    """Sample the teacher for a run's prompt, all around on white: [SAMPLES, 3, S, S]."""
-    cameras = turntable(SAMPLES, *EVALUATION_VIEW, prior.image_size)
-    cameras = cameras[
-        torch.arange(SAMPLES).view(prior.group, -1).T.flatten()
-    ]  # so that each group is evenly around
-    background = torch.ones(SAMPLES, 3)
+def teacher_samples(prior: Prior, config: Config, guidance: float, seed: int = 0, steps: int = 50) -> Tensor:
+    """Sample the teacher for a run's prompt, all around on white: [n, 3, S, S], n SAMPLES or a few more.
+
+    A teacher that sees other than two, four or eight views at a time gives whole groups of them.
+    """
+    (elevation, distance, fov), size = EVALUATION_VIEW, prior.image_size
+    count = -(-SAMPLES // prior.group) * prior.group
+    cameras = turntable(count, elevation, distance, fov, size)
+    cameras = cameras[torch.arange(count).view(prior.group, -1).T.flatten()]  # each group evenly around
+    if prior.places_deg:
+        azimuth, elevation = torch.tensor(prior.places_deg).repeat(count // prior.group, 1).unbind(1)
+        cameras = orbit(azimuth, elevation, distance, fov, size, size)
+    background = torch.ones(count, 3)
     prompts, names = ViewPrompts(config.prompt, config.negative_prompt, fit=prior.fit), None
     if config.backgrounds.in_prompt and "white" in config.backgrounds.colors:
-        names = ["white"] * SAMPLES
-    null = prior.embed([prompts.null_text(names[0] if names else None)] * SAMPLES)
+        names = ["white"] * count
+    null = prior.embed([prompts.null_text(names[0] if names else None)] * count)
     cond = cfg(null, prior.embed(prompts.texts(cameras, names)), guidance)
     cond = prior.with_cameras(cond, cameras, background)
-    noise = torch.randn(SAMPLES, *prior.latent_shape, generator=torch.Generator().manual_seed(seed))
-    return prior.decode(sample(prior, cond, noise.to(prior.device), steps=50)).clamp(0, 1).float().cpu()
+    noise = torch.randn(count, *prior.latent_shape, generator=torch.Generator().manual_seed(seed))
+    return prior.decode(sample(prior, cond, noise.to(prior.device), steps=steps)).clamp(0, 1).float().cpu()
 
 
 class Eye(Protocol):

@@ -66,8 +66,10 @@ def appraise(name: str, device: torch.device | str = "cpu") -> Appraisal:
         parts = {
             key: value for key, value in parts.items() if key == folder.place or not key.startswith("unet")
         }
+    if folder.adapter is not None:
+        parts["adapter"] = Part(_parameters(folder.adapter), 1)
     dtype = default_dtype(device)
-    each = {part: dtype.itemsize for part in parts if part.startswith(DENOISERS)}
+    each = {part: dtype.itemsize for part in parts if part.startswith((*DENOISERS, "adapter"))}
     each["vae"] = vae_dtype(dtype, device).itemsize
     encoders = sum(value.parameters for part, value in parts.items() if part.startswith("text_encoder"))
     large = 4 * encoders > KEPT

@@ -115,6 +115,7 @@ class Prior(Protocol):
     `set_alpha_to_one`, else alphas_cumprod[0].
 
     group: views that are denoised together, evenly around the object at one noise level; 1: each alone.
+    places_deg: azimuth and elevation of each view of a group, where it knows no others.
     view_words: whether a prompt should name the view.
     needs_picture: whether it reads a picture in place of a text; then `condition_on` comes before the rest.
     reads_picture: whether it reads one beside a text or without any, if `condition_on` gives it one.
@@ -132,6 +133,7 @@ class Prior(Protocol):
     latent_shape: tuple[int, int, int]
     image_size: int
     group: int = 1
+    places_deg: tuple[tuple[float, float], ...] = ()
     view_words: bool = True
     needs_cameras: bool = False
     needs_picture: bool = False

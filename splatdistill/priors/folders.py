@@ -17,7 +17,8 @@ class Folder:
     """A teacher's folder, as its JSON files describe it.
 
     name: what the user called it; root: the pipeline's folder; place: the subfolder of its denoiser; lora:
-    files to merge into its networks, FILE or FILE:SCALE each; single: a file that holds all its weights.
+    files to merge into its networks, FILE or FILE:SCALE each; single: a file that holds all its weights;
+    adapter: a file that makes it denoise several views together (MV-Adapter).
     """
 
     name: str
@@ -25,6 +26,7 @@ class Folder:
     place: str = "unet"
     lora: tuple[str, ...] = ()
     single: Path | None = None
+    adapter: Path | None = None
 
     def json(self, path: str) -> dict[str, Any]:
         """Return the object in a JSON file of the pipeline; an empty one where there is none."""

@@ -11,6 +11,7 @@ from splatdistill.priors.folders import Folder, header, number, one_line
 
 PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
 NAMES = (  # parts of weight names, and the model they belong to
+    ("to_q_mv", "an MV-Adapter of another kind: the one for texts and Stable Diffusion 2.1 is read"),
     ("lora", "a LoRA file, which changes a teacher but is none"),
     ("double_blocks.", "a single file of FLUX"),
     ("joint_blocks.", "a single file of Stable Diffusion 3"),

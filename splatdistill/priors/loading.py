@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from splatdistill.errors import Diverged, UserError
 from splatdistill.priors.folders import Folder, one_line
 from splatdistill.priors.hub import PINNED, chosen_files, whole
-from splatdistill.priors.single import base_of, is_checkpoint
+from splatdistill.priors.single import base_of, is_adapter, is_checkpoint
 
 if TYPE_CHECKING:
     import torch
@@ -66,8 +66,8 @@ def load_prior(
 
     Args:
         name: one of SHIPPED, "sd15", "sd21", a local folder in diffusers layout, one of the denoisers beside
-            its unet/, a single .safetensors of Stable Diffusion 1 or 2, a repository of the hub as
-            owner/name@COMMIT, or the name of an installed entry point.
+            its unet/, a single .safetensors of Stable Diffusion 1 or 2 or of MV-Adapter, a repository of the
+            hub as owner/name@COMMIT, or the name of an installed entry point.
         device: where its networks run.
         dtype: of its networks; None for what the prior finds best on the device.
         lora: files in safetensors whose changes are added to its networks, FILE or FILE:SCALE each.
@@ -103,11 +103,15 @@ def locate(name: str) -> Folder:
     if name in installed():
         return Folder(name, Path())
     path = Path(name)
+    beside = (path.parent / "model_index.json").is_file()
+    if is_adapter(path):
+        return Folder(
+            name, path.parent if beside else download(name, *ALIASES["sd21"], PATTERNS), adapter=path
+        )
     if is_checkpoint(path):
-        beside = (path.parent / "model_index.json").is_file()
         base = path.parent if beside else download(name, *ALIASES[base_of(path)], CONFIGURATIONS)
         return Folder(name, base, single=path)
-    if (path.parent / "model_index.json").is_file() and (path / "config.json").is_file():
+    if beside and (path / "config.json").is_file():
         return Folder(name, path.parent, path.name)
     return Folder(name, path)
 
@@ -156,6 +160,10 @@ def reader_of(folder: Folder) -> type[Prior]:
     others = installed()
     if folder.name in others:
         return _import(others[folder.name])
+    if folder.adapter is not None:
+        from splatdistill.priors.mvadapter import MVAdapterPrior
+
+        return MVAdapterPrior
     for reader in readers():
         if reader.reads(folder):
             return reader

@@ -1,4 +1,4 @@
-"""Single-file checkpoints of Stable Diffusion 1 and 2, as model sites have them, by diffusers' converter.
+"""Teachers in one file: checkpoints of Stable Diffusion 1 and 2, by diffusers' converter, and MV-Adapter's.
 
 Only safetensors are read. What the file lacks (configurations, tokenizer, scheduler) comes from a pipeline's
 folder: the file's own, where it lies in one, else that of the base that its shapes say.
@@ -18,12 +18,27 @@ if TYPE_CHECKING:
 READ = "model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"
 BASES = {768: "sd15", 1024: "sd21"}  # width of the text: the alias whose configurations are right
 UNET, TEXT = "model.diffusion_model.", "cond_stage_model."
+CAMERA_CHANNELS, CAMERA_CELL = (
+    6,
+    8,
+)  # of what MV-Adapter reads of a camera; pixels of it to one of the latents
 
 
 def is_checkpoint(path: Path) -> bool:
     """Return whether a file is a checkpoint of a whole latent diffusion model; only its header is read."""
     names = (header(path) or {}) if path.suffix.lower() == ".safetensors" else {}
     return any(name.startswith(UNET) for name in names) and any(name.startswith(TEXT) for name in names)
+
+
+def is_adapter(path: Path) -> bool:
+    """Return whether a file is MV-Adapter's for texts and Stable Diffusion 2.1; only its header is read.
+
+    One that reads geometry has weights of the same names and shapes: the published name of its file tells.
+    """
+    names = (header(path) or {}) if path.suffix.lower() == ".safetensors" else {}
+    shape = names.get("adapter.conv_in.weight", {}).get("shape", [0, 0])
+    right = shape[1:2] == [CAMERA_CHANNELS * CAMERA_CELL**2] and "g2mv" not in path.name
+    return right and any("_mv." in name for name in names) and not any("_ref." in name for name in names)
 
 
 def base_of(path: Path) -> str:

@@ -194,7 +194,12 @@ def from_poses(camtoworlds: Tensor, fov_deg: float, width: int, height: int) -> 
 
 
 def sample_orbit(
-    ranges: OrbitRanges, count: int, size: int, generator: torch.Generator, group: int = 1
+    ranges: OrbitRanges,
+    count: int,
+    size: int,
+    generator: torch.Generator,
+    group: int = 1,
+    places_deg: Sequence[tuple[float, float]] = (),
 ) -> Cameras:
     """Draw random cameras for a square image; every quantity is uniform in its range.
 
@@ -207,6 +212,7 @@ def sample_orbit(
         size: width and height of the image in pixels.
         generator: source of the random numbers.
         group: above 1, each `group` consecutive cameras divide the full circle evenly and share the rest.
+        places_deg: azimuth and elevation of each camera of a group, in place of drawn ones.
 
     Raises:
         UserError: `count` is not a multiple of `group`.
@@ -228,6 +234,8 @@ def sample_orbit(
         elevation, distance, fov = (
             value.repeat_interleave(group) for value in (first.elevation_deg, first.distance, first.fov_deg)
         )
+        if places_deg:
+            azimuth, elevation = torch.tensor(places_deg, dtype=torch.float64).repeat(len(first), 1).unbind(1)
         return orbit(azimuth, elevation, distance, fov, size, size)
 
     azimuth = uniform(ranges.azimuth_deg)

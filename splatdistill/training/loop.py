@@ -209,7 +209,8 @@ def train(
 
             # Render random views, each on its own plain background; all processes draw the same ones.
             together = prior.group if prior.group > 1 else views.opposite
-            cameras = sample_orbit(views.ranges, views.count, views.size, generator, together)
+            ranges, places = views.ranges, prior.places_deg
+            cameras = sample_orbit(ranges, views.count, views.size, generator, together, places)
             names, background = draw_backgrounds(config.backgrounds, views.count, generator, prior.group)
             degree = min(sh_degree_of(state.gaussians), state.step // scene.sh_every if scene.sh_every else 3)
             own = ranks.noise(generator, config.seed, state.step)

@@ -33,7 +33,8 @@ def surprise(config: Config, guide: Guide, origin: Origin) -> float:
     generator = torch.Generator().manual_seed(0)
     count = -(-VIEWS // prior.group) * prior.group
     group = prior.group if prior.group > 1 else 1
-    cameras = sample_orbit(config.views.ranges, count, config.views.size, generator, group)
+    ranges, size = config.views.ranges, config.views.size
+    cameras = sample_orbit(ranges, count, size, generator, group, prior.places_deg)
     named = config.backgrounds.in_prompt and "white" in config.backgrounds.colors
     white = torch.ones(count, 3, device=device)
     rgb = render(origin.placed, cameras, white).rgb

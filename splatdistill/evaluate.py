@@ -46,7 +46,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--out", type=folder, metavar="DIR", help="default outputs/suite-NAME, or outputs/evaluation")
     clip = "the folder of a CLIP model, or owner/name@COMMIT of the hub; default the judge of the teacher"
     add("--clip", metavar="PATH", help=clip)
-    liked = "a CLIP model trained on preferences (PickScore, HPSv2), as --clip; its logits are a figure more"
+    liked = "a model of preferences: PickScore as --clip, HPSv2's or ImageReward's file; a figure more"
     add("--preference", metavar="PATH", help=liked)
     add("--distractors", type=Path, metavar="FILE", help="what R-Precision ranks against, one text a line")
     add("--no-teacher", action="store_true", help="do not compare with the teacher's own samples")
@@ -104,6 +104,7 @@ def report(args: argparse.Namespace) -> int:
     from splatdistill.media.sheets import runs_sheet
     from splatdistill.priors import words as grammar
     from splatdistill.priors.clip import Scorer
+    from splatdistill.priors.imagereward import load_judge
 
     out = args.out or Path("outputs") / (f"suite-{args.suite}" if args.suite else "evaluation")
     others = None if args.distractors is None else read_lines(args.distractors)
@@ -116,11 +117,18 @@ def report(args: argparse.Namespace) -> int:
         prompts, theirs = SUITES[args.suite](), args.suite in PUBLISHED
         runs = make_runs(prompts, out, methods, priors, seeds, words, args.jobs, allow_unknown=theirs)
         others = prompts if theirs and others is None else others  # what a paper's R-Precision ranks against
+        count = len(prompts) * len(methods) * len(priors) * len(seeds)
+        if not runs:
+            raise UserError(
+                f"none of the {count} runs finished; the lines above and the log.txt of each say why"
+            )
+        if len(runs) < count:
+            note(f"{count - len(runs)} of {count} runs are missing; the figures are of the others")
     writable_folder(out)
     toys = any(load(run / CONFIG).prior.name in TOYS for run in runs)
     clip = args.clip or ("embedded" if toys else None)
     scorer, known = Scorer.load(clip) if clip else None, grammar.vocabulary() if clip == "embedded" else None
-    judge = None if args.preference is None else Scorer.load(args.preference)
+    judge = None if args.preference is None else load_judge(args.preference)
     groups = evaluate(runs, scorer, others, not args.no_teacher, known, judge)
     rows = [row for group in groups.values() for row in group["rows"]]
     unread = {row["prompt"] for row in rows if clip and row["clip_score"] is None}

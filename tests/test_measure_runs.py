@@ -203,6 +203,22 @@ def test_a_papers_suite_on_finished_runs_has_every_measure_with_its_interval(
     assert all(f"| {name.replace('_', ' ')} |" in table for name in group["summary"])
 
 
+def test_a_suite_says_how_many_of_its_runs_are_missing(
+    folders: tuple[Path, Path], tmp_path: Path, monkeypatch, capsys
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    prompts, teacher = published("sdi43")[:2], str(folders[1])
+    monkeypatch.setitem(SUITES, "sdi43", lambda: prompts)
+    (made,) = make_runs(prompts[:1], tmp_path / "out", ["sds"], [teacher], [0], TINY)
+    monkeypatch.setattr("splatdistill.measure.suites.make_all", lambda specs, how: {})  # all others fail
+    words = ["--suite", "sdi43", "--clip", str(folders[0]), "--methods", "sds", "--priors", teacher, *TINY]
+    assert main([*words, "--no-teacher", "--out", "out"]) == 0
+    assert "1 of 2 runs are missing" in capsys.readouterr().err
+    (made / "splat.ply").unlink()
+    assert main([*words, "--no-teacher", "--out", "out"]) == 2
+    assert "none of the 2 runs finished" in capsys.readouterr().err
+
+
 def test_a_prompt_that_the_scorer_cannot_read_has_no_figures_that_compare_with_it(
     folders: tuple[Path, Path], tmp_path: Path, monkeypatch, capsys
 ) -> None:

@@ -30,6 +30,7 @@ from splatdistill.priors import load_prior
 from splatdistill.priors import words as grammar
 from splatdistill.priors.base import Prior, cfg
 from splatdistill.priors.clip import Scorer
+from splatdistill.priors.imagereward import Judge
 from splatdistill.priors.loading import TOYS
 from splatdistill.scene.cameras import EVALUATION_VIEW, orbit, turntable
 from splatdistill.scene.gaussians import finite_mask
@@ -248,10 +249,9 @@ def read(
     return row
 
 
-def preference(judge: Scorer, rendered: RenderedRun) -> float:
-    """Return the mean over views of a preference model's logit of picture and prompt (2305.01569)."""
-    (wanted,) = judge.texts([rendered.config.prompt]).cpu()
-    return judge.scale * (judge.images(rendered.color).cpu() @ wanted).mean().item()
+def preference(judge: Judge, rendered: RenderedRun) -> float:
+    """Return the mean over views of how much a model of preferences likes a picture for the prompt."""
+    return judge.liking(rendered.color, rendered.config.prompt).mean().item()
 
 
 class Teachers:
@@ -287,7 +287,7 @@ def evaluate(
     others: Sequence[str] | None = None,
     compare: bool = True,
     known: frozenset[str] | None = None,
-    judge: Scorer | None = None,
+    judge: Judge | None = None,
     teachers: Teachers | None = None,
 ) -> dict[str, Any]:
     """Evaluate finished runs; return for each group (see `groups`) its rows and its summary.
@@ -298,7 +298,7 @@ def evaluate(
         others: texts that R-Precision ranks against; None is `suites.distractors`.
         compare: also compare with samples of each run's own teacher.
         known: words that the scorer knows; see `read`.
-        judge: a CLIP model that was trained on preferences (PickScore, HPSv2); None for none.
+        judge: a model that was trained on preferences (PickScore, HPSv2, ImageReward); None for none.
         teachers: of other calls, so that none is asked twice for the same.
 
     Raises:

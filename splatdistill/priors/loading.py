@@ -53,6 +53,11 @@ PATTERNS = (  # of an alias: half-precision weights only, and never a pickle
     "text_encoder/model.fp16.safetensors",
 )
 CONFIGURATIONS = tuple(path for path in PATTERNS if not path.endswith(".safetensors"))
+CONVERSION = (
+    'once convert a file that you trust: python -c "import torch, safetensors.torch as s; '
+    "w = torch.load('X.pt', weights_only=True, map_location='cpu'); w = w.get('state_dict', w); "
+    "s.save_file({k: v.clone().contiguous() for k, v in w.items()}, 'X.safetensors')\""
+)
 CLIP_PATTERNS = ("*.json", "merges.txt", "model.safetensors")
 
 
@@ -247,12 +252,13 @@ def user_errors(what: str, folder: Path, verb: str = "load") -> Iterator[None]:
 def locate_clip(name: str) -> Path:
     """Return the folder of a CLIP model: "embedded", a local one, or one of the hub as owner/name@COMMIT.
 
+    Or a file of weights, where one is named.
     Raises UserError where there is none, and for a name of the hub without the commit that it is pinned to.
     """
     check_clip(name)
     if name == "embedded":
         return SCORER
-    if Path(name).is_dir():
+    if Path(name).exists():
         return Path(name)
     repository, _, revision = name.partition("@")
     return download(name, repository, revision, CLIP_PATTERNS)
@@ -260,8 +266,12 @@ def locate_clip(name: str) -> Path:
 
 def check_clip(name: str) -> None:
     """Raise UserError for names that cannot be a CLIP model; no file is read."""
-    if name == "embedded" or Path(name).is_dir() or re.fullmatch(r"[\w.-]+/[\w.-]+@[0-9a-f]{40}", name):
+    path = Path(name)
+    whole = path.is_dir() or (path.is_file() and path.suffix == ".safetensors")
+    if name == "embedded" or whole or re.fullmatch(r"[\w.-]+/[\w.-]+@[0-9a-f]{40}", name):
         return
+    if path.is_file():
+        raise UserError(f"scorer '{name}': only safetensors are read, no pickles; {CONVERSION}")
     if re.fullmatch(r"[\w.-]+/[\w.-]+(@.*)?", name):
         raise UserError(
             f"scorer '{name}': there is no such folder, and a model of the hub is taken only at a commit: "

@@ -12,16 +12,18 @@ import diffusers
 import pytest
 import torch
 from families import FAMILIES, make_family
+from safetensors import safe_open
 from test_priors_loading import change, refused
 from tiny import resumable, resumes_in_the_same_bytes
 
-from splatdistill import ops
+from splatdistill import doctor, ops
 from splatdistill.config.load import resolve
 from splatdistill.guidance.core import distill
 from splatdistill.guidance.guide import Guide
 from splatdistill.guidance.query import predicted_noise
 from splatdistill.guidance.registry import METHODS
 from splatdistill.priors import load_prior
+from splatdistill.priors.appraise import appraise, lines
 from splatdistill.priors.base import alpha_bar_at, cfg
 from splatdistill.priors.folders import Folder
 from splatdistill.priors.loading import probe, reader_of
@@ -154,6 +156,33 @@ def test_a_run_resumes_in_the_same_bytes(folders, tmp_path: Path) -> None:
 @every_family
 def test_every_run_resumes_in_the_same_bytes(folders, name: str, method: str, tmp_path: Path) -> None:
     resumes_in_the_same_bytes(folders(name), method, tmp_path)
+
+
+@every_family
+def test_the_doctor_says_what_it_is_and_what_it_needs(folders, name: str, tmp_path: Path, capsys) -> None:
+    path, reader = folders(name), reader_of(Folder("x", folders(name)))
+    found = appraise(str(path))
+    assert found.views == 1 and found.pixels == loaded(path).image_size
+    networks = {reader.place, *reader.encoders, *(["vae"] if reader.decoders else [])}
+    assert found.parts.keys() == networks
+    weights = sum(header_count(file) for file in path.rglob("*.safetensors"))
+    assert sum(part.parameters for part in found.parts.values()) == weights
+    told = {row[0]: row for row in lines(found, 2**40)}
+    assert reader.__doc__ and told["teacher"][2] in reader.__doc__
+    assert told["memory"][1] and "GFLOP" in told["cost of a step"][2] and not told["licence"][1]
+    assert not {row[0]: row for row in lines(found, 1)}["memory"][1]
+    other = shutil.copytree(path, tmp_path / "other")
+    change(other / reader.place / "config.json", _class_name="AnotherModel")
+    capsys.readouterr()
+    assert doctor.main(["--prior", str(other)]) == 2
+    said = capsys.readouterr().err.strip()
+    assert len(said.splitlines()) == 1 and "AnotherModel" in said
+
+
+def header_count(file: Path) -> int:
+    """Return how many numbers are in a safetensors file, read by its own library."""
+    with safe_open(file, "pt") as opened:
+        return sum(opened.get_tensor(name).numel() for name in opened.keys())  # noqa: SIM118
 
 
 @each_kind

@@ -22,6 +22,7 @@ from splatdistill.guidance.core import distill
 from splatdistill.guidance.methods import SDI
 from splatdistill.guidance.noise import Inversion
 from splatdistill.priors import load_prior
+from splatdistill.priors.appraise import appraise
 from splatdistill.priors.base import cfg
 from splatdistill.priors.imagedream import ImageDreamPrior, PerceiverAttention
 from splatdistill.priors.loading import probe
@@ -163,3 +164,10 @@ def test_weights_without_the_pictures_maps_are_one_line(folder: Path, tmp_path: 
 def test_a_run_resumes_in_the_same_bytes(folder: Path, method: str, tmp_path: Path) -> None:
     words = (f"image.path={write_disc(tmp_path / 'disc.png')}", "views.count=4")
     resumes_in_the_same_bytes(folder, method, tmp_path, *words)
+
+
+def test_the_doctor_knows_it_from_mvdream(folder: Path) -> None:
+    found = appraise(str(folder))
+    assert "ImageDream" in found.reader and found.views == 4
+    assert found.pixels == loaded(folder).image_size
+    assert found.parts.keys() == {"unet", "vae", "text_encoder", "image_encoder"}

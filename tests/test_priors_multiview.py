@@ -19,6 +19,7 @@ from splatdistill.guidance.core import distill
 from splatdistill.guidance.methods import SDI
 from splatdistill.guidance.noise import Inversion
 from splatdistill.priors import load_prior
+from splatdistill.priors.appraise import appraise, lines
 from splatdistill.priors.base import cfg
 from splatdistill.priors.latent import LatentPrior
 from splatdistill.priors.multiview import MultiViewPrior, camera_matrices, diffusers_config, ldm_names
@@ -158,3 +159,10 @@ def test_weights_that_are_not_safetensors_are_a_users_error(
 @resumable
 def test_a_run_resumes_in_the_same_bytes(folders: tuple[Path, Path], method: str, tmp_path: Path) -> None:
     resumes_in_the_same_bytes(folders[1], method, tmp_path, "views.count=4")
+
+
+def test_the_doctor_says_how_many_views_are_together(folders: tuple[Path, Path]) -> None:
+    ours, theirs = (appraise(str(folder)) for folder in folders)
+    assert "MVDream" in theirs.reader and theirs.denoiser == ours.denoiser and theirs.memory == ours.memory
+    told = {row[0]: row[2] for row in lines(theirs, 2**40)}
+    assert told["pictures"] == "4 views together of 32 pixels" and "a step of 4 views" in told["memory"]

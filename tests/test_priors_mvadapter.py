@@ -215,6 +215,7 @@ def test_adapters_of_other_kinds_and_pickles_are_named(file: Path, tmp_path: Pat
 def test_the_doctor_counts_the_adapter(file: Path) -> None:
     found, base = appraise(str(file)), appraise(str(file.parent))
     assert "MV-Adapter" in found.reader and "MV-Adapter" not in base.reader
+    assert (found.views, found.pixels) == (6, loaded(file).image_size)
     assert found.parts["adapter"].parameters == sum(value.numel() for value in load_file(file).values())
     assert found.memory > base.memory and found.denoiser == base.denoiser
 

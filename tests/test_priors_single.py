@@ -16,6 +16,7 @@ from tiny import make_pipeline, resumable, resumes_in_the_same_bytes
 
 from splatdistill.errors import UserError
 from splatdistill.priors import load_prior
+from splatdistill.priors.appraise import appraise
 from splatdistill.priors.base import cfg
 from splatdistill.priors.multiview import diffusers_config
 from splatdistill.priors.single import base_of, is_checkpoint
@@ -111,3 +112,10 @@ def test_away_from_a_folder_its_base_is_known_by_its_width(folder: Path, tmp_pat
 @resumable
 def test_a_run_resumes_in_the_same_bytes(folder: Path, method: str, tmp_path: Path) -> None:
     resumes_in_the_same_bytes(folder / "dream.safetensors", method, tmp_path)
+
+
+def test_the_doctor_counts_what_is_in_the_file(folder: Path) -> None:
+    whole, single = appraise(str(folder)), appraise(str(folder / "dream.safetensors"))
+    assert single.parts.keys() == whole.parts.keys() == {"unet", "vae", "text_encoder"}
+    assert single.parts["unet"] == whole.parts["unet"] and single.pixels == whole.pixels
+    assert single.parts["vae"].parameters <= whole.parts["vae"].parameters  # the test's own has no quant_conv

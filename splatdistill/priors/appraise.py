@@ -9,14 +9,17 @@ from pathlib import Path
 
 import torch
 
-from splatdistill.priors.folders import Folder, header
+from splatdistill.priors.base import Prior
+from splatdistill.priors.folders import Folder, header, number
 from splatdistill.priors.hub import UNUSED
 from splatdistill.priors.latent import default_dtype, vae_dtype
 from splatdistill.priors.loading import locate, reader_of, user_errors
 from splatdistill.priors.pipeline import KEPT
+from splatdistill.priors.single import TEXT, UNET
 
 TENSORS = 24  # of the size of a picture at the autoencoder's first width that its backward pass keeps, about
 DENOISERS = ("unet", "transformer")
+PREFIXES = {"unet": UNET, "vae": "first_stage_model.", "text_encoder": TEXT}  # in a single file
 SDI_EVALUATIONS = 8  # of the network in a step of sdi, on average over a run: seven of the inversion, and one
 
 
@@ -36,7 +39,8 @@ class Appraisal:
         reader: the class that reads it, in the words of its first line.
         parts: its networks.
         pixels: the side of its pictures, or 0 where the files do not say.
-        memory: bytes that a step needs, about, on the device and in the precision asked for.
+        views: pictures that it denoises together.
+        memory: bytes that a step of so many views needs, about, on the device and in its own precision.
         reading: further bytes while large text encoders read.
         licence: what the folder's README says, or an empty text.
     """
@@ -44,6 +48,7 @@ class Appraisal:
     reader: str
     parts: dict[str, Part]
     pixels: int
+    views: int
     memory: int
     reading: int
     licence: str
@@ -60,14 +65,7 @@ def appraise(name: str, device: torch.device | str = "cpu") -> Appraisal:
     reader = reader_of(folder)
     with user_errors(f"prior '{name}'", folder.root):
         reader.check(folder)
-    parts = {path.name: part for path in sorted(folder.root.iterdir()) if (part := _part(path)) is not None}
-    parts = {part: value for part, value in parts.items() if part not in UNUSED}
-    if folder.place in parts:  # other denoisers beside it are not loaded
-        parts = {
-            key: value for key, value in parts.items() if key == folder.place or not key.startswith("unet")
-        }
-    if folder.adapter is not None:
-        parts["adapter"] = Part(_parameters(folder.adapter), 1)
+    parts = _parts(folder)
     dtype = default_dtype(device)
     each = {part: dtype.itemsize for part in parts if part.startswith((*DENOISERS, "adapter"))}
     each["vae"] = vae_dtype(dtype, device).itemsize
@@ -78,13 +76,35 @@ def appraise(name: str, device: torch.device | str = "cpu") -> Appraisal:
         for part, value in parts.items()
         if not (large and part.startswith("text_encoder"))
     )
-    pixels = _pixels(folder)
+    pixels = _pixels(folder, reader)
     width = next(iter(folder.json("vae/config.json").get("block_out_channels") or [0]))
-    passing = TENSORS * pixels**2 * width * each["vae"]
+    passing = reader.group * TENSORS * pixels**2 * width * each["vae"]
     summary = (reader.__doc__ or reader.__name__).strip().splitlines()[0].partition("; see ")[0]
     return Appraisal(
-        summary, parts, pixels, kept + passing, 2 * encoders if large else 0, licence(folder.root)
+        reader=summary,
+        parts=parts,
+        pixels=pixels,
+        views=reader.group,
+        memory=kept + passing,
+        reading=2 * encoders if large else 0,
+        licence=licence(folder.root),
     )
+
+
+def _parts(folder: Folder) -> dict[str, Part]:
+    """Return the networks that are loaded of a folder, by the headers of their files."""
+    if folder.single is not None:
+        names = {part: _parameters(folder.single, prefix) for part, prefix in PREFIXES.items()}
+        return {part: Part(count, 1) for part, count in names.items() if count}
+    parts = {path.name: part for path in sorted(folder.root.iterdir()) if (part := _part(path)) is not None}
+    parts = {part: value for part, value in parts.items() if part not in UNUSED}
+    if folder.place in parts:  # other denoisers beside it are not loaded
+        parts = {
+            key: value for key, value in parts.items() if key == folder.place or not key.startswith("unet")
+        }
+    if folder.adapter is not None:
+        parts["adapter"] = Part(_parameters(folder.adapter), 1)
+    return parts
 
 
 def _part(folder: Path) -> Part | None:
@@ -96,21 +116,27 @@ def _part(folder: Path) -> Part | None:
     return Part(sum(counts), len(files)) if counts else None
 
 
-def _parameters(path: Path) -> int:
-    tensors = [value for name, value in (header(path) or {}).items() if name != "__metadata__"]
+def _parameters(path: Path, prefix: str = "") -> int:
+    """Count the numbers in a safetensors file, of those tensors whose names begin with the prefix."""
+    named = {name: value for name, value in (header(path) or {}).items() if name != "__metadata__"}
+    tensors = [value for name, value in named.items() if name.startswith(prefix)]
     return sum(math.prod(tensor["shape"]) for tensor in tensors)
 
 
-def _pixels(folder: Folder) -> int:
-    """Return the side of a teacher's pictures as its files say it."""
+def _pixels(folder: Folder, reader: type[Prior]) -> int:
+    """Return the side of a teacher's pictures as its files say it, and its family cuts it; 0 if unknown."""
     told = folder.json("model_index.json").get("default_sample_size")
     if isinstance(told, int):
         return told
     config = folder.denoiser or folder.json("transformer/config.json")
     vae = folder.json("vae/config.json")
-    blocks = vae.get("block_out_channels") or vae.get("encoder_block_out_channels") or [0]
-    side = config.get("sample_size")
-    return side * 2 ** (len(blocks) - 1) if isinstance(side, int) else 0
+    factor = 2 ** (len(vae.get("block_out_channels") or vae.get("encoder_block_out_channels") or [0]) - 1)
+    side = config.get("sample_size", config.get("image_size"))  # the second is MVDream's name
+    if side is None:  # a transformer of patches of any number, as FLUX.2's
+        factor *= 2
+        side = number(vae, "sample_size") // factor
+    side = side[0] if isinstance(side, list) and side else side
+    return min(side, getattr(reader, "largest", side)) * factor if isinstance(side, int) else 0
 
 
 def licence(root: Path) -> str:
@@ -134,9 +160,10 @@ def lines(found: Appraisal, free: int) -> list[tuple[str, bool, str, str]]:
     rows = [("teacher", True, found.reader, "")]
     rows += [(part, True, f"{size(value.parameters)} parameters", "") for part, value in found.parts.items()]
     if found.pixels:
-        rows.append(("pictures", True, f"{found.pixels} pixels", ""))
+        together = f"{found.views} views together of " if found.views > 1 else ""
+        rows.append(("pictures", True, f"{together}{found.pixels} pixels", ""))
     need, peak = found.memory, found.memory + found.reading
-    told = f"about {need / 2**30:.1f} GiB a step" + (
+    told = f"about {need / 2**30:.1f} GiB a step of {found.views} view{'s' * (found.views > 1)}" + (
         f", {peak / 2**30:.1f} GiB while its text encoders read" if found.reading else ""
     )
     fits = "takes a smaller teacher, a GPU with more memory, or prior.dtype=bfloat16"

@@ -134,7 +134,7 @@ def examine_prior(name: str) -> int:
     rows = [Finding(*row) for row in lines(appraise(name, device), free_memory(device))]
     show(rows)
     fits = next(row for row in rows if row.name == "memory")
-    print(f"{name} fits here." if fits.ok else f"{name} does not fit here: {fits.found}.")
+    print(f"{name} fits here." if fits.ok else f"{name} does not fit here: {fits.found}; {fits.advice}.")
     return 0 if fits.ok else 1
 
 

@@ -38,7 +38,12 @@ def test_a_step_that_does_not_fit_is_told_with_what_it_needs(folder: Path) -> No
     found = appraise(str(folder))
     told = {name: (ok, text) for name, ok, text, _ in lines(found, found.memory)}
     assert told["memory"][0] and told["licence"][0] and "evaluations" in told["cost of a step"][1]
-    assert not {name: ok for name, ok, _, _ in lines(found, found.memory - 1)}["memory"]
+    ok, advice = next(
+        (ok, advice) for name, ok, _, advice in lines(found, found.memory - 1) if name == "memory"
+    )
+    assert not ok and found.halved < found.memory and "prior.dtype=bfloat16" in advice
+    advice = next(advice for name, _, _, advice in lines(found, found.halved - 1) if name == "memory")
+    assert "smaller teacher" in advice and "bfloat16" not in advice
 
 
 def test_the_command_says_it(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

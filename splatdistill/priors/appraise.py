@@ -41,6 +41,7 @@ class Appraisal:
         pixels: the side of its pictures, or 0 where the files do not say.
         views: pictures that it denoises together.
         memory: bytes that a step of so many views needs, about, on the device and in its own precision.
+        halved: the same in bfloat16.
         reading: further bytes while large text encoders read.
         licence: what the folder's README says, or an empty text.
     """
@@ -50,6 +51,7 @@ class Appraisal:
     pixels: int
     views: int
     memory: int
+    halved: int
     reading: int
     licence: str
 
@@ -66,26 +68,29 @@ def appraise(name: str, device: torch.device | str = "cpu") -> Appraisal:
     with user_errors(f"prior '{name}'", folder.root):
         reader.check(folder)
     parts = _parts(folder)
-    dtype = default_dtype(device)
-    each = {part: dtype.itemsize for part in parts if part.startswith((*DENOISERS, "adapter"))}
-    each["vae"] = vae_dtype(dtype, device).itemsize
     encoders = sum(value.parameters for part, value in parts.items() if part.startswith("text_encoder"))
     large = 4 * encoders > KEPT
-    kept = sum(
-        value.parameters * each.get(part, 4)
-        for part, value in parts.items()
-        if not (large and part.startswith("text_encoder"))
-    )
     pixels = _pixels(folder, reader)
     width = next(iter(folder.json("vae/config.json").get("block_out_channels") or [0]))
-    passing = reader.group * TENSORS * pixels**2 * width * each["vae"]
+
+    def needed(dtype: torch.dtype) -> int:
+        beside = vae_dtype(dtype, device).itemsize
+        each = {part: dtype.itemsize for part in parts if part.startswith((*DENOISERS, "adapter"))}
+        kept = sum(
+            value.parameters * (each | {"vae": beside}).get(part, 4)
+            for part, value in parts.items()
+            if not (large and part.startswith("text_encoder"))
+        )
+        return kept + reader.group * TENSORS * pixels**2 * width * beside
+
     summary = (reader.__doc__ or reader.__name__).strip().splitlines()[0].partition("; see ")[0]
     return Appraisal(
         reader=summary,
         parts=parts,
         pixels=pixels,
         views=reader.group,
-        memory=kept + passing,
+        memory=needed(default_dtype(device)),
+        halved=needed(torch.bfloat16),
         reading=2 * encoders if large else 0,
         licence=licence(folder.root),
     )
@@ -166,7 +171,10 @@ def lines(found: Appraisal, free: int) -> list[tuple[str, bool, str, str]]:
     told = f"about {need / 2**30:.1f} GiB a step of {found.views} view{'s' * (found.views > 1)}" + (
         f", {peak / 2**30:.1f} GiB while its text encoders read" if found.reading else ""
     )
-    fits = "takes a smaller teacher, a GPU with more memory, or prior.dtype=bfloat16"
+    less = found.halved + found.reading
+    fits = "take a smaller teacher, or a GPU with more memory"
+    if less < peak and less <= free:
+        fits = f"with prior.dtype=bfloat16 it needs {less / 2**30:.1f} GiB, and fits"
     rows.append(("memory", peak <= free, f"{told}; {free / 2**30:.1f} GiB are free", fits))
     work = 2 * 2 * SDI_EVALUATIONS * found.denoiser.parameters
     cost = f"{SDI_EVALUATIONS} evaluations of two branches with sdi, {work / 1e9:,.1f} GFLOP for each token"

@@ -17,7 +17,7 @@ NVCC := $(shell command -v nvcc 2>/dev/null)
 
 TESTS_CPP := $(shell find tests/native -name "*.cpp" -o -name "*.h" -o -name "*.cu" 2>/dev/null)
 
-.PHONY: help install demo test native-check lint format cuda-objects quality teachers real-teacher gpu-check clean
+.PHONY: help install demo test native-check lint format cuda-objects quality teachers gpu-check clean
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
 
@@ -42,38 +42,15 @@ native-check: $(STAMP)  ## the C++ tests of the kernels, with warnings as errors
 quality: $(STAMP)  ## the long tests: whole distillation runs, judged
 	$(BIN)/python -m pytest -q -m "slow or quality"
 
-# The text teacher, the multi-view one from it, twice more of both, the image-conditioned one and more of it; the scorer.
-TEACHERS := build/teachers
-TRAIN := $(BIN)/python -m splatdistill.teaching.train
-teachers: $(STAMP)  ## train all shipped weights from nothing into build/teachers: hours on two cores
-	$(TRAIN) --out $(TEACHERS)/text --steps 7500
-	$(TRAIN) --task multiview --teacher $(TEACHERS)/text/teacher --out $(TEACHERS)/multiview --steps 4000 --pictures 128000
-	cp -r $(TEACHERS)/multiview/unet_multiview $(TEACHERS)/text/teacher/
-	$(TRAIN) --out $(TEACHERS)/text --steps 13000 --facing 0.25
-	mkdir -p $(TEACHERS)/further $(TEACHERS)/last
-	mv $(TEACHERS)/multiview/pictures.npz $(TEACHERS)/further/
-	$(TRAIN) --task multiview --teacher $(TEACHERS)/text/teacher --out $(TEACHERS)/further --steps 3000
-	cp -r $(TEACHERS)/further/unet_multiview $(TEACHERS)/text/teacher/
-	$(TRAIN) --out $(TEACHERS)/text --steps 16000 --facing 0.25
-	mv $(TEACHERS)/further/pictures.npz $(TEACHERS)/last/
-	$(TRAIN) --task multiview --teacher $(TEACHERS)/text/teacher --out $(TEACHERS)/last --steps 1500
-	cp -r $(TEACHERS)/last/unet_multiview $(TEACHERS)/text/teacher/
-	$(TRAIN) --task image --teacher $(TEACHERS)/text/teacher --out $(TEACHERS)/image --steps 7000 --pictures 160000
-	$(TRAIN) --task image --teacher $(TEACHERS)/text/teacher --out $(TEACHERS)/image --steps 16000
-	cp -r $(TEACHERS)/image/unet_image $(TEACHERS)/text/teacher/
-	$(TRAIN) --task image --teacher $(TEACHERS)/text/teacher --out $(TEACHERS)/image-further --steps 7000 --pictures 240000
-	cp -r $(TEACHERS)/image-further/unet_image $(TEACHERS)/text/teacher/
-	$(BIN)/python -m splatdistill.teaching.scorer --out $(TEACHERS)/scorer
-
 # The teacher of real things. ASSETS holds the models (docs/TEACHING.md), ENCODER a sentence encoder in transformers'
 # layout, PHOTOGRAPHS the weights of EfficientNet-Lite0. Every stage goes on where it was interrupted.
 ASSETS ?= assets
 ENCODER ?= build/encoder
 PHOTOGRAPHS ?= build/efficientnet-lite0.pth
 UNTIL ?= 15000
-REAL := $(TEACHERS)/real
+REAL := build/teachers/real
 TEACH := $(BIN)/python -m splatdistill.teaching
-real-teacher: $(STAMP)  ## train the teacher of real things from its models (ASSETS=folder): many hours on two cores
+teachers: $(STAMP)  ## train the shipped teacher from its models (ASSETS=folder): many hours on two cores
 	$(BIN)/python -m pip install --quiet -c requirements/constraints.txt -e ".[teaching]"
 	$(TEACH).teach render --out $(REAL) --bundle $(ASSETS) --shards 48
 	$(TEACH).teach pages --out $(REAL) --bundle $(ASSETS)

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from splatdistill import ops, reference
 
-SHAPES = [(4, 4, 16, 16), (4, 4, 64, 64)]  # B, C, h, w: the embedded teacher's latents, Stable Diffusion's
+SHAPES = [(4, 4, 16, 16), (4, 4, 64, 64)]  # B, C, h, w: those of a small teacher, and Stable Diffusion's
 GUIDANCE = 7.5
 
 

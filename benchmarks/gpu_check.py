@@ -49,7 +49,6 @@ VARIANTS = {
         name: [f"method={name}"]
         for name in ("sds", "dsd", "ism", "csd", "nfsd", "vsd", "sdi_published", "clip")
     },
-    "multiview": ["prior.name=embedded-multiview"],
     "float32": ["prior.dtype=float32"],
     "shading": ["shading.start=0", "shading.lambertian=0.4", "shading.textureless=0.4"],
 }
@@ -207,7 +206,7 @@ class Waits(NullWatcher):
 
 
 def waits(check: Check) -> dict[str, Any]:
-    """Return milliseconds and host waits of each step of a run of the embedded teacher."""
+    """Return milliseconds and host waits of each step of a run of the shipped teacher."""
     config = resolve({"prompt": "a red mushroom", "steps": 6}, None, SMALL if check.dry else [])
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

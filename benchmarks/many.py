@@ -252,7 +252,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=200, help="of runs, for workers")
     parser.add_argument("--on", choices=("ray", "processes"), default="ray")
     parser.add_argument("--kills", type=int, default=10)
-    parser.add_argument("--priors", nargs="+", default=["embedded", "embedded-multiview"])
+    parser.add_argument("--priors", nargs="+", default=["real"])
     parser.add_argument("--sizes", type=int, nargs="+", default=[1, 2, 4, 8])
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--work", help="a folder to go on in; default a new one, deleted at the end")

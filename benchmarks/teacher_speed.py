@@ -20,7 +20,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from splatdistill.priors.latent import default_dtype
 from splatdistill.priors.view_transformer import ViewTransformer, describe_cameras, patch_rays
-from splatdistill.teaching.networks import TEXT_WIDTH, make_unet
 
 VIEWS, BRANCHES, TRAINED = 4, 2, 32
 CANDIDATES: dict[str, dict[str, Any]] = {
@@ -29,8 +28,6 @@ CANDIDATES: dict[str, dict[str, Any]] = {
     "views, wider": dict(outer_width=256, outer_layers=2, width=384, layers=6),
     "views, 16 tokens alone": dict(outer_width=256, outer_layers=0, width=384, layers=6),
     "views, 64 tokens alone": dict(outer_width=320, outer_layers=6, width=320, layers=0),
-    "UNet of the 64-pixel text teacher": {},
-    "UNet of the 64-pixel multi-view teacher": dict(multiview=1),
 }
 
 
@@ -60,21 +57,15 @@ def candidate(
     """Return a network and a call of it on `count` samples, each VIEWS of one scene."""
     torch.manual_seed(0)
     t = torch.randint(1000, (count,))
-    if "layers" in settings:
-        network: Any = ViewTransformer(**settings)
-        if dtype != torch.float32:
-            network.to(dtype)
-        side, zero = network.side, torch.zeros(count)
-        orbit = (torch.rand(count) * 6, zero + 0.3, zero + 3, zero + 0.73)
-        told = (describe_cameras(*orbit, zero), patch_rays(*orbit, side), torch.rand(count, 3))
-        shown = (torch.randn(count, 3, 24, 16, 16), torch.ones(count, 3, 5), VIEWS)
-        sample, text = torch.randn(count, 24, 16, 16), torch.randn(count // VIEWS, 20, 256)
-        return network, lambda: network(sample, t, torch.rand(count), text.to(dtype), *told, *shown)
-    network = make_unet(bool(settings))
-    network.to(dtype=dtype, memory_format=torch.channels_last)
-    sample, text = torch.randn(count, 8, 16, 16), torch.randn(count, 24, TEXT_WIDTH)
-    more = {"class_labels": torch.randn(count, 16).to(dtype)} if settings else {}
-    return network, lambda: network(sample.to(dtype), t, text.to(dtype), **more).sample
+    network: Any = ViewTransformer(**settings)
+    if dtype != torch.float32:
+        network.to(dtype)
+    side, zero = network.side, torch.zeros(count)
+    orbit = (torch.rand(count) * 6, zero + 0.3, zero + 3, zero + 0.73)
+    told = (describe_cameras(*orbit, zero), patch_rays(*orbit, side), torch.rand(count, 3))
+    shown = (torch.randn(count, 3, 24, 16, 16), torch.ones(count, 3, 5), VIEWS)
+    sample, text = torch.randn(count, 24, 16, 16), torch.randn(count // VIEWS, 20, 256)
+    return network, lambda: network(sample, t, torch.rand(count), text.to(dtype), *told, *shown)
 
 
 def measure(settings: dict[str, Any], dtype: torch.dtype) -> dict[str, float]:

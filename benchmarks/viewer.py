@@ -97,7 +97,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     args = parser.parse_args()
     config = resolve({"prompt": "a red mushroom", "steps": args.steps})
-    prior = load_prior("embedded", torch.device("cpu"), torch.bfloat16)
+    prior = load_prior("real")
     seconds: dict[str, list[float]] = {kind: [] for kind in KINDS}
     with tempfile.TemporaryDirectory() as folder:
         run("alone", config, prior, Path(folder) / "warm")

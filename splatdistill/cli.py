@@ -64,11 +64,7 @@ class Parser(argparse.ArgumentParser):
 def add_settings(parser: argparse.ArgumentParser) -> None:
     """Add the options of distillation: teacher, length, seed, device, and arbitrary settings."""
     add = parser.add_argument
-    add(
-        "--prior",
-        help="real (default), embedded, embedded-multiview, embedded-image, sd21, sd15, "
-        "or a folder in diffusers layout",
-    )
+    add("--prior", help="real (default), sd21, sd15, or a folder in diffusers layout")
     added = "a LoRA of the teacher, .safetensors as of diffusers or kohya; may be given several times"
     add("--lora", action="append", metavar="FILE[:SCALE]", help=added)
     add("--steps", type=positive, help="optimization steps; default by preset")

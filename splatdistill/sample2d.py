@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 MODES = ("ddim", "cached", "inversion")
 STATES = 10  # of a trajectory
 RATE = 0.05
-SINGLE = "embedded"  # the default teacher: of single views
 DDIM_STEPS = 50
 
 
@@ -71,8 +70,6 @@ def start(args: argparse.Namespace) -> int:
     flags: dict[str, Any] = {"steps": DDIM_STEPS} if exact else {}
     flags |= chosen(args, "prompt", "method", "steps", "seed")
     flags["edit"] = {"source_prompt": args.source_prompt or ""}
-    if args.prior is None and not any(word.startswith("prior.name=") for word in args.overrides):
-        flags["prior"] = {"name": SINGLE, **flags.get("prior", {})}
     config = resolve(flags, None, args.overrides)
     if config.method.edits and not args.source_prompt:
         raise UserError(f"method '{config.method.name}' edits: say what with --source-prompt 'a red car'")

@@ -16,7 +16,7 @@ NOTEBOOK = Path(__file__).parents[1] / "examples" / "from_sds_to_ddim.ipynb"
 def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], str]:
     """Return what the cells define and print, with fewer steps and a tiny random teacher."""
     teacher = make_pipeline(tmp_path_factory.mktemp("teacher"), "AutoencoderTiny", timesteps=1000)
-    smaller = {'"embedded"': repr(str(teacher)), "COUNT = 4": "COUNT = 2", "STEPS = 60": "STEPS = 6"}
+    smaller = {'"real"': repr(str(teacher)), "COUNT = 4": "COUNT = 2", "STEPS = 60": "STEPS = 6"}
     cells = json.loads(NOTEBOOK.read_text("utf-8"))["cells"]
     names: dict[str, Any] = {}
     printed = io.StringIO()

@@ -13,13 +13,11 @@ from splatdistill.priors.base import ToyPrior
 class Brightness:
     """A scorer that likes the red of a picture."""
 
-    scale = 1.0
+    size, scale = 64, 1.0
 
-    def texts(self, texts: list[str]) -> torch.Tensor:
-        return torch.tensor([[1.0, 0.0, 0.0]]).expand(len(texts), -1)
-
-    def images(self, rgb: torch.Tensor) -> torch.Tensor:
-        return rgb.mean((2, 3))
+    def agreement(self, rgb: torch.Tensor, texts: list[str]) -> torch.Tensor:
+        assert len(rgb) == len(texts)
+        return rgb[:, 0].mean((1, 2))
 
 
 def test_the_rules() -> None:
@@ -34,7 +32,7 @@ def test_the_rules() -> None:
 def test_a_guide_combines_the_evaluations_of_each_view(rule) -> None:
     prior = ToyPrior(torch.rand(3, 2, 2, generator=torch.Generator().manual_seed(1)), 0.5)
     rgb = torch.rand(2, 2, 2, 3, generator=torch.Generator().manual_seed(2))
-    reward = Reward(RewardConfig(n=4, rule=rule), Brightness())  # pyright: ignore[reportArgumentType]
+    reward = Reward(RewardConfig(n=4, rule=rule), Brightness())
     guide = Guide(prior, SDS(guidance=1.0), "text", views="plain", reward=reward)
     out = guide(rgb.requires_grad_(), 0.5, generator=torch.Generator().manual_seed(4))
     assert out.distillation is not None
@@ -61,6 +59,7 @@ def _views(rgb: torch.Tensor):
 
 
 def test_one_evaluation_needs_no_scorer() -> None:
-    assert Reward.load(RewardConfig(scorer="nothing of the kind"), "cpu") is None
+    prior = ToyPrior(torch.zeros(3, 2, 2))
+    assert Reward.load(RewardConfig(scorer="nothing of the kind"), prior) is None
     with pytest.raises(ValueError, match=r"reward\.n"):
         RewardConfig(n=0)

@@ -35,7 +35,9 @@ from splatdistill.priors import words as grammar
 from splatdistill.scene.cameras import turntable
 from splatdistill.training import run
 
-WORDS = sorted({word for text in grammar.vocabulary() for word in text.split()})
+WORDS = sorted(
+    {*["a", "on", "top", "of", "front", "side", "back", "view", "dog"], *" ".join(distractors()).split()}
+)
 
 
 class Reader:
@@ -107,7 +109,6 @@ def test_suites_are_fixed_lists_of_known_words() -> None:
     assert len(set(distractors())) == 153
     assert len(set(SUITES["objects"]())) == 24 and len(set(SUITES["compositions"]())) == 30
     for text in SUITES["objects"]() + SUITES["compositions"]() + distractors():
-        assert grammar.check_prompt(text) == []
         assert grammar.parse(text) is not None
 
 
@@ -219,22 +220,18 @@ def test_a_suite_says_how_many_of_its_runs_are_missing(
     assert "none of the 2 runs finished" in capsys.readouterr().err
 
 
-def test_a_prompt_that_the_scorer_cannot_read_has_no_figures_that_compare_with_it(
+def test_a_teacher_without_a_judge_wants_a_clip_model(
     folders: tuple[Path, Path], tmp_path: Path, monkeypatch, capsys
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("splatdistill.priors.loading.SCORER", folders[0])
     words = ["--prompt", "a corgi in a beret", "--prior", str(folders[1]), "--out", "run", *TINY]
     assert train.main(words) == 0
     capsys.readouterr()
-    assert main(["run", "--no-teacher", "--out", "report"]) == 2  # nothing reads what this teacher makes
+    assert main(["run", "--no-teacher", "--out", "report"]) == 2
     assert "give a CLIP model by --clip" in capsys.readouterr().err
-    monkeypatch.setattr("splatdistill.evaluate.TOYS", (str(folders[1]),))
-    assert main(["run", "--no-teacher", "--out", "report"]) == 0
-    assert "cannot read 'a corgi in a beret'" in capsys.readouterr().err
+    assert main(["run", "--no-teacher", "--out", "report", "--clip", str(folders[0])]) == 0
     (group,) = json.loads((tmp_path / "report" / "evaluation.json").read_text())["groups"].values()
-    assert group["rows"][0]["clip_score"] is None and "r_precision" not in group["summary"]
-    assert "diverged" in group["summary"]
+    assert {"clip_score", "r_precision", "diverged"} <= set(group["summary"])
 
 
 def test_mistakes_are_one_line(tmp_path: Path, folders: tuple[Path, Path], capsys, monkeypatch) -> None:
@@ -249,7 +246,7 @@ def test_mistakes_are_one_line(tmp_path: Path, folders: tuple[Path, Path], capsy
         (["--suite", "objects", "--methods", "pds", *clip], "splatdistill.edit"),
         (["--suite", "objects", "--priors", "foo", *clip], "foo"),
         (["--suite", "objects", "guidance.scal=3", *clip], "guidance.scal"),
-        (["--suite", "dreamfusion", "--priors", "embedded", *clip], "does not know"),
+        (["--suite", "dreamfusion", *clip], "names nothing"),
         (["run", *clip], "no finished run (no splat.ply)"),
         (["--suite", "objets", *clip], "objects"),
         (["--suite", "objects", "--jobs", "0", *clip], "--jobs"),

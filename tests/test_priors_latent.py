@@ -3,13 +3,12 @@
 # diffusers' and transformers' annotations are narrower than what they take
 # pyright: reportArgumentType=false, reportOptionalSubscript=false, reportAttributeAccessIssue=false, reportCallIssue=false
 
-import json
 import os
 
 import pytest
 import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
-from tiny import WORDS, make_pipeline, resumable, resumes_in_the_same_bytes
+from tiny import make_pipeline, resumable, resumes_in_the_same_bytes
 
 from splatdistill.errors import UserError
 from splatdistill.guidance.prompts import ViewPrompts
@@ -111,11 +110,6 @@ def test_a_long_prompt_leaves_the_view_words_to_be_read(prior):
     assert not torch.equal(hidden[0], hidden[1]) and not torch.equal(hidden[1], hidden[2])
     assert torch.equal(*prior.embed([f"{long}, {view}" for view in views[:2]]))  # what happened without
     assert cut.left_out() and prior.fit("a red dog", [", front view"]) == "a red dog"
-
-
-def test_a_vocabulary_beside_the_networks_is_read(broken):
-    (broken / "vocabulary.json").write_text(json.dumps(WORDS))
-    assert load_prior(broken).vocabulary == frozenset(WORDS)
 
 
 def expect_one_line(path, match):

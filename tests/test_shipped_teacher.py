@@ -12,7 +12,7 @@ import torch
 from splatdistill.guidance.core import sample
 from splatdistill.priors import load_prior
 from splatdistill.priors.base import cfg
-from splatdistill.priors.loading import ASSETS, REAL
+from splatdistill.priors.loading import ASSETS
 from splatdistill.scene.cameras import orbit
 
 
@@ -21,17 +21,14 @@ def test_the_weights_are_small_and_no_pickles() -> None:
     assert not [path.name for path in every if path.suffix in (".bin", ".pt", ".ckpt", ".pkl")]
     configs = [json.loads(path.read_text("utf-8")) for path in every if path.name == "config.json"]
     assert not [config["_name_or_path"] for config in configs if config.get("_name_or_path")]
-    assert sum(path.stat().st_size for path in REAL.rglob("*") if path.is_file()) <= 64 * 10**6
+    assert sum(path.stat().st_size for path in every) <= 64 * 2**20
 
 
 def test_the_real_teacher_is_the_default_and_another_can_be_named() -> None:
     """Here another one is named for all tests: tests/conftest.py."""
-    code = "from splatdistill.config.presets import *; print(DEFAULT, FOR_PICTURES, *FOR_TASKS.values())"
+    code = "from splatdistill.config.presets import DEFAULT; print(DEFAULT)"
     environment = {name: value for name, value in os.environ.items() if name != "SPLATDISTILL_PRIOR"}
-    for named, expected in (
-        ("", "real real real real real"),
-        ("sd21", "sd21 real real real real"),
-    ):
+    for named, expected in (("", "real"), ("sd21", "sd21")):
         command = [sys.executable, "-c", code]
         own = environment | {"SPLATDISTILL_PRIOR": named}
         told = subprocess.run(command, env=own, capture_output=True, text=True, check=True)

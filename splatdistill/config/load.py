@@ -1,10 +1,8 @@
 """Configuration in layers, merged by OmegaConf into the dataclasses of schema.py.
 
-Later layers win: the defaults; the preset of the prior's family (embedded.yaml or sd.yaml), of the method in
-it (embedded_sdi.yaml), of the prior (embedded-image.yaml), of the task (edit.yaml, refine.yaml) and of the
-task in the family (embedded-refine.yaml), where there are such;
---config; `key.sub=value` words; flags. Where nothing names a prior, FOR_TASKS has the one
-of an edit and the like, and a run that starts from a picture takes FOR_PICTURES.
+Later layers win: the defaults; the preset of the prior's family (views.yaml or sd.yaml), of the method in it
+(views_sdi.yaml), of the task (edit.yaml, refine.yaml) and of the task in the family (views-refine.yaml),
+where there are such; --config; `key.sub=value` words; flags.
 
 `method` is a name, or a mapping with a name and settings of that method's own dataclass; a layer's settings
 of another method than the one finally chosen do not apply. Strings are never interpolated: each is escaped on
@@ -25,7 +23,7 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from splatdistill.config.presets import FOR_PICTURES, FOR_TASKS, named, presets_for
+from splatdistill.config.presets import named, presets_for
 from splatdistill.config.schema import Config, PriorConfig
 from splatdistill.errors import UserError
 from splatdistill.guidance.core import Method
@@ -72,11 +70,8 @@ def resolve(
     layers += _overrides(list(words))
     layers.append(("command line", canonical(flags, "command line")))
     name = _last(layers, "method", "name", "sdi")
-    prior = _last(layers, "prior", "name", "")
+    prior = _last(layers, "prior", "name", PriorConfig().name)
     task = task or ("edit" if _last(layers, "edit", "splat", "") else "")
-    if not prior:
-        pictured = bool(_last(layers, "image", "path", ""))
-        prior = FOR_TASKS.get(task) or (FOR_PICTURES if pictured else PriorConfig().name)
     presets = presets_for(prior, name, task)
     layers = [(path.name, canonical(read_yaml(path), path.name)) for path in presets] + layers
     config = Config(method=_method(name, layers), prior=PriorConfig(name=prior))

@@ -5,16 +5,11 @@ import re
 from pathlib import Path
 
 from splatdistill.priors.folders import Folder
-from splatdistill.priors.loading import SHIPPED, TOYS, VOCABULARY
+from splatdistill.priors.loading import SHIPPED
 from splatdistill.priors.single import is_adapter
 
 VARIABLE = "SPLATDISTILL_PRIOR"  # of the environment: another default
-DEFAULT = os.environ.get(VARIABLE) or "real"  # the prior of a run from a text, where none is named
-# The prior of a task, where none is named; of the older ones that of single views, as its presets were tuned.
-FOR_TASKS: dict[str, str] = dict.fromkeys(
-    ("edit", "edit-part", "refine"), "embedded" if DEFAULT in TOYS else "real"
-)
-FOR_PICTURES = "embedded-image" if DEFAULT in TOYS else "real"  # of a run that starts from a picture
+DEFAULT = os.environ.get(VARIABLE) or "real"  # the prior where none is named
 
 
 def preset_folder() -> Path:
@@ -31,7 +26,7 @@ def named(config: str) -> Path:
 
 
 def family_of(prior: str) -> str:
-    """Return the family of presets that suits a prior: what its folder says, or by its kind of words."""
+    """Return the family of presets that suits a prior: what its folder says, or by its denoiser."""
     places = (Path(prior), Path(prior).parent)  # a pipeline, or a denoiser in it
     if prior in SHIPPED:
         places = (SHIPPED[prior].root,)
@@ -39,21 +34,18 @@ def family_of(prior: str) -> str:
         told = Folder(prior, place).json("model_index.json").get("family")
         if isinstance(told, str) and re.fullmatch(r"\w+", told):
             return told
-    if any((place / VOCABULARY).is_file() for place in places):
-        return "embedded"
     draws = Folder(prior, places[0])
     pixels = draws.json("unet/config.json").get("in_channels") == 3 and not draws.json("vae/config.json")
     return "pixel" if pixels else "sd"
 
 
 def presets_for(prior: str, method: str, task: str) -> list[Path]:
-    """Return the presets of the family, of the method in it, of the prior and of the task, where they exist.
+    """Return the presets of the family, of the method in it and of the task, where they exist.
 
-    A task has settings of its own (edit.yaml), and some that depend on the family (embedded-refine.yaml).
+    A task has settings of its own (edit.yaml), and some that depend on the family (views-refine.yaml).
     """
     family = family_of(prior)
-    part = Path(prior).name.replace("unet_", "-").partition("-")[2]  # of embedded-image, or of DIR/unet_image
-    part = "mvadapter" if is_adapter(Path(prior)) else part
-    names = [family, f"{family}_{method}", f"{family}-{part}"]
+    names = [family, f"{family}_{method}"]
+    names += [f"{family}-mvadapter"] if is_adapter(Path(prior)) else []
     names += [task, f"{family}-{task}"] if task else []
     return [path for name in names if (path := preset_folder() / f"{name}.yaml").is_file()]

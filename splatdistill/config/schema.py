@@ -31,7 +31,7 @@ def at_least_one(**values: int) -> None:
 class PriorConfig:
     """The frozen teacher."""
 
-    name: str = DEFAULT  # or embedded, embedded-multiview, embedded-image, sd21, sd15, a diffusers folder
+    name: str = DEFAULT  # or sd21, sd15, a diffusers folder
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # bfloat16 on CPU, float16 on CUDA
     lora: tuple[str, ...] = ()  # safetensors files, FILE or FILE:SCALE, added to its networks
     models: int = 1  # of a thing that a teacher with an album means; several: the one nearest to each scene

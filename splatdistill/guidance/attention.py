@@ -48,7 +48,7 @@ def words_found(prior: Prior, gaussians: ParameterDict, words: str, prompt: str,
     if not reads or prior.group > 1 or prior.needs_cameras or prior.needs_picture:
         raise UserError(
             f"--mask '{words}': prior '{prior.name}' has no cross-attention to words; give a box, a sphere "
-            "or a .npy, or --prior embedded"
+            "or a .npy, or a Stable Diffusion with --prior"
         )
     wanted = [word for word in re.findall(r"[\w-]+", words.lower()) if word not in FILL]
     if not wanted:

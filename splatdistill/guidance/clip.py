@@ -1,4 +1,4 @@
-"""Optimization against CLIP without a diffusion model: the baseline of Dream Fields and CLIP-Mesh."""
+"""Optimization against a scorer without a diffusion model: the baseline of Dream Fields and CLIP-Mesh."""
 
 from __future__ import annotations
 
@@ -14,16 +14,15 @@ from splatdistill.guidance.query import State
 from splatdistill.priors.base import Prior
 
 if TYPE_CHECKING:
-    from splatdistill.priors.clip import Scorer
+    from splatdistill.priors.scorers import Agrees
 
-SCALE = 100.0  # scale of CLIP's logits
 SMALLEST_CROP = 0.8  # as a share of the side
 
 
 class LoadedScorer(State):
-    """The CLIP model of a run, which is constant."""
+    """The scorer of a run, which is constant."""
 
-    def __init__(self, scorer: Scorer) -> None:
+    def __init__(self, scorer: Agrees) -> None:
         self.scorer = scorer
 
 
@@ -31,23 +30,24 @@ class LoadedScorer(State):
 class CLIP(Method):
     """Dream Fields, 2112.01455, and CLIP-Mesh, 2203.13333: no teacher, but 100 (1 - cos(picture, text)).
 
-    `guidance` is a factor of the loss; there is no timestep.
+    100 is the scale of CLIP's logits; `guidance` is a factor of the loss, and there is no timestep.
 
     Args:
-        scorer: "embedded", or the folder of a CLIP model.
+        scorer: the folder of a CLIP model, owner/name@COMMIT of the hub, or "judge", that in the teacher's
+            folder, with the log of its probability for the cosine.
     """
 
     name: ClassVar[str] = "clip"
     reads_latents: ClassVar[bool] = False
 
     guidance: float = 1.0
-    scorer: str = "embedded"
+    scorer: str = "judge"
 
     def start(self, prior: Prior, seed: int) -> LoadedScorer:
         """Load the scorer; raises UserError when it cannot be read."""
-        from splatdistill.priors.clip import Scorer
+        from splatdistill.priors.scorers import load_scorer
 
-        return LoadedScorer(Scorer.load(self.scorer, prior.device))
+        return LoadedScorer(load_scorer(self.scorer, prior))
 
     def evaluate(
         self, guide: Distiller, views: Views, progress: float, generator: torch.Generator | None
@@ -60,15 +60,13 @@ class CLIP(Method):
 
 
 def clip_loss(
-    scorer: Scorer, rgb: Tensor, texts: list[str], generator: torch.Generator | None = None
+    scorer: Agrees, rgb: Tensor, texts: list[str], generator: torch.Generator | None = None
 ) -> Tensor:
-    """Return 100 (1 - cos(picture, text)), averaged over pictures [V,3,H,W] in [0,1].
+    """Return scale (1 - agreement of picture and text), averaged over pictures [V,3,H,W] in [0,1].
 
     Sources: Dream Fields (2112.01455), eq. 2, and CLIP-Mesh (2203.13333). Each picture is compared in one
     random square crop, as in both: without crops the gradient finds what only CLIP can see.
     """
-    from splatdistill.priors.clip import image_embeddings
-
     side = rgb.shape[-1]
     share = SMALLEST_CROP + (1.0 - SMALLEST_CROP) * torch.rand(len(rgb), generator=generator)
     place = torch.rand(len(rgb), 2, generator=generator)
@@ -80,6 +78,4 @@ def clip_loss(
         crop = picture[None, :, top : top + length, left : left + length]
         size = (scorer.size, scorer.size)
         crops.append(F.interpolate(crop, size, mode="bilinear", antialias=length > scorer.size))
-    pixels = (torch.cat(crops) - scorer.mean) / scorer.std
-    cosine = (image_embeddings(scorer.model, pixels) * scorer.texts(texts)).sum(dim=1)
-    return SCALE * (1.0 - cosine).mean()
+    return scorer.scale * (1.0 - scorer.agreement(torch.cat(crops), texts)).mean()

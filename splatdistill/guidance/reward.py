@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from splatdistill.guidance.core import Distillation
     from splatdistill.priors.base import Prior
-    from splatdistill.priors.clip import Scorer
+    from splatdistill.priors.scorers import Agrees
 
 
 @dataclass(frozen=True)
@@ -24,13 +24,14 @@ class RewardConfig:
 
     Args:
         n: evaluations of the method in each step, which differ in their random numbers; 1 for no weighting.
-        scorer: a CLIP model that judges the decoded x0_hat: embedded, a folder, or owner/name@COMMIT.
+        scorer: what judges the decoded x0_hat: "judge", that in the teacher's folder, or a CLIP model: its
+            folder, or owner/name@COMMIT.
         rule: "best" takes the best alone; "contrast" .9 of the best less .1 of the worst; "soft" weights all
             by the exponential of their reward.
     """
 
     n: int = 1
-    scorer: str = "embedded"
+    scorer: str = "judge"
     rule: Literal["best", "contrast", "soft"] = "contrast"
 
     def __post_init__(self) -> None:
@@ -43,16 +44,16 @@ class Reward:
     """A scorer and how its judgement counts."""
 
     config: RewardConfig
-    scorer: Scorer
+    scorer: Agrees
 
     @classmethod
-    def load(cls, config: RewardConfig, device: torch.device | str) -> Reward | None:
+    def load(cls, config: RewardConfig, prior: Prior) -> Reward | None:
         """Load the scorer; None where nothing is to be weighed. Raises UserError when it cannot be read."""
         if config.n == 1:
             return None
-        from splatdistill.priors.clip import Scorer
+        from splatdistill.priors.scorers import load_scorer
 
-        return cls(config, Scorer.load(config.scorer, device))
+        return cls(config, load_scorer(config.scorer, prior))
 
     def combined(
         self, prior: Prior, z: Tensor, found: Sequence[Distillation], texts: list[str]
@@ -62,10 +63,7 @@ class Reward:
         texts [V]: what each view should show.
         """
         with torch.no_grad():
-            wanted = self.scorer.texts(texts)  # [V, D]
-            scores = torch.stack(
-                [(self.scorer.images(prior.decode(one.x0_hat)) * wanted).sum(-1) for one in found]
-            )
+            scores = torch.stack([self.scorer.agreement(prior.decode(one.x0_hat), texts) for one in found])
             weights = reward_weights(self.scorer.scale * scores, self.config.rule)  # [n, V]
             gradients = torch.stack([one.gradient for one in found])
             gradient = (ops.send(weights, gradients)[..., None, None, None] * gradients).sum(0)

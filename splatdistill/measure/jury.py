@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from splatdistill.folder import RESULT
 from splatdistill.formats.ply import read_ply
 from splatdistill.measure.truth import Truth
 from splatdistill.priors.judge import FOLDER, SIDE, TRUTH, Judge
-from splatdistill.priors.loading import SCORER, locate, words_of
+from splatdistill.priors.loading import locate, words_of
 from splatdistill.priors.reading import Vocabulary
 from splatdistill.scene.cameras import EVALUATION_VIEW, turntable
 from splatdistill.scene.likeness import framed, pieces
@@ -106,21 +105,6 @@ def around(gaussians: ParameterDict) -> tuple[Tensor, Tensor]:
         seen = render(gaussians, turntable(VIEWS, *EVALUATION_VIEW, SIZE), torch.ones(3))
     rgb, alpha = (x.permute(0, 3, 1, 2).clamp(0, 1).cpu() for x in (seen.rgb, seen.alpha))
     return rgb, alpha
-
-
-def true_row(run: Path, prompt: str) -> dict[str, Any]:
-    """Return the figures of a shipped teacher's run beside true scenes of its prompt; none for most prompts.
-
-    There are scenes of every prompt of the suite of objects; see `Truth.compare`.
-    """
-    truth = _of_scenes()
-    row = truth.compare(prompt, *turned(run)) if prompt in truth.usual else {}
-    return {name: value for name, value in row.items() if name != "second_front"}
-
-
-@cache
-def _of_scenes() -> Truth:
-    return Truth.load(SCORER)
 
 
 def confusions(rows: Sequence[dict[str, Any]]) -> str:

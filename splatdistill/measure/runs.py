@@ -24,14 +24,13 @@ from splatdistill.guidance.core import sample
 from splatdistill.guidance.prompts import ViewPrompts
 from splatdistill.measure import metrics
 from splatdistill.measure.groups import IQA, Group, group_names
-from splatdistill.measure.jury import Jury, true_row
+from splatdistill.measure.jury import Jury
 from splatdistill.measure.suites import distractors
 from splatdistill.priors import load_prior
 from splatdistill.priors import words as grammar
 from splatdistill.priors.base import Prior, cfg
 from splatdistill.priors.clip import Scorer
 from splatdistill.priors.imagereward import Judge
-from splatdistill.priors.loading import TOYS
 from splatdistill.scene.cameras import EVALUATION_VIEW, orbit, turntable
 from splatdistill.scene.gaussians import finite_mask
 from splatdistill.scene.rendering import render
@@ -209,7 +208,6 @@ def read(
     color: Tensor,
     scorer: Scorer,
     others: Sequence[str],
-    known: frozenset[str] | None = None,
 ) -> dict[str, Any]:
     """Return the figures of one run that compare it with texts.
 
@@ -218,10 +216,9 @@ def read(
         color: the scorer's embeddings [V, D] of its pictures.
         scorer: the CLIP model.
         others: texts that R-Precision ranks against.
-        known: words that the scorer knows, None for all; for a prompt with other words, figures are None.
     """
     prompt = rendered.config.prompt
-    readable = bool(prompt) and (known is None or known.issuperset(grammar.words(prompt)))
+    readable = bool(prompt)
     geometry = scorer.images(rendered.geometry).cpu()
     named, colored = right_names(scorer, color, prompt)
     followed, janus = views_followed(scorer, color, prompt)
@@ -242,10 +239,9 @@ def read(
         "view": followed,
         "janus": janus,
     }
-    if known is None:  # a CLIP model that reads any text
-        for name, words in IQA.items():
-            good, bad = scorer.texts([f"{word} photo." for word in words]).cpu()
-            row[name] = metrics.antonym_score(color, good, bad).mean().item()
+    for name, words in IQA.items():
+        good, bad = scorer.texts([f"{word} photo." for word in words]).cpu()
+        row[name] = metrics.antonym_score(color, good, bad).mean().item()
     return row
 
 
@@ -286,7 +282,6 @@ def evaluate(
     scorer: Scorer | None,
     others: Sequence[str] | None = None,
     compare: bool = True,
-    known: frozenset[str] | None = None,
     judge: Judge | None = None,
     teachers: Teachers | None = None,
 ) -> dict[str, Any]:
@@ -297,7 +292,6 @@ def evaluate(
         scorer: the CLIP model; None for the judge in each teacher's folder, which gives no figure of a text.
         others: texts that R-Precision ranks against; None is `suites.distractors`.
         compare: also compare with samples of each run's own teacher.
-        known: words that the scorer knows; see `read`.
         judge: a model that was trained on preferences (PickScore, HPSv2, ImageReward); None for none.
         teachers: of other calls, so that none is asked twice for the same.
 
@@ -322,13 +316,11 @@ def evaluate(
         drawn = teachers.samples(config) if compare and not config.image.path else None
         row = measure(seen, color, drawn)
         if scorer is not None:
-            row |= read(seen, color, scorer, others, known)
+            row |= read(seen, color, scorer, others)
         if judge is not None:
             row["preference"] = preference(judge, seen)
         if jury is not None:
             row |= jury.row(run, config.prompt)
-        elif config.prior.name in TOYS:
-            row |= true_row(run, config.prompt)
         group = groups.setdefault(name, Group())
         group.rows.append(row)
         group.prompts.append(config.prompt)

@@ -37,7 +37,7 @@ class Scorer:
 
     @classmethod
     def load(cls, name_or_path: str | Path, device: torch.device | str = "cpu") -> Scorer:
-        """Load the scorer "embedded", that of a local folder, or one of the hub as "owner/name@COMMIT".
+        """Load the scorer of a local folder, or one of the hub as "owner/name@COMMIT".
 
         Of a file in such a folder the weights are taken, under OpenCLIP's names as HPSv2's are, and all else
         from the folder. Only safetensors are read. Raises UserError when it cannot be loaded.
@@ -61,9 +61,16 @@ class Scorer:
             tokenizer = load_tokenizer(folder)
             return cls(model.to(device), tokenizer, *(torch.tensor(x) for x in normal))
 
+    def agreement(self, rgb: Tensor, texts: list[str]) -> Tensor:
+        """Return the cosines [n] of images [n,3,H,W] in [0,1] and a text each, differentiably."""
+        return (self._embedded(rgb) * self.texts(texts)).sum(-1)
+
     @torch.no_grad()
     def images(self, rgb: Tensor) -> Tensor:
         """Return unit embeddings [n,D] of images [n,3,H,W] in [0,1], resized to the model's input."""
+        return self._embedded(rgb)
+
+    def _embedded(self, rgb: Tensor) -> Tensor:
         rgb = rgb.to(self.model.device)
         if rgb.shape[-2:] != (self.size, self.size):
             rgb = F.interpolate(rgb, (self.size, self.size), mode="bicubic", antialias=True).clamp(0, 1)

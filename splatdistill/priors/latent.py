@@ -6,7 +6,6 @@ Networks run in `dtype`; everything outside them is float32.
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Self
@@ -22,7 +21,6 @@ from splatdistill.priors.folders import Folder, number
 from splatdistill.priors.graphs import Graphed, GraphedGradient
 from splatdistill.priors.lora import LoraFile, merge
 from splatdistill.priors.networks import (
-    load_beside,
     load_network,
     load_scheduler,
     load_tokenizer,
@@ -110,7 +108,6 @@ class LatentPrior(Prior):
         text_encoder: Any,
         tokenizer: Any,
         scheduler: Any,
-        vocabulary: frozenset[str] | None = None,
     ) -> None:
         self.name = name
         self.unet, self.vae, self.text_encoder = unet, vae, text_encoder
@@ -122,7 +119,6 @@ class LatentPrior(Prior):
         self._denoise = Graphed(self.network)
         self._encode: Callable[[Tensor], Tensor] = self.latents
         self.tokenizer = tokenizer
-        self.vocabulary = vocabulary
         self.device, self.dtype = self.unet.device, self.unet.dtype
         self.prediction_type: str = scheduler.config.prediction_type
         self.alphas_cumprod: Tensor = scheduler.alphas_cumprod.double().cpu()  # [T]
@@ -160,16 +156,14 @@ class LatentPrior(Prior):
     def _load_unet(cls, folder: Folder, dtype: torch.dtype) -> Any:
         if folder.place == "unet":
             return load_of(folder, "unet", dtype)
-        return load_beside(folder.root, folder.place, dtype)
+        return load_network(folder.root, folder.place, dtype)
 
     @classmethod
     def _load_reader(cls, folder: Folder, device: torch.device | str) -> dict[str, Any]:
         """Load the encoder of the condition, as arguments of the class."""
-        words = folder.root / "vocabulary.json"
         return {
             "text_encoder": load_of(folder, "text_encoder", torch.float32).to(device),
             "tokenizer": load_tokenizer(folder.root / "tokenizer"),
-            "vocabulary": frozenset(json.loads(words.read_text("utf-8"))) if words.is_file() else None,
         }
 
     def encode(self, rgb: Tensor) -> Tensor:

@@ -5,7 +5,6 @@ Light to import: the kind of a folder is known from its JSON files, before torch
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -27,15 +26,9 @@ if TYPE_CHECKING:
 
 GROUP = "splatdistill.priors"  # the entry points of priors from other packages
 ASSETS = Path(__file__).resolve().parents[1] / "assets"
-REAL, EMBEDDED, SCORER = ASSETS / "real", ASSETS / "teacher", ASSETS / "scorer"
-VOCABULARY = "vocabulary.json"  # in a teacher's folder: a list of its words, or what `reading.Vocabulary` is
-SHIPPED = {
-    "real": Folder("real", REAL),
-    "embedded": Folder("embedded", EMBEDDED),
-    "embedded-multiview": Folder("embedded-multiview", EMBEDDED, "unet_multiview"),
-    "embedded-image": Folder("embedded-image", EMBEDDED, "unet_image"),
-}
-TOYS = tuple(name for name, folder in SHIPPED.items() if folder.root == EMBEDDED)  # of procedural scenes
+REAL = ASSETS / "real"
+VOCABULARY = "vocabulary.json"  # in a teacher's folder, see `reading.Vocabulary`
+SHIPPED = {"real": Folder("real", REAL)}
 
 # Hub repositories, each pinned to a revision; mirrors, since the original owners withdrew theirs.
 ALIASES = {
@@ -93,10 +86,7 @@ def load_prior(
 
 
 def locate(name: str) -> Folder:
-    """Return the folder of a prior, downloading that of an alias; UserError where there is none.
-
-    "embedded-multiview" is unet_multiview/ of the embedded one; a local pipeline may hold others as well.
-    """
+    """Return the folder of a prior, downloading that of an alias; UserError where there is none."""
     check_name(name)
     if name in ALIASES:
         return Folder(name, download(name, *ALIASES[name], PATTERNS))
@@ -133,19 +123,15 @@ def words_of(name: str, taught: frozenset[str] = frozenset()) -> Words | None:
     if not path.is_file():
         return None
     from splatdistill.priors.reading import Vocabulary
-    from splatdistill.priors.words import Toys
 
     with user_errors(f"prior '{name}'", root):
-        told = json.loads(path.read_text("utf-8"))
-        return Vocabulary.load(root) if isinstance(told, dict) else Toys(taught)
+        return Vocabulary.load(root)
 
 
 def check_name(name: str) -> None:
     """Raise UserError for a name that is no alias, no folder and no installed prior; nothing is read."""
     if name in (*ALIASES, *SHIPPED, *installed()) or Path(name).exists() or PINNED.fullmatch(name):
         return
-    if name.startswith("embedded"):
-        raise UserError(f"prior '{name}': the shipped teachers are {', '.join(SHIPPED)}")
     hub = ", and a teacher of the hub is taken as owner/name@COMMIT" if name.count("/") == 1 else ""
     raise UserError(f"prior '{name}': there is no such folder{hub}; expected {expected()}")
 
@@ -250,14 +236,12 @@ def user_errors(what: str, folder: Path, verb: str = "load") -> Iterator[None]:
 
 
 def locate_clip(name: str) -> Path:
-    """Return the folder of a CLIP model: "embedded", a local one, or one of the hub as owner/name@COMMIT.
+    """Return the folder of a CLIP model: a local one, or one of the hub as owner/name@COMMIT.
 
     Or a file of weights, where one is named.
     Raises UserError where there is none, and for a name of the hub without the commit that it is pinned to.
     """
     check_clip(name)
-    if name == "embedded":
-        return SCORER
     if Path(name).exists():
         return Path(name)
     repository, _, revision = name.partition("@")
@@ -268,7 +252,7 @@ def check_clip(name: str) -> None:
     """Raise UserError for names that cannot be a CLIP model; no file is read."""
     path = Path(name)
     whole = path.is_dir() or (path.is_file() and path.suffix == ".safetensors")
-    if name == "embedded" or whole or re.fullmatch(r"[\w.-]+/[\w.-]+@[0-9a-f]{40}", name):
+    if whole or re.fullmatch(r"[\w.-]+/[\w.-]+@[0-9a-f]{40}", name):
         return
     if path.is_file():
         raise UserError(f"scorer '{name}': only safetensors are read, no pickles; {CONVERSION}")
@@ -278,7 +262,7 @@ def check_clip(name: str) -> None:
             "expected owner/name@COMMIT with all 40 digits"
         )
     raise UserError(
-        f"scorer '{name}': there is no such folder; expected embedded, the folder of a CLIP model in "
+        f"scorer '{name}': there is no such folder; expected the folder of a CLIP model in "
         "transformers' layout, or owner/name@COMMIT of the hub"
     )
 

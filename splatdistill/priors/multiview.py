@@ -79,14 +79,6 @@ def camera_matrices(cameras: Cameras) -> Tensor:
     return (quarter.to(poses) @ poses).flatten(1)
 
 
-def orbit_matrices(azimuth: Tensor, elevation: Tensor) -> Tensor:
-    """Return the `camera_matrices` [V, 16] of cameras on an orbit, from their angles [V] in radians."""
-    ca, sa, ce, se = azimuth.cos(), azimuth.sin(), elevation.cos(), elevation.sin()
-    none = torch.zeros_like(ca)
-    rows = [ca, -sa * se, sa * ce, sa * ce, sa, ca * se, -ca * ce, -ca * ce, none, ce, se, se]
-    return torch.stack([*rows, none, none, none, none + 1.0], dim=1)
-
-
 class JoinedViews:
     """An attention processor that joins the tokens of a group's views into one sequence."""
 

@@ -14,7 +14,6 @@ import torch
 import transformers
 from diffusers import AutoencoderKL, AutoencoderTiny, DDIMScheduler, UNet2DConditionModel
 from diffusers.utils import logging as diffusers_logging
-from safetensors.torch import load_file
 from transformers import (
     AutoTokenizer,
     CLIPTextModel,
@@ -138,19 +137,6 @@ def load_any_tokenizer(folder: Path) -> Any:
     if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json", "spiece.model")):
         raise ValueError(f"{folder.name}/ has no tokenizer.json, vocab.json or spiece.model")
     return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-
-
-def load_beside(
-    root: Path, place: str, dtype: torch.dtype, model: Any = UNet2DConditionModel, inside: str = ""
-) -> Any:
-    """Load a denoiser that shares weights with unet/: those missing from its own file come from there.
-
-    For a model that contains a UNet, `inside` is the prefix of the UNet's weights.
-    """
-    network: Any = model.from_config(model.load_config(root / place, local_files_only=True))
-    plain = {inside + name: value for name, value in load_file(weights_file(root / "unet", STEM)).items()}
-    network.load_state_dict(plain | load_file(weights_file(root / place, STEM)))
-    return network.to(dtype)
 
 
 def weights_file(folder: Path, stem: str) -> Path:

@@ -1,14 +1,9 @@
-"""The vocabulary of the shipped teacher, and the form of its captions.
+"""The words of the suites of objects and compositions, and the form of their prompts.
 
-A caption reads "a small red car on top of a blue cube, front view, gray background"; every part but the
-object is optional. The only colors, sizes, views and backgrounds are those named below.
+A prompt reads "a small red car on top of a blue cube"; every part but the object is optional.
 """
 
-import difflib
 import re
-from dataclasses import dataclass
-
-from splatdistill.errors import UserError
 
 OBJECTS: tuple[str, ...] = (
     "snowman", "mushroom", "pine tree", "rocket", "table", "chair", "house", "car", "robot", "duck",
@@ -33,37 +28,8 @@ USUAL_COLOR = {
     "lighthouse": "red", "airplane": "white", "sphere": "red", "cube": "blue", "cylinder": "green",
     "cone": "orange", "ring": "yellow",
 }  # fmt: skip
-SYNONYMS = {
-    "sphere": "ball", "cube": "box", "teddy bear": "teddy", "pine tree": "christmas tree", "mug": "cup",
-    "airplane": "plane", "boat": "sailboat", "dog": "puppy", "donut": "doughnut",
-}  # fmt: skip
 SIZES = {"small": 0.52, "big": 0.92}
-USUAL_SIZE = 0.78
 BACKGROUNDS = {"white": (1.0, 1.0, 1.0), "gray": (0.5, 0.5, 0.5), "black": (0.0, 0.0, 0.0)}
-TEXTURELESS = 0.8  # gray of things without colors
-OPENINGS = ("", "", "", "", "", "", "a photo of ", "a 3d model of ", "a render of ", "a toy ")
-FUNCTION_WORDS = [
-    "a",
-    "an",
-    "the",
-    "of",
-    "on",
-    "top",
-    "and",
-    "with",
-    "background",
-    "view",
-    "front",
-    "side",
-    "back",
-    "overhead",
-    "photo",
-    "3d",
-    "model",
-    "render",
-    "toy",
-]
-MAX_PROMPT_TOKENS = 16  # of 24 tokens: start and end, and six for ", overhead view, white background"
 FACING = (  # objects whose front clearly differs from their back
     "snowman", "chair", "house", "car", "robot", "duck", "dog", "teddy bear", "castle", "penguin", "airplane",
 )  # fmt: skip
@@ -85,20 +51,19 @@ def describe(things: tuple[str, ...], colors: tuple[str | None, ...], size: str 
 
 def parse(text: str) -> tuple[tuple[str, ...], tuple[str | None, ...]] | None:
     """Return the objects and colors of a caption by `describe`; None for text of another form."""
-    names = {name: name for name in THINGS} | {short: name for name, short in SYNONYMS.items()}
     things, colors = [], []
     for phrase in text.lower().split(",")[0].split(" on top of "):
         rest = [word for word in words(phrase) if word not in ("a", "an", "the", *SIZES)]
         color = rest.pop(0) if rest and rest[0] in COLORS else None
-        if " ".join(rest) not in names:
+        if (name := " ".join(rest)) not in THINGS:
             return None
-        things.append(names[" ".join(rest)])
+        things.append(name)
         colors.append(color)
     return tuple(things), tuple(colors)
 
 
 def object_prompts() -> list[str]:
-    """Return one prompt for every object of the shipped teacher, cycling through the colors."""
+    """Return one prompt for every object, cycling through the colors."""
     names, colors = list(OBJECTS), list(COLORS)
     picked = [
         (names[i * 7 % len(names)], colors[(i * 5 + i // len(names)) % len(colors)])
@@ -110,70 +75,3 @@ def object_prompts() -> list[str]:
 def words(text: str) -> list[str]:
     """Split text into lower-case words, at spaces, commas and periods."""
     return re.findall(r"[^\s,.]+", text.lower())
-
-
-def vocabulary() -> frozenset[str]:
-    """Return every word that the teacher knows."""
-    names = " ".join([*THINGS, *SYNONYMS.values(), *COLORS, *SIZES, *BACKGROUNDS])
-    return frozenset([*names.split(), *FUNCTION_WORDS])
-
-
-def word_list() -> str:
-    """Return the vocabulary for display, one line for each kind."""
-    lines = {
-        "objects": [name + (f" ({SYNONYMS[name]})" if name in SYNONYMS else "") for name in OBJECTS],
-        "shapes": [name + (f" ({SYNONYMS[name]})" if name in SYNONYMS else "") for name in PRIMITIVES],
-        "colors": list(COLORS),
-        "sizes": list(SIZES),
-        "two things": ["X on top of Y"],
-        "other words": sorted(FUNCTION_WORDS),
-    }
-    return "\n".join(f"{kind}: {', '.join(values)}" for kind, values in lines.items())
-
-
-def check_prompt(text: str, allow_unknown: bool = False, taught: frozenset[str] = frozenset()) -> list[str]:
-    """Check a prompt for words that the teacher never saw, and for more words than it reads.
-
-    taught: further words that it knows, in lower case.
-
-    Returns:
-        One warning line if there are unknown words and they are allowed, else an empty list.
-
-    Raises:
-        UserError: unknown words, not allowed; or a prompt too long to leave room for view and background.
-    """
-    length = len(re.findall(r"[a-z]+|[^a-z\s]", text.lower()))
-    if length > MAX_PROMPT_TOKENS:
-        raise UserError(
-            f"the prompt has {length} words and signs; the shipped teacher reads at most "
-            f"{MAX_PROMPT_TOKENS}: shorten it, or use --prior sd21"
-        )
-    known = vocabulary() | taught
-    unknown = sorted({word for word in words(text) if word not in known})
-    if not unknown:
-        return []
-    hints = []
-    for word in unknown:
-        near = difflib.get_close_matches(word, known, n=2, cutoff=0.6)
-        hints.append(f'"{word}"' + (f" (nearest known: {', '.join(near)})" if near else ""))
-    message = f"the shipped teacher does not know {', '.join(hints)}"
-    if allow_unknown:
-        return [message + "; the result will ignore or misread it"]
-    raise UserError(
-        message + "; use words that --list-words prints, --prior sd21 for open vocabulary, or --allow-unknown"
-    )
-
-
-@dataclass(frozen=True)
-class Toys:
-    """The words of the toys, and what a LoRA taught, as `reading.Words`: nothing is taken otherwise."""
-
-    taught: frozenset[str] = frozenset()
-
-    def understand(self, text: str, *, strict: bool = True, thing: bool = True) -> tuple[str, list[str]]:
-        """Return the text as it is, with a warning where it may be; see `check_prompt`."""
-        return text, check_prompt(text, not strict, self.taught)
-
-    def listing(self) -> str:
-        """Return the vocabulary for display."""
-        return word_list()

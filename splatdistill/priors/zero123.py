@@ -1,8 +1,7 @@
 """Image-conditioned priors: novel views of a pictured object.
 
 Zero-1-to-3 (2303.11328): the denoiser reads the picture's latents beside the noisy ones, and instead of a
-text one token, a projection of the picture's CLIP embedding and the relative camera pose. The shipped
-denoiser reads the relative pose and the picture's elevation, with its own image encoder.
+text one token, a projection of the picture's CLIP embedding and the relative camera pose.
 """
 
 from __future__ import annotations
@@ -21,19 +20,17 @@ from splatdistill.ops import upload
 from splatdistill.priors.base import Conditioning
 from splatdistill.priors.folders import Folder, number
 from splatdistill.priors.latent import LatentPrior, Pictured, reads_text_alone
-from splatdistill.priors.networks import CLIP, STEM, load_beside, load_network, normalization, weights_file
-from splatdistill.priors.view_unet import POSE, ViewUNet
+from splatdistill.priors.networks import CLIP, STEM, load_network, normalization, weights_file
 from splatdistill.scene.cameras import Cameras
 from splatdistill.scene.pictures import Reference
 
-PUBLISHED = 4  # of these numbers are known to published projections
 PROJECTIONS = (("clip_camera_projection", "proj"), ("cc_projection", "projection"))  # folders, their layers
 
 
 class Zero123Prior(Pictured, LatentPrior):
     """Zero-1-to-3 and its kin: a picture and a relative camera instead of a text; see `condition_on`.
 
-    Reads Zero-1-to-3's folders in diffusers layout, with safetensors, and the shipped one.
+    Reads Zero-1-to-3's folders in diffusers layout, with safetensors.
     """
 
     view_words = False
@@ -44,8 +41,6 @@ class Zero123Prior(Pictured, LatentPrior):
     def reads(cls, folder: Folder) -> bool:
         """Return whether the denoiser is a UNet that reads a picture's latents, with a token projection."""
         config = folder.denoiser
-        if config.get("_class_name") == ViewUNet.__name__:
-            return True
         twice = number(config, "in_channels") == 2 * number(config, "out_channels")
         projection = any((folder.root / part).is_dir() for part, _ in PROJECTIONS)
         return reads_text_alone(config) and twice and projection
@@ -56,32 +51,22 @@ class Zero123Prior(Pictured, LatentPrior):
         unet: Any,
         vae: Any,
         scheduler: Any,
-        projection: nn.Linear | None,
+        projection: nn.Linear,
         encoder: Any | None = None,
         normal: tuple[Tensor, Tensor] | None = None,
     ) -> None:
         """Take the networks of a folder.
 
-        `encoder` reads pictures normalized by the mean and standard deviation `normal`, [3, 1, 1] each. A
-        `ViewUNet` takes the pose as it is and has no projection; ValueError for others without one.
+        `encoder` reads pictures normalized by the mean and standard deviation `normal`, [3, 1, 1] each.
         """
         super().__init__(name, unet, vae, None, None, scheduler)
-        if projection is None and not isinstance(unet, ViewUNet):
-            raise ValueError(f"there is no {PROJECTIONS[0][0]}/")
-        self.projection = None if projection is None else projection.eval().requires_grad_(False)
+        self.projection = projection.eval().requires_grad_(False)
         self.encoder = None if encoder is None else encoder.eval().requires_grad_(False)
         self.mean, self.std = normal or (torch.zeros(3, 1, 1), torch.ones(3, 1, 1))
 
     @classmethod
-    def _load_unet(cls, folder: Folder, dtype: torch.dtype) -> Any:
-        if folder.denoiser["_class_name"] == ViewUNet.__name__:
-            return load_beside(folder.root, folder.place, dtype, ViewUNet, "denoiser.")
-        return super()._load_unet(folder, dtype)
-
-    @classmethod
     def _load_reader(cls, folder: Folder, device: torch.device | str) -> dict[str, Any]:
-        projection = load_projection(folder.root)
-        reader: dict[str, Any] = {"projection": None if projection is None else projection.to(device)}
+        reader: dict[str, Any] = {"projection": load_projection(folder.root).to(device)}
         if not (folder.root / "image_encoder").is_dir():
             return reader
         encoder = load_network(folder.root, "image_encoder", torch.float32)
@@ -98,8 +83,7 @@ class Zero123Prior(Pictured, LatentPrior):
 
     def embed(self, texts: list[str]) -> Tensor:
         """Return zeros [n,1,D]: this network reads no text."""
-        width = POSE if self.projection is None else self.projection.out_features
-        return torch.zeros(len(texts), 1, width, device=self.device)
+        return torch.zeros(len(texts), 1, self.projection.out_features, device=self.device)
 
     def fit(self, text: str, suffixes: Sequence[str] = ("",)) -> str:
         """Return the text unchanged: this network does not read it."""
@@ -111,10 +95,8 @@ class Zero123Prior(Pictured, LatentPrior):
         pictures = self.reference.before(upload([background], self.device)[0])  # [B, 3, S, S]
         latents = self.encode(pictures) / self._scale + self._shift  # as the autoencoder gives them
         token = relative_pose(self.reference.camera, cameras.to(self.device))
-        if self.projection is not None:
-            seen = [] if self.encoder is None else [self._embedding(pictures)]
-            token = self.projection(torch.cat([*seen, token[:, :PUBLISHED]], dim=1))
-        token = token[:, None]  # [B, 1, D]
+        seen = [] if self.encoder is None else [self._embedding(pictures)]
+        token = self.projection(torch.cat([*seen, token], dim=1))[:, None]  # [B, 1, D]
         embeddings = torch.stack([torch.zeros_like(token), token])
         return Conditioning(embeddings, cond.scale, extra=torch.stack([torch.zeros_like(latents), latents]))
 
@@ -133,19 +115,18 @@ class Zero123Prior(Pictured, LatentPrior):
 
 
 def relative_pose(reference: Cameras, cameras: Cameras) -> Tensor:
-    """Return relative poses from cameras (one, or [V]) to others: [V,5], in radians.
+    """Return relative poses from cameras (one, or [V]) to others: [V,4], in radians.
 
-    Polar angle down, sine and cosine of azimuth, increase of distance; and the elevation of the first camera.
+    Polar angle down, sine and cosine of azimuth, increase of distance.
     """
     polar = (reference.elevation_deg - cameras.elevation_deg).deg2rad()
     azimuth = (cameras.azimuth_deg - reference.azimuth_deg).deg2rad()
     further = cameras.distance - reference.distance
-    start = reference.elevation_deg.deg2rad().expand_as(polar)
-    return torch.stack([polar, azimuth.sin(), azimuth.cos(), further, start], dim=1)
+    return torch.stack([polar, azimuth.sin(), azimuth.cos(), further], dim=1)
 
 
-def load_projection(folder: Path) -> nn.Linear | None:
-    """Load the token's linear map, under either published name; None if there is none."""
+def load_projection(folder: Path) -> nn.Linear:
+    """Load the token's linear map, under either published name; ValueError if there is none."""
     for part, layer in PROJECTIONS:
         if (folder / part).is_dir():
             state = load_file(weights_file(folder / part, STEM))
@@ -153,4 +134,4 @@ def load_projection(folder: Path) -> nn.Linear | None:
             linear = nn.Linear(weight.shape[1], weight.shape[0])
             linear.load_state_dict({"weight": weight, "bias": state[f"{layer}.bias"].float()})
             return linear
-    return None
+    raise ValueError(f"there is no {PROJECTIONS[0][0]}/")

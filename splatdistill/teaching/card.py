@@ -163,7 +163,7 @@ def card(out: Path, run: str, rows: Sequence[Mapping[str, Any]]) -> str:
         else "None: the network alone knows the things.",
         "Training": f"{steps:,} steps of {batch} views ({steps * batch:,} in all), Muon at "
         f"{settings['matrix_rate']:g} and AdamW at {settings['learning_rate']:g}; average of decay "
-        f"{settings['ema']:g}. `make real-teacher ASSETS=FOLDER` runs all of it; docs/TEACHING.md has the "
+        f"{settings['ema']:g}. `make teachers ASSETS=FOLDER` runs all of it; docs/TEACHING.md has the "
         "stages.",
     }
     front = "---\nlicense: apache-2.0\nlibrary_name: diffusers\npipeline_tag: text-to-image\n---"

@@ -1,9 +1,7 @@
 """Looks of all true models, for measuring: `python -m splatdistill.teaching.truth --out DIR`.
 
 Writes DIR/judge/truth.npz: 12 silhouettes of 32 x 32 and colors of 8 x 8 of each model, and how alike the
-models of each noun are. The models themselves cannot be made of it. With --procedural it writes DIR/truth.npz
-of procedural scenes in place of models, some of each prompt of the suite of objects: that of the shipped
-teachers.
+models of each noun are. The models themselves cannot be made of it.
 """
 
 from __future__ import annotations
@@ -21,19 +19,15 @@ import torch
 from splatdistill.console import exit_status
 from splatdistill.files import atomic_write
 from splatdistill.priors.judge import FOLDER, TRUTH
-from splatdistill.priors.words import object_prompts, parse
 from splatdistill.scene.cameras import EVALUATION_VIEW, turntable
 from splatdistill.scene.likeness import USUAL, Look, hole_share, loose_share, match
 from splatdistill.teaching.renderer import Light, Renderer
-from splatdistill.teaching.scenes import build
 from splatdistill.teaching.shelf import Shelf
-from splatdistill.teaching.solids import raycast
 from splatdistill.teaching.teach import all_entries
 
 log = logging.getLogger(__name__)
 
 VIEWS, SIZE = 12, 128
-SCENES, SEED = 4, 77_000  # of a prompt; the seed is far from the teachers' and the scorer's
 
 
 def look_at(shelf: Shelf, noun: str, size: int = SIZE) -> list[Look]:
@@ -61,17 +55,6 @@ def usual(looks: Sequence[Look]) -> list[float]:
     return [*pair, *np.mean(flaws, 0).tolist()]
 
 
-def look_at_scenes(prompt: str, count: int = SCENES, size: int = SIZE) -> list[Look]:
-    """Return the looks of scenes of one thing and color, with seeds that no training has seen."""
-    things, (color,) = parse(prompt) or ((prompt,), ("gray",))
-    rng = np.random.default_rng((SEED, *prompt.encode()))
-    batch = build(things, count, rng, named=1.0, colors=(color or "gray",)).repeated(VIEWS)
-    cameras = turntable(VIEWS, *EVALUATION_VIEW, size)[torch.arange(VIEWS).repeat(count)]
-    seen = torch.from_numpy(raycast(batch.table, cameras)).permute(0, 3, 1, 2).float() / 255
-    views = seen.unflatten(0, (count, VIEWS))
-    return [Look.of((rgba[:, :3] + 1 - rgba[:, 3:]).clamp(0, 1), rgba[:, 3:]) for rgba in views]
-
-
 def write_truth(names_and_looks: Iterable[tuple[str, list[Look]]], path: Path) -> None:
     """Write the looks of what has a name, and how alike those of one name are."""
     shapes, colors, nouns, names, figures = [], [], [], [], []
@@ -94,19 +77,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m splatdistill.teaching.truth", description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder of the teaching")
     parser.add_argument("--bundle", type=Path, default=Path("assets"), help="folder of assets.json")
-    parser.add_argument(
-        "--procedural", action="store_true", help="of procedural scenes, for shipped teachers"
-    )
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
 
     def command() -> int:
-        if options.procedural:
-            options.out.mkdir(parents=True, exist_ok=True)
-            write_truth(
-                ((prompt, look_at_scenes(prompt)) for prompt in object_prompts()), options.out / TRUTH
-            )
-            return 0
         shelf = Shelf(
             tuple(all_entries(options.bundle)), options.bundle, options.out / "meshes", Renderer(SIZE)
         )

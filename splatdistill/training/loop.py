@@ -80,7 +80,7 @@ def guide_of(config: Config, prior: Prior, state: TrainState) -> Guide:
         source_prompt=config.edit.source_prompt,
         seed=config.seed,
         state=state.method,
-        reward=Reward.load(config.reward, prior.device),
+        reward=Reward.load(config.reward, prior),
     )
     state.method = guide.state
     return guide

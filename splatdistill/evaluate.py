@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from splatdistill import __version__
 from splatdistill.cli import Parser, folder, numbers
+from splatdistill.config.presets import DEFAULT
 from splatdistill.console import exit_status
 from splatdistill.errors import UserError
 from splatdistill.files import atomic_write, writable_folder
@@ -40,7 +41,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     two = "compare two results of this command, of the same prompts and seeds"
     add("--compare", nargs=2, type=Path, metavar=("A", "B"), help=two)
     add("--methods", default="sdi", help="with a suite: sdi,sds")
-    add("--priors", default="real", help="with a suite: real,sd21")
+    add("--priors", default=DEFAULT, help=f"with a suite: real,sd21; default {DEFAULT}")
     add("--seeds", default="0", help="with a suite: 0,1 or 0-7")
     add("--jobs", type=int, help="with a suite: runs side by side; default one a core, on a GPU one")
     add("--out", type=folder, metavar="DIR", help="default outputs/suite-NAME, or outputs/evaluation")

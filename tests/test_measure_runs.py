@@ -236,7 +236,7 @@ def test_a_teacher_without_a_judge_wants_a_clip_model(
 
 def test_mistakes_are_one_line(tmp_path: Path, folders: tuple[Path, Path], capsys, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
-    clip = ["--clip", str(folders[0])]
+    clip = ["--clip", str(folders[0]), "--priors", "real"]
     for words, said in (
         ([str(tmp_path / "nothing"), *clip], "no finished run"),
         ([*clip], "nothing to evaluate"),
@@ -246,7 +246,7 @@ def test_mistakes_are_one_line(tmp_path: Path, folders: tuple[Path, Path], capsy
         (["--suite", "objects", "--methods", "pds", *clip], "splatdistill.edit"),
         (["--suite", "objects", "--priors", "foo", *clip], "foo"),
         (["--suite", "objects", "guidance.scal=3", *clip], "guidance.scal"),
-        (["--suite", "dreamfusion", *clip], "names nothing"),
+        (["--suite", "dreamfusion", *clip[:2]], "names nothing"),
         (["run", *clip], "no finished run (no splat.ply)"),
         (["--suite", "objets", *clip], "objects"),
         (["--suite", "objects", "--jobs", "0", *clip], "--jobs"),

@@ -20,13 +20,16 @@ from torch.nn import ParameterDict
 from splatdistill.errors import UserError
 from splatdistill.guidance.query import add_noise, gaussian_like
 from splatdistill.priors.base import Prior, cfg
+from splatdistill.priors.latent import LatentPrior
+from splatdistill.priors.view_transformer import Layer
 from splatdistill.scene.cameras import Cameras, orbit
 from splatdistill.scene.gaussians import activated
 from splatdistill.scene.rendering import rasterize, render
 
 LEVELS = (0.1, 0.15, 0.2)  # of noise, as shares of T: little, so that the picture decides
 PLACES = 256  # of a layer that is read, at most: finer ones see texture
-VIEWS = 8
+VIEWS, RING = 24, 4  # around the scene; in each ring, which some teachers see together
+HEIGHTS = (30.0, 5.0)  # of the rings, elevation in degrees
 SHARE = 0.5  # of the way from the median Gaussian to the one at the top percentile, above which one is chosen
 FILL = ("a", "an", "the", "of", "on", "its")
 
@@ -35,7 +38,7 @@ def words_found(prior: Prior, gaussians: ParameterDict, words: str, prompt: str,
     """Return which Gaussians show the words: [N] bool on the CPU.
 
     Args:
-        prior: a teacher with a UNet that reads texts by cross-attention, one view at a time.
+        prior: a teacher whose network attends to the words of a text.
         gaussians: the scene, in the unit sphere.
         words: such as "the hat"; a the, a or an is passed over.
         prompt: what the whole scene shows; the words are added where it lacks them.
@@ -44,20 +47,19 @@ def words_found(prior: Prior, gaussians: ParameterDict, words: str, prompt: str,
     Raises:
         UserError: no such teacher, no word, or nothing found.
     """
-    reads = hasattr(prior, "tokenizer") and hasattr(prior, "unet")
-    if not reads or prior.group > 1 or prior.needs_cameras or prior.needs_picture:
+    if not isinstance(prior, LatentPrior) or prior.needs_picture:
         raise UserError(
             f"--mask '{words}': prior '{prior.name}' has no cross-attention to words; give a box, a sphere "
-            "or a .npy, or a Stable Diffusion with --prior"
+            "or a .npy, or another --prior"
         )
     wanted = [word for word in re.findall(r"[\w-]+", words.lower()) if word not in FILL]
     if not wanted:
         raise UserError(f"--mask '{words}': expected a shape, a .npy, or words such as 'the hat'")
     given = re.findall(r"[\w-]+", prompt.lower())
     text = prompt if all(word in given for word in wanted) else f"{prompt} {' '.join(wanted)}".strip()
-    mine, others = token_places(prior.tokenizer, text, wanted)  # pyright: ignore[reportAttributeAccessIssue]
+    places = prior.word_places(text, wanted)
     cameras = views_around(prior.image_size)
-    maps = attention_maps(prior, gaussians, cameras, text, mine, others, seed)
+    maps = attention_maps(prior, gaussians, cameras, text, places, seed)
     shares = lifted(gaussians, cameras, maps)
     known = shares[shares.isfinite()]
     low, high = known.quantile(0.5), known.quantile(0.99)
@@ -68,42 +70,38 @@ def words_found(prior: Prior, gaussians: ParameterDict, words: str, prompt: str,
 
 
 def views_around(size: int) -> Cameras:
-    """Return VIEWS cameras around the scene, alternately from low and from above."""
-    azimuths = [360.0 / VIEWS * k for k in range(VIEWS)]
-    return orbit(azimuths, [5.0 if k % 2 else 30.0 for k in range(VIEWS)], 3.0, 40.0, size, size)
-
-
-def token_places(tokenizer: Any, text: str, wanted: list[str]) -> tuple[list[int], list[int]]:
-    """Return the places of the wanted words' tokens in a tokenized text, and of its other words'."""
-    ids = tokenizer(text, verbose=False).input_ids
-    special = set(tokenizer.all_special_ids)
-    parts = {token for word in wanted for token in tokenizer(word, verbose=False).input_ids} - special
-    words = [place for place, token in enumerate(ids) if token not in special]
-    mine = [place for place in words if ids[place] in parts]
-    return mine, [place for place in words if place not in mine]
+    """Return VIEWS cameras around the scene, in rings of RING, each evenly around at one height."""
+    rings = VIEWS // RING
+    azimuths = [360.0 / RING * k + 360.0 / VIEWS * ring for ring in range(rings) for k in range(RING)]
+    heights = [HEIGHTS[ring % len(HEIGHTS)] for ring in range(rings) for _ in range(RING)]
+    return orbit(azimuths, heights, 3.0, 40.0, size, size)
 
 
 @torch.no_grad()
 def attention_maps(
-    prior: Any,
+    prior: LatentPrior,
     gaussians: ParameterDict,
     cameras: Cameras,
     text: str,
-    mine: list[int],
-    others: list[int],
+    places: tuple[list[int], list[int]],
     seed: int,
 ) -> Tensor:
-    """Return how much each place of each view looks at the words rather than at others: [V, H, W]."""
+    """Return how much each place of each view looks at some words rather than at others: [V, H, W].
+
+    places: of these words' tokens in the text, and of the others'.
+    """
+    mine, others = places
     views = render(gaussians, cameras, torch.ones(3, device=gaussians["means"].device)).rgb
     z = prior.encode(views.permute(0, 3, 1, 2))
     embeddings = prior.embed([text] * len(z))
     generator, total = torch.Generator().manual_seed(seed), torch.zeros_like(views[..., 0])
-    cond = cfg(embeddings, embeddings, 1.0)
+    cond = prior.with_cameras(cfg(embeddings, embeddings, 1.0), cameras, torch.ones(len(z), 3))
+    extra = () if cond.extra is None else (cond.extra[1],)
     with recorded(prior.unet) as seen:
         for level in LEVELS:
             t = torch.full((len(z),), int(level * len(prior.alphas_cumprod)))
             z_t = add_noise(prior, z, t, gaussian_like(z, generator))
-            prior.network(z_t, t.to(z.device), cond.embeddings[1])
+            prior.network(z_t, t.to(z.device), cond.embeddings[1], *extra)
     for scores in last_coarse(seen, len(LEVELS)):  # [V, heads, h w, L]
         scores = scores.mean(1)
         of_words = scores[..., mine].mean(-1)
@@ -126,7 +124,10 @@ def last_coarse(seen: list[Tensor], calls: int) -> list[Tensor]:
 
 @contextmanager
 def recorded(unet: Any) -> Iterator[list[Tensor]]:
-    """Record the cross-attention of a UNet while the block lasts: [V, heads, h w, L] of each layer's call."""
+    """Record the attention of a network to a text's tokens: [V, heads, h w, L] of each layer's call.
+
+    A UNet attends to them alone; a ViewTransformer also to the places of all views, which have the rest.
+    """
     seen: list[Tensor] = []
     handles = []
 
@@ -139,7 +140,12 @@ def recorded(unet: Any) -> Iterator[list[Tensor]]:
         scores = (query.float() @ key.float().transpose(1, 2) * module.scale).softmax(-1)
         seen.append(scores.view(len(hidden), -1, *scores.shape[1:]))
 
+    def of_views(module: Any, args: Any, _: Any) -> None:
+        seen.append(module.attention(*args))
+
     for name, module in unet.named_modules():
+        if isinstance(module, Layer) and module.words is not None:
+            handles.append(module.register_forward_hook(of_views))
         if name.endswith("attn2") and hasattr(module, "head_to_batch_dim"):
             handles.append(module.register_forward_hook(hook, with_kwargs=True))
     if not handles:

@@ -212,6 +212,16 @@ class LatentPrior(Prior):
         )
         return text_encoder(tokens.input_ids.to(self.device))[0].float()
 
+    def word_places(self, text: str, wanted: Sequence[str]) -> tuple[list[int], list[int]]:
+        """Return the places of some words' tokens in a text, and of its other words'."""
+        ids = self.tokenizer(text, verbose=False).input_ids
+        special = set(self.tokenizer.all_special_ids)
+        sought = (self.tokenizer(word, verbose=False).input_ids for word in wanted)
+        parts = {token for tokens in sought for token in tokens} - special
+        words = [place for place, token in enumerate(ids) if token not in special]
+        mine = [place for place in words if ids[place] in parts]
+        return mine, [place for place in words if place not in mine]
+
     def fit(self, text: str, suffixes: Sequence[str] = ("",)) -> str:
         """Return `text`, cut so that the encoder reads all of it and any of the suffixes behind it."""
         return cut_to_fit(text, suffixes, lambda whole: self._count(whole) <= self.text_length)

@@ -47,18 +47,28 @@ class Layer(nn.Module):
 
         x [G, views, tokens, D]; told [G, views, 1, E] is the modulation vector; text [G, L, T].
         """
-        groups, views, tokens, width = x.shape
         scale, shift, gate = self.modulate(told).chunk(3, -1)
-        normed = torch.addcmul(shift, F.rms_norm(x, (width,)), 1 + scale)
+        q, k, v, m = self._entering(torch.addcmul(shift, F.rms_norm(x, x.shape[-1:]), 1 + scale), text)
+        seen = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(x.shape)
+        return torch.addcmul(x, 1 + gate, self.leave(torch.cat([seen, F.relu(m).square()], -1)))
+
+    def attention(self, x: Tensor, told: Tensor, text: Tensor) -> Tensor:
+        """Return how much each place looks at each word, [G * views, heads, tokens, L], as shares of 1."""
+        scale, shift, _ = self.modulate(told).chunk(3, -1)
+        q, k, *_ = self._entering(torch.addcmul(shift, F.rms_norm(x, x.shape[-1:]), 1 + scale), text)
+        shares = (q.float() @ k.float().mT * self.head**-0.5).softmax(-1)[..., -text.shape[1] :]
+        return shares.unflatten(2, x.shape[1:3]).transpose(1, 2).flatten(0, 1)
+
+    def _entering(self, normed: Tensor, text: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return q, k, v [G, heads, ., head] of all views, the text's keys and values last, and m."""
+        groups, views, tokens, width = normed.shape
         q, k, v, m = self.enter(normed).split([width, width, width, self.hidden], -1)
         q, k, v = (part.reshape(groups, views * tokens, -1, self.head) for part in (q, k, v))
         if self.words is not None and text is not None:
             known = self.words(text).unflatten(-1, (2, -1, self.head))  # [G, L, 2, heads, head]
             k, v = torch.cat([k, known[:, :, 0]], 1), torch.cat([v, known[:, :, 1]], 1)
         q, k = F.rms_norm(q, (self.head,)), F.rms_norm(k, (self.head,))
-        seen = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
-        seen = seen.transpose(1, 2).reshape(groups, views, tokens, width)
-        return torch.addcmul(x, 1 + gate, self.leave(torch.cat([seen, F.relu(m).square()], -1)))
+        return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), m
 
 
 class ViewTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin):

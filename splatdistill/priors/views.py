@@ -20,7 +20,7 @@ from splatdistill.priors.folders import Folder
 from splatdistill.priors.graphs import Graphed
 from splatdistill.priors.latent import LatentPrior, Pictured
 from splatdistill.priors.networks import load_network
-from splatdistill.priors.reading import MAX_WORDS, Vocabulary, canonical
+from splatdistill.priors.reading import BETWEEN, JOINING, MAX_WORDS, Vocabulary, canonical
 from splatdistill.priors.view_transformer import ViewTransformer, describe_cameras, patch_rays
 from splatdistill.scene.cameras import Cameras, orbit
 from splatdistill.scene.pictures import Reference
@@ -114,6 +114,14 @@ class ViewPrior(Pictured, LatentPrior):
     def understand(self, text: str) -> tuple[str, list[str]]:
         """Return a text in the words of the vocabulary; see `Prior.understand`."""
         return self.reader.understand(text, strict=False)
+
+    def word_places(self, text: str, wanted: Sequence[str]) -> tuple[list[int], list[int]]:
+        """Return the places of some words in a text as it is read, and of others, joining ones apart."""
+        read = self.understand(text)[0].split()
+        sought = set(" ".join(self.understand(word)[0] for word in wanted).split())
+        mine = [place for place, word in enumerate(read) if word in sought]
+        joining = {*JOINING, *" ".join(BETWEEN).split()}
+        return mine, [place for place, word in enumerate(read) if word not in sought | joining]
 
     def fit(self, text: str, suffixes: Sequence[str] = ("",)) -> str:
         """Return `text`, cut so that all of it is read; views and backgrounds are not read as words."""

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from splatdistill import __version__
-from splatdistill.cli import Parser, folder, numbers
+from splatdistill.cli import Parser, folder, note, numbers
 from splatdistill.config.presets import DEFAULT
 from splatdistill.console import exit_status
 from splatdistill.errors import UserError

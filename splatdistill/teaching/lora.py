@@ -211,7 +211,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add = parser.add_argument
     add("pictures", type=Path, metavar="PICTURES", help="a folder of pictures and captions")
     add("--out", type=Path, required=True, metavar="FILE", help="the LoRA, .safetensors")
-    add("--prior", default="sd15", help="sd15 (default), sd21, or a folder in diffusers layout")
+    add("--prior", default="embedded", help="embedded (default), sd15, sd21, or a folder in diffusers layout")
     add("--keep", nargs="*", default=[], metavar="TEXT", help="what should stay as it is: 'a red car'")
     defaults = LoraSettings()
     add("--steps", type=int, default=defaults.steps)

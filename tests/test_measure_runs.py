@@ -244,7 +244,7 @@ def test_mistakes_are_one_line(tmp_path: Path, folders: tuple[Path, Path], capsy
         (["--suite", "objects", "run", *clip], "settings"),
         (["--suite", "objects", "--methods", "foo", *clip], "foo"),
         (["--suite", "objects", "--methods", "pds", *clip], "splatdistill.edit"),
-        (["--suite", "objects", "--priors", "foo", *clip], "foo"),
+        (["--suite", "objects", "--priors", "foo", *clip[:2]], "foo"),
         (["--suite", "objects", "guidance.scal=3", *clip], "guidance.scal"),
         (["--suite", "dreamfusion", *clip[:2]], "names nothing"),
         (["run", *clip], "no finished run (no splat.ply)"),

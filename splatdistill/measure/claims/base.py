@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -140,5 +141,11 @@ def line(label: str, x: Sequence[float], values: Sequence[Sequence[float]]) -> L
 
 
 def below(a: Interval | None, b: Interval | None) -> bool:
-    """Return whether interval a lies entirely below interval b; False where one is None."""
-    return a is not None and b is not None and a.high < b.low
+    """Return whether b - a is significantly above zero, a and b independent; False where one is None.
+
+    The lower limit of the difference is b - a - sqrt((b - b.low)^2 + (a.high - a)^2) (Zou and Donner 2008),
+    which needs no symmetric intervals.
+    """
+    if a is None or b is None:
+        return False
+    return b.mean - a.mean > math.hypot(b.mean - b.low, a.high - a.mean)

@@ -171,9 +171,6 @@ def test_dumped_keys_are_the_dotted_keys():
 
 
 def test_the_presets_of_a_family_come_before_those_of_a_method_in_it(tmp_path, monkeypatch) -> None:
-    pictured = {"image": {"path": "mug.png"}}
-    assert resolve(pictured).prior.name == "real"
-    assert resolve(pictured, None, ["prior.name=sd21"]).prior.name == "sd21"
     for name, count in {"views": 4, "views_sds": 5}.items():
         (tmp_path / f"{name}.yaml").write_text(f"views: {{count: {count}}}")
     monkeypatch.setattr("splatdistill.config.presets.preset_folder", lambda: tmp_path)

@@ -259,6 +259,21 @@ def test_a_large_encoder_reads_all_views_of_a_prompt_at_once(folders, monkeypatc
     assert len(loads) == 1
 
 
+def test_pictures_encoded_in_slices_have_the_same_gradient(folders) -> None:
+    prior, cameras = loaded(folders("SDXLPrior")), orbit([0.0, 90.0, 180.0], 0.0, 3.0, 40.0, 16, 16)
+    calls: list[int] = []
+    prior.vae.encoder.register_forward_hook(lambda module, given, output: calls.append(len(output)))
+    rgb = torch.rand(3, 16, 16, 3, generator=torch.Generator().manual_seed(0))
+    found = []
+    for count in (0, 2):
+        leaf = rgb.clone().requires_grad_()
+        guide = Guide(prior, METHODS["sds"](), TEXT, slice=count)
+        guide(leaf, 0.5, cameras, generator=torch.Generator().manual_seed(1)).loss.backward()
+        found.append(leaf.grad)
+    assert calls[:3] == [3, 2, 1] and sorted(calls[3:]) == [1, 2]  # forward, and again for the gradient
+    torch.testing.assert_close(found[1], found[0])
+
+
 def test_a_text_is_packed_and_unpacked() -> None:
     generator = torch.Generator().manual_seed(0)
     hidden, pooled = torch.randn(2, 5, 4, generator=generator), torch.randn(2, 7, generator=generator)

@@ -6,6 +6,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 from torch.nn import ParameterDict
+from torch.utils.checkpoint import checkpoint
 
 from splatdistill.guidance.core import PROMPT, GuideResult, Method, Views, distill
 from splatdistill.guidance.prompts import PromptCache, ViewPrompts, conditioning
@@ -37,6 +38,7 @@ class Guide:
         reward: weighs several evaluations by a scorer; None for one.
         seed: decides the method's own random state (DSD's path, VSD's student).
         state: the method's, of a run that goes on; None for a new one.
+        slice: pictures that are encoded at a time, for less memory; 0 for all.
 
     Raises:
         UserError: the prior cannot serve this method.
@@ -54,11 +56,13 @@ class Guide:
         seed: int = 0,
         state: State | None = None,
         reward: Reward | None = None,
+        slice: int = 0,
     ) -> None:
         if views not in ("view", "perp_neg", "plain"):
             raise ValueError(f"views must be 'view', 'perp_neg' or 'plain', got {views!r}")
         self.prior, self.method, self.reward = prior, method, reward
         self.mode: ViewMode = views
+        self.slice = slice
         self.state = method.start(prior, seed) if state is None else state
         self.cache = PromptCache(prior)
         others = method.other_texts(negative, prior.vocabulary is None)
@@ -116,7 +120,7 @@ class Guide:
     def distill(self, views: Views, progress: float, generator: torch.Generator | None) -> GuideResult:
         """Encode the pictures, draw timesteps, and distill; the default of `Method.evaluate`."""
         prior, method = self.prior, self.method
-        z = prior.encode(views.rgb.permute(0, 3, 1, 2))  # [V, C, h, w]
+        z = self.encode(views.rgb.permute(0, 3, 1, 2))  # [V, C, h, w]
         levels = len(prior.alphas_cumprod)
         t = method.timesteps.sample(progress, len(z), levels, generator, prior.group)  # [V]
         cond, source = self.conditioning(self.prompts, views), self._source(views)
@@ -130,6 +134,13 @@ class Guide:
             texts = self.prompts.texts(views.cameras, views.names, len(z))
             found = self.reward.combined(prior, z, several, texts)
         return GuideResult(found.loss, t, found)
+
+    def encode(self, rgb: Tensor) -> Tensor:
+        """Return the latents of pictures [V,3,H,W]; the activations of one slice are in memory at a time."""
+        if not 0 < self.slice < len(rgb):
+            return self.prior.encode(rgb)
+        settings: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}
+        return torch.cat([checkpoint(self.prior.encode, part, **settings) for part in rgb.split(self.slice)])
 
     def conditioning(self, prompts: ViewPrompts, views: Views) -> Conditioning:
         """Return the guidance branches of the pictures, at the method's scale."""

@@ -81,6 +81,7 @@ def guide_of(config: Config, prior: Prior, state: TrainState) -> Guide:
         seed=config.seed,
         state=state.method,
         reward=Reward.load(config.reward, prior),
+        slice=config.prior.slice,
     )
     state.method = guide.state
     return guide

@@ -1,11 +1,16 @@
 """What the doctor says of a teacher, from its files alone."""
 
+import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from common import RESULTS
+from diffusers import AutoencoderKL
 from families import make_family
+from true_size import SIZES
 
 from splatdistill import doctor
 from splatdistill.errors import UserError
@@ -69,3 +74,42 @@ def test_a_card_without_a_licence_says_nothing(tmp_path: Path) -> None:
     assert licence(tmp_path) == ""
     (tmp_path / "README.md").write_text("# no front matter\nlicense: mit\n")
     assert licence(tmp_path) == ""
+
+
+def write_head(network: Any, folder: Path) -> None:
+    """Write a network's configuration, and its weights as a file with a header and a hole behind it."""
+    folder.mkdir(parents=True)
+    network.save_config(folder)
+    told, end = {}, 0
+    for name, tensor in network.state_dict().items():
+        begin, end = end, end + 2 * tensor.numel()
+        told[name] = {"dtype": "BF16", "shape": list(tensor.shape), "data_offsets": [begin, end]}
+    head = json.dumps(told).encode()
+    with open(folder / "diffusion_pytorch_model.safetensors", "wb") as file:
+        file.write(len(head).to_bytes(8, "little") + head)
+        file.truncate(8 + len(head) + end)
+
+
+@pytest.mark.parametrize(
+    "family", ["if", *(pytest.param(name, marks=pytest.mark.slow) for name in ("sd35",))]
+)
+def test_its_estimate_is_near_what_a_step_of_the_true_size_took(family: str, tmp_path: Path) -> None:
+    """Libraries and the denoiser's own activations come on top: half a GiB to one."""
+    size = SIZES[family]
+    taken = json.loads((RESULTS / "true_size.json").read_text())["families"][family]
+    config = size.config | {"sample_size": taken["pixels"] // (8 if size.vae else 1)}
+    with torch.device("meta"):
+        write_head(size.network(config), tmp_path / size.reader.place)
+        if size.vae:
+            write_head(AutoencoderKL(**size.vae), tmp_path / "vae")
+    for part in size.reader.encoders:
+        (tmp_path / part).mkdir()
+        (tmp_path / part / "config.json").write_text("{}")
+    kind = "FlowMatchEulerDiscreteScheduler" if family == "sd35" else "DDPMScheduler"
+    (tmp_path / "scheduler").mkdir()
+    (tmp_path / "scheduler" / "scheduler_config.json").write_text(json.dumps({"_class_name": kind}))
+    (tmp_path / "model_index.json").write_text("{}")
+    found = appraise(str(tmp_path))
+    assert found.pixels == taken["pixels"]
+    told = (found.memory if taken["dtype"] == str(torch.float32)[6:] else found.halved) / 2**30
+    assert told - 0.5 < taken["peak_gib"] < told + 1.5

@@ -18,7 +18,7 @@ from splatdistill.errors import UserError
 from splatdistill.folder import CONFIG
 from splatdistill.priors import load_prior
 from splatdistill.priors.base import Prior, cfg
-from splatdistill.priors.lora import LoraFile, merge, taught_words
+from splatdistill.priors.lora import LoraFile, merge, taught
 from splatdistill.priors.view_transformer import ViewTransformer
 
 RANK = 3
@@ -208,8 +208,8 @@ def test_a_prior_that_takes_none_says_so(monkeypatch, folder, style):
         load_prior(folder, lora=[str(style)])
 
 
-def test_words_that_a_lora_taught_are_known(style, tmp_path):
-    assert taught_words([f"{style}:0.5"]) == {"a", "gizmo", "red"}
+def test_a_file_names_the_phrases_that_it_taught(style):
+    assert taught([f"{style}:0.5"]) == ("a Gizmo", "red")
 
 
 def test_a_run_records_its_lora_and_resumes_only_with_the_same(folder, style, pairs, tmp_path, capsys):

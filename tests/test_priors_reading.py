@@ -151,3 +151,35 @@ def test_the_names_of_a_prompt_are_right_for_more_than_one_noun():
     [asked] = words.asked("A DSLR photo of a wooden chair.")
     assert asked.noun == "chair" and {"chair", "armchair"} <= asked.right and "table" not in asked.right
     assert [thing.noun for thing in words.asked("a kitten on a couch")] == ["cat", "sofa"]
+
+
+@pytest.mark.parametrize(
+    ("said", "read"),
+    [
+        ("a gizmo", "gizmo"),
+        ("two red Gizmos", "red gizmo"),
+        ("a clockwork owl", "clockwork owl"),
+        ("a red clockwork owl, side view", "red clockwork owl"),
+        ("a robot dog with legs", "robot dog with legs"),
+        ("a gizmo dog", "gizmo dog"),
+        ("a dog on wheels", "dog on wheels"),
+        ("a gizmo on a table", "gizmo on top of table"),
+        ("a dog next to a clockwork owl", "dog next to clockwork owl"),
+        ("a fancy gizmo", "gizmo"),
+    ],
+)
+def test_taught_phrases_are_kept_whatever_their_words_mean(said, read):
+    taught = VOCABULARY.with_taught(["a gizmo", "a Clockwork owl", "robot dog", "dog on wheels", " ", "gizmo"])
+    assert taught.understand(said)[0] == read == taught.understand(read)[0]  # reading again changes nothing
+    assert not any("taking" in line for line in taught.understand(said)[1])
+
+
+def test_a_taught_phrase_is_no_noun_that_others_have():
+    taught = VOCABULARY.with_taught(["a dog", "clockwork dog"])
+    [(noun, words)] = taught.scene("dog")[0]
+    assert noun not in THINGS and words == [noun]
+    things, relation = taught.scene("clockwork dog on top of table")
+    assert things[0][0] not in THINGS and things[1][0] == "table" and relation == "on top of"
+    assert VOCABULARY.scene("dog")[0] == [("dog", ["dog"])]
+    assert taught.numbers("clockwork dog")[:3] == [1, VOCABULARY.known["dog"], 0]
+    assert taught.known == VOCABULARY.known  # what is taught has no index of its own

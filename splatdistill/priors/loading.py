@@ -111,10 +111,10 @@ def locate(name: str) -> Folder:
     return Folder(name, path)
 
 
-def words_of(name: str, taught: frozenset[str] = frozenset()) -> Words | None:
+def words_of(name: str, taught: Sequence[str] = ()) -> Words | None:
     """Return the vocabulary of a prior as its folder tells it, before it is loaded; None for open text.
 
-    `taught` are words that a LoRA adds. Raises UserError where the folder is broken.
+    `taught` are phrases that a LoRA adds. Raises UserError where the folder is broken.
     """
     if name in (*ALIASES, *installed()) or PINNED.fullmatch(name):
         return None
@@ -125,7 +125,7 @@ def words_of(name: str, taught: frozenset[str] = frozenset()) -> Words | None:
     from splatdistill.priors.reading import Vocabulary
 
     with user_errors(f"prior '{name}'", root):
-        return Vocabulary.load(root)
+        return Vocabulary.load(root).with_taught(taught)
 
 
 def check_name(name: str) -> None:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 UNET, TEXT = "unet", "text_encoder"  # the parts of a teacher, as diffusers prefixes their weights
 TRANSFORMER = "transformer"  # prefixes those of a denoiser that is one
-TRIGGER = "modelspec.trigger_phrase"  # in a file's metadata: words that it taught
+TRIGGER = "modelspec.trigger_phrase"  # in a file's metadata: phrases that it taught, with commas between
 ADAPTER = "lora_adapter_metadata"  # in a file's metadata: peft's configuration, by diffusers
 KINDS = {  # marks of other adapters, which peft or diffusers would read in part
     ".dora_scale": "DoRA",
@@ -97,10 +97,10 @@ def sealed(files: Sequence[str], digests: Sequence[str]) -> tuple[tuple[str, ...
     return tuple(map(str, loras)), found
 
 
-def taught_words(files: Iterable[str]) -> frozenset[str]:
-    """Return the words that LoRA files say they taught, in lower case."""
-    phrases = [LoraFile.parse(file).metadata().get(TRIGGER, "") for file in files]
-    return frozenset(" ".join(phrases).lower().replace(",", " ").split())
+def taught(files: Iterable[str]) -> tuple[str, ...]:
+    """Return the phrases that LoRA files say they taught."""
+    said = ",".join(LoraFile.parse(file).metadata().get(TRIGGER, "") for file in files)
+    return tuple(phrase.strip() for phrase in said.split(",") if phrase.strip())
 
 
 def merge(lora: LoraFile, unet: Any, text_encoder: Any, teacher: str) -> None:

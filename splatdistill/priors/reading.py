@@ -9,8 +9,8 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Protocol
@@ -40,6 +40,7 @@ IRREGULAR = {
 }  # fmt: skip
 JOINING = frozenset(("of", "with", "in", "on", "at", "and", "to", "from", "for", "by"))  # say nothing alone
 BETWEEN = tuple(dict.fromkeys(RELATIONS.values()))
+MARK = "_"
 MEMBERS, OTHER = 8, "other things"  # nouns of a class from which on it is listed as a category
 TAILS = ("with", "in", "holding", "wearing", "covered", "made", "from", "that", "which", "at", "under")
 
@@ -95,7 +96,8 @@ class Vocabulary:
 
     things: each noun's broader classes; names: each name to its noun; words: all trained words, in the order
     of their indices; nearest: names for other English words; pairs: the relations that were learned, each
-    with the nouns that were the second thing, none for any.
+    with the nouns that were the second thing, none for any; taught: the phrases of `with_taught`, each with
+    a mark in place of spaces and before it, which makes it one word that is no noun.
     """
 
     things: Mapping[str, tuple[str, ...]]
@@ -105,6 +107,7 @@ class Vocabulary:
     pairs: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: dict.fromkeys(BETWEEN, ()))
     colors: tuple[str, ...] = ()
     sizes: tuple[str, ...] = ()
+    taught: tuple[str, ...] = ()
 
     @classmethod
     def load(cls, folder: Path) -> Vocabulary:
@@ -117,6 +120,13 @@ class Vocabulary:
         pairs = {kind: tuple(below) for kind, below in told.get("pairs", dict.fromkeys(BETWEEN, ())).items()}
         colors, sizes = tuple(told.get("colors", ())), tuple(told.get("sizes", ()))
         return cls(things, told["names"], tuple(told["words"]), nearest, pairs, colors, sizes)
+
+    def with_taught(self, phrases: Iterable[str]) -> Vocabulary:
+        """Return a vocabulary in which these phrases name new things, whatever their words mean otherwise."""
+        said = filter(None, map(canonical, phrases))
+        taught = tuple(dict.fromkeys(MARK + phrase.replace(" ", MARK) for phrase in said))
+        things, names = dict.fromkeys(taught, ()), {name: name for name in taught}
+        return replace(self, things={**self.things, **things}, names={**self.names, **names}, taught=taught)
 
     @cached_property
     def known(self) -> dict[str, int]:
@@ -144,7 +154,7 @@ class Vocabulary:
                 f"the prompt '{text}' names nothing that the shipped teacher knows; --list-words prints what "
                 "it knows, --prior sd21 takes any prompt"
             )
-        read = " ".join(" ".join(taken).split()[: MAX_WORDS - 1])
+        read = " ".join(" ".join(taken).replace(MARK, " ").split()[: MAX_WORDS - 1])
         if thing and not found:
             return read, [f"'{text}' names nothing that this teacher knows: the result is anything"]
         if said and not read:
@@ -201,7 +211,12 @@ class Vocabulary:
         return "\n".join(lines)
 
     def _parted(self, said: str) -> list[str]:
-        """Split a text at RELATIONS: texts of one object each, with a relation between every two."""
+        """Split a text at RELATIONS: texts of one object each, with a relation between every two.
+
+        What was taught is one word of them.
+        """
+        for name in sorted(self.taught, key=len, reverse=True):
+            said = re.sub(rf"\b{name[1:].replace(MARK, ' ')}s?\b", name, said)
         for found in RELATION.finditer(said):
             before, after = said[: found.start()], said[found.end() :]
             if found[1] == "and":  # may join colors, or parts of one thing
@@ -214,7 +229,13 @@ class Vocabulary:
         return [said]
 
     def _find(self, words: list[str]) -> tuple[int, int, str] | None:
-        """Return start, end and name of the longest name, of several the last, before any tail."""
+        """Return start, end and name of the longest name, of several the last, before any tail.
+
+        What was taught comes before all, wherever it is.
+        """
+        for name in self.taught:
+            if name in words:
+                return words.index(name), words.index(name) + 1, name
         end = next((i for i, word in enumerate(words) if word in TAILS and i), len(words))
         for size in range(end, 0, -1):
             for start in range(end - size, -1, -1):
@@ -250,7 +271,8 @@ class Vocabulary:
 
     def _kept(self, words: list[str], change: Change) -> list[str]:
         """Return those words beside a thing's name that were trained, or whose singulars were."""
-        kept = [next((s for s in singulars(word) if s in self.known), "") for word in words]
+        known = self.known.keys() | set(self.taught)
+        kept = [next((s for s in singulars(word) if s in known), "") for word in words]
         change.left_out += [word for word, taken in zip(words, kept, strict=True) if not taken]
         said = [word for word in kept if word]
         while said and said[-1] in JOINING:  # a tail whose words were left out

@@ -19,6 +19,7 @@ from splatdistill.priors.base import Adaptable, Conditioning, cut_to_fit, text_b
 from splatdistill.priors.folders import Folder
 from splatdistill.priors.graphs import Graphed
 from splatdistill.priors.latent import LatentPrior, Pictured
+from splatdistill.priors.lora import taught
 from splatdistill.priors.networks import load_network
 from splatdistill.priors.reading import BETWEEN, JOINING, MAX_WORDS, Vocabulary, canonical
 from splatdistill.priors.view_transformer import ViewTransformer, describe_cameras, patch_rays
@@ -93,7 +94,7 @@ class ViewPrior(Pictured, LatentPrior):
         pictures = Album.load(path) if path.is_file() else None
         return {
             "text_encoder": text_encoder,
-            "vocabulary": Vocabulary.load(folder.root),
+            "vocabulary": Vocabulary.load(folder.root).with_taught(taught(folder.lora)),
             "pictures": pictures,
         }
 
@@ -103,6 +104,12 @@ class ViewPrior(Pictured, LatentPrior):
         single.group = 1
         single._denoise = Graphed(single.network)
         return single
+
+    def with_taught(self, phrases: Sequence[str]) -> Self:
+        """Return a copy, sharing its networks, in which these phrases name new things."""
+        told = copy.copy(self)
+        told.reader = self.reader.with_taught(phrases)
+        return told
 
     def for_run(self, seed: int, models: int) -> Self:
         """Return a copy, sharing its networks, whose texts mean the models that this seed chooses."""
@@ -133,9 +140,13 @@ class ViewPrior(Pictured, LatentPrior):
 
         The first of them begins with the numbers of the text's pages.
         """
+        return self.read(texts, self.text_encoder)
+
+    def read(self, texts: list[str], text_encoder: Any) -> Tensor:
+        """Return hidden states as `embed`, of any encoder of these words, with gradient."""
         read = {text: self.understand(text)[0] for text in dict.fromkeys(texts)}
         ids = torch.tensor([self.reader.numbers(read[text]) for text in texts], device=self.device)
-        hidden = self.text_encoder(input_ids=ids)[0].float()
+        hidden = text_encoder(input_ids=ids)[0].float()
         first = torch.full_like(hidden[:, :1], album.NOTHING)
         for row, text in zip(first, texts, strict=True):
             pages = self._pages(read[text])

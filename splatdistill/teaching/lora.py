@@ -1,17 +1,19 @@
 """Teach a new thing to a teacher from a few pictures: a LoRA (2106.09685).
 
 `python -m splatdistill.teaching.lora PICTURES --out FILE`, and then `--lora FILE` adds it to the teacher.
-PICTURES is a folder of .png, .jpg or .webp, each with its caption in a .txt of the same name: "a gizmo, side
-view". Pictures with transparency are put on white, gray and black, which the captions then say where the
-teacher's do ("gray background"). What is learned is on attention and MLPs of the UNet and of the text
-encoder, and written in diffusers' naming. The null text, and the texts of --keep, are held where the teacher
-has them, so that guidance and other things stay what they were.
+PICTURES is a folder. A teacher of several views at once reads the pictures that its transforms.json names,
+with their cameras, and --caption says what all of them show: "a gizmo". One of single views reads every .png,
+.jpg or .webp, each with its caption in a .txt of the same name: "a gizmo, side view". Pictures with
+transparency are put on several backgrounds. What is learned is on the linear maps of the denoiser and of the
+text encoder, and written in diffusers' naming. The null text, and the texts of --keep, are held where the
+teacher has them, so that guidance and other things stay what they were.
 """
 
 from __future__ import annotations
 
 import argparse
 import logging
+import math
 import sys
 from collections.abc import Sequence
 from copy import deepcopy
@@ -28,17 +30,21 @@ from splatdistill.console import exit_status
 from splatdistill.errors import UserError
 from splatdistill.files import atomic_write
 from splatdistill.priors import load_prior
-from splatdistill.priors.base import alpha_bar_at, cfg
+from splatdistill.priors.album import DISTANCE, FOV
+from splatdistill.priors.base import Conditioning, alpha_bar_at, cfg, text_branch
 from splatdistill.priors.latent import LatentPrior
 from splatdistill.priors.lora import TEXT, TRIGGER, UNET
-from splatdistill.priors.words import BACKGROUNDS
+from splatdistill.scene.cameras import Cameras
+from splatdistill.scene.captures import Captures, read_captures
 from splatdistill.scene.pictures import open_picture
 
 log = logging.getLogger(__name__)
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
-ON_UNET = ["to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2"]
-ON_TEXT = ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"]
+CAMERAS = "transforms.json"
+ON_DENOISER = ("ff.net.0.proj", "ff.net.2", "narrow", "widen", "embed_text")  # beside attention's maps
+ON_TEXT = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
+BACKGROUNDS = ((1.0, 1.0, 1.0), (0.5, 0.5, 0.5), (0.0, 0.0, 0.0))
 HELD = 0.25  # share of a batch whose predictions are held at the teacher's own
 
 
@@ -62,41 +68,103 @@ class LoraSettings:
 
 @dataclass(frozen=True)
 class Examples:
-    """Pictures [n, 3, S, S] in [0, 1] of what is to be learned, their captions, and texts to hold."""
+    """What is to be learned: pictures on each of k backgrounds, of one thing or of several.
+
+    pictures [n, k, 3, S, S] in [0, 1]; backgrounds [k, 3]; captions of the pictures; their cameras, for a
+    teacher that is told of them; held: texts whose predictions stay.
+    """
 
     pictures: Tensor
+    backgrounds: Tensor
     captions: list[str]
+    cameras: Cameras | None
     held: list[str]
 
+    @property
+    def phrases(self) -> list[str]:
+        """The things that the captions name."""
+        return list(dict.fromkeys(caption.split(",")[0] for caption in self.captions))
 
-def read_examples(folder: Path, size: int, named: bool, held: Sequence[str] = ()) -> Examples:
+
+@dataclass(frozen=True)
+class Batch:
+    """Views of scenes: rows of the pictures and of the backgrounds [n], a text each, and timesteps [n].
+
+    held: how many of them, the first ones, have texts whose predictions stay.
+    """
+
+    rows: Tensor
+    behind: Tensor
+    texts: list[str]
+    t: Tensor
+    held: int
+
+    def first(self, count: int) -> Batch:
+        """Return the first `count` views."""
+        return Batch(self.rows[:count], self.behind[:count], self.texts[:count], self.t[:count], self.held)
+
+
+def read_examples(folder: Path, prior: LatentPrior, caption: str, held: Sequence[str] = ()) -> Examples:
     """Read the pictures of a folder with their captions; see the top of this file.
 
-    named: whether captions name the background. Raises UserError for a folder without pictures, and for a
-    picture that cannot be read or has no caption.
+    caption: of all pictures; "" where each has its own. Raises UserError for a folder without pictures or
+    cameras, and for a picture that cannot be read or has no caption.
     """
-    paths = sorted(path for path in folder.glob("*") if path.suffix.lower() in ENDINGS)
-    if not paths:
-        raise UserError(f"{folder} holds no pictures; expected .png, .jpg or .webp, and a .txt beside each")
-    pictures, captions = [], []
-    for path in paths:
-        try:
-            caption = " ".join(path.with_suffix(".txt").read_text("utf-8").split())
-        except (OSError, ValueError):
-            caption = ""
+    if prior.group > 1:
         if not caption:
-            text = path.with_suffix(".txt").name
-            raise UserError(f"{path} has no caption; write one to {text} beside it: 'a gizmo, side view'")
-        rgba = torch.tensor(np.asarray(open_picture(path))).permute(2, 0, 1).float() / 255
-        color = torch.cat([rgba[:3] * rgba[3:], rgba[3:]])[None]
-        color = F.interpolate(color, (size, size), mode="bilinear", antialias=True)[0]
-        clear = bool((rgba[3] < 1).any())
-        for name, background in BACKGROUNDS.items() if clear else [("", (0.0, 0.0, 0.0))]:
-            pictures.append(color[:3] + (1 - color[3:]) * torch.tensor(background).view(3, 1, 1))
-            captions.append(f"{caption}, {name} background" if named and name else caption)
-    nothing = [f"{name} background" for name in BACKGROUNDS] if named else [""]
-    texts = [f"{text}, {name}" if named else text for text in held for name in nothing]
-    return Examples(torch.stack(pictures), captions, nothing + texts)
+            raise UserError("what do the pictures show? say it with --caption 'a gizmo'")
+        captures = centered(read_captures(folder / CAMERAS, prior.image_size))
+        if len(captures) < prior.group:
+            raise UserError(
+                f"{folder / CAMERAS} has {len(captures)} pictures; expected {prior.group} or more"
+            )
+        color, alpha, cameras = captures.rgb * captures.alpha, captures.alpha, captures.cameras
+        captions = [caption] * len(captures)
+    else:
+        paths = sorted(path for path in folder.glob("*") if path.suffix.lower() in ENDINGS)
+        if not paths:
+            raise UserError(f"{folder} holds no pictures; expected .png, .jpg or .webp")
+        found = torch.stack([read_square(path, prior.image_size) for path in paths])
+        color, alpha, cameras = found[:, :3], found[:, 3:], None
+        captions = [caption or caption_of(path) for path in paths]
+    opaque = bool((alpha == 1).all())
+    backgrounds = torch.tensor(BACKGROUNDS[:1] if opaque else BACKGROUNDS)
+    pictures = color[:, None] + (1 - alpha)[:, None] * backgrounds[None, :, :, None, None]
+    return Examples(pictures, backgrounds, captions, cameras, ["", *held])
+
+
+def read_square(path: Path, size: int) -> Tensor:
+    """Return a picture [4, size, size] in [0, 1], its color premultiplied."""
+    rgba = torch.tensor(np.asarray(open_picture(path))).permute(2, 0, 1).float() / 255
+    color = torch.cat([rgba[:3] * rgba[3:], rgba[3:]])[None]
+    return F.interpolate(color, (size, size), mode="bilinear", antialias=True)[0]
+
+
+def caption_of(path: Path) -> str:
+    """Return the caption beside a picture; UserError where there is none."""
+    text = path.with_suffix(".txt")
+    try:
+        caption = " ".join(text.read_text("utf-8").split())
+    except (OSError, ValueError):
+        caption = ""
+    if not caption:
+        raise UserError(f"{path} has no caption; write one to {text.name} beside it: 'a gizmo, side view'")
+    return caption
+
+
+def centered(captures: Captures) -> Captures:
+    """Return the pictures in the teacher's frame: cameras that look at the origin and see as much of it.
+
+    The origin is the point nearest to all optical axes.
+    """
+    cameras = captures.cameras
+    forward = cameras.viewmats[:, 2, :3].double()  # [V, 3]
+    across = torch.eye(3).double() - forward[:, :, None] * forward[:, None, :]  # off the optical axis
+    positions = cameras.positions.double()
+    center = torch.linalg.pinv(across.sum(0)) @ (across @ positions[..., None]).sum(0)[:, 0]
+    seen = (positions - center).norm(dim=1) * (cameras.fov_deg.double().deg2rad() / 2).tan()
+    x, y, z = (-center).tolist()
+    return captures.moved((x, y, z), DISTANCE * math.tan(FOV / 2) / float(seen.mean()))
 
 
 class Student:
@@ -111,25 +179,26 @@ class Student:
         options: dict[str, Any] = {"r": settings.rank, "lora_alpha": settings.rank}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.seed)
-            self.unet: Any = self.adapted.module
-            self.unet.add_adapter(LoraConfig(target_modules=ON_UNET, **options))
-            self.text_encoder.add_adapter(LoraConfig(target_modules=ON_TEXT, **options))
+            self.denoiser: Any = self.adapted.module
+            maps = [*self.adapted.maps, *ON_DENOISER]
+            self.denoiser.add_adapter(LoraConfig(target_modules=maps, **options))
+            self.text_encoder.add_adapter(LoraConfig(target_modules=list(ON_TEXT), **options))
 
     def parameters(self) -> list[Tensor]:
         """Return what is learned."""
-        networks = (self.unet, self.text_encoder)
+        networks = (self.denoiser, self.text_encoder)
         return [p for network in networks for p in network.parameters() if p.requires_grad]
 
-    def predict(self, z_t: Tensor, t: Tensor, texts: list[str]) -> Tensor:
-        """Return raw outputs [n,C,h,w] at z_t [n,C,h,w], t [n], with gradient."""
-        hidden = self.prior.read(texts, self.text_encoder)
-        return self.adapted.predict(z_t, t, cfg(hidden, hidden))
+    def predict(self, z_t: Tensor, examples: Examples, batch: Batch) -> Tensor:
+        """Return raw outputs [n,C,h,w] at z_t [n,C,h,w], with gradient."""
+        hidden = self.prior.read(batch.texts, self.text_encoder)
+        return self.adapted.predict(z_t, batch.t, told(self.prior, hidden, examples, batch))
 
     def state(self) -> dict[str, Tensor]:
         """Return the factors under diffusers' names."""
         from peft.utils import get_peft_model_state_dict
 
-        parts = {f"{UNET}.": self.unet, f"{TEXT}.text_model.": self.text_encoder}
+        parts = {f"{UNET}.": self.denoiser, f"{TEXT}.text_model.": self.text_encoder}
         return {
             prefix + name.removeprefix("text_model."): value.detach().float().cpu().contiguous()
             for prefix, network in parts.items()
@@ -139,30 +208,62 @@ class Student:
         }
 
 
+@torch.no_grad()
+def teachers(prior: LatentPrior, z_t: Tensor, examples: Examples, batch: Batch) -> Tensor:
+    """Return the teacher's own raw outputs [n,C,h,w] at z_t [n,C,h,w]."""
+    cond = told(prior, prior.embed(batch.texts), examples, batch)
+    return text_branch(prior.network, z_t, batch.t, cond)
+
+
+def told(prior: LatentPrior, hidden: Tensor, examples: Examples, batch: Batch) -> Conditioning:
+    """Return a batch's conditioning on hidden states [n,L,D], at a scale that leaves the text alone."""
+    cond = cfg(hidden, hidden, 1.0)
+    if examples.cameras is None:
+        return cond
+    return prior.with_cameras(cond, examples.cameras[batch.rows], examples.backgrounds[batch.behind])
+
+
+def draw(examples: Examples, settings: LoraSettings, views: int, levels: int, rng: torch.Generator) -> Batch:
+    """Draw the views of some scenes, `views` of each: a share of them, the first ones, with held texts.
+
+    Each scene has one background, and one timestep, the larger of two uniform ones, where a text matters
+    most.
+    """
+    count, behind = len(examples.captions), len(examples.backgrounds)
+    scenes = max(2, settings.batch // views)
+    held = max(1, round(HELD * scenes))
+    rows = torch.rand(scenes, count, generator=rng).argsort(1)[:, :views]
+    others = torch.randint(len(examples.held), (held,), generator=rng).tolist()
+    texts = [examples.held[i] for i in others] + [examples.captions[i] for i in rows[held:, 0].tolist()]
+    t = torch.randint(levels, (2, scenes), generator=rng).amax(0)
+    each = torch.randint(behind, (scenes,), generator=rng)
+    return Batch(
+        rows.flatten(),
+        each.repeat_interleave(views),
+        [text for text in texts for _ in range(views)],
+        t.repeat_interleave(views),
+        held * views,
+    )
+
+
 def teach(prior: LatentPrior, examples: Examples, settings: LoraSettings) -> dict[str, Tensor]:
     """Train a LoRA on pictures, and return its factors under diffusers' names.
 
-    Each step denoises noised latents of pictures under their captions, at timesteps that are the larger of
-    two uniform ones, where a text matters most; a share of each batch has a held text instead, and the
+    Each step denoises noised latents of views under their captions; those with a held text have the
     teacher's own prediction as target.
     """
     student = Student(prior, settings)
     with torch.no_grad():
-        latents = prior.encode(examples.pictures.to(prior.device))
+        latents = torch.stack([prior.encode(row.to(prior.device)) for row in examples.pictures])
     optimizer = torch.optim.AdamW(student.parameters(), lr=settings.rate, weight_decay=1e-2)
     rng = torch.Generator().manual_seed(settings.seed)
-    levels, held = len(prior.alphas_cumprod), max(1, round(HELD * settings.batch))
     for step in range(settings.steps):
-        rows = torch.randint(len(latents), (settings.batch,), generator=rng).tolist()
-        others = torch.randint(len(examples.held), (held,), generator=rng).tolist()
-        texts = [examples.held[i] for i in others] + [examples.captions[i] for i in rows[held:]]
-        t = torch.randint(levels, (2, settings.batch), generator=rng).amax(0)
-        noise = torch.randn(settings.batch, *prior.latent_shape, generator=rng).to(latents)
-        z_t, target = noised(prior, latents[rows], noise, t)
-        t = t.to(prior.device)
-        with torch.no_grad():
-            target[:held] = prior.network(z_t[:held], t[:held], prior.embed(texts[:held]))
-        loss = F.mse_loss(student.predict(z_t, t, texts), target)
+        batch = draw(examples, settings, prior.group, len(prior.alphas_cumprod), rng)
+        noise = torch.randn(len(batch.rows), *prior.latent_shape, generator=rng).to(latents)
+        z_t, target = noised(prior, latents[batch.rows, batch.behind], noise, batch.t)
+        kept = batch.first(batch.held)
+        target[: batch.held] = teachers(prior, z_t[: batch.held], examples, kept)
+        loss = F.mse_loss(student.predict(z_t, examples, batch), target)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         for group in optimizer.param_groups:
@@ -181,12 +282,12 @@ def noised(prior: LatentPrior, z: Tensor, noise: Tensor, t: Tensor) -> tuple[Ten
     return signal * z + sigma * noise, predictions[prior.prediction_type].clone()
 
 
-def write_lora(path: Path, state: dict[str, Tensor], trigger: str) -> None:
-    """Write factors and the words that they taught as safetensors."""
+def write_lora(path: Path, state: dict[str, Tensor], phrases: Sequence[str]) -> None:
+    """Write factors and the phrases that they taught as safetensors."""
     from safetensors.torch import save
 
     with atomic_write(path) as file:
-        file.write(save(state, {"format": "pt", TRIGGER: trigger}))
+        file.write(save(state, {"format": "pt", TRIGGER: ", ".join(phrases)}))
 
 
 def run(options: argparse.Namespace) -> None:
@@ -195,13 +296,14 @@ def run(options: argparse.Namespace) -> None:
         raise UserError(f"--out {options.out}: expected a name that ends in .safetensors")
     settings = LoraSettings(options.steps, options.batch, options.rank, options.rate, options.seed)
     prior = load_prior(options.prior, options.device, torch.float32)
-    if not isinstance(prior, LatentPrior) or prior.group > 1 or prior.needs_picture:
-        raise UserError(f"prior '{options.prior}' reads more than a text; give a teacher of single views")
-    named = prior.vocabulary is not None
-    examples = read_examples(options.pictures, prior.image_size, named, options.keep)
-    log.info("%d pictures, %d captions", len(examples.pictures), len(set(examples.captions)))
-    trigger = " ".join(dict.fromkeys(" ".join(examples.captions).replace(",", " ").split()))
-    write_lora(options.out, teach(prior, examples, settings), trigger)
+    if not isinstance(prior, LatentPrior) or prior.needs_picture:
+        raise UserError(
+            f"prior '{options.prior}' cannot be taught; give real, sd15, sd21, or a folder of such"
+        )
+    examples = read_examples(options.pictures, prior, options.caption, options.keep)
+    log.info("%d pictures of %s", len(examples.pictures), ", ".join(examples.phrases))
+    state = teach(prior.with_taught(examples.phrases), examples, settings)
+    write_lora(options.out, state, examples.phrases)
     log.info("%s: use it with --lora %s", options.out, options.out)
 
 
@@ -209,13 +311,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Parse and run; return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m splatdistill.teaching.lora", description=__doc__)
     add = parser.add_argument
-    add("pictures", type=Path, metavar="PICTURES", help="a folder of pictures and captions")
+    add("pictures", type=Path, metavar="PICTURES", help="a folder of pictures")
     add("--out", type=Path, required=True, metavar="FILE", help="the LoRA, .safetensors")
-    add("--prior", default="embedded", help="embedded (default), sd15, sd21, or a folder in diffusers layout")
+    add("--caption", default="", metavar="TEXT", help="what all pictures show: 'a gizmo'")
+    add("--prior", default="real", help="real (default), sd15, sd21, or a folder in diffusers layout")
     add("--keep", nargs="*", default=[], metavar="TEXT", help="what should stay as it is: 'a red car'")
     defaults = LoraSettings()
     add("--steps", type=int, default=defaults.steps)
-    add("--batch", type=int, default=defaults.batch)
+    add("--batch", type=int, default=defaults.batch, help="views a step")
     add("--rank", type=int, default=defaults.rank)
     add("--rate", type=float, default=defaults.rate, help="AdamW's learning rate")
     add("--seed", type=int, default=defaults.seed)

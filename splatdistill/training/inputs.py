@@ -37,9 +37,9 @@ def check_words(config: Config, allow_unknown: bool) -> list[str]:
     negatives = list(filter(None, (config.negative_prompt,)))
     if any("\ud800" <= letter <= "\udfff" for text in prompts + negatives for letter in text):
         raise UserError("the prompt holds bytes that are not text; expected UTF-8")
-    from splatdistill.priors.lora import taught_words
+    from splatdistill.priors.lora import taught
 
-    words, strict = words_of(config.prior.name, taught_words(config.prior.lora)), not allow_unknown
+    words, strict = words_of(config.prior.name, taught(config.prior.lora)), not allow_unknown
     if words is None:
         return []
     read = [words.understand(text, strict=strict) for text in prompts]

@@ -169,7 +169,8 @@ def test_the_names_of_a_prompt_are_right_for_more_than_one_noun():
     ],
 )
 def test_taught_phrases_are_kept_whatever_their_words_mean(said, read):
-    taught = VOCABULARY.with_taught(["a gizmo", "a Clockwork owl", "robot dog", "dog on wheels", " ", "gizmo"])
+    phrases = ["a gizmo", "a Clockwork owl", "robot dog", "dog on wheels", " ", "gizmo"]
+    taught = VOCABULARY.with_taught(phrases)
     assert taught.understand(said)[0] == read == taught.understand(read)[0]  # reading again changes nothing
     assert not any("taking" in line for line in taught.understand(said)[1])
 

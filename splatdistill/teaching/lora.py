@@ -17,7 +17,8 @@ import math
 import sys
 from collections.abc import Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ from splatdistill.priors.album import DISTANCE, FOV
 from splatdistill.priors.base import Conditioning, alpha_bar_at, cfg, text_branch
 from splatdistill.priors.latent import LatentPrior
 from splatdistill.priors.lora import TEXT, TRIGGER, UNET
-from splatdistill.scene.cameras import Cameras
+from splatdistill.scene.cameras import Cameras, orbit
 from splatdistill.scene.captures import Captures, read_captures
 from splatdistill.scene.pictures import open_picture
 
@@ -42,9 +43,9 @@ log = logging.getLogger(__name__)
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
 CAMERAS = "transforms.json"
-ON_DENOISER = ("ff.net.0.proj", "ff.net.2", "narrow", "widen", "embed_text")  # beside attention's maps
-ON_TEXT = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
 BACKGROUNDS = ((1.0, 1.0, 1.0), (0.5, 0.5, 0.5), (0.0, 0.0, 0.0))
+ZOOMS = (-0.15, -0.05, 0.05, 0.15)  # logs of how much larger a picture with a camera is shown
+LOOSE = 15.0  # degrees by which the views of a scene stray from being evenly around, in the mean square
 HELD = 0.25  # share of a batch whose predictions are held at the teacher's own
 
 
@@ -54,8 +55,8 @@ class LoraSettings:
 
     steps: int = 600
     batch: int = 16
-    rank: int = 8
-    rate: float = 1e-3  # AdamW's, falling linearly to zero
+    rank: int = 16
+    rate: float = 3e-3  # AdamW's, falling linearly to zero
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -68,16 +69,16 @@ class LoraSettings:
 
 @dataclass(frozen=True)
 class Examples:
-    """What is to be learned: pictures on each of k backgrounds, of one thing or of several.
+    """What is to be learned: n pictures in k variants, of one thing or of several.
 
-    pictures [n, k, 3, S, S] in [0, 1]; backgrounds [k, 3]; captions of the pictures; their cameras, for a
-    teacher that is told of them; held: texts whose predictions stay.
+    pictures [n, k, 3, S, S] in [0, 1]; backgrounds [k, 3] of the variants; captions of the pictures; their
+    cameras, [n] of each variant, for a teacher that is told of them; held: texts whose predictions stay.
     """
 
     pictures: Tensor
     backgrounds: Tensor
     captions: list[str]
-    cameras: Cameras | None
+    cameras: list[Cameras]
     held: list[str]
 
     @property
@@ -88,20 +89,20 @@ class Examples:
 
 @dataclass(frozen=True)
 class Batch:
-    """Views of scenes: rows of the pictures and of the backgrounds [n], a text each, and timesteps [n].
+    """Views of scenes, in one variant of the pictures: rows [m] of these, a text each, and timesteps [m].
 
     held: how many of them, the first ones, have texts whose predictions stay.
     """
 
+    variant: int
     rows: Tensor
-    behind: Tensor
     texts: list[str]
     t: Tensor
-    held: int
+    held: int = 0
 
     def first(self, count: int) -> Batch:
-        """Return the first `count` views."""
-        return Batch(self.rows[:count], self.behind[:count], self.texts[:count], self.t[:count], self.held)
+        """Return the first views."""
+        return Batch(self.variant, self.rows[:count], self.texts[:count], self.t[:count])
 
 
 def read_examples(folder: Path, prior: LatentPrior, caption: str, held: Sequence[str] = ()) -> Examples:
@@ -113,24 +114,44 @@ def read_examples(folder: Path, prior: LatentPrior, caption: str, held: Sequence
     if prior.group > 1:
         if not caption:
             raise UserError("what do the pictures show? say it with --caption 'a gizmo'")
-        captures = centered(read_captures(folder / CAMERAS, prior.image_size))
+        captures = centered(read_captures(folder / CAMERAS, 2 * prior.image_size))
         if len(captures) < prior.group:
             raise UserError(
                 f"{folder / CAMERAS} has {len(captures)} pictures; expected {prior.group} or more"
             )
-        color, alpha, cameras = captures.rgb * captures.alpha, captures.alpha, captures.cameras
+        rgba, zooms = torch.cat([captures.rgb * captures.alpha, captures.alpha], 1), ZOOMS
         captions = [caption] * len(captures)
     else:
         paths = sorted(path for path in folder.glob("*") if path.suffix.lower() in ENDINGS)
         if not paths:
             raise UserError(f"{folder} holds no pictures; expected .png, .jpg or .webp")
-        found = torch.stack([read_square(path, prior.image_size) for path in paths])
-        color, alpha, cameras = found[:, :3], found[:, 3:], None
+        rgba, zooms = torch.stack([read_square(path, prior.image_size) for path in paths]), (0.0,)
+        captures = None
         captions = [caption or caption_of(path) for path in paths]
-    opaque = bool((alpha == 1).all())
-    backgrounds = torch.tensor(BACKGROUNDS[:1] if opaque else BACKGROUNDS)
-    pictures = color[:, None] + (1 - alpha)[:, None] * backgrounds[None, :, :, None, None]
-    return Examples(pictures, backgrounds, captions, cameras, ["", *held])
+    opaque = bool((rgba[:, 3] == 1).all())
+    variants = list(product(BACKGROUNDS[:1] if opaque else BACKGROUNDS, zooms))
+    shown = [before(enlarged(rgba, zoom, prior.image_size), background) for background, zoom in variants]
+    cameras = [] if captures is None else [nearer(captures.cameras, zoom) for _, zoom in variants]
+    backgrounds = torch.tensor([background for background, _ in variants])
+    return Examples(torch.stack(shown, 1), backgrounds, captions, cameras, ["", *held])
+
+
+def enlarged(rgba: Tensor, zoom: float, size: int) -> Tensor:
+    """Return pictures [n, 4, size, size] about the center of others, exp(zoom) as large."""
+    theta = math.exp(-zoom) * torch.eye(2, 3)
+    grid = F.affine_grid(theta.expand(len(rgba), 2, 3), [len(rgba), 4, size, size], align_corners=False)
+    return F.grid_sample(rgba, grid, align_corners=False)
+
+
+def nearer(cameras: Cameras, zoom: float) -> Cameras:
+    """Return the cameras that see what `enlarged` shows, as far as a teacher is told."""
+    half = (cameras.fov_deg.deg2rad() / 2).tan() * math.exp(-zoom)
+    return replace(cameras, fov_deg=2 * half.atan().rad2deg())
+
+
+def before(rgba: Tensor, background: Sequence[float]) -> Tensor:
+    """Return pictures [n, 3, S, S] of premultiplied ones [n, 4, S, S] on a background."""
+    return rgba[:, :3] + (1 - rgba[:, 3:]) * torch.tensor(background).view(3, 1, 1)
 
 
 def read_square(path: Path, size: int) -> Tensor:
@@ -176,13 +197,13 @@ class Student:
         self.prior, self.adapted = prior, prior.adaptable()
         shared = {id(p): p for p in prior.text_encoder.parameters()}
         self.text_encoder = deepcopy(prior.text_encoder, shared)
-        options: dict[str, Any] = {"r": settings.rank, "lora_alpha": settings.rank}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.seed)
             self.denoiser: Any = self.adapted.module
-            maps = [*self.adapted.maps, *ON_DENOISER]
-            self.denoiser.add_adapter(LoraConfig(target_modules=maps, **options))
-            self.text_encoder.add_adapter(LoraConfig(target_modules=list(ON_TEXT), **options))
+            for network in (self.denoiser, self.text_encoder):
+                maps = [name for name, part in network.named_modules() if isinstance(part, torch.nn.Linear)]
+                rank = settings.rank
+                network.add_adapter(LoraConfig(target_modules=maps, r=rank, lora_alpha=rank))
 
     def parameters(self) -> list[Tensor]:
         """Return what is learned."""
@@ -218,32 +239,42 @@ def teachers(prior: LatentPrior, z_t: Tensor, examples: Examples, batch: Batch) 
 def told(prior: LatentPrior, hidden: Tensor, examples: Examples, batch: Batch) -> Conditioning:
     """Return a batch's conditioning on hidden states [n,L,D], at a scale that leaves the text alone."""
     cond = cfg(hidden, hidden, 1.0)
-    if examples.cameras is None:
+    if not examples.cameras:
         return cond
-    return prior.with_cameras(cond, examples.cameras[batch.rows], examples.backgrounds[batch.behind])
+    background = examples.backgrounds[batch.variant].expand(len(batch.rows), 3)
+    return prior.with_cameras(cond, examples.cameras[batch.variant][batch.rows], background)
 
 
 def draw(examples: Examples, settings: LoraSettings, views: int, levels: int, rng: torch.Generator) -> Batch:
     """Draw the views of some scenes, `views` of each: a share of them, the first ones, with held texts.
 
-    Each scene has one background, and one timestep, the larger of two uniform ones, where a text matters
-    most.
+    Each scene has one timestep, the larger of two uniform ones, where a text matters most.
     """
-    count, behind = len(examples.captions), len(examples.backgrounds)
     scenes = max(2, settings.batch // views)
     held = max(1, round(HELD * scenes))
-    rows = torch.rand(scenes, count, generator=rng).argsort(1)[:, :views]
+    rows = torch.randint(len(examples.captions), (scenes, 1), generator=rng)
+    if views > 1:
+        rows = torch.stack([around(examples.cameras[0], int(row), views, rng) for row in rows])
     others = torch.randint(len(examples.held), (held,), generator=rng).tolist()
     texts = [examples.held[i] for i in others] + [examples.captions[i] for i in rows[held:, 0].tolist()]
     t = torch.randint(levels, (2, scenes), generator=rng).amax(0)
-    each = torch.randint(behind, (scenes,), generator=rng)
     return Batch(
+        int(torch.randint(len(examples.backgrounds), (), generator=rng)),
         rows.flatten(),
-        each.repeat_interleave(views),
         [text for text in texts for _ in range(views)],
         t.repeat_interleave(views),
         held * views,
     )
+
+
+def around(cameras: Cameras, first: int, views: int, rng: torch.Generator) -> Tensor:
+    """Return a picture and those nearest to where views evenly around from it would be, [views]."""
+    turn = 360.0 / views * torch.arange(views) + LOOSE * torch.randn(views, generator=rng)
+    azimuth, elevation = cameras.azimuth_deg[first] + turn, cameras.elevation_deg[first]
+    wanted = orbit(azimuth, elevation, 1.0, 42.0, 1, 1).positions
+    rows = (wanted @ F.normalize(cameras.positions, dim=1).T).argmax(1)
+    rows[0] = first
+    return rows
 
 
 def teach(prior: LatentPrior, examples: Examples, settings: LoraSettings) -> dict[str, Tensor]:
@@ -260,7 +291,7 @@ def teach(prior: LatentPrior, examples: Examples, settings: LoraSettings) -> dic
     for step in range(settings.steps):
         batch = draw(examples, settings, prior.group, len(prior.alphas_cumprod), rng)
         noise = torch.randn(len(batch.rows), *prior.latent_shape, generator=rng).to(latents)
-        z_t, target = noised(prior, latents[batch.rows, batch.behind], noise, batch.t)
+        z_t, target = noised(prior, latents[batch.rows, batch.variant], noise, batch.t)
         kept = batch.first(batch.held)
         target[: batch.held] = teachers(prior, z_t[: batch.held], examples, kept)
         loss = F.mse_loss(student.predict(z_t, examples, batch), target)

@@ -2,7 +2,7 @@
 
 python benchmarks/lora.py --out DIR: writes benchmarks/results/lora.json and docs/lora.webp
 
-Twelve pictures of a clockwork owl with their cameras, drawn here, are all that the LoRA is trained on. Then
+Two dozen pictures of a clockwork owl with their cameras, drawn here, are all that the LoRA is trained on. Then
 `train --prompt "a clockwork owl"` runs without it, where the teacher takes the nearest word, and with it; and
 another prompt with it, which the judge names. The owls are compared with true views between the trained ones:
 PSNR, and overlap of the silhouettes. Runs that DIR has already are not made again.
@@ -36,8 +36,8 @@ PAGE = Path(__file__).parents[1] / "docs" / "lora.webp"
 PROMPT, OTHER = "a clockwork owl", "a penguin"
 KEEP = ("a bird", "a red car", "a chair", "a teapot", "a robot")
 FOV = 42.0  # degrees, of all cameras
-TAUGHT = [30.0 * k for k in range(12)], [0.0, 15.0, 30.0] * 4  # azimuths and elevations in degrees
-ASKED = [15.0, 75.0, 135.0, 195.0, 255.0, 315.0], [15.0] * 6  # of the comparison, between them
+TAUGHT = [15.0 * k for k in range(24)], [0.0, 30.0] * 12  # azimuths and elevations in degrees
+ASKED = [7.5, 67.5, 127.5, 187.5, 247.5, 307.5], [15.0] * 6  # of the comparison, between them
 BODY, BELLY, BRASS = (0.10, 0.45, 0.50), (0.96, 0.86, 0.66), (0.85, 0.58, 0.16)
 EYE, PUPIL, BEAK = (0.98, 0.97, 0.93), (0.07, 0.08, 0.12), (0.97, 0.50, 0.10)
 

@@ -43,6 +43,11 @@ log = logging.getLogger(__name__)
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
 CAMERAS = "transforms.json"
+ON_DENOISER = (  # beside attention's maps, where a denoiser has them
+    *("ff.net.0.proj", "ff.net.2"),
+    *("embed", "embed_camera.0", "embed_camera.2", "embed_text", "narrow", "widen"),
+)
+ON_TEXT = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
 BACKGROUNDS = ((1.0, 1.0, 1.0), (0.5, 0.5, 0.5), (0.0, 0.0, 0.0))
 ZOOMS = (-0.15, -0.05, 0.05, 0.15)  # logs of how much larger a picture with a camera is shown
 LOOSE = 15.0  # degrees by which the views of a scene stray from being evenly around, in the mean square
@@ -53,7 +58,7 @@ HELD = 0.25  # share of a batch whose predictions are held at the teacher's own
 class LoraSettings:
     """Settings of the training."""
 
-    steps: int = 600
+    steps: int = 500
     batch: int = 16
     rank: int = 16
     rate: float = 3e-3  # AdamW's, falling linearly to zero
@@ -197,13 +202,13 @@ class Student:
         self.prior, self.adapted = prior, prior.adaptable()
         shared = {id(p): p for p in prior.text_encoder.parameters()}
         self.text_encoder = deepcopy(prior.text_encoder, shared)
+        options: dict[str, Any] = {"r": settings.rank, "lora_alpha": settings.rank}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.seed)
             self.denoiser: Any = self.adapted.module
-            for network in (self.denoiser, self.text_encoder):
-                maps = [name for name, part in network.named_modules() if isinstance(part, torch.nn.Linear)]
-                rank = settings.rank
-                network.add_adapter(LoraConfig(target_modules=maps, r=rank, lora_alpha=rank))
+            maps = [*self.adapted.maps, *ON_DENOISER]
+            self.denoiser.add_adapter(LoraConfig(target_modules=maps, **options))
+            self.text_encoder.add_adapter(LoraConfig(target_modules=list(ON_TEXT), **options))
 
     def parameters(self) -> list[Tensor]:
         """Return what is learned."""

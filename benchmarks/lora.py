@@ -2,7 +2,7 @@
 
 python benchmarks/lora.py --out DIR: writes benchmarks/results/lora.json and docs/lora.webp
 
-Two dozen pictures of a clockwork owl with their cameras, drawn here, are all that the LoRA is trained on. Then
+Two dozen pictures of a clockwork owl with their cameras, drawn here, are all that the LoRA is taught. Then
 `train --prompt "a clockwork owl"` runs without it, where the teacher takes the nearest word, and with it; and
 another prompt with it, which the judge names. The owls are compared with true views between the trained ones:
 PSNR, and overlap of the silhouettes. Runs that DIR has already are not made again.

@@ -212,6 +212,35 @@ def test_a_file_names_the_phrases_that_it_taught(style):
     assert taught([f"{style}:0.5"]) == ("a Gizmo", "red")
 
 
+def test_a_teacher_of_views_reads_what_two_files_taught_and_refuses_others(views, style, tmp_path, capsys):
+    network, files = load_prior(views, dtype=torch.float32), []
+    for number, phrase in enumerate(("a gizmo", "a clockwork owl")):
+        files.append(tmp_path / f"{number}.safetensors")
+        own = factors(network.unet, ("inner.0.enter", "embed_text"), seed=number)
+        on_text = factors(network.text_encoder, ON_TEXT, seed=number)
+        save_file(diffusers(own, on_text), files[-1], {"modelspec.trigger_phrase": phrase})
+    both = [word for file in files for word in ("--lora", str(file))]
+    words = [
+        "--prior",
+        str(views),
+        "--steps",
+        "2",
+        "--method",
+        "sds",
+        "views.count=4",
+        *SMALL[:1],
+        *SMALL[2:],
+    ]
+    prompt = ["--prompt", "a red gizmo on a clockwork owl", "--out", str(tmp_path / "run")]
+    assert train.main([*prompt, *words, *both]) == 0
+    assert "taking" not in capsys.readouterr().err
+    assert train.main([*prompt[:3], str(tmp_path / "none"), *words]) == 2  # without them it names nothing
+    assert train.main([*prompt[:3], str(tmp_path / "other"), *words, "--lora", str(style)]) == 2
+    first, second = [line for line in capsys.readouterr().err.splitlines() if line]
+    assert "names nothing" in first and "is for another model" in second
+    assert not (tmp_path / "other").exists()
+
+
 def test_a_run_records_its_lora_and_resumes_only_with_the_same(folder, style, pairs, tmp_path, capsys):
     out, lora = tmp_path / "run", tmp_path / "own.safetensors"
     lora.write_bytes(style.read_bytes())

@@ -173,9 +173,7 @@ def _renamed(name: str) -> str:
 
 
 def _foreign(lora: LoraFile, name: str) -> UserError:
-    return UserError(
-        f"{lora.path} is no LoRA for Stable Diffusion in diffusers' or kohya's naming: it holds '{name[:80]}'"
-    )
+    return UserError(f"{lora.path} is no LoRA in diffusers' or kohya's naming: it holds '{name[:80]}'")
 
 
 def _check(lora: LoraFile, state: dict[str, Tensor], parts: dict[str, Any], teacher: str) -> None:

@@ -91,7 +91,7 @@ def write_head(network: Any, folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "family", ["if", *(pytest.param(name, marks=pytest.mark.slow) for name in ("sd35",))]
+    "family", ["if", *(pytest.param(name, marks=pytest.mark.slow) for name in ("sd35", "sdxl"))]
 )
 def test_its_estimate_is_near_what_a_step_of_the_true_size_took(family: str, tmp_path: Path) -> None:
     """Libraries and the denoiser's own activations come on top: half a GiB to one."""

@@ -102,14 +102,15 @@ def compared(rgb: torch.Tensor, alpha: torch.Tensor, truth: torch.Tensor, solid:
 
 
 def teach(out: Path, file: Path) -> float | None:
-    """Make the pictures and the LoRA; return CPU seconds, None where it was there."""
-    if file.exists():
-        return None
-    write_pictures(out / "pictures")
-    start = time.process_time()
-    words = [str(out / "pictures"), "--out", str(file), "--caption", PROMPT, "--keep", *KEEP]
-    assert lora.main(words) == 0
-    return time.process_time() - start
+    """Make the pictures and the LoRA, unless it is there; return the CPU seconds, None where not measured."""
+    note = file.with_suffix(".seconds")
+    if not file.exists():
+        write_pictures(out / "pictures")
+        start = time.process_time()
+        words = [str(out / "pictures"), "--out", str(file), "--caption", PROMPT, "--keep", *KEEP]
+        assert lora.main(words) == 0
+        note.write_text(str(time.process_time() - start), "utf-8")
+    return float(note.read_text("utf-8")) if note.exists() else None
 
 
 def main() -> None:
@@ -140,7 +141,7 @@ def main() -> None:
             jury = Jury.of("real")
             assert jury is not None
             told = jury.row(run, prompt)
-            rows[name] = {key: told[key] for key in ("called", "sure", "object", "silhouette")}
+            rows[name] = {key: told[key] for key in ("called", "sure")}
         print(name, rows[name], flush=True)
     picture = torch.cat([torch.cat(list(row), 1) for row in sheet], 0)
     Image.fromarray(to_uint8(picture).numpy()).save(PAGE, "WEBP", quality=85, method=6)

@@ -164,6 +164,11 @@ def test_missing_pictures_captions_and_wrong_teachers_are_one_line(
     few.mkdir()
     frames = [{**frame, "file_path": f"../{frame['file_path']}"} for frame in told["frames"][:3]]
     (few / lora.CAMERAS).write_text(json.dumps({**told, "frames": frames}))
+    (one := around / "one").mkdir()
+    turned = [frame["transform_matrix"] for frame in told["frames"]]
+    still = [[[*row[:3], 0.0] for row in matrix[:3]] + [matrix[3]] for matrix in turned]
+    frames = [{"file_path": "../0.png", "transform_matrix": matrix} for matrix in still]
+    (one / lora.CAMERAS).write_text(json.dumps({**told, "frames": frames}))
     several = ["--prior", str(views), "--caption", "a gizmo"]
     for words, said in (
         ([str(tmp_path / "empty"), *out], "no pictures"),
@@ -171,6 +176,8 @@ def test_missing_pictures_captions_and_wrong_teachers_are_one_line(
         ([str(around), *out, "--prior", str(views)], "--caption"),
         ([str(pictures), *out, *several], "cannot read the cameras"),
         ([str(few), *out, *several], "3 pictures; expected 4"),
+        ([str(one), *out, *several], "at one point"),
+        ([str(around), *out, "--prior", str(views), "--caption", "?!"], "reads nothing of '?!'"),
         ([str(pictures), *out, "--out", "a.bin"], ".safetensors"),
         ([str(pictures), *out, "--prior", "nowhere"], "no such folder"),
         ([str(pictures), *out, "--steps", "0"], "at least 1"),

@@ -189,6 +189,8 @@ def centered(captures: Captures) -> Captures:
     positions = cameras.positions.double()
     center = torch.linalg.pinv(across.sum(0)) @ (across @ positions[..., None]).sum(0)[:, 0]
     seen = (positions - center).norm(dim=1) * (cameras.fov_deg.double().deg2rad() / 2).tan()
+    if float(seen.mean()) < 1e-6:
+        raise UserError("all cameras are at one point; expected pictures from around one thing")
     x, y, z = (-center).tolist()
     return captures.moved((x, y, z), DISTANCE * math.tan(FOV / 2) / float(seen.mean()))
 
@@ -218,7 +220,8 @@ class Student:
     def predict(self, z_t: Tensor, examples: Examples, batch: Batch) -> Tensor:
         """Return raw outputs [n,C,h,w] at z_t [n,C,h,w], with gradient."""
         hidden = self.prior.read(batch.texts, self.text_encoder)
-        return self.adapted.predict(z_t, batch.t, told(self.prior, hidden, examples, batch))
+        cond = told(self.prior, hidden, examples, batch)
+        return self.adapted.predict(z_t, batch.t.to(z_t.device), cond)
 
     def state(self) -> dict[str, Tensor]:
         """Return the factors under diffusers' names."""
@@ -238,7 +241,7 @@ class Student:
 def teachers(prior: LatentPrior, z_t: Tensor, examples: Examples, batch: Batch) -> Tensor:
     """Return the teacher's own raw outputs [n,C,h,w] at z_t [n,C,h,w]."""
     cond = told(prior, prior.embed(batch.texts), examples, batch)
-    return text_branch(prior.network, z_t, batch.t, cond)
+    return text_branch(prior.network, z_t, batch.t.to(z_t.device), cond)
 
 
 def told(prior: LatentPrior, hidden: Tensor, examples: Examples, batch: Batch) -> Conditioning:
@@ -336,9 +339,13 @@ def run(options: argparse.Namespace) -> None:
         raise UserError(
             f"prior '{options.prior}' cannot be taught; give real, sd15, sd21, or a folder of such"
         )
-    examples = read_examples(options.pictures, prior, options.caption, options.keep)
+    examples = read_examples(options.pictures, prior, options.caption.strip(), options.keep)
+    told_of = prior.with_taught(examples.phrases)
+    for phrase in examples.phrases:
+        if not told_of.understand(phrase)[0]:
+            raise UserError(f"prior '{options.prior}' reads nothing of '{phrase}'; expected a name in a to z")
     log.info("%d pictures of %s", len(examples.pictures), ", ".join(examples.phrases))
-    state = teach(prior.with_taught(examples.phrases), examples, settings)
+    state = teach(told_of, examples, settings)
     write_lora(options.out, state, examples.phrases)
     log.info("%s: use it with --lora %s", options.out, options.out)
 

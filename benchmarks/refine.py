@@ -1,64 +1,90 @@
 """Measure whether refining brings damaged splats nearer to the truth, and leaves undamaged ones alone.
 
-`python benchmarks/refine.py [--scenes N] [--kinds blurred,thinned,...] [key=value ...]` fits splats to
-renders of held-out scenes, as photographs are fitted, damages each in five ways, and runs what
-`python -m splatdistill.refine` runs on each and on the undamaged splat. The truth is the scene itself, from
-views of which neither the fit nor the run knows. Writes benchmarks/results/refine.json, where rows of kinds
-that were not asked for stay, and, of all kinds, a picture beside it: for each scene the truth, then each
-splat before and after. docs/REFINE.md has the figures.
+`python benchmarks/refine.py [--assets FOLDER] [--scenes N] [--kinds blurred,...] [key=value ...]` fits
+splats to pictures of real models, damages each in five ways, and runs what `python -m splatdistill.refine`
+runs on each and on the undamaged splat, under the model's noun. The truth is pictures of the model from
+views that neither the fit nor the run has seen. With --assets, a bundle of models, these are models of the
+bundle that no teaching has seen; without, some from the teacher's album, fitted to two thirds of its
+pictures. What is done stays in build/, so that a stopped campaign goes on. Writes
+benchmarks/results/refine.json, or refine-album.json, and a picture beside it: for each scene the truth,
+then each splat before and after. docs/REFINE.md has the figures.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
 from common import RESULTS, made, write_result
-from edit_job import look, photographed, photographs, scene
+from fits import (
+    BUILD,
+    PRIOR,
+    album,
+    fitted,
+    held_out_views,
+    look,
+    on_white,
+    page_cameras,
+    page_views,
+    photographs,
+)
 from PIL import Image
 from torch import Tensor
 from torch.nn import ParameterDict
 
 from splatdistill.formats.ply import read_ply, write_ply
+from splatdistill.measure.jury import Jury
 from splatdistill.measure.metrics import bootstrap_interval, psnr
-from splatdistill.priors import words as grammar
-from splatdistill.priors.clip import Scorer
+from splatdistill.priors.album import PICTURES, SIDE
+from splatdistill.priors.judge import Judge
 from splatdistill.refine import configure, parse
-from splatdistill.scene.cameras import orbit
+from splatdistill.scene.cameras import Cameras, orbit
 from splatdistill.scene.gaussians import from_tensors, joined, sh_degree_of
 
-VIEWS, SIZE = 12, 64
+VIEWS = 12
+UNSEEN = torch.arange(PICTURES) % 3 == 1  # of a page's pictures
 SCENES = (
-    (("penguin",), ("black",)),
-    (("house",), ("yellow",)),
-    (("mug", "cube"), ("orange", "green")),
-    (("teddy bear",), ("brown",)),
-    (("car",), ("red",)),
-    (("duck",), ("yellow",)),
-    (("rocket", "cylinder"), ("blue", "pink")),
-    (("snowman",), ("white",)),
-    (("chair",), ("purple",)),
-    (("cake",), ("pink",)),
-    (("mushroom", "cube"), ("red", "cyan")),
-    (("robot",), ("gray",)),
-)
-SOUND = 24.0  # dB of a fit to its scene, below which it is no undamaged splat, and is left out
-FIRST = 20  # the seed of the first scene; edit_job has those below
+    "chair", "car", "house", "sofa", "treasure chest", "snowman", "hamburger", "horse", "police car",
+    "mushroom", "gift", "windmill", "refrigerator", "robot",
+)  # fmt: skip
+SOUND = 24.0  # dB of a fit to its model, below which it is no undamaged splat, and is left out
 KINDS = ("undamaged", "blurred", "thinned", "quantized", "noisy", "floaters")
 
 
-def fit(index: int, steps: int) -> ParameterDict:
-    """Return the splat of a scene, which is made once and kept in build/."""
-    path = RESULTS.parents[1] / "build" / f"refine-{index}-{steps}.ply"
-    if not path.exists():
+def cameras_of(assets: Path | None) -> tuple[Cameras, Cameras]:
+    """Return the cameras of the pictures to fit to, and of others to compare with."""
+    if assets is None:
+        return page_cameras()[~UNSEEN], page_cameras()[UNSEEN]
+    azimuths = [15.0 + 360.0 / VIEWS * k for k in range(VIEWS)]
+    return photographs(), orbit(
+        azimuths, [20.0 if k % 2 else 5.0 for k in range(VIEWS)], 3.0, 40.0, SIDE, SIDE
+    )
+
+
+def views_of(noun: str, assets: Path | None) -> tuple[Tensor, Tensor]:
+    """Return the pictures of a model to fit to, and others to compare with."""
+    if assets is None:
+        page = page_views(album().page(album().of_noun[noun][0]))
+        return page[~UNSEEN], page[UNSEEN]
+    fit_to, compared = (held_out_views(noun, cameras, assets) for cameras in cameras_of(assets))
+    return fit_to, compared
+
+
+def fit(noun: str, options: argparse.Namespace) -> tuple[ParameterDict, Tensor, Cameras]:
+    """Return the splat of a model, which is made once and kept in build/, with the truth and its cameras."""
+    stem = BUILD / f"{options.name}-{noun.replace(' ', '-')}-{options.fit_steps}"
+    path, known = stem.with_suffix(".ply"), stem.with_suffix(".pt")
+    around, others = cameras_of(options.assets)
+    if not (path.exists() and known.exists()):
         path.parent.mkdir(exist_ok=True)
-        seen = scene(FIRST + index, *SCENES[index], photographs())
-        write_ply(path, photographed(FIRST + index, seen, steps, count=3_000, sh_degree=1))
-    return read_ply(path)[0]
+        drawn, truth = views_of(noun, options.assets)
+        write_ply(path, fitted(drawn, around, options.fit_steps))
+        torch.save(on_white(truth), known)
+    return read_ply(path)[0], torch.load(known, weights_only=True), others
 
 
 def damaged(splat: ParameterDict, kind: str, seed: int) -> ParameterDict:
@@ -73,7 +99,7 @@ def damaged(splat: ParameterDict, kind: str, seed: int) -> ParameterDict:
     def rounded(name: str, step: float) -> Tensor:
         return (values[name] / step).round() * step
 
-    if kind == "blurred":  # by .05, one and a half pixels of a teacher's picture
+    if kind == "blurred":  # by .05, three pixels of a teacher's picture
         values["scales"] = 0.5 * ((2 * values["scales"]).exp() + 0.05**2).log()
     elif kind == "thinned":
         chosen = torch.randperm(count, generator=generator)[: count // 10]
@@ -105,13 +131,12 @@ def _floaters(count: int, degree: int, generator: torch.Generator) -> ParameterD
     )
 
 
-def distances(scorer: Scorer, pictures: Tensor, truth: Tensor) -> Tensor:
-    """Return the perceptual distances [V]: 1 - cosine of the scorer's embeddings of the same view."""
-    with torch.no_grad():
-        return 1.0 - (scorer.images(pictures) * scorer.images(truth)).sum(-1)
+def distances(judge: Judge, pictures: Tensor, truth: Tensor) -> Tensor:
+    """Return the perceptual distances [V]: 1 - cosine of the judge's features of the same view."""
+    return 1.0 - (judge.images(pictures) * judge.images(truth)).sum(-1)
 
 
-def run(splat: ParameterDict, prompt: str, words: list[str]) -> tuple[ParameterDict, float]:
+def refined(splat: ParameterDict, prompt: str, words: list[str]) -> tuple[ParameterDict, float]:
     """Write and refine a splat; return the refined one and the seconds that it took."""
     with tempfile.TemporaryDirectory() as folder:
         write_ply(f"{folder}/in.ply", splat)
@@ -120,11 +145,30 @@ def run(splat: ParameterDict, prompt: str, words: list[str]) -> tuple[ParameterD
         return made(config), time.perf_counter() - begin
 
 
-def earlier(name: str, kinds: list[str]) -> list[dict[str, Any]]:
-    """Return the rows of an earlier result of other kinds of damage."""
-    path = RESULTS / f"{name}.json"
-    rows = json.loads(path.read_text(encoding="utf-8"))["runs"] if path.exists() else []
-    return [row for row in rows if row["kind"] not in kinds]
+def run(noun: str, kind: str, judge: Judge, options: argparse.Namespace) -> tuple[dict[str, Any], Tensor]:
+    """Damage and refine a splat; return its figures, and its pictures before and after.
+
+    One that an earlier call did with the same words is read from build/.
+    """
+    path = BUILD / f"{options.name}-{noun.replace(' ', '-')}-{kind}.pt"
+    if path.exists():
+        found = torch.load(path, weights_only=True)
+        if found["words"] == [options.fit_steps, *options.overrides]:
+            return found["row"], found["pictures"]
+    sound, truth, cameras = fit(noun, options)
+    before = damaged(sound, kind, SCENES.index(noun))
+    after, seconds = refined(before, f"a {noun}", options.overrides)
+    row: dict[str, Any] = {"scene": noun, "kind": kind, "seconds": round(seconds, 1)}
+    row["gaussians"] = [len(before["means"]), len(after["means"])]
+    shown = []
+    for when, splat in (("before", before), ("after", after)):
+        pictures = look(splat, cameras)
+        row[f"psnr_{when}"] = psnr(pictures, truth).mean().item()
+        row[f"distance_{when}"] = distances(judge, pictures, truth).mean().item()
+        shown.append(pictures[3])
+    words = [options.fit_steps, *options.overrides]
+    torch.save({"words": words, "row": row, "pictures": torch.stack(shown)}, path)
+    return row, torch.stack(shown)
 
 
 def gains(rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -161,47 +205,36 @@ def table(found: dict[str, Any]) -> str:
 def main() -> None:
     """Fit, damage, refine, compare."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--assets", type=Path, help="folder of the bundle of models")
     parser.add_argument("--scenes", type=int, default=10, help="whose fit is sound")
     parser.add_argument("--kinds", default=",".join(KINDS))
     parser.add_argument("--fit-steps", type=int, default=500)
-    parser.add_argument("--name", default="refine", help="of the files in benchmarks/results")
+    parser.add_argument("--name", help="of the files in benchmarks/results")
     parser.add_argument("overrides", nargs="*")
     options = parser.parse_intermixed_args()
-    scorer = Scorer.load("embedded")
-    azimuths = [15.0 + 360.0 / VIEWS * k for k in range(VIEWS)]
-    cameras = orbit(azimuths, [20.0 if k % 2 else 5.0 for k in range(VIEWS)], 3.0, 40.0, SIZE, SIZE)
-    kinds = options.kinds.split(",")
+    options.name = options.name or ("refine" if options.assets else "refine-album")
+    jury = Jury.of(PRIOR)
+    assert jury is not None
     rows: list[dict[str, Any]] = []
-    kept = earlier(options.name, kinds)
-    strips = []
-    for index, (things, colors) in enumerate(SCENES):
+    strips, left_out = [], []
+    for noun in SCENES:
         if len(strips) == options.scenes:
             break
-        drawn, prompt = scene(FIRST + index, things, colors, cameras), grammar.describe(things, colors)
-        truth = drawn[:, :3] + 1.0 - drawn[:, 3:]
-        fitted = fit(index, options.fit_steps)
-        if psnr(look(fitted, cameras), truth).mean() < SOUND:
-            print(f"{prompt}: left out, its fit is below {SOUND} dB", flush=True)
+        sound, truth, cameras = fit(noun, options)
+        if psnr(look(sound, cameras), truth).mean() < SOUND:
+            left_out.append(noun)
+            print(f"{noun}: left out, its fit is below {SOUND} dB", flush=True)
             continue
         shown = [truth[3]]
-        for kind in kinds:
-            before = damaged(fitted, kind, index)
-            after, seconds = run(before, prompt, options.overrides)
-            row: dict[str, Any] = {"scene": prompt, "kind": kind, "seconds": round(seconds, 1)}
-            row["gaussians"] = [len(before["means"]), len(after["means"])]
-            for when, splat in (("before", before), ("after", after)):
-                pictures = look(splat, cameras)
-                row[f"psnr_{when}"] = psnr(pictures, truth).mean().item()
-                row[f"distance_{when}"] = distances(scorer, pictures, truth).mean().item()
-                shown.append(pictures[3])
+        for kind in options.kinds.split(","):
+            row, pictures = run(noun, kind, jury.judge, options)
             rows.append(row)
+            shown += list(pictures)
             print({k: round(v, 3) if isinstance(v, float) else v for k, v in row.items()}, flush=True)
         strips.append(torch.cat(shown, 2))
-        found = sorted([*kept, *rows], key=lambda row: KINDS.index(row["kind"]))
-        write_result(options.name, {"gains": gains(found), "runs": found})  # a stopped one leaves something
-    print(table(gains([*kept, *rows])))
-    if kept:
-        return
+        found = sorted(rows, key=lambda row: KINDS.index(row["kind"]))
+        write_result(options.name, {"left_out": left_out, "gains": gains(found), "runs": found})
+    print(table(gains(sorted(rows, key=lambda row: KINDS.index(row["kind"])))))
     pixels = torch.cat(strips, 1).permute(1, 2, 0)
     Image.fromarray((pixels * 255).round().byte().numpy()).save(RESULTS / f"{options.name}.png")
 

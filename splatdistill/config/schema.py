@@ -145,6 +145,7 @@ class GaussiansConfig:
     sh_every: int = 1000  # steps between increments of the SH degree; 0: full degree from the start
     bound: float = 0.95  # centers are clamped to a sphere of this radius
     unrounded: bool = False  # whether a splat of rounded values that a run starts from is narrowed first
+    filled: bool = False  # whether one with holes all over that a run starts from is widened first
     lonely: int = 0  # of a splat that a run starts from: neighbors without which a Gaussian is dropped first
     final_opacity: float = 0.15  # Gaussians of lower opacity are pruned at the end
     final_scale: float = 0.5  # larger Gaussians are pruned at the end, world units

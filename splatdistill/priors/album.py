@@ -172,14 +172,12 @@ def on_top(upper: float, lower: float) -> float:
     return max(min(1.25 * lower / max(upper, 1e-9), 1.0), LEAST)
 
 
-def together(first: Page, second: Page, relation: str, chosen: Sequence[int] = range(PICTURES)) -> Page:
-    """Return the page of two things as a collage: the first one on top of the second, or beside it.
+def standing(first: np.ndarray, second: np.ndarray, relation: str) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Return the center and the half sides, [3] each, of the boxes of two things in the frame of their page.
 
-    Boxes stand for the things: each picture is scaled and moved to where its box is seen, the nearer one in
-    front. What that gets wrong is the network's to mend. Only the `chosen` pictures are made.
+    first, second: half sides [3] of the things, at any scale.
     """
-    pages = (first, second)
-    halves = [page.half / page.half.max() / 2 for page in pages]  # longest side 1
+    halves = [half / half.max() / 2 for half in (first, second)]  # longest side 1
     if relation == "on top of":
         halves[0] = halves[0] * on_top(float(halves[0][:2].max()), float(halves[1][:2].min()))
         centers = [np.array([0, 0, 2 * halves[1][2] + halves[0][2]]), np.array([0, 0, halves[1][2]])]
@@ -188,8 +186,22 @@ def together(first: Page, second: Page, relation: str, chosen: Sequence[int] = r
     low = np.min([c - h for c, h in zip(centers, halves, strict=True)], 0)
     high = np.max([c + h for c, h in zip(centers, halves, strict=True)], 0)
     scale = fit((high - low) / 2)
-    places = [(c - (low + high) / 2) * scale for c in centers]
-    sizes = [scale * float(h.max() / p.half.max()) / fit(p.half) for h, p in zip(halves, pages, strict=True)]
+    return [((c - (low + high) / 2) * scale, h * scale) for c, h in zip(centers, halves, strict=True)]
+
+
+def together(first: Page, second: Page, relation: str, chosen: Sequence[int] = range(PICTURES)) -> Page:
+    """Return the page of two things as a collage: the first one on top of the second, or beside it.
+
+    Boxes stand for the things: each picture is scaled and moved to where its box is seen, the nearer one in
+    front. What that gets wrong is the network's to mend. Only the `chosen` pictures are made.
+    """
+    pages = (first, second)
+    boxes = standing(first.half, second.half, relation)
+    places = [center for center, _ in boxes]
+    sizes = [
+        float(half.max() / page.half.max()) / fit(page.half)
+        for (_, half), page in zip(boxes, pages, strict=True)
+    ]
     focal = SIDE / 2 / math.tan(FOV / 2)
     made = []
     for i in chosen:
@@ -204,6 +216,8 @@ def together(first: Page, second: Page, relation: str, chosen: Sequence[int] = r
             picture = moved(pages[k].pictures[i], sizes[k] * DISTANCE / depth, shift)
             canvas = picture + canvas * (1 - picture[..., 3:] / 255.0)
         made.append((canvas + 0.5).clip(0, 255).astype(np.uint8))
+    low = np.min([center - half for center, half in boxes], 0)
+    high = np.max([center + half for center, half in boxes], 0)
     return Page(np.stack(made), (high - low) / 2)
 
 

@@ -124,6 +124,15 @@ def moved(gaussians: ParameterDict, shift: tuple[float, float, float], scale: fl
     return from_tensors(**{**gaussians, "means": means, "scales": scales})
 
 
+def extent(gaussians: ParameterDict, outliers: float = 0.01) -> tuple[Tensor, Tensor]:
+    """Return the lower and the upper corner [3] of a scene's visible centers, without a share of outliers."""
+    solid = gaussians["opacities"].detach().sigmoid() >= min(0.1, gaussians["opacities"].max().sigmoid())
+    means = gaussians["means"].detach().cpu()[solid.cpu()][:1_000_000]
+    ends = (outliers, 1.0 - outliers)
+    low, high = (torch.stack([axis.quantile(q) for axis in means.T]) for q in ends)
+    return low, high
+
+
 def placement(
     gaussians: ParameterDict, radius: float = 0.78, besides: Tensor | None = None
 ) -> tuple[tuple[float, float, float], float]:

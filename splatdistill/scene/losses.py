@@ -15,7 +15,8 @@ from torch.nn import ParameterDict
 from splatdistill.scene.gaussians import Activated, activated
 from splatdistill.scene.rendering import Render
 
-GAP = 2  # half the width in pixels of what may be filled in a silhouette
+GAPS = 32  # of the width of what may be filled in a silhouette, half of it, in a side of a picture
+CELLS = 16  # in a side of a picture, whose mean colors a coarse hold compares
 SOFT = (0.25, 0.4)  # transparency of a silhouette that is held to its outline, and of one that is not
 
 
@@ -37,11 +38,13 @@ class HoldWeights:
 
     Args:
         rgb: weight of the mean squared error of the colors of its views.
+        coarse: the same of the mean colors of cells of the views; see `recolored`. A teacher that would draw
+            a thing in other colors then mends only what is finer.
         alpha: the same of alpha beyond the silhouette, which may shrink, but not grow; see `overgrowth`.
         means: weight of the mean squared distance of the centers from where they, or their ancestors, were.
         colors: the same of the colors of degree 0.
         clean: the teacher's surprise (`training.surprise`) at pictures without damage, by which a run grips:
-            grip = exp(-fall (surprise / clean - 1)) multiplies the weights, all but that of the silhouette,
+            grip = exp(-fall (surprise / clean - 1)) multiplies the weights, all but `alpha` and `coarse`,
             and 1 - grip the learning rates: a splat that does not surprise the teacher stays as it is.
             0: no grip, and all weights as given.
         fall: how fast the grip falls.
@@ -50,6 +53,7 @@ class HoldWeights:
     """
 
     rgb: float = 0.0
+    coarse: float = 0.0
     alpha: float = 0.0
     means: float = 0.0
     colors: float = 0.0
@@ -71,7 +75,7 @@ class HoldWeights:
     @property
     def sees(self) -> bool:
         """Whether views are compared."""
-        return self.rgb > 0.0 or self.alpha > 0.0
+        return self.rgb > 0.0 or self.coarse > 0.0 or self.alpha > 0.0
 
 
 def alpha_entropy(alpha: Tensor) -> Tensor:
@@ -136,23 +140,47 @@ def reference_errors(render: Render, rgb: Tensor, alpha: Tensor) -> tuple[Tensor
 def overgrowth(alpha: Tensor, before: Tensor) -> Tensor:
     """Return the mean square of what alpha has beyond the silhouette before, whose holes may be filled.
 
-    The silhouette is closed: widened by GAP pixels, and narrowed again. So a gap of at most twice that is
-    filled, and the outline, a soft one too, stays where it is. One that is mostly half transparent, as of a
-    splat that lacks most of its Gaussians, is no outline to hold to: it may grow by a pixel.
+    The silhouette is closed: widened by 1 / GAPS of a picture's side, and narrowed again. So a gap of at most
+    twice that is filled, and the outline, a soft one too, stays where it is. One that is mostly half
+    transparent, as of a splat that lacks most of its Gaussians, is no outline to hold to: it may grow by a
+    pixel.
 
     alpha, before [V, H, W, 1].
     """
     was = before.permute(0, 3, 1, 2)
-    closed = -F.max_pool2d(-F.max_pool2d(was, 2 * GAP + 1, 1, GAP), 2 * GAP + 1, 1, GAP)
+    gap = max(1, was.shape[-1] // GAPS)
+    closed = -F.max_pool2d(-F.max_pool2d(was, 2 * gap + 1, 1, gap), 2 * gap + 1, 1, gap)
     soft = (was * (1.0 - was)).sum() / was.sum().clamp(min=1e-6)
     torn = ((soft - SOFT[0]) / (SOFT[1] - SOFT[0])).clamp(0.0, 1.0)
     limit = torch.lerp(closed, F.max_pool2d(was, 3, 1, 1), torn).permute(0, 2, 3, 1)
     return (alpha - limit).clamp(min=0.0).square().mean()
 
 
+def recolored(view: Render, before: Render, background: Tensor) -> Tensor:
+    """Return the mean squared difference of the colors of cells, each weighted by how much of it is covered.
+
+    A cell is a CELLS-th of a picture's side. Its color is that of the things in it alone, so neither a hole
+    nor a sharper outline counts.
+
+    background [V, 3]: what both were drawn before.
+    """
+
+    def cells(shown: Render) -> tuple[Tensor, Tensor]:
+        own = shown.rgb - (1.0 - shown.alpha) * background[:, None, None]
+        side = max(1, own.shape[1] // CELLS)
+        pooled = F.avg_pool2d(torch.cat([own, shown.alpha], 3).permute(0, 3, 1, 2), side)
+        cover = pooled[:, 3:]
+        return pooled[:, :3] / cover.clamp(min=0.02), cover
+
+    (color, cover), (color_before, cover_before) = cells(view), cells(before)
+    weight = torch.minimum(cover, cover_before).detach()
+    return (weight * (color - color_before).square()).mean()
+
+
 def holding(
     view: Render,
     before: Render | None,
+    background: Tensor,
     gaussians: ParameterDict,
     origin: ParameterDict,
     rows: Tensor,
@@ -165,6 +193,7 @@ def holding(
     Args:
         view: of the scene.
         before: the same views of the origin; None where no view is compared.
+        background: [V, 3], behind both.
         gaussians: the scene.
         origin: the scene that it started from.
         rows: the ancestor [N] of each Gaussian in the origin; one beyond its end has none, and is not held.
@@ -175,6 +204,8 @@ def holding(
     terms: dict[str, tuple[float, Tensor]] = {}
     if before is not None:
         terms["hold_rgb"] = (weights.rgb, (view.rgb - before.rgb).square().mean())
+        if weights.coarse > 0.0:
+            terms["hold_coarse"] = (weights.coarse, recolored(view, before, background))
         terms["hold_alpha"] = (weights.alpha, overgrowth(view.alpha, before.alpha))
     old = rows < len(origin["means"])
     for name, weight in (("means", weights.means), ("sh0", weights.colors)):
@@ -184,7 +215,7 @@ def holding(
     total = view.alpha.new_zeros(())
     scale = 1.0 + (weights.final - 1.0) * progress
     for name, (weight, value) in terms.items():
-        gripped = grip if weights.clean > 0.0 and name != "hold_alpha" else 1.0
+        gripped = grip if weights.clean > 0.0 and name not in ("hold_alpha", "hold_coarse") else 1.0
         total = total + gripped * scale * weight * value
     return total, {name: value.detach() for name, (_, value) in terms.items()}
 

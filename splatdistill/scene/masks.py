@@ -1,7 +1,8 @@
 """Masks of a splat: the Gaussians that a run may change, and the region where new ones may be born.
 
-A mask is written as box:x0,y0,z0,x1,y1,z1 or sphere:x,y,z,radius in the splat's own frame, or as the path of
-a .npy of indices or of booleans. Any other text is words, which a teacher has to find in the splat.
+A mask is written as box:x0,y0,z0,x1,y1,z1 or sphere:x,y,z,radius in the splat's own frame, as `above`, which
+is the space on top of the splat, or as the path of a .npy of indices or of booleans. Any other text is words,
+which a teacher has to find in the splat.
 """
 
 from __future__ import annotations
@@ -16,9 +17,12 @@ from torch import Tensor
 from torch.nn import ParameterDict
 
 from splatdistill.errors import UserError
-from splatdistill.scene.gaussians import from_tensors, rgb_to_sh0
+from splatdistill.scene.gaussians import extent, from_tensors, rgb_to_sh0
 
 SHAPES = {"box": ("x0,y0,z0,x1,y1,z1", 6), "sphere": ("x,y,z,radius", 4)}
+ABOVE = "above"
+WIDER, LEAST = 1.25, 0.45  # width of the space above a splat, beside its narrower width and its longest side
+SUNK = 0.02  # how far that reaches into it, beside its longest side
 MARGIN = 0.1  # of the box around chosen Gaussians, as a share of its sides
 FAINT = 0.1  # opacity of a seed
 
@@ -96,12 +100,13 @@ class Mask:
 
 def is_words(text: str) -> bool:
     """Return whether a mask is neither a shape nor a file, so that a teacher has to find it."""
-    return text.partition(":")[0].strip().lower() not in SHAPES and not text.endswith(".npy")
+    kind = text.partition(":")[0].strip().lower()
+    return kind not in (*SHAPES, ABOVE) and not text.endswith(".npy")
 
 
 def is_file(text: str) -> bool:
     """Return whether a mask is a file."""
-    return not is_words(text) and text.partition(":")[0].strip().lower() not in SHAPES
+    return not is_words(text) and text.partition(":")[0].strip().lower() not in (*SHAPES, ABOVE)
 
 
 def read_mask(text: str, gaussians: ParameterDict) -> Mask:
@@ -118,6 +123,8 @@ def read_mask(text: str, gaussians: ParameterDict) -> Mask:
         return around(gaussians, _read_rows(Path(text), len(gaussians["means"])), text)
     kind, _, numbers = text.partition(":")
     kind = kind.strip().lower()
+    if kind == ABOVE:
+        return above(gaussians)
     form, count = SHAPES[kind]
     try:
         values = [float(number) for number in numbers.split(",")]
@@ -134,6 +141,24 @@ def read_mask(text: str, gaussians: ParameterDict) -> Mask:
         what = "x0 < x1, y0 < y1 and z0 < z1" if kind == "box" else "a radius above 0"
         raise UserError(f"--mask {text}: expected {what}")
     mask = Mask(torch.empty(0, dtype=torch.bool), middle, half, kind == "sphere")
+    return replace(mask, rows=mask.holds(gaussians["means"].detach().cpu()))
+
+
+def box_text(middle: Tensor, half: Tensor) -> str:
+    """Return a box as a mask is written."""
+    corners = torch.cat([middle - half, middle + half]).tolist()
+    return "box:" + ",".join(f"{value:.5g}" for value in corners)
+
+
+def above(gaussians: ParameterDict) -> Mask:
+    """Return the box on top of a splat: about as wide as it is, and as high as its longest side."""
+    low, high = extent(gaussians)
+    sides = high - low
+    width = torch.maximum(WIDER * sides[:2].min(), LEAST * sides.max())
+    half = torch.stack([width, width, sides.max()]) / 2
+    middle = (low + high) / 2
+    middle[2] = high[2] + half[2] - SUNK * sides.max()
+    mask = Mask(torch.empty(0, dtype=torch.bool), middle, half.clamp(min=1e-6))
     return replace(mask, rows=mask.holds(gaussians["means"].detach().cpu()))
 
 

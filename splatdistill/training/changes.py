@@ -45,7 +45,11 @@ def edit_config(
     from splatdistill.config.load import resolve
 
     told = {"prompt": prompt, "method": method, "edit": edit}
-    return resolve({**told, **(flags or {})}, file, words, "edit-part" if edit.get("mask") else "edit")
+    if not edit.get("mask"):
+        return resolve({**told, **(flags or {})}, file, words, "edit")
+    from splatdistill.training.framing import framed
+
+    return framed(resolve({**told, **(flags or {})}, file, words, "edit-part"))
 
 
 def refine_config(

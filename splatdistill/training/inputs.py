@@ -166,6 +166,7 @@ def read_source(config: Config, out: Path, device: torch.device, resume: bool) -
     from splatdistill.scene.gaussians import select
     from splatdistill.scene.masks import is_file, is_words, read_mask
     from splatdistill.scene.rounding import unrounded
+    from splatdistill.scene.thinned import filled
     from splatdistill.training.origin import place
 
     if resume and (out / SOURCE).exists():
@@ -176,6 +177,8 @@ def read_source(config: Config, out: Path, device: torch.device, resume: bool) -
             raw = unrounded(raw)
         if config.gaussians.lonely and not edit.mask:
             raw = select(raw, ~lonely_mask(raw, config.gaussians.lonely))
+        if config.gaussians.filled and not edit.mask:
+            raw = filled(raw)
     mask = None
     if edit.mask:  # a shape gives its region too, and needs no file
         found = mask_file is not None and mask_file.exists() and (is_words(edit.mask) or is_file(edit.mask))

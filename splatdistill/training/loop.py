@@ -128,22 +128,25 @@ class Anchors:
         view: Render,
         before: Render | None,
         background: Tensor,
+        first: Tensor,
         degree: int,
         progress: float,
     ) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
         """Yield the loss of each anchor and its named terms, detached.
 
-        before: what `before` gave; background [1, 3]: behind a picture; degree: the SH bands in use.
+        before: what `before` gave; background [V, 3]: behind the views, and first [1, 3] behind a picture;
+        degree: the SH bands in use.
         """
         if self.origin is not None:
             placed, rows = self.origin.placed, state.densifier.rows
-            yield holding(view, before, state.gaussians, placed, rows, config.hold, state.grip, progress)
+            hold = (state.gaussians, placed, rows, config.hold, state.grip, progress)
+            yield holding(view, before, background, *hold)
         if self.reference is not None:
-            yield reference_loss(state, self.reference, background, degree, config.image)
+            yield reference_loss(state, self.reference, first, degree, config.image)
         if self.captures is not None:
             drawn = int(torch.randint(len(self.captures), (1,), generator=state.generator))
             weights = config.captures
-            yield reference_loss(state, self.captures[drawn], background, degree, weights, "capture")
+            yield reference_loss(state, self.captures[drawn], first, degree, weights, "capture")
 
     def keep_(self, state: TrainState) -> None:
         """Move what left the mask of an edit back into it."""
@@ -237,7 +240,9 @@ def train(
                 watcher.on_views(view, guided.distillation)
             penalty, terms = regularization(view, state.gaussians, config.losses)
             loss = guided.loss + penalty
-            for held, errors in anchors.loss(config, state, view, before, first, degree, progress):
+            for held, errors in anchors.loss(
+                config, state, view, before, background, first, degree, progress
+            ):
                 loss, terms = loss + held, terms | errors
 
             # Step, unless the gradient is not finite or too large; then the state is unchanged.

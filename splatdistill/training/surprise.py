@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import combinations
+
 import torch
 
 from splatdistill.config.schema import Config
@@ -14,17 +16,20 @@ from splatdistill.scene.rendering import render
 from splatdistill.scene.rounding import coarseness
 from splatdistill.training.origin import Origin
 
-LEVEL = 0.2  # of noise, as a share of T: shapes stay, and what is blurred, torn or noisy is drawn otherwise
+LEVEL = 0.1  # of noise, as a share of T: shapes stay, and what is blurred, torn or noisy is drawn otherwise
 VIEWS = 12
+DRAWS = 3  # of noise
 
 
 @torch.no_grad()
 def surprise(config: Config, guide: Guide, origin: Origin) -> float:
-    """Return the error of the teacher's one-step estimates of the origin's noised latents, beside its detail.
+    """Return how far the teacher's one-step estimates of the origin's latents are off, beside their detail.
 
-    The mean squared error, over the summed mean squared differences of neighbors: a scene with more edges has
-    more of both, while blur lessens the detail and not the error. In a splat whose centers lie on a coarse
-    grid, up to half of it is put down to rounding: it moves edges by less than a teacher knows their place.
+    Each view is noised several times, and what counts is what the errors have in common, the mean
+    product of two of them: what the teacher would change, and not what it cannot know for the noise, of
+    which a scene of many edges has more. It is divided by the summed mean squared differences of
+    neighbors, which blur lessens. In a splat whose centers lie on a coarse grid, up to half of it is
+    put down to rounding: it moves edges by less than a teacher knows their place.
 
     Views are drawn as in training, on white; the prompt is the run's, without guidance. The same in every
     call.
@@ -42,9 +47,12 @@ def surprise(config: Config, guide: Guide, origin: Origin) -> float:
     views = Views(rgb, cameras, white, ["white"] * count if named else None)
     cond = guide.conditioning(guide.prompts, views).with_guidance(1.0)
     t = torch.full((count,), int(LEVEL * len(prior.alphas_cumprod)))
-    eps = gaussian_like(z, generator)
-    missed = predicted_noise(prior, add_noise(prior, z, t, eps), t, cond) - eps
+    missed = []
+    for _ in range(DRAWS):
+        eps = gaussian_like(z, generator)
+        missed.append(predicted_noise(prior, add_noise(prior, z, t, eps), t, cond) - eps)
+    common = [float((a * b).mean()) for a, b in combinations(missed, 2)]
     alpha_bar = float(alpha_bar_at(prior, t[:1]))
     detail = sum(float(z.diff(dim=axis).square().mean()) for axis in (2, 3))
-    error = float(missed.square().mean()) * (1.0 - alpha_bar) / alpha_bar
+    error = max(sum(common) / len(common), 0.0) * (1.0 - alpha_bar) / alpha_bar
     return error / max(detail, 1e-12) / (1.0 + coarseness(origin.raw))

@@ -101,24 +101,24 @@ def test_what_holds_a_scene_is_zero_where_it_started():
     origin = init_blob(20, generator=generator)
     cameras = orbit([0.0, 90.0], 0.0, 3.0, 40.0, 16, 16)
     weights, rows = HoldWeights(rgb=2.0, alpha=3.0, means=5.0, colors=7.0), torch.arange(20)
-    before = render(origin, cameras)
-    total, terms = holding(before, before, origin, origin, rows, weights)
+    before, white = render(origin, cameras), torch.ones(2, 3)
+    total, terms = holding(before, before, white, origin, origin, rows, weights)
     assert total.item() == pytest.approx(0.0, abs=1e-6)
     assert set(terms) == {"hold_rgb", "hold_alpha", "hold_means", "hold_sh0"}
     scene = joined(origin, init_blob(5, generator=generator))
     with torch.no_grad():
         scene["means"][:20] += torch.tensor([0.3, 0.0, 0.4])
     rows = torch.arange(25)  # the last five have no ancestor, and are not held
-    total, terms = holding(render(scene, cameras), before, scene, origin, rows, weights)
+    total, terms = holding(render(scene, cameras), before, white, scene, origin, rows, weights)
     assert float(terms["hold_means"]) == pytest.approx(0.25 * 20 / 25, rel=1e-4)
     assert float(terms["hold_sh0"]) == 0.0
     expected = 2 * terms["hold_rgb"] + 3 * terms["hold_alpha"] + 5 * terms["hold_means"]
     torch.testing.assert_close(total.detach(), expected)
     falling = replace(weights, final=0.2)
-    late, _ = holding(render(scene, cameras), before, scene, origin, rows, falling, 0.0, 0.5)
+    late, _ = holding(render(scene, cameras), before, white, scene, origin, rows, falling, 0.0, 0.5)
     torch.testing.assert_close(late.detach(), 0.6 * expected)
     weak = replace(weights, clean=0.1)  # the silhouette is held as before
-    half, _ = holding(render(scene, cameras), before, scene, origin, rows, weak, 0.5)
+    half, _ = holding(render(scene, cameras), before, white, scene, origin, rows, weak, 0.5)
     silhouette = 3 * terms["hold_alpha"]
     torch.testing.assert_close(half.detach(), 0.5 * (expected - silhouette) + silhouette)
 
@@ -139,6 +139,19 @@ def test_a_silhouette_may_shrink_and_lose_its_holes_but_not_grow():
     assert overgrowth(0.5 * wider, torn).item() == 0.0 < overgrowth(wider, disk).item()
 
 
+def test_a_coarse_hold_sees_other_colors_but_neither_holes_nor_grain():
+    blob = init_blob(60, 0.5, opacity=0.9, generator=torch.Generator().manual_seed(0))
+    camera, white = orbit([0.0], 0.0, 3.0, 40.0, 32, 32), torch.ones(1, 3)
+    before = render(blob, camera, white)
+    assert losses.recolored(before, before, white).item() == 0.0
+    holed = replace(before, rgb=before.rgb.clone(), alpha=before.alpha.clone())
+    holed.rgb[:, ::2], holed.alpha[:, ::2] = 1.0, 0.0  # every other row, before white
+    grain = replace(before, rgb=before.rgb + 0.2 * (torch.arange(32) % 2 - 0.5)[:, None] * before.alpha)
+    red = replace(before, rgb=before.rgb + before.alpha * torch.tensor([0.2, 0.0, 0.0]))
+    errors = [losses.recolored(view, before, white).item() for view in (holed, grain, red)]
+    assert max(errors[:2]) < 0.1 * errors[2]
+
+
 def test_what_surprises_the_teacher_is_held_less():
     weights = HoldWeights(clean=0.02, fall=5.0)
     grips = [weights.grip(surprise) for surprise in (0.01, 0.02, 0.024, 0.2)]
@@ -149,5 +162,5 @@ def test_what_surprises_the_teacher_is_held_less():
 def test_without_weights_nothing_holds():
     origin = init_blob(5)
     view = render(origin, orbit([0.0], 0.0, 3.0, 40.0, 8, 8))
-    total, terms = holding(view, None, origin, origin, torch.arange(5), HoldWeights())
+    total, terms = holding(view, None, torch.ones(1, 3), origin, origin, torch.arange(5), HoldWeights())
     assert total.item() == 0.0 and not terms and not HoldWeights().sees

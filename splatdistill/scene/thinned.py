@@ -10,7 +10,8 @@ from splatdistill.scene.gaussians import from_tensors
 
 VISIBLE = 0.1  # opacity
 SAMPLE = 500  # Gaussians whose neighbors are looked for
-SPARSE, USUAL = 2.5, 1.8  # distances of neighbors beside their size: from where there are holes; and without
+# Distances of neighbors beside their size: from where there are holes, without, and below which all is blurred.
+SPARSE, USUAL, CROWDED = 2.5, 1.8, 0.95
 
 
 @torch.no_grad()

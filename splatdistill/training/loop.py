@@ -204,6 +204,9 @@ def train(
     ranks.average_before_steps(guide.state.optimizers)
     if state.step == 0:
         save(state, config, out, ranks)  # from here on a killed run can be resumed
+    if state.grip >= 1.0 and state.step < config.steps:  # no step would change anything: all rates are 0
+        state.step = config.steps
+        save(state, config, out, ranks)
     mine = ranks.mine(views.count)
 
     with MetricsWriter(out / METRICS if ranks.first else None, resume_step=state.step + 1) as metrics_file:

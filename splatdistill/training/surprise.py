@@ -14,11 +14,13 @@ from splatdistill.priors.base import alpha_bar_at
 from splatdistill.scene.cameras import sample_orbit
 from splatdistill.scene.rendering import render
 from splatdistill.scene.rounding import coarseness
+from splatdistill.scene.thinned import CROWDED, sparseness
 from splatdistill.training.origin import Origin
 
 LEVEL = 0.1  # of noise, as a share of T: shapes stay, and what is blurred, torn or noisy is drawn otherwise
 VIEWS = 12
 DRAWS = 3  # of noise
+BLURRED = 2.0  # what multiplies the surprise at a splat whose Gaussians overlap far more than usual
 
 
 @torch.no_grad()
@@ -30,6 +32,9 @@ def surprise(config: Config, guide: Guide, origin: Origin) -> float:
     which a scene of many edges has more. It is divided by the summed mean squared differences of
     neighbors, which blur lessens. In a splat whose centers lie on a coarse grid, up to half of it is
     put down to rounding: it moves edges by less than a teacher knows their place.
+
+    Where the Gaussians overlap far more than usual, all is blurred, and it counts more: a teacher sees little
+    amiss in a smooth thing.
 
     Views are drawn as in training, on white; the prompt is the run's, without guidance. The same in every
     call.
@@ -55,4 +60,5 @@ def surprise(config: Config, guide: Guide, origin: Origin) -> float:
     alpha_bar = float(alpha_bar_at(prior, t[:1]))
     detail = sum(float(z.diff(dim=axis).square().mean()) for axis in (2, 3))
     error = max(sum(common) / len(common), 0.0) * (1.0 - alpha_bar) / alpha_bar
-    return error / max(detail, 1e-12) / (1.0 + coarseness(origin.raw))
+    blur = BLURRED if 0.0 < sparseness(origin.raw) < CROWDED else 1.0
+    return blur * error / max(detail, 1e-12) / (1.0 + coarseness(origin.raw))

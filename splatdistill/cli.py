@@ -103,7 +103,7 @@ def add_start(parser: argparse.ArgumentParser, *, required: bool) -> None:
     kinds = "a splat file, a point cloud, a mesh, or the folder of a finished run"
     add("--splat", required=required, metavar="FILE|RUN", help=kinds)
     add_axes(parser)
-    shapes = "box:x0,y0,z0,x1,y1,z1, sphere:x,y,z,radius, a .npy of indices, or words such as 'the hat'"
+    shapes = "box:x0,y0,z0,x1,y1,z1, sphere:x,y,z,radius, above (on top of it), a .npy of indices, or words"
     add("--mask", metavar="MASK", help=f"change only what is in it: {shapes}")
     add("--preview-mask", type=Path, metavar="FILE", help="write a picture of what --mask covers, and stop")
 

@@ -14,7 +14,8 @@ TARGET = "a hamburger on top of a table"
 
 @pytest.fixture
 def ball(tmp_path):
-    ball = moved(init_blob(300, 0.5, opacity=0.9, generator=torch.Generator().manual_seed(0)), (1.0, 0.0, 2.0), 3.0)
+    blob = init_blob(300, 0.5, opacity=0.9, generator=torch.Generator().manual_seed(0))
+    ball = moved(blob, (1.0, 0.0, 2.0), 3.0)
     write_ply(tmp_path / "ball.ply", ball)
     return ball, str(tmp_path / "ball.ply")
 

@@ -218,7 +218,8 @@ def together(first: Page, second: Page, relation: str, chosen: Sequence[int] = r
         made.append((canvas + 0.5).clip(0, 255).astype(np.uint8))
     low = np.min([center - half for center, half in boxes], 0)
     high = np.max([center + half for center, half in boxes], 0)
-    return Page(np.stack(made), (high - low) / 2)
+    side = 2 * boxes[1][1].max()  # what the second one's longest is in the page's frame
+    return Page(np.stack(made), (high - low) / 2 / side)
 
 
 def moved(picture: np.ndarray, size: float, shift: np.ndarray) -> np.ndarray:

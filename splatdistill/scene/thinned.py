@@ -10,7 +10,7 @@ from splatdistill.scene.gaussians import from_tensors
 
 VISIBLE = 0.1  # opacity
 SAMPLE = 500  # Gaussians whose neighbors are looked for
-# Distances of neighbors beside their size: from where there are holes, without, and below which all is blurred.
+# Distances of neighbors beside their size: from where there are holes, without, and where all is blurred.
 SPARSE, USUAL, CROWDED = 2.5, 1.8, 0.95
 
 

@@ -44,6 +44,7 @@ from splatdistill.priors.judge import Judge
 from splatdistill.refine import configure, parse
 from splatdistill.scene.cameras import Cameras, orbit
 from splatdistill.scene.gaussians import from_tensors, joined, sh_degree_of
+from splatdistill.training.inputs import read_source
 
 VIEWS = 12
 UNSEEN = torch.arange(PICTURES) % 3 == 1  # of a page's pictures
@@ -136,6 +137,16 @@ def distances(judge: Judge, pictures: Tensor, truth: Tensor) -> Tensor:
     return 1.0 - (judge.images(pictures) * judge.images(truth)).sum(-1)
 
 
+def begun(splat: ParameterDict, prompt: str) -> ParameterDict:
+    """Return what a run that refines a splat begins with: without what is lonely, unrounded, widened."""
+    with tempfile.TemporaryDirectory() as folder:
+        write_ply(f"{folder}/in.ply", splat)
+        config = configure(parse(["--splat", f"{folder}/in.ply", "--prompt", prompt]))
+        origin = read_source(config, Path(folder), torch.device("cpu"), resume=False)
+        assert origin is not None
+        return origin.raw
+
+
 def refined(splat: ParameterDict, prompt: str, words: list[str]) -> tuple[ParameterDict, float]:
     """Write and refine a splat; return the refined one and the seconds that it took."""
     with tempfile.TemporaryDirectory() as folder:
@@ -185,6 +196,7 @@ def gains(rows: list[dict[str, Any]]) -> dict[str, Any]:
             entry[name] = {"before": before.mean().item(), "after": after.mean().item()}
             entry[name] |= {"gain": (after - before).mean().item(), "low": low, "high": high}
             entry[name]["worst"] = ((after - before) * (1 if name == "psnr" else -1)).min().item()
+        entry["begun"] = sum(row["psnr_begun"] for row in own) / len(own)
         found[kind] = entry
     return found
 
@@ -198,8 +210,12 @@ def table(found: dict[str, Any]) -> str:
         interval = f"{signed['gain']} ({signed['low']} to {signed['high']})"
         return f"{numbers['before']} | {numbers['after']} | {interval}"
 
-    rows = [f"| {kind} | {cells(e['psnr'], 2)} | {cells(e['distance'], 3)} |" for kind, e in found.items()]
-    return "\n".join(["| damage | dB before | after | gain | distance before | after | gain |", *rows])
+    rows = [
+        f"| {kind} | {e['begun']:.2f} | {cells(e['psnr'], 2)} | {cells(e['distance'], 3)} |"
+        for kind, e in found.items()
+    ]
+    head = "| damage | dB where the run begins | before | after | gain | distance before | after | gain |"
+    return "\n".join([head, *rows])
 
 
 def main() -> None:
@@ -228,7 +244,8 @@ def main() -> None:
         shown = [truth[3]]
         for kind in options.kinds.split(","):
             row, pictures = run(noun, kind, jury.judge, options)
-            rows.append(row)
+            start = begun(damaged(sound, kind, SCENES.index(noun)), f"a {noun}")
+            rows.append(row | {"psnr_begun": psnr(look(start, cameras), truth).mean().item()})
             shown += list(pictures)
             print({k: round(v, 3) if isinstance(v, float) else v for k, v in row.items()}, flush=True)
         strips.append(torch.cat(shown, 2))

@@ -20,6 +20,12 @@ def ball(tmp_path):
     return ball, str(tmp_path / "ball.ply")
 
 
+def drawn():
+    boxes = drawn_on_top("real", TARGET, 0)
+    assert boxes is not None
+    return boxes
+
+
 def configured(path: str, mask: str, target: str = TARGET):
     told = ["--splat", path, "--target-prompt", target, "--source-prompt", "a table", "--prior", "real"]
     return configure(parse([*told, "--mask", mask])).edit
@@ -27,7 +33,7 @@ def configured(path: str, mask: str, target: str = TARGET):
 
 def test_what_is_put_on_top_is_where_the_teacher_draws_it(ball):
     splat, path = ball
-    (middle, half), (_, below) = drawn_on_top("real", TARGET, 0)
+    (middle, half), (_, below) = drawn()
     edit = configured(path, "above")
     region = read_mask(edit.mask, splat).moved(edit.shift, edit.scale)
     torch.testing.assert_close(region.middle[:2], middle[:2], atol=1e-2, rtol=0)
@@ -42,7 +48,7 @@ def test_a_box_of_ones_own_is_kept_and_what_is_added_stands_on_its_bottom(ball):
     low, high = extent(splat)
     x, y, z = ((low + high) / 2).tolist()[:2] + [float(high[2])]
     edit = configured(path, mask := f"box:{x - 1},{y - 1},{z},{x + 1},{y + 1},{z + 2}")
-    (middle, half), _ = drawn_on_top("real", TARGET, 0)
+    (middle, half), _ = drawn()
     region = read_mask(mask, splat).moved(edit.shift, edit.scale)
     assert edit.mask == mask and bool((region.half >= half - 1e-4).all())
     assert float(region.middle[2] - region.half[2]) == pytest.approx(float(middle[2] - half[2]), abs=1e-4)

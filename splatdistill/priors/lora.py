@@ -106,15 +106,14 @@ def taught(files: Iterable[str]) -> tuple[str, ...]:
 def merge(lora: LoraFile, unet: Any, text_encoder: Any, teacher: str) -> None:
     """Add a LoRA's change, times its scale, to the weights of a teacher's networks, in place.
 
-    unet and text_encoder: networks in float32; the second may be None. A network that wraps a UNet as
-    `denoiser` is changed there. Raises UserError, before anything is changed, for a file that is no LoRA of
-    this teacher.
+    unet and text_encoder: networks in float32; the second may be None. Raises UserError, before anything is
+    changed, for a file that is no LoRA of this teacher.
     """
     from diffusers.loaders import StableDiffusionLoraLoaderMixin as Loader
 
     from splatdistill.priors.networks import quiet
 
-    parts = {UNET: getattr(unet, "denoiser", unet), TEXT: text_encoder}
+    parts = {UNET: unet, TEXT: text_encoder}
     state, metadata = _read(lora)
     first = next(iter(state))
     try:

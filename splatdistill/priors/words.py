@@ -29,7 +29,6 @@ USUAL_COLOR = {
     "cone": "orange", "ring": "yellow",
 }  # fmt: skip
 SIZES = {"small": 0.52, "big": 0.92}
-BACKGROUNDS = {"white": (1.0, 1.0, 1.0), "gray": (0.5, 0.5, 0.5), "black": (0.0, 0.0, 0.0)}
 FACING = (  # objects whose front clearly differs from their back
     "snowman", "chair", "house", "car", "robot", "duck", "dog", "teddy bear", "castle", "penguin", "airplane",
 )  # fmt: skip

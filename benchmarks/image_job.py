@@ -1,10 +1,11 @@
 """Make splats from single pictures of real models, and compare their other sides with the truth.
 
-`python benchmarks/image_job.py --assets FOLDER [--pictures N] [--work DIR] [key=value ...]` draws held-out models of a
-bundle, which no teaching has seen, and runs what `python -m splatdistill.train --image` runs on one picture of each.
-The other sides are compared with the model's, and with samples that the teacher draws of them from that picture, 50
-steps. With --work the splats are kept there, and a second call goes on. Writes benchmarks/results/image_job.json
-and, beside it, a picture: for each model the truth from four sides, and below it the splat.
+`python benchmarks/image_job.py --assets FOLDER [--pictures N] [--work DIR] [key=value ...]` draws held-out
+models of a bundle, which no teaching has seen, and runs what `python -m splatdistill.train --image` runs on
+one picture of each. The other sides are compared with the model's, and with samples that the teacher draws of
+them from that picture, 50 steps. With --work the splats are kept there, and a second call goes on. Writes
+benchmarks/results/image_job.json and, beside it, a picture: for each model the truth from four sides, and
+below it the splat.
 """
 
 from __future__ import annotations

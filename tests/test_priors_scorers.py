@@ -48,6 +48,12 @@ def test_the_gradient_is_that_of_the_agreement(prior: Any, judge: Agrees) -> Non
     torch.testing.assert_close(picture.grad.norm(), (up - down) / 0.02, rtol=0.15, atol=0.0)
 
 
+def test_what_shows_nothing_has_a_gradient_of_zero(judge: Agrees) -> None:
+    empty = torch.full((1, 3, 64, 64), 0.5, requires_grad=True)
+    judge.agreement(empty, ["a chair"]).sum().backward()
+    assert empty.grad is not None and not empty.grad.any()
+
+
 def test_a_plain_background_becomes_white() -> None:
     picture = torch.full((1, 3, 8, 8), 0.5)
     picture[..., 2:6, 2:6] = torch.tensor([0.9, 0.1, 0.1])[:, None, None]

@@ -49,7 +49,7 @@ class Naming:
             asked = self.vocabulary.asked(text)
             right = [[self.judge.nouns.index(noun) for noun in thing.right] for thing in asked]
             rows.append(torch.stack([row[nouns].logsumexp(0) for nouns in right]).mean())
-        return torch.stack(rows).to(rgb.device) + 0 * rgb.sum()  # also where nothing is seen, a function of it
+        return torch.stack(rows).to(rgb.device) + 0 * rgb.sum()  # a function of it, also of nothing
 
 
 def on_white(rgb: Tensor) -> Tensor:

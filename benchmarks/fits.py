@@ -52,6 +52,17 @@ def photographs(size: int = SIDE) -> Cameras:
     return orbit([360.0 / 20 * k for k in range(60)], elevations, 3.0, 40.0, size, size)
 
 
+def held_out_nouns(bundle: Path) -> list[str]:
+    """Return the nouns that have one model which no teaching has seen, in alphabetical order."""
+    from splatdistill.teaching.renderer import Renderer
+    from splatdistill.teaching.shelf import Shelf
+    from splatdistill.teaching.teach import all_entries
+
+    shelf = Shelf(tuple(all_entries(bundle)), bundle, BUILD / "meshes", Renderer(SIDE))
+    held = shelf.split(held_out=True).by_noun
+    return sorted(noun for noun, entries in held.items() if len(entries) == 1)
+
+
 def held_out_views(noun: str, cameras: Cameras, bundle: Path) -> Tensor:
     """Return pictures, as `page_views` does, of the noun's model that no teaching has seen."""
     from splatdistill.teaching.pages import LIGHT

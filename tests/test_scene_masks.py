@@ -82,3 +82,13 @@ def test_an_empty_shape_is_a_mask_but_nothing_chosen_is_none():
     assert not read_mask("sphere:9,9,9,0.1", BLOB).rows.any()  # where something new may be born
     with pytest.raises(UserError, match="no Gaussian"):
         around(BLOB, torch.zeros(300, dtype=torch.bool), "the hat")
+
+
+def test_above_is_the_space_on_top():
+    mask = read_mask(" Above ", BLOB)
+    x, y, z = BLOB["means"].detach().T
+    assert not is_words("above") and not is_file("above") and not mask.round
+    foot = float(mask.middle[2] - mask.half[2])
+    assert 0.8 * float(z.max()) < foot < float(z.max())
+    assert torch.equal(mask.rows, mask.holds(BLOB["means"].detach())) and int(mask.rows.sum()) < 30
+    assert float(2 * mask.half[2]) == pytest.approx(float(z.max() - z.min()), rel=0.15)

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,13 @@ def test_a_step_that_does_not_fit_is_told_with_what_it_needs(folder: Path) -> No
     assert not ok and found.halved < found.memory and "prior.dtype=bfloat16" in advice
     advice = next(advice for name, _, _, advice in lines(found, found.halved - 1) if name == "memory")
     assert "smaller teacher" in advice and "bfloat16" not in advice
+
+
+def test_where_smaller_pictures_would_fit_their_size_is_told(folder: Path) -> None:
+    found = replace(appraise(str(folder)), pixels=1024)
+    free = found.memory + found.reading - found.pictured + int(0.6 * found.pictured)  # sqrt(.6) 1024 is 793
+    advice = next(advice for name, _, _, advice in lines(found, free) if name == "memory")
+    assert advice.endswith("in this precision pictures of 768 pixels would")
 
 
 def test_the_command_says_it(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

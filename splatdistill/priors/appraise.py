@@ -41,6 +41,7 @@ class Appraisal:
         pixels: the side of its pictures, or 0 where the files do not say.
         views: pictures that it denoises together.
         memory: bytes that a step of so many views needs, about, on the device and in its own precision.
+        pictured: those of them that are for the pictures, and grow with their area.
         halved: the same in bfloat16.
         reading: further bytes while large text encoders read.
         licence: what the folder's README says, or an empty text.
@@ -51,6 +52,7 @@ class Appraisal:
     pixels: int
     views: int
     memory: int
+    pictured: int
     halved: int
     reading: int
     licence: str
@@ -73,6 +75,9 @@ def appraise(name: str, device: torch.device | str = "cpu") -> Appraisal:
     pixels = _pixels(folder, reader)
     width = next(iter(folder.json("vae/config.json").get("block_out_channels") or [0]))
 
+    def for_pictures(dtype: torch.dtype) -> int:
+        return reader.group * TENSORS * pixels**2 * width * vae_dtype(dtype, device).itemsize
+
     def needed(dtype: torch.dtype) -> int:
         beside = vae_dtype(dtype, device).itemsize
         each = {part: dtype.itemsize for part in parts if part.startswith((*DENOISERS, "adapter"))}
@@ -81,7 +86,7 @@ def appraise(name: str, device: torch.device | str = "cpu") -> Appraisal:
             for part, value in parts.items()
             if not (large and part.startswith("text_encoder"))
         )
-        return kept + reader.group * TENSORS * pixels**2 * width * beside
+        return kept + for_pictures(dtype)
 
     summary = (reader.__doc__ or reader.__name__).strip().splitlines()[0].partition("; see ")[0]
     return Appraisal(
@@ -90,6 +95,7 @@ def appraise(name: str, device: torch.device | str = "cpu") -> Appraisal:
         pixels=pixels,
         views=reader.group,
         memory=needed(default_dtype(device)),
+        pictured=for_pictures(default_dtype(device)),
         halved=needed(torch.bfloat16),
         reading=2 * encoders if large else 0,
         licence=licence(folder.root),
@@ -175,6 +181,9 @@ def lines(found: Appraisal, free: int) -> list[tuple[str, bool, str, str]]:
     fits = "take a smaller teacher, or a GPU with more memory"
     if less < peak and less <= free:
         fits = f"with prior.dtype=bfloat16 it needs {less / 2**30:.1f} GiB, and fits"
+    if peak > free > peak - found.pictured:
+        side = found.pixels * math.sqrt((free - peak + found.pictured) / found.pictured)
+        fits += f"; in this precision pictures of {64 * int(side / 64)} pixels would"
     rows.append(("memory", peak <= free, f"{told}; {free / 2**30:.1f} GiB are free", fits))
     work = 2 * 2 * SDI_EVALUATIONS * found.denoiser.parameters
     cost = f"{SDI_EVALUATIONS} evaluations of two branches with sdi, {work / 1e9:,.1f} GFLOP for each token"

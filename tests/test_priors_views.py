@@ -17,7 +17,7 @@ from splatdistill.priors import album, load_prior
 from splatdistill.priors.base import cfg
 from splatdistill.priors.loading import probe, words_of
 from splatdistill.priors.reading import MAX_WORDS
-from splatdistill.priors.views import ViewPrior
+from splatdistill.priors.views import OFFSET, SHOWN, TOLD, ViewPrior
 from splatdistill.scene.cameras import orbit
 from splatdistill.scene.pictures import Reference
 from splatdistill.training.progress import NullWatcher
@@ -118,6 +118,16 @@ def test_the_album_is_shown_to_texts_that_name_a_thing_in_it(prior, with_album):
     assert not torch.allclose(beside[1], without[1], atol=1e-3)
     tree = (one.predict(noise(), t, condition(one, "tree")) for one in (prior, with_album))
     torch.testing.assert_close(*tree)
+
+
+def test_what_would_lie_where_no_picture_is_does_not_count(prior):
+    """So nothing has to be encoded there."""
+    cond, t = condition(prior), torch.full((4,), 500)
+    other = cond.extra.clone()
+    other[..., TOLD + SHOWN * OFFSET :] = 3.0
+    assert not cond.extra[..., TOLD : TOLD + SHOWN * OFFSET].any()
+    outputs = (prior.predict(noise(), t, replace(cond, extra=extra)) for extra in (cond.extra, other))
+    assert torch.equal(*outputs)
 
 
 def test_a_given_picture_takes_the_album_s_place(prior, with_album):

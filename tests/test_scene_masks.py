@@ -86,7 +86,7 @@ def test_an_empty_shape_is_a_mask_but_nothing_chosen_is_none():
 
 def test_above_is_the_space_on_top():
     mask = read_mask(" Above ", BLOB)
-    x, y, z = BLOB["means"].detach().T
+    _, _, z = BLOB["means"].detach().T
     assert not is_words("above") and not is_file("above") and not mask.round
     foot = float(mask.middle[2] - mask.half[2])
     assert 0.8 * float(z.max()) < foot < float(z.max())

@@ -183,6 +183,8 @@ class ViewPrior(Pictured, LatentPrior):
         told [B, TOLD]: cameras and backgrounds, on the CPU.
         """
         pages = [self._picker(int(number)) for number in numbers]
+        if not any(pages):  # nothing is looked at where the offsets are zero
+            return torch.zeros(len(told), SHOWN * (OFFSET + math.prod(self.latent_shape)), device=self.device)
         known = (told[:, :4], told[:, 5:], self.encode, self.image_size, self.device)
         latents, placed = album.beside(pages, *known)
         return torch.cat([placed.flatten(1), latents.flatten(1)], 1)

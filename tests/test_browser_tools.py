@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from browser import PROGRAM
-from test_browser import best_likeness, canvas_of, open_viewer, page, scene  # noqa: F401 - a fixture
+from test_browser import best_likeness, canvas_of, open_viewer, page, scene, tab  # noqa: F401 - fixtures
 from test_viewer import app_for
 from test_viewer_workbench import bench_of, picked
 

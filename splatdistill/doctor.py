@@ -13,9 +13,10 @@ from pathlib import Path
 from splatdistill import __version__
 from splatdistill.cli import Parser
 from splatdistill.console import exit_status
+from splatdistill.priors.loading import REAL
 
-TEACHER = Path(__file__).resolve().parent / "assets" / "teacher"
-TEACHER_PARTS = ("model_index.json", "unet", "vae", "text_encoder", "tokenizer", "scheduler")
+TEACHER_PARTS = ("model_index.json", "transformer", "vae", "text_encoder", "scheduler")
+TEACHER_PARTS += ("vocabulary.json", "album.npz", "judge")
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ def examine() -> Iterator[Finding]:
     )
     for package in ("torch", "gsplat", "diffusers", "transformers"):
         yield _package(package)
-    yield _teacher(TEACHER)
+    yield _teacher(REAL)
     yield from _native()
     compilers = [os.environ.get("CXX", "g++"), "c++", "clang++"]
     yield _tool("C++ compiler", compilers, "builds the native extension: install one, then reinstall")
@@ -52,7 +53,7 @@ def _package(name: str) -> Finding:
 
 
 def _teacher(folder: Path) -> Finding:
-    """Check the shipped weights: every part of the diffusers folder, and no empty weight file."""
+    """Check the shipped weights: every part of the folder, and no empty weight file."""
     missing = [part for part in TEACHER_PARTS if not (folder / part).exists()]
     weights = list(folder.rglob("*.safetensors"))
     size = sum(path.stat().st_size for path in weights) / 2**20

@@ -38,10 +38,10 @@ def test_an_incomplete_teacher_is_found(tmp_path, monkeypatch):
     assert not doctor._teacher(tmp_path).ok
     for part in doctor.TEACHER_PARTS:
         (tmp_path / part).mkdir()
-    for part in ("unet", "vae", "text_encoder"):
+    for part in ("transformer", "vae", "text_encoder"):
         (tmp_path / part / "weights.safetensors").write_bytes(b"x")
     assert doctor._teacher(tmp_path).ok
-    (tmp_path / "unet" / "weights.safetensors").write_bytes(b"")
+    (tmp_path / "transformer" / "weights.safetensors").write_bytes(b"")
     assert not doctor._teacher(tmp_path).ok
 
 

@@ -170,7 +170,7 @@ def edited(lab: Lab, run: Path, target: str, method: str, steps: int) -> RunSpec
 
 
 def pds_keeps(lab: Lab) -> Findings:
-    """Measure the change outside the edit, against the share of edits that reach their target."""
+    """Measure the change outside the edit, against the share of edits after which the thing has its color."""
     pairs = EDITS[: max(lab.prompts // 2, 2)]
     runs(lab, "sdi", texts=[source for source, _ in pairs])  # in parallel
     sources = {pair: run for pair in pairs for run in runs(lab, "sdi", texts=[pair[0]])}
@@ -194,8 +194,7 @@ def pds_keeps(lab: Lab) -> Findings:
                 both = ((alpha > 0.5) & (now > 0.5)).sum() / ((alpha > 0.5) | (now > 0.5)).sum().clamp(min=1)
                 overlap.append(both.item())
                 there = of_thing(before, alpha, source)
-                said = lab.jury.row(job.folder, target)["object_first_five"]
-                done.append(said and recolored(after, there, target))
+                done.append(recolored(after, there, target))
             if not kept:
                 continue
             rows.append(

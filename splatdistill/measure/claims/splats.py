@@ -20,6 +20,7 @@ from splatdistill.measure.claims.base import (
     SEEDS,
     Claim,
     Findings,
+    Interval,
     Lab,
     Line,
     below,
@@ -176,7 +177,7 @@ def pds_keeps(lab: Lab) -> Findings:
     sources = {pair: run for pair in pairs for run in runs(lab, "sdi", texts=[pair[0]])}
     rows: list[tuple[str, list[Any]]] = []
     lines: list[Line] = []
-    best: dict[str, float] = {}  # dB outside, where at least half of the edits succeed
+    best: dict[str, Interval] = {}  # dB outside, where at least half of the edits succeed
     for method in ("pds", "dds", "sds"):
         points: list[tuple[float, list[float]]] = []
         for strength in (0.5, 1.0, 2.0):
@@ -203,11 +204,14 @@ def pds_keeps(lab: Lab) -> Findings:
             points.append((share(done).mean, kept))
         if points:
             lines.append(line(method.upper(), *zip(*points, strict=True)))
-        best[method] = max((interval(kept).mean for hit, kept in points if hit >= 0.5), default=0.0)
-    holds = best["pds"] > max(best["dds"], best["sds"])
-    outcomes = [f"{name.upper()} keeps the rest at {value:.1f} dB" for name, value in best.items() if value]
+        if enough := [interval(kept) for hit, kept in points if hit >= 0.5]:
+            best[method] = max(enough)
+    others = [value for name, value in best.items() if name != "pds"]
+    holds = "pds" in best and all(below(value, best["pds"]) for value in others)
+    outcomes = [f"{name.upper()} keeps the rest at {value.mean:.1f} dB" for name, value in best.items()]
     reading = (
-        f"Where at least half of the edits succeed, {', '.join(outcomes) or 'nothing is left to compare'}."
+        f"Where at least half of the edits succeed, {', '.join(outcomes) or 'nothing is left to compare'}"
+        f"{'' if holds or not outcomes else ', which is not significant'}."
     )
     columns = ["edit done", "PSNR outside, dB", "silhouette IoU"]
     conditions = {"edits": len(pairs), "learning_rates": "of the PDS preset, for all three"}

@@ -35,9 +35,7 @@ class PriorConfig:
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # bfloat16 on CPU, float16 on CUDA
     lora: tuple[str, ...] = ()  # safetensors files, FILE or FILE:SCALE, added to its networks
     models: int = 1  # of a thing that a teacher with an album means; several: the one nearest to each scene
-    slice: int = (
-        0  # views that are encoded at a time: less memory, and the encoder runs twice; 0: all at once
-    )
+    slice: int = 0  # views encoded at a time: less memory, but the encoder runs twice; 0: all at once
     compile: bool = False  # its networks, on a GPU with triton; pays from about a thousand steps on
     lora_sha256: tuple[str, ...] = ()  # of these files, filled in when a run is configured
 

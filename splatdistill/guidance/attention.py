@@ -47,7 +47,7 @@ def words_found(prior: Prior, gaussians: ParameterDict, words: str, prompt: str,
     Raises:
         UserError: no such teacher, no word, or nothing found.
     """
-    if not isinstance(prior, LatentPrior) or prior.needs_picture:
+    if not isinstance(prior, LatentPrior) or prior.needs_picture or prior.group not in (1, RING):
         raise UserError(
             f"--mask '{words}': prior '{prior.name}' has no cross-attention to words; give a box, a sphere "
             "or a .npy, or another --prior"

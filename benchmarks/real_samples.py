@@ -2,9 +2,9 @@
 
 `draw` samples the teacher, 50 DDIM steps, views of the evaluation turntable on white: every noun with two
 seeds of four views each, twenty things in each of the twelve colors, and sixty pairs. DIR/nouns.npz and so
-on keep the views. `measure` reads them: names by the judge in the teacher's folder; colors by a reader that
-is fitted to true renderings; views by the turn at which the true models of the noun agree best. Writes
-benchmarks/results/real_samples.json.
+on keep the views. `measure` reads them: names by the judge in the teacher's folder; colors by the
+true rendering of that thing, in any color, that is most like it (with --assets); views by the turn at which
+the true models of the noun agree best. Writes benchmarks/results/real_samples.json.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
+from color_reader import ColorReader, histogram
 from common import write_result
 from torch import Tensor
 
@@ -44,6 +44,7 @@ TINTED = (
     "chair", "table", "sofa", "crate", "armchair", "bench", "house", "shield", "spaceship", "sword", "barrel",
     "lantern", "bed", "bookcase", "refrigerator", "bottle", "car", "vase", "mug", "castle",
 )  # fmt: skip
+SIZE = 128
 PAIRS, SEED = 60, 20260
 ASKED = "prompts.json"  # what the samples in a folder were drawn for
 
@@ -198,64 +199,16 @@ def agreements(look: Look, model: Look) -> Tensor:
     return torch.stack(found)
 
 
-def histogram(rgb: np.ndarray, background: np.ndarray) -> np.ndarray:
-    """Return the shares of 6 x 6 x 6 colors in a picture [S, S, 3], uint8, apart from its background [3]."""
-    there = np.abs(rgb.astype(float) / 255 - background).max(-1) > 0.06
-    bins = (rgb[there].astype(int) * 6 // 256) @ np.array([36, 6, 1])
-    return np.sqrt(np.bincount(bins, minlength=216) / max(len(bins), 1))
-
-
-class ColorReader:
-    """A small classifier of the named color of a thing, fitted to renderings with the teaching's labels."""
-
-    def __init__(self, folder: Path) -> None:
-        marks = {name: self.labelled(folder / name) for name in ("pictures", "held_out_views")}
-        self.network = self.fit(*marks["pictures"])
-        x, y = marks["held_out_views"]
-        self.own = share((self.read(x) == y).tolist())
-
-    @staticmethod
-    def labelled(folder: Path, most: int = 24) -> tuple[Tensor, Tensor]:
-        """Return histograms [n, 216] and colors [n] of the views of tinted single things."""
-        xs, ys = [], []
-        for path in sorted(folder.glob("pictures-*.npz"))[:most]:
-            with np.load(path) as arrays:
-                alone = (arrays["relations"] == "alone") & (arrays["colors"][:, 0] != "")
-                chosen, behind = np.flatnonzero(alone), arrays["backgrounds"]
-                views, colors = arrays["pictures"][chosen][:, ::4], arrays["colors"][chosen, 0]
-            for scene, color, i in zip(views, colors, chosen, strict=True):
-                xs += [histogram(view, behind[i]) for view in scene]
-                ys += [list(COLORS).index(str(color))] * len(scene)
-        return torch.tensor(np.array(xs)).float(), torch.tensor(ys)
-
-    @staticmethod
-    def fit(x: Tensor, y: Tensor) -> torch.nn.Module:
-        """Return a network with one hidden layer."""
-        torch.manual_seed(0)
-        layers = (torch.nn.Linear(x.shape[1], 128), torch.nn.ReLU(), torch.nn.Dropout(0.3))
-        network = torch.nn.Sequential(*layers, torch.nn.Linear(128, len(COLORS)))
-        optimizer = torch.optim.AdamW(network.parameters(), 3e-3, weight_decay=0.05)
-        for _ in range(400):
-            optimizer.zero_grad()
-            F.cross_entropy(network(x), y, label_smoothing=0.05).backward()
-            optimizer.step()
-        return network.eval()
-
-    @torch.no_grad()
-    def read(self, x: Tensor) -> Tensor:
-        """Return the colors [n] of histograms [n, 216]."""
-        return self.network(x).argmax(1)
-
-
-def colors(folder: Path, texts: Sequence[str], path: Path) -> dict[str, Any]:
-    """Return the share of views whose color is read as asked, and the reader's own on true renderings."""
-    reader, hits, white = ColorReader(folder), [], np.ones(3)
+def colors(reader: ColorReader, texts: Sequence[str], path: Path) -> dict[str, Any]:
+    """Return the shares of views, and of scenes of four, in the color that was asked for; the reader's own too."""
+    hits: dict[str, list[bool]] = {"view": [], "scene": []}
     for number, rgb, _ in seen(path):
-        wanted = list(COLORS).index(next(word for word in texts[number].split() if word in COLORS))
-        views = to_uint8(rgb.permute(0, 2, 3, 1)).numpy()
-        found = reader.read(torch.tensor(np.array([histogram(view, white) for view in views])).float())
-        hits += (found == wanted).tolist()
-    return {"as_asked": share(hits), "reader_on_true_held_out_views": reader.own}
+        (thing,) = (name for name in TINTED if texts[number].endswith(f" {name}"))
+        wanted = next(word for word in texts[number].split() if word in COLORS)
+        views = np.stack([histogram(view) for view in to_uint8(rgb.permute(0, 2, 3, 1)).numpy()])
+        hits["view"] += [reader.read(thing, view[None]) == wanted for view in views]
+        hits["scene"].append(reader.read(thing, views) == wanted)
+    return {name: share(found) for name, found in hits.items()} | {"reader_on_true_views": reader.own}
 
 
 def measure(options: argparse.Namespace) -> None:
@@ -267,8 +220,9 @@ def measure(options: argparse.Namespace) -> None:
     result["pairs"] = pair_names(jury, texts["pairs"], options.work / "pairs.npz")
     result["judge"] = jury.judge.told["measured"]
     result["views"] = sides(jury, texts["nouns"], options.work / "nouns.npz")
-    if options.teaching:
-        result["colors"] = colors(options.teaching, texts["colors"], options.work / "colors.npz")
+    if options.assets:
+        reader = ColorReader(options.assets, options.work / "meshes", TINTED, SIZE, VIEWS)
+        result["colors"] = colors(reader, texts["colors"], options.work / "colors.npz")
     write_result("real_samples", result)
 
 
@@ -277,9 +231,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("stage", choices=("draw", "measure"))
     parser.add_argument("--work", type=Path, required=True, help="folder of the samples")
-    parser.add_argument(
-        "--teaching", type=Path, help="folder of `teaching.teach`, whose renderings tell colors"
-    )
+    parser.add_argument("--assets", type=Path, help="the bundle of models, whose renderings tell colors")
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -5,7 +7,7 @@ from splatdistill.errors import UserError
 from splatdistill.scene.cameras import orbit
 from splatdistill.teaching import shelf
 from splatdistill.teaching.assets import Entry
-from splatdistill.teaching.meshes import joined, of_solids, plain, to_linear, unit_solid
+from splatdistill.teaching.meshes import TEXTURE, joined, of_solids, plain, to_linear, unit_solid
 from splatdistill.teaching.renderer import Light, Renderer
 from splatdistill.teaching.solids import KINDS, Solids, raycast
 
@@ -61,6 +63,19 @@ def test_the_main_color_is_tinted_and_no_other(renderer):
     green = shelf.tinted(mesh, main, np.array([0.1, 0.7, 0.2]))
     np.testing.assert_allclose(green.colors[0, :3], to_linear(np.array([0.1, 0.7, 0.2])), rtol=0.02)
     np.testing.assert_array_equal(green.colors[-1], mesh.colors[-1])
+
+
+def test_a_model_whose_texture_has_many_colors_is_not_tinted(renderer):
+    """Its main color is that of a half of a texture, which is tinted whole or not at all."""
+    box = plain(unit_solid(KINDS["box"], 0.0), np.ones(4))
+    texture = np.full((1, TEXTURE, TEXTURE, 4), 255, np.uint8)
+    texture[:, :, : TEXTURE // 2, :3] = (200, 30, 30)
+    uvs = np.full((len(box.positions), 2), 0.25, np.float32)
+    uvs[len(uvs) // 2 :, 0] = 0.75
+    mesh = replace(box, uvs=uvs, layers=np.zeros(len(uvs), np.float32), textures=texture)
+    assert shelf.main_color(mesh, renderer) is None
+    whole = replace(mesh, uvs=np.full_like(uvs, 0.25))
+    assert shelf.main_color(whole, renderer) is not None
 
 
 def test_one_model_of_many_is_held_out(renderer, tmp_path):

@@ -85,6 +85,10 @@ class Shelf:
             main = arrays["main"]
             return Mesh(**{name: arrays[name] for name in names}), main if len(main) else None
 
+    def can_tint(self, entry: Entry) -> bool:
+        """Return whether `take` can give a model another color."""
+        return entry.tintable and (entry.file.startswith(PROCEDURAL) or self.mesh(entry)[1] is not None)
+
     def take(self, entry: Entry, rng: np.random.Generator, tint: float = 0.5) -> tuple[Mesh, str | None]:
         """Return a model, recolored with probability `tint` if tintable, and the name of its new color."""
         name = str(rng.choice(list(COLORS))) if entry.tintable and rng.random() < tint else None
@@ -103,7 +107,10 @@ class Shelf:
 
 
 def main_color(mesh: Mesh, renderer: Renderer) -> np.ndarray | None:
-    """Return the sRGB color [3] of most of a mesh's visible surface; None if no color has enough of it."""
+    """Return the sRGB color [3] of most of a mesh's visible surface.
+
+    None if no color has enough of it, or if the texture that has it is mostly of others, so is not tinted.
+    """
     cameras = orbit([20, 110, 200, 290], [15, 35, 15, 35], 3.0, 40.0, renderer.size, renderer.size)
     rgba = renderer.draw(mesh.fitted(0.8), cameras, UNLIT).reshape(-1, 4)
     seen = rgba[rgba[:, 3] == 255, :3] / 255.0
@@ -111,7 +118,7 @@ def main_color(mesh: Mesh, renderer: Renderer) -> np.ndarray | None:
         return None
     bins = (seen * 5).round().astype(int) @ np.array([36, 6, 1])
     main = seen[bins == np.bincount(bins).argmax()].mean(0)
-    return main if alike(seen, main).mean() > TINT_SHARE else None
+    return main if alike(seen, main).mean() > TINT_SHARE and of_color(mesh, main).any() else None
 
 
 def surface_colors(mesh: Mesh) -> tuple[np.ndarray, np.ndarray]:
@@ -134,12 +141,7 @@ def tinted(mesh: Mesh, main: np.ndarray, color: np.ndarray) -> Mesh:
 
     Shades of the main color keep their relative brightness; a texture that mostly has it is tinted whole.
     """
-    colors, area = surface_colors(mesh)
-    layers = mesh.layers[::3].astype(int)
-    near = alike(colors, main)
-    for layer in range(len(mesh.textures)):
-        inside = layers == layer
-        near[inside] = area[inside & near].sum() > 0.6 * area[inside].sum()
+    layers, near = mesh.layers[::3].astype(int), of_color(mesh, main)
     target, luminance = to_linear(color), np.array([0.2126, 0.7152, 0.0722])
     base = max(float(to_linear(main) @ luminance), 1e-3)
     textures = mesh.textures.copy()
@@ -153,6 +155,17 @@ def tinted(mesh: Mesh, main: np.ndarray, color: np.ndarray) -> Mesh:
     painted[rows, :3] = (shade * target).clip(0.0, 1.0)
     painted[(near & (layers >= 0)).repeat(3), :3] = 1.0
     return replace(mesh, colors=painted, textures=textures)
+
+
+def of_color(mesh: Mesh, main: np.ndarray) -> np.ndarray:
+    """Return which triangles [t] are of a color [3]: for a texture all that show it, if most of them are."""
+    colors, area = surface_colors(mesh)
+    layers = mesh.layers[::3].astype(int)
+    near = alike(colors, main)
+    for layer in range(len(mesh.textures)):
+        inside = layers == layer
+        near[inside] = area[inside & near].sum() > 0.6 * area[inside].sum()
+    return near
 
 
 def alike(colors: np.ndarray, main: np.ndarray) -> np.ndarray:

@@ -40,6 +40,8 @@ from splatdistill.teaching.assets import Entry, load_entries
 from splatdistill.teaching.compositions import learned_pairs
 from splatdistill.teaching.decoder import psnr, train_decoder
 from splatdistill.teaching.pages import Pages, plain_meshes, render_pages
+from splatdistill.teaching.renderer import Renderer
+from splatdistill.teaching.shelf import Shelf, procedural_entries
 
 log = logging.getLogger(__name__)
 
@@ -56,10 +58,14 @@ SHOWN = (
 
 def all_entries(bundle: Path) -> list[Entry]:
     """Return the bundle's entries, and procedural objects where it has none of that noun."""
-    from splatdistill.teaching.shelf import procedural_entries
-
     entries = load_entries(bundle)
     return entries + procedural_entries(entry.noun for entry in entries)
+
+
+def whole_shelf(options: argparse.Namespace) -> Shelf:
+    """Return the shelf of all entries, whose meshes are cached in DIR."""
+    entries = tuple(all_entries(options.bundle))
+    return Shelf(entries, options.bundle, options.out / "meshes", Renderer(SIZE))
 
 
 def word_numbers(folder: Path) -> dict[str, int]:
@@ -70,13 +76,9 @@ def word_numbers(folder: Path) -> dict[str, int]:
 
 def render(options: argparse.Namespace) -> None:
     """Draw shards of pictures, of training or of held-out models."""
-    from splatdistill.teaching.renderer import Renderer
-    from splatdistill.teaching.shelf import Shelf
-
-    entries, renderer = all_entries(options.bundle), Renderer(SIZE)
-    words = phrases.vocabulary(entries, list(COLORS))
+    shelf = whole_shelf(options)
+    words = phrases.vocabulary(list(shelf.entries), list(COLORS))
     (options.out / "words.json").write_text(json.dumps(words, indent=0) + "\n", "utf-8")
-    shelf = Shelf(tuple(entries), options.bundle, options.out / "meshes", renderer)
     numbers = range(options.first, options.first + options.shards)
     for name, held_out, seed in (
         ("pictures", False, TRAINING),
@@ -87,19 +89,14 @@ def render(options: argparse.Namespace) -> None:
         if kept.entries:
             (options.out / name).mkdir(exist_ok=True)
             chosen = numbers if name == "pictures" else range(2)
-            shards.render_shards(options.out / name, kept, renderer, chosen, seed)
+            shards.render_shards(options.out / name, kept, kept.renderer, chosen, seed)
 
 
 def pages(options: argparse.Namespace) -> None:
     """Draw the album's pages of the training models, and of the pairs in all pictures."""
-    from splatdistill.teaching.renderer import Renderer
-    from splatdistill.teaching.shelf import Shelf
-
-    renderer = Renderer(SIZE)
-    shelf = Shelf(tuple(all_entries(options.bundle)), options.bundle, options.out / "meshes", renderer)
-    shelf = shelf.split(False)
+    shelf = whole_shelf(options).split(False)
     ids = [entry.id for entry in shelf.entries]
-    drawn = render_pages(plain_meshes(shelf), renderer)
+    drawn = render_pages(plain_meshes(shelf), shelf.renderer)
     Pages.save(options.out, drawn, ids, drawn_pairs(options.out), options.workers)
     log.info("%d pages", len(ids))
 
@@ -268,7 +265,8 @@ def export(options: argparse.Namespace) -> None:
 
 def save_album(options: argparse.Namespace, path: Path, models: int | None = None) -> None:
     """Write the pages of the first models of each noun."""
-    entries = {entry.id: entry for entry in all_entries(options.bundle)}
+    shelf = whole_shelf(options)
+    entries = {entry.id: entry for entry in shelf.entries}
     pages = Pages.load(options.out)
     of_noun: dict[str, list[str]] = {}
     alone = (name for name in pages.numbers if name in entries)
@@ -277,16 +275,16 @@ def save_album(options: argparse.Namespace, path: Path, models: int | None = Non
     kept = [name for names in of_noun.values() for name in names[:models]]
     numbers = [pages.numbers[name] for name in kept]
     strips = [album.strip(pages.page(number), options.quality) for number in numbers]
-    said = tuple(";".join(said_of(entries[name])) for name in kept)
+    said = tuple(";".join(said_of(entries[name], shelf.can_tint(entries[name]))) for name in kept)
     nouns = tuple(entries[name].noun for name in kept)
     with atomic_write(path) as file:
         Album(strips, pages.halves[numbers], tuple(kept), nouns, said).save(file)
     log.info("%d pages of %d nouns, %.1f MB", len(kept), len(of_noun), sum(map(len, strips)) / 1e6)
 
 
-def said_of(entry: Entry) -> list[str]:
+def said_of(entry: Entry, tinted: bool) -> list[str]:
     """Return a model's phrases as the album has them, and whether it was tinted in training."""
-    return [*map(canonical, entry.phrases), *([album.TINTED] if entry.tintable else [])]
+    return [*map(canonical, entry.phrases), *([album.TINTED] if tinted else [])]
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""A reader of a tinted thing's color: that of the true renderings of the thing that its views resemble most."""
+"""A reader of a tinted thing's color: that of the true renderings of the thing that it resembles most."""
 
 from __future__ import annotations
 

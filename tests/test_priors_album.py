@@ -6,6 +6,7 @@ import torch
 
 from splatdistill.priors import album
 from splatdistill.priors.album import PICTURES, SIDE, Album, Page
+from splatdistill.priors.words import COLORS
 
 
 def box(color: tuple[int, int, int], half=(0.5, 0.5, 0.5)) -> Page:
@@ -114,6 +115,25 @@ def test_numbers_tell_pages_and_pairs_apart():
     assert np.array_equal(top.pictures, expected.pictures)
     most = album.MOST + (album.MOST**2) * len(album.BETWEEN)
     assert float(torch.tensor(float(most), dtype=torch.float32)) == most
+
+
+def test_a_page_shows_a_thing_in_a_color_that_it_was_shown_in_and_lacks():
+    pages = [box((250, 20, 20)), box((120, 120, 120), (0.2, 0.4, 0.5))]
+    strips, halves = [album.strip(page, 90) for page in pages], np.stack([page.half for page in pages])
+    phrases = (f"red car;{album.TINTED}", "gray cube")
+    made = Album(strips, halves, ("a", "b"), ("car", "cube"), phrases)
+    red, green = (list(COLORS).index(name) for name in ("red", "green"))
+
+    def seen(*asked) -> np.ndarray:
+        shown = made.page(*asked).pictures
+        return shown[shown[..., 3] == 255][:, :3].mean(0)
+
+    assert seen(0, (green, -1)).argmax() == 1 and seen(0, (-1, -1)).argmax() == 0
+    assert np.array_equal(made.page(0, (red, -1)).pictures, made.page(0).pictures)  # it has that color
+    assert np.array_equal(made.page(1, (green, -1)).pictures, made.page(1).pictures)  # never shown in another
+    number = int(made.numbers([[1], [0]], "on top of", 0, 1)[0])
+    changed = made.page(number, (-1, green)).pictures != made.page(number).pictures
+    assert changed.any() and not np.array_equal(made.page(number, (green, -1)).pictures, seen)
 
 
 def test_the_seed_chooses_where_there_is_a_choice():

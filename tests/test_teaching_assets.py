@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from splatdistill.errors import UserError
+from splatdistill.formats.gltf import srgb_to_linear
 from splatdistill.teaching.assets import Entry, load_entries, load_mesh, read_glb, read_obj
-from splatdistill.teaching.meshes import to_linear
 
 TRIANGLE = np.array([(0, 0, 0), (1, 0, 0), (0, 1, 0)], "<f4")
 
@@ -88,7 +88,7 @@ def test_obj_quads_are_cut_and_kd_is_what_a_screen_shows():
     obj = b"mtllib a.mtl\nv 0 0 0\nv 1 0 0\nv 1 1 0\nv 0 1 0\nusemtl m\nf 1 2 3 -1\n"
     mesh = read_obj(archive({"d/a.obj": obj, "d/a.mtl": b"newmtl m\nKd 0.5 0.2 0.1\nd 1\n"}), "d/a.obj")
     assert len(mesh.positions) == 6
-    np.testing.assert_allclose(mesh.colors[0, :3], to_linear(np.array([0.5, 0.2, 0.1])), rtol=1e-5)
+    np.testing.assert_allclose(mesh.colors[0, :3], srgb_to_linear(np.array([0.5, 0.2, 0.1])), rtol=1e-5)
     np.testing.assert_array_equal(mesh.positions[5], [0, 1, 0])
 
 

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from splatdistill.formats.gltf import linear_to_srgb, srgb_to_linear
 from splatdistill.scene.cameras import orbit
 from splatdistill.teaching import meshes
 from splatdistill.teaching.solids import KINDS, Solids, raycast
@@ -59,4 +60,4 @@ def test_joined_meshes_keep_their_own_textures():
 
 def test_srgb_and_linear_are_inverse():
     values = np.linspace(0, 1, 50)
-    np.testing.assert_allclose(meshes.to_srgb(meshes.to_linear(values)), values, atol=1e-6)
+    np.testing.assert_allclose(linear_to_srgb(srgb_to_linear(values)), values, atol=1e-6)

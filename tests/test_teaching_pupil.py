@@ -56,7 +56,23 @@ def small(monkeypatch):
         sizes: dict[str, Any] = given | {"sample_size": 8, "head": 16, "told": 16}
         return real(**sizes)
 
+    tiny.from_pretrained = real.from_pretrained
     monkeypatch.setattr(pupil, "ViewTransformer", tiny)
+
+
+def test_a_teacher_is_taught_on_from_its_folder(examples, tmp_path, small):
+    taught = make(examples)
+    networks = taught.networks
+    torch.nn.init.normal_(networks["denoiser"].predict.weight)
+    networks["denoiser"].save_pretrained(tmp_path / "transformer")
+    networks["text"].save_pretrained(tmp_path / "text_encoder")
+    (tmp_path / "model_index.json").write_text('{"step": 7}')
+    other = make(examples, seed=9)
+    other.adopt(tmp_path)
+    assert other.step == 7
+    for kept in (other.networks, other.average.module):
+        for name, value in networks.state_dict().items():
+            assert torch.equal(kept.state_dict()[name], value), name
 
 
 @pytest.mark.parametrize(("share", "views"), [((1, 0, 0), 1), ((0, 1, 0), RING), ((0, 0, 1), RING)])

@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 
 from splatdistill.errors import UserError
+from splatdistill.formats.gltf import srgb_to_linear
 from splatdistill.scene.cameras import orbit
 from splatdistill.teaching import shelf
 from splatdistill.teaching.assets import Entry
-from splatdistill.teaching.meshes import TEXTURE, joined, of_solids, plain, to_linear, unit_solid
+from splatdistill.teaching.meshes import TEXTURE, joined, of_solids, plain, unit_solid
 from splatdistill.teaching.renderer import Light, Renderer
 from splatdistill.teaching.solids import KINDS, Solids, raycast
 
@@ -54,14 +55,14 @@ def test_pictures_are_the_same_every_time(renderer):
 
 def test_the_main_color_is_tinted_and_no_other(renderer):
     box = unit_solid(KINDS["box"], 0.0)
-    red = np.append(to_linear(np.array([0.8, 0.1, 0.1])), 1.0)
-    blue = np.append(to_linear(np.array([0.1, 0.1, 0.8])), 1.0)
+    red = np.append(srgb_to_linear(np.array([0.8, 0.1, 0.1])), 1.0)
+    blue = np.append(srgb_to_linear(np.array([0.1, 0.1, 0.8])), 1.0)
     mesh = joined([plain(box, red), plain(box * 0.3 + [0, 0, 1.3], blue)])
     main = shelf.main_color(mesh, renderer)
     assert main is not None
     np.testing.assert_allclose(main, [0.8, 0.1, 0.1], atol=0.01)
     green = shelf.tinted(mesh, main, np.array([0.1, 0.7, 0.2]))
-    np.testing.assert_allclose(green.colors[0, :3], to_linear(np.array([0.1, 0.7, 0.2])), rtol=0.02)
+    np.testing.assert_allclose(green.colors[0, :3], srgb_to_linear(np.array([0.1, 0.7, 0.2])), rtol=0.02)
     np.testing.assert_array_equal(green.colors[-1], mesh.colors[-1])
 
 
@@ -93,6 +94,7 @@ def test_a_procedural_thing_gets_the_color_that_it_is_said_to_have(renderer, tmp
     mesh, color = shelf.Shelf((cube,), tmp_path, tmp_path, renderer).take(cube, np.random.default_rng(0))
     assert color is not None
     distance = {
-        name: np.abs(to_linear(np.array(c)) - mesh.colors[0, :3]).sum() for name, c in shelf.COLORS.items()
+        name: np.abs(srgb_to_linear(np.array(c)) - mesh.colors[0, :3]).sum()
+        for name, c in shelf.COLORS.items()
     }
     assert min(distance, key=lambda name: distance[name]) == color

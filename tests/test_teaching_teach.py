@@ -1,6 +1,7 @@
 """Every stage of the teaching in miniature, from models to a teacher that draws."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -66,6 +67,12 @@ def test_all_stages_end_in_a_teacher_that_draws(bundle, tmp_path, monkeypatch, c
     run("export", other, *given)
     config = json.loads((other / "teacher" / "vae" / "config.json").read_text())
     assert not config["_name_or_path"]  # no folder of the machine that made it
+    run("adopt", again := tmp_path / "again", "--teacher", str(other / "teacher"))
+    shutil.copytree(other / "latents", again / "latents")
+    for path in other.glob("pages.*"):
+        shutil.copy(path, again)
+    run("train", again, "--until", "4")
+    assert (again / "words.json").read_text() == (other / "words.json").read_text()
     run("sheet", other, "--steps", "2", "--texts", "brown tower", "mat")
     assert (other / "sheet.png").is_file()
     prior = load_prior(other / "teacher")

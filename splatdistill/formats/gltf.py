@@ -115,7 +115,14 @@ def _words(*values: int) -> bytes:
 
 def srgb_to_linear(colors: np.ndarray) -> np.ndarray:
     """Convert display colors in [0, 1] to linear light, as glTF stores vertex colors."""
+    colors = np.clip(colors, 0.0, 1.0)
     return np.where(colors <= 0.04045, colors / 12.92, ((colors + 0.055) / 1.055) ** 2.4)
+
+
+def linear_to_srgb(linear: np.ndarray) -> np.ndarray:
+    """Convert linear light in [0, 1] to display colors."""
+    linear = np.clip(linear, 0.0, 1.0)
+    return np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
 
 
 class Binary(NamedTuple):

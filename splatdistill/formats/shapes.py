@@ -22,7 +22,14 @@ from torch.nn import ParameterDict
 from splatdistill import formats
 from splatdistill.errors import UserError
 from splatdistill.formats.glb import EXTENSION, primitives
-from splatdistill.formats.gltf import TRIANGLES, Binary, fractions, open_binary, srgb_to_linear
+from splatdistill.formats.gltf import (
+    TRIANGLES,
+    Binary,
+    fractions,
+    linear_to_srgb,
+    open_binary,
+    srgb_to_linear,
+)
 from splatdistill.formats.packing import Note, warn
 from splatdistill.formats.ply import read_elements, read_points
 from splatdistill.scene.gaussians import from_tensors, rgb_to_sh0
@@ -64,7 +71,7 @@ class Surface(NamedTuple):
             at = (shares[rows, :, None] * self.places[faces[rows]]).sum(1) % 1.0
             x, y = (at * picture.shape[1::-1]).astype(int).T
             light = srgb_to_linear(picture[y, x] / 255) * srgb_to_linear(colors[rows])
-            colors[rows] = _to_srgb(light)
+            colors[rows] = linear_to_srgb(light)
         return colors
 
 
@@ -241,7 +248,7 @@ def _read_triangles(path: Path, note: Note) -> Surface:
                 places = fractions(binary.values(attributes["TEXCOORD_0"], 2)).astype(np.float64)[faces]
                 places = np.nan_to_num(places, posinf=0.0, neginf=0.0)
                 pictures.append(picture)
-        parts.append((points[faces], _to_srgb(np.asarray(colors))[faces], which, places))
+        parts.append((points[faces], linear_to_srgb(np.asarray(colors))[faces], which, places))
     if unread:
         note(f"{path} has textures of a kind that is not read; plain colors stand for them")
     if not parts:
@@ -280,12 +287,6 @@ def _picture(binary: Binary, texture: object, attributes: dict[str, Any]) -> np.
             return np.asarray(opened.convert("RGB"))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         return None
-
-
-def _to_srgb(linear: np.ndarray) -> np.ndarray:
-    """Convert linear light in [0, 1] to display colors; glTF stores the former."""
-    linear = linear.clip(0, 1)
-    return np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
 
 
 def _read_obj(path: Path) -> Surface:

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from splatdistill.ops.transfer import upload
 from splatdistill.priors.reading import BETWEEN
+from splatdistill.priors.tint import recolored
 from splatdistill.priors.words import COLORS
 
 FILE = "album.npz"  # in a teacher's folder
@@ -307,19 +308,25 @@ class Album:
         return [float(len(self.ids) + pair * len(BETWEEN) + BETWEEN.index(relation))]
 
     @cached_property
-    def page(self) -> Callable[[int], Page]:
-        """The page of a number; the last few are kept."""
+    def page(self) -> Callable[..., Page]:
+        """The page of a number, and of its things' colors by number, NOTHING for their own; the last are kept."""
         return lru_cache(KEPT)(self._make)
 
-    def _make(self, number: int) -> Page:
+    def _make(self, number: int, colors: Sequence[int] = (int(NOTHING),) * 2) -> Page:
         if number < len(self.ids):
-            return self._read(number)
+            return self._read(number, colors[0])
         pair, relation = divmod(number - len(self.ids), len(BETWEEN))
-        first, second = (self._read(model) for model in divmod(pair, len(self.ids)))
+        models = divmod(pair, len(self.ids))
+        first, second = (self._read(model, color) for model, color in zip(models, colors, strict=True))
         return together(first, second, BETWEEN[relation])
 
-    def _read(self, number: int) -> Page:
-        return Page(pictures_of(self.strips[number]), self.halves[number])
+    def _read(self, number: int, color: int) -> Page:
+        """Return the page of a model, in a color that it was shown in and that its pictures do not have."""
+        pictures, known = pictures_of(self.strips[number]), self.phrases[number].replace(";", " ").split()
+        name = list(COLORS)[color] if color >= 0 else ""
+        if name and name not in known and TINTED in known:
+            pictures = recolored(pictures, COLORS[name])
+        return Page(pictures, self.halves[number])
 
 
 def pictures_of(strip: bytes) -> np.ndarray:

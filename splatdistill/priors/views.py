@@ -23,6 +23,7 @@ from splatdistill.priors.lora import taught
 from splatdistill.priors.networks import load_network
 from splatdistill.priors.reading import BETWEEN, JOINING, MAX_WORDS, Vocabulary, canonical
 from splatdistill.priors.view_transformer import ViewTransformer, describe_cameras, patch_rays
+from splatdistill.priors.words import COLORS
 from splatdistill.scene.cameras import Cameras, orbit
 from splatdistill.scene.pictures import Reference
 
@@ -40,7 +41,7 @@ class ViewPrior(Pictured, LatentPrior):
     each view the network sees the nearest pictures of what the text names, from the album in the folder;
     with `condition_on`, the given picture instead, and azimuths are relative to it. The first row of a text's
     hidden states has the numbers of its pages: one, or several models of a thing, of which a scene gets the
-    one nearest to its noisy views.
+    one nearest to its noisy views; and those of the colors that its things have there.
 
     seed: which of a thing's models is the first; models: how many of them a text means.
     """
@@ -138,7 +139,7 @@ class ViewPrior(Pictured, LatentPrior):
     def embed(self, texts: list[str]) -> Tensor:
         """Return hidden states [n,1+L,D] of the text encoder, float32; other words as `understand` has them.
 
-        The first of them begins with the numbers of the text's pages.
+        The first of them begins with the numbers of the text's pages, and ends with those of two colors.
         """
         return self.read(texts, self.text_encoder)
 
@@ -149,17 +150,21 @@ class ViewPrior(Pictured, LatentPrior):
         hidden = text_encoder(input_ids=ids)[0].float()
         first = torch.full_like(hidden[:, :1], album.NOTHING)
         for row, text in zip(first, texts, strict=True):
-            pages = self._pages(read[text])
-            row[0, : len(pages)] = torch.tensor(pages)
+            pages, colors = self._pages(read[text])
+            row[0, : len(pages)], row[0, -len(colors) :] = torch.tensor(pages), torch.tensor(colors)
         return torch.cat([first, hidden], 1)
 
-    def _pages(self, text: str) -> list[float]:
-        """Return the numbers of the pages of a canonical text."""
+    def _pages(self, text: str) -> tuple[list[float], list[float]]:
+        """Return the numbers of the pages of a canonical text, and of the colors of its two things."""
+        colors = [album.NOTHING] * 2
         if self.album is None:
-            return []
+            return [], colors
         things, relation = self.reader.scene(text)
         found = [self.album.find(noun, words) for noun, words in things]
-        return self.album.numbers(found, relation, self.seed, self.models)
+        for place, (_, words) in enumerate(things):
+            named = [number for number, name in enumerate(COLORS) if name in words]
+            colors[place] = float((named or [album.NOTHING])[0])
+        return self.album.numbers(found, relation, self.seed, self.models), colors
 
     def with_cameras(self, cond: Conditioning, cameras: Cameras, background: Tensor) -> Conditioning:
         """Return the conditioning with cameras [B], backgrounds [B,3], and the pictures beside the views."""
@@ -170,29 +175,32 @@ class ViewPrior(Pictured, LatentPrior):
         known = torch.cat([placed, relative, behind], 1).cpu()
         told = upload([known], self.device)[0].expand(branches, -1, -1)
         if reference is None:
-            pages = cond.embeddings[..., 0, : self.models].tolist()  # [branches, B, models]
-            shown = [torch.cat([self._of_page(n, known) for n in zip(*row)], 1) for row in pages]
+            asked = [
+                [[(row[k], *row[-2:]) for row in branch] for k in range(self.models)]
+                for branch in cond.embeddings[:, :, 0].tolist()
+            ]
+            shown = [torch.cat([self._of_page(page, known) for page in pages], 1) for pages in asked]
         else:
             picture = self._of_picture(reference, orbits(reference.camera, first), told[0])
             shown = [torch.zeros_like(picture), *[picture] * (branches - 1)]
         return replace(cond, extra=torch.cat([told, torch.stack(shown)], 2))
 
-    def _of_page(self, numbers: Sequence[float], told: Tensor) -> Tensor:
+    def _of_page(self, numbers: Sequence[Sequence[float]], told: Tensor) -> Tensor:
         """Return offsets and latents, flat [B, SHOWN * (OFFSET + C * h * w)], of B views' pages.
 
-        told [B, TOLD]: cameras and backgrounds, on the CPU.
+        numbers: of each page, and of its two colors; told [B, TOLD]: cameras and backgrounds, on the CPU.
         """
-        pages = [self._picker(int(number)) for number in numbers]
+        pages = [self._picker(*map(int, row)) for row in numbers]
         if not any(pages):  # nothing is looked at where the offsets are zero
             return torch.zeros(len(told), SHOWN * (OFFSET + math.prod(self.latent_shape)), device=self.device)
         known = (told[:, :4], told[:, 5:], self.encode, self.image_size, self.device)
         latents, placed = album.beside(pages, *known)
         return torch.cat([placed.flatten(1), latents.flatten(1)], 1)
 
-    def _picker(self, number: int) -> Callable[[Sequence[int]], np.ndarray] | None:
+    def _picker(self, number: int, *colors: int) -> Callable[[Sequence[int]], np.ndarray] | None:
         if self.album is None or number < 0:
             return None
-        page = self.album.page(number)
+        page = self.album.page(number, colors)
         return lambda picked: page.pictures[picked]
 
     def _of_picture(self, reference: Reference, orbit: Tensor, told: Tensor) -> Tensor:

@@ -19,7 +19,8 @@ import numpy as np
 from PIL import Image
 
 from splatdistill.errors import UserError
-from splatdistill.teaching.meshes import TEXTURE, Mesh, face_normals, joined, to_linear
+from splatdistill.formats.gltf import srgb_to_linear
+from splatdistill.teaching.meshes import TEXTURE, Mesh, face_normals, joined
 
 COMPONENTS = {5120: "i1", 5121: "u1", 5122: "<i2", 5123: "<u2", 5125: "<u4", 5126: "<f4"}
 FAINTEST = 0.4  # alpha of glass and cloth: less would not be seen
@@ -214,7 +215,7 @@ def read_obj(archive: zipfile.ZipFile, inside: str) -> Mesh:
         positions = v[rows[:, 0]]
         flat = face_normals(positions)
         normals = np.where((rows[:, 2] >= 0)[:, None], vn[rows[:, 2]], flat) if len(vn) else flat
-        colors = np.broadcast_to(np.append(to_linear(color), alpha), (len(rows), 4))
+        colors = np.broadcast_to(np.append(srgb_to_linear(color), alpha), (len(rows), 4))
         parts.append((positions, normals, colors, uvs, layer))
     return _mesh(parts, textures)
 

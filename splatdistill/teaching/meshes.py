@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from splatdistill.formats.gltf import srgb_to_linear
 from splatdistill.priors.album import fit
 from splatdistill.teaching.solids import KINDS, Solids
 
@@ -90,18 +91,6 @@ def face_normals(positions: np.ndarray) -> np.ndarray:
     return normals.repeat(3, 0)
 
 
-def to_linear(srgb: np.ndarray) -> np.ndarray:
-    """Convert sRGB values in [0, 1] to linear light."""
-    srgb = np.clip(srgb, 0.0, 1.0)
-    return np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
-
-
-def to_srgb(linear: np.ndarray) -> np.ndarray:
-    """Convert linear light to sRGB values in [0, 1]."""
-    linear = np.clip(linear, 0.0, 1.0)
-    return np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
-
-
 def _grid(point, rows: int, columns: int) -> np.ndarray:
     """Return triangles [n, 3] of a surface: point(u, v) -> [..., 3] for u and v in [0, 1]."""
     u, v = np.meshgrid(np.linspace(0, 1, rows + 1), np.linspace(0, 1, columns + 1), indexing="ij")
@@ -158,7 +147,7 @@ def of_solids(solids: Solids, variant: int = 0) -> Mesh:
     """Return one variant of a batch of solids; its colors are taken as sRGB."""
     meshes = []
     for i, kind in enumerate(solids.kinds):
-        axes, color = solids.axes[i][variant], to_linear(solids.colors[i][variant])
+        axes, color = solids.axes[i][variant], srgb_to_linear(solids.colors[i][variant])
         local = unit_solid(kind, float(solids.parameters[i][variant]))
         mesh = plain(local @ axes.T + solids.centers[i][variant], np.append(color, 1.0))
         if kind in (KINDS["ellipsoid"], KINDS["torus"]):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -14,11 +15,15 @@ from torch import Tensor
 from splatdistill.files import atomic_write
 from splatdistill.priors import album
 from splatdistill.priors.album import AZIMUTHS, DISTANCE, ELEVATIONS, FOV, SIDE, USUAL_SIZE
+from splatdistill.priors.reading import canonical
 from splatdistill.scene.cameras import orbit
+from splatdistill.teaching.assets import Entry
 from splatdistill.teaching.meshes import Mesh
 from splatdistill.teaching.renderer import Light, Renderer
 from splatdistill.teaching.shards import spread
 from splatdistill.teaching.shelf import Shelf
+
+log = logging.getLogger(__name__)
 
 LIGHT = Light(ambient=0.5, lamp=0.4, head=0.15)
 
@@ -41,6 +46,11 @@ def render_pages(meshes: Iterator[Mesh], renderer: Renderer) -> Iterator[album.P
 def name_of(ids: Sequence[str], relation: str) -> str:
     """Return the name of the page of one or two models, "" where the second one is missing."""
     return f" {relation} ".join(name for name in ids if name)
+
+
+def said_of(entry: Entry, tinted: bool) -> list[str]:
+    """Return a model's phrases as the album has them, and whether it was tinted in training."""
+    return [*map(canonical, entry.phrases), *([album.TINTED] if tinted else [])]
 
 
 def _collage(path: Path, halves: np.ndarray, pair: tuple[int, int, str]) -> album.Page:
@@ -99,6 +109,22 @@ class Pages:
     def page(self, number: int) -> album.Page:
         """Return the page of a number."""
         return album.Page(self.pictures[number].numpy(), self.halves[number])
+
+    def export(self, shelf: Shelf, path: Path, quality: int, models: int | None = None) -> None:
+        """Write an album of the first `models` of each noun on a shelf, its pictures as WebP of a quality."""
+        entries = {entry.id: entry for entry in shelf.entries}
+        of_noun: dict[str, list[str]] = {}
+        alone = (name for name in self.numbers if name in entries)
+        for name in sorted(alone, key=lambda name: (entries[name].noun, entries[name].rank)):
+            of_noun.setdefault(entries[name].noun, []).append(name)
+        kept = [entries[name] for names in of_noun.values() for name in names[:models]]
+        numbers = [self.numbers[entry.id] for entry in kept]
+        strips = [album.strip(self.page(number), quality) for number in numbers]
+        said = tuple(";".join(said_of(entry, shelf.can_tint(entry))) for entry in kept)
+        ids, nouns = tuple(entry.id for entry in kept), tuple(entry.noun for entry in kept)
+        with atomic_write(path) as file:
+            album.Album(strips, self.halves[numbers], ids, nouns, said).save(file)
+        log.info("%d pages of %d nouns, %.1f MB", len(kept), len(of_noun), sum(map(len, strips)) / 1e6)
 
     def beside(
         self, numbers: Tensor, cameras: Tensor, background: Tensor, encode: Callable[[Tensor], Tensor]

@@ -19,6 +19,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from splatdistill.files import atomic_write
 from splatdistill.priors.album import beside_picture
+from splatdistill.priors.latent import native_bfloat16
 from splatdistill.priors.reading import MAX_WORDS, word_numbers
 from splatdistill.priors.view_transformer import ViewTransformer, describe_cameras, patch_rays
 from splatdistill.teaching.compositions import RING, RINGS, VIEWS
@@ -243,7 +244,7 @@ class Pupil:
             torch.optim.AdamW(others, lr=settings.learning_rate, **adam),
         ]
         self.step = 0
-        self.half = self.device.type == "cuda"  # the processors at hand are slower in bfloat16
+        self.half = native_bfloat16(self.device)
         self.alphas_cumprod = make_scheduler().alphas_cumprod.to(self.device)
 
     @torch.no_grad()
@@ -251,6 +252,17 @@ class Pupil:
         """Return the moving average; its horizon is at most a tenth of the steps so far."""
         weight = max(1 - self.settings.ema, 1 / (1 + self.step / 10))
         torch._foreach_lerp_(averages, values, weight)
+
+    def adopt(self, folder: Path) -> None:
+        """Take the networks of a teacher's folder, of these sizes, and their step; no optimizer's state."""
+        given: dict[str, Any] = {
+            "denoiser": ViewTransformer.from_pretrained(folder / "transformer"),
+            "text": CLIPTextModel.from_pretrained(folder / "text_encoder"),
+        }
+        for name, network in given.items():
+            for kept in (self.networks, self.average.module):
+                kept[name].load_state_dict(network.state_dict())
+        self.step = json.loads((folder / "model_index.json").read_text("utf-8"))["step"]
 
     def predict(self, batch: Batch, networks: Any = None) -> tuple[Tensor, Tensor]:
         """Return the networks' v and the target, both [n, C, h, w]."""

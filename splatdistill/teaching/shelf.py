@@ -11,10 +11,12 @@ from pathlib import Path
 import numpy as np
 
 from splatdistill.files import atomic_write
+from splatdistill.formats.gltf import linear_to_srgb, srgb_to_linear
+from splatdistill.priors.tint import LUMINANCE, alike
 from splatdistill.priors.words import COLORS, USUAL_COLOR
 from splatdistill.scene.cameras import orbit
 from splatdistill.teaching.assets import Entry, load_mesh
-from splatdistill.teaching.meshes import Mesh, of_solids, to_linear, to_srgb
+from splatdistill.teaching.meshes import Mesh, of_solids
 from splatdistill.teaching.objects import BUILDERS, PRIMITIVES
 from splatdistill.teaching.renderer import Light, Renderer
 from splatdistill.teaching.solids import Solids
@@ -24,7 +26,6 @@ HOLD_OUT_FROM = 4  # models of a noun, from which on one is kept for measuring
 RANKS = 10  # models of a noun that are used at most, the most different first
 TINT_SHARE = 0.4  # of the surface that has to have the main color
 UNLIT = Light(ambient=1.0, lamp=0.0, head=0.0)
-NEAR = 0.22  # distance in sRGB within which a color is the main one
 
 
 def procedural_entries(nouns: Iterable[str]) -> list[Entry]:
@@ -132,8 +133,8 @@ def surface_colors(mesh: Mesh) -> tuple[np.ndarray, np.ndarray]:
         size = mesh.textures.shape[1]
         place = mesh.uvs.reshape(-1, 3, 2).mean(1)[textured] % 1.0
         column, row = (place * size).astype(int).clip(0, size - 1).T
-        linear[textured] *= to_linear(mesh.textures[layers[textured], row, column, :3] / 255.0)
-    return to_srgb(linear), area
+        linear[textured] *= srgb_to_linear(mesh.textures[layers[textured], row, column, :3] / 255.0)
+    return linear_to_srgb(linear), area
 
 
 def tinted(mesh: Mesh, main: np.ndarray, color: np.ndarray) -> Mesh:
@@ -142,15 +143,14 @@ def tinted(mesh: Mesh, main: np.ndarray, color: np.ndarray) -> Mesh:
     Shades of the main color keep their relative brightness; a texture that mostly has it is tinted whole.
     """
     layers, near = mesh.layers[::3].astype(int), of_color(mesh, main)
-    target, luminance = to_linear(color), np.array([0.2126, 0.7152, 0.0722])
-    base = max(float(to_linear(main) @ luminance), 1e-3)
+    target, base = srgb_to_linear(color), max(float(srgb_to_linear(main) @ LUMINANCE), 1e-3)
     textures = mesh.textures.copy()
     for layer in np.unique(layers[near & (layers >= 0)]):
-        gray = to_linear(textures[layer, ..., :3] / 255.0) @ luminance
+        gray = srgb_to_linear(textures[layer, ..., :3] / 255.0) @ LUMINANCE
         shade = (gray / max(float(gray.mean()), 1e-3)).clip(0.25, 1.8)[..., None]
-        textures[layer, ..., :3] = (to_srgb(shade * target) * 255).round()
+        textures[layer, ..., :3] = (linear_to_srgb(shade * target) * 255).round()
     rows = (near & (layers < 0)).repeat(3)
-    shade = (mesh.colors[rows, :3] @ luminance / base).clip(0.35, 1.5)[:, None]
+    shade = (mesh.colors[rows, :3] @ LUMINANCE / base).clip(0.35, 1.5)[:, None]
     painted = mesh.colors.copy()
     painted[rows, :3] = (shade * target).clip(0.0, 1.0)
     painted[(near & (layers >= 0)).repeat(3), :3] = 1.0
@@ -166,15 +166,3 @@ def of_color(mesh: Mesh, main: np.ndarray) -> np.ndarray:
         inside = layers == layer
         near[inside] = area[inside & near].sum() > 0.6 * area[inside].sum()
     return near
-
-
-def alike(colors: np.ndarray, main: np.ndarray) -> np.ndarray:
-    """Return which sRGB colors [t, 3] are shades of the main one [3]: near it, or of its hue."""
-    near = np.linalg.norm(colors - main, axis=1) < NEAR
-
-    def chroma(c: np.ndarray) -> np.ndarray:
-        return c - c.mean(-1, keepdims=True)
-
-    strength, own = np.linalg.norm(chroma(colors), axis=1), float(np.linalg.norm(chroma(main)))
-    cosine = chroma(colors) @ chroma(main) / np.maximum(strength * own, 1e-9)
-    return near | ((cosine > 0.95) & (strength > 0.12) & (own > 0.12))

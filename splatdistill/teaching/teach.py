@@ -2,7 +2,8 @@
 
 Stages, each continuing where an interrupted run stopped: `render` draws shards of pictures; `encode` fits the
 codec to the first of them and turns all that are there into latents; `decode` trains the codec's decoder;
-`train` teaches the denoiser and the text encoder; `table` maps other English words to known names; `export`
+`train` teaches the denoiser and the text encoder, after `adopt` from
+the weights of an exported teacher; `table` maps other English words to known names; `export`
 writes DIR/teacher, which `--prior DIR/teacher` loads, with the judge and its true models where those are
 made (`teaching.judge`, `teaching.truth`); `sheet` draws samples of it. `pack` and `unpack` take
 the pictures to a machine that has a GPU and cannot render.
@@ -26,13 +27,12 @@ import torch
 
 from splatdistill.console import exit_status
 from splatdistill.errors import UserError
-from splatdistill.files import atomic_write
 from splatdistill.priors import album
 from splatdistill.priors.album import Album
 from splatdistill.priors.judge import FOLDER as JUDGE
 from splatdistill.priors.judge import TOLD, TRUTH, WEIGHTS
+from splatdistill.priors.loading import REAL
 from splatdistill.priors.patch_codec import PatchCodec
-from splatdistill.priors.reading import canonical
 from splatdistill.priors.words import COLORS
 from splatdistill.scene.pictures import to_uint8
 from splatdistill.teaching import phrases, pupil, shards
@@ -174,16 +174,43 @@ def make_pupil(options: argparse.Namespace, examples: pupil.Examples | None) -> 
     if not described.exists():
         if examples is None:
             raise UserError(f"nothing was trained in {run}: run the stage train first")
-        given = {f.name: getattr(options, f.name, None) for f in fields(pupil.PupilSettings)}
-        chosen = replace(pupil.PupilSettings(), **{k: v for k, v in given.items() if v is not None})
         channels = pupil.statistics(examples.latents[:4000])
-        described.write_text(json.dumps({"settings": asdict(chosen), "channels": channels}), "utf-8")
+        told = {"settings": asdict(chosen_settings(options)), "channels": channels}
+        described.write_text(json.dumps(told), "utf-8")
     told = json.loads(described.read_text("utf-8"))
     settings = pupil.PupilSettings(**told["settings"] | {"shares": tuple(told["settings"]["shares"])})
     made = pupil.Pupil(settings, len(word_numbers(options.out)) + 2, told["channels"], options.device)
     if (run / "pupil.pt").exists():
         made.load(run / "pupil.pt")
     return made
+
+
+def chosen_settings(options: argparse.Namespace) -> pupil.PupilSettings:
+    """Return the settings of a new run."""
+    given = {f.name: getattr(options, f.name, None) for f in fields(pupil.PupilSettings)}
+    return replace(pupil.PupilSettings(), **{k: v for k, v in given.items() if v is not None})
+
+
+def adopt(options: argparse.Namespace) -> None:
+    """Take the words, the codec and the weights of an exported teacher: `train` goes on from them."""
+    source, run = options.teacher, options.out / options.run
+    if (run / "pupil.json").exists():
+        raise UserError(f"{run} has been trained: expected a new one, name another with --run")
+    words, config = (
+        json.loads((source / name).read_text("utf-8"))
+        for name in ("vocabulary.json", "transformer/config.json")
+    )
+    (options.out / "words.json").write_text(json.dumps(words["words"], indent=0) + "\n", "utf-8")
+    codec: Any = PatchCodec.from_pretrained(source / "vae")
+    codec.float().save_pretrained(options.out / "codec")
+    settings = asdict(chosen_settings(options))
+    settings |= {name: config[name] for name in settings.keys() & config.keys()}
+    channels = {name: config[name] for name in ("means", "deviations")}
+    run.mkdir()
+    (run / "pupil.json").write_text(json.dumps({"settings": settings, "channels": channels}), "utf-8")
+    made = make_pupil(options, None)
+    made.adopt(source)
+    made.save(run / "pupil.pt")
 
 
 def train(options: argparse.Namespace) -> None:
@@ -255,36 +282,12 @@ def export(options: argparse.Namespace) -> None:
     told |= {"words": list(word_numbers(options.out)), "pairs": learned_pairs(told["things"])}
     told |= {"colors": list(COLORS), "sizes": list(phrases.SIZES)}
     (folder / "vocabulary.json").write_text(json.dumps(told, indent=0) + "\n", "utf-8")
-    save_album(options, folder / album.FILE, options.models)
+    Pages.load(options.out).export(whole_shelf(options), folder / album.FILE, options.quality, options.models)
     for name in ("nearest.tsv", *(f"{JUDGE}/{part}" for part in (WEIGHTS, TOLD, TRUTH))):
         if (options.out / name).is_file():
             (folder / name).parent.mkdir(exist_ok=True)
             shutil.copy(options.out / name, folder / name)
     log.info("%s: step %d", folder, made.step)
-
-
-def save_album(options: argparse.Namespace, path: Path, models: int | None = None) -> None:
-    """Write the pages of the first models of each noun."""
-    shelf = whole_shelf(options)
-    entries = {entry.id: entry for entry in shelf.entries}
-    pages = Pages.load(options.out)
-    of_noun: dict[str, list[str]] = {}
-    alone = (name for name in pages.numbers if name in entries)
-    for name in sorted(alone, key=lambda name: (entries[name].noun, entries[name].rank)):
-        of_noun.setdefault(entries[name].noun, []).append(name)
-    kept = [name for names in of_noun.values() for name in names[:models]]
-    numbers = [pages.numbers[name] for name in kept]
-    strips = [album.strip(pages.page(number), options.quality) for number in numbers]
-    said = tuple(";".join(said_of(entries[name], shelf.can_tint(entries[name]))) for name in kept)
-    nouns = tuple(entries[name].noun for name in kept)
-    with atomic_write(path) as file:
-        Album(strips, pages.halves[numbers], tuple(kept), nouns, said).save(file)
-    log.info("%d pages of %d nouns, %.1f MB", len(kept), len(of_noun), sum(map(len, strips)) / 1e6)
-
-
-def said_of(entry: Entry, tinted: bool) -> list[str]:
-    """Return a model's phrases as the album has them, and whether it was tinted in training."""
-    return [*map(canonical, entry.phrases), *([album.TINTED] if tinted else [])]
 
 
 @torch.no_grad()
@@ -317,7 +320,7 @@ def pack(options: argparse.Namespace) -> None:
     paths = sorted((options.out / "pictures").glob("*.npz"))[options.first :][: options.shards]
     target = options.out / f"pictures-{options.first:05d}.pack"
     log.info("%d scenes", shards.pack(paths, target))
-    save_album(options, options.out / album.FILE)
+    Pages.load(options.out).export(whole_shelf(options), options.out / album.FILE, options.quality)
 
 
 def unpack(options: argparse.Namespace) -> None:
@@ -332,8 +335,8 @@ def unpack(options: argparse.Namespace) -> None:
 
 
 STAGES = {
-    "render": render, "pages": pages, "encode": encode, "decode": decode, "train": train, "table": table,
-    "export": export, "sheet": sheet, "pack": pack, "unpack": unpack,
+    "render": render, "pages": pages, "adopt": adopt, "encode": encode, "decode": decode, "train": train,
+    "table": table, "export": export, "sheet": sheet, "pack": pack, "unpack": unpack,
 }  # fmt: skip
 
 
@@ -360,6 +363,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--decoder-steps", type=int, default=2000, help="of the stage decode")
     parser.add_argument("--models", type=int, default=3, help="pages of each noun in the album, at most")
     parser.add_argument("--quality", type=int, default=45, help="of the album's WebP files")
+    parser.add_argument("--teacher", type=Path, default=REAL, help="folder that adopt takes weights from")
     parser.add_argument("--encoder", type=Path, help="sentence encoder of the table, in transformers' layout")
     parser.add_argument("--texts", nargs="*", help="what the sheet shows; default: a choice")
     parser.add_argument("--guidance", type=float, default=4.0, help="of the sheet")

@@ -200,7 +200,7 @@ def agreements(look: Look, model: Look) -> Tensor:
 
 
 def colors(reader: ColorReader, texts: Sequence[str], path: Path) -> dict[str, Any]:
-    """Return the shares of views, and of scenes of four, of the asked color, and what the reader can reach."""
+    """Return the shares of views, and of scenes of four, of the asked color; and the reader's own shares."""
     hits: dict[str, list[bool]] = {"view": [], "scene": []}
     for number, rgb, _ in seen(path):
         (thing,) = (name for name in TINTED if texts[number].endswith(f" {name}"))

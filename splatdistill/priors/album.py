@@ -309,7 +309,7 @@ class Album:
 
     @cached_property
     def page(self) -> Callable[..., Page]:
-        """The page of a number, and of its things' colors by number, NOTHING for their own; the last are kept."""
+        """The page of a number, its things in colors by number or, NOTHING, in their own; a few are kept."""
         return lru_cache(KEPT)(self._make)
 
     def _make(self, number: int, colors: Sequence[int] = (int(NOTHING),) * 2) -> Page:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -22,6 +23,9 @@ from splatdistill.scene.cameras import Cameras, orbit
 from splatdistill.scene.densification import lonely_mask
 from splatdistill.scene.gaussians import init_blob, select
 from splatdistill.scene.rendering import render
+
+if TYPE_CHECKING:
+    from splatdistill.teaching.shelf import Shelf
 
 PRIOR = "real"
 BUILD = RESULTS.parents[1] / "build"  # what a campaign keeps, so that a stopped one goes on
@@ -52,29 +56,30 @@ def photographs(size: int = SIDE) -> Cameras:
     return orbit([360.0 / 20 * k for k in range(60)], elevations, 3.0, 40.0, size, size)
 
 
-def held_out_nouns(bundle: Path) -> list[str]:
-    """Return the nouns that have one model which no teaching has seen, in alphabetical order."""
+def shelf(bundle: Path, size: int, held_out: bool) -> Shelf:
+    """Return the models that no teaching has seen, or those that it has."""
     from splatdistill.teaching.renderer import Renderer
     from splatdistill.teaching.shelf import Shelf
     from splatdistill.teaching.teach import all_entries
 
-    shelf = Shelf(tuple(all_entries(bundle)), bundle, BUILD / "meshes", Renderer(SIDE))
-    held = shelf.split(held_out=True).by_noun
+    return Shelf(tuple(all_entries(bundle)), bundle, BUILD / "meshes", Renderer(size)).split(held_out)
+
+
+def held_out_nouns(bundle: Path) -> list[str]:
+    """Return the nouns that have one model which no teaching has seen, in alphabetical order."""
+    held = shelf(bundle, SIDE, True).by_noun
     return sorted(noun for noun, entries in held.items() if len(entries) == 1)
 
 
-def held_out_views(noun: str, cameras: Cameras, bundle: Path) -> Tensor:
-    """Return pictures, as `page_views` does, of the noun's model that no teaching has seen."""
+def model_views(noun: str, cameras: Cameras, bundle: Path, held_out: bool = True) -> Tensor:
+    """Return pictures, as `page_views` does, of a noun's model that no teaching has seen, or of the first."""
     from splatdistill.teaching.pages import LIGHT
-    from splatdistill.teaching.renderer import Renderer
-    from splatdistill.teaching.shelf import Shelf
-    from splatdistill.teaching.teach import all_entries
 
-    shelf = Shelf(tuple(all_entries(bundle)), bundle, BUILD / "meshes", Renderer(cameras.width))
-    (entry,) = shelf.split(held_out=True).by_noun[noun]
-    assert entry.id not in album().ids
-    mesh, _ = shelf.take(entry, np.random.default_rng(0), tint=0.0)
-    drawn = shelf.renderer.draw(mesh.fitted(0.78), cameras, LIGHT)
+    models = shelf(bundle, cameras.width, held_out)
+    entry = models.by_noun[noun][0]
+    assert not held_out or entry.id not in album().ids
+    mesh, _ = models.take(entry, np.random.default_rng(0), tint=0.0)
+    drawn = models.renderer.draw(mesh.fitted(0.78), cameras, LIGHT)
     return torch.from_numpy(drawn).permute(0, 3, 1, 2).float() / 255
 
 

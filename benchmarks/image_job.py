@@ -3,7 +3,7 @@
 `python benchmarks/image_job.py --assets FOLDER [--pictures N] [--work DIR] [key=value ...]` draws held-out
 models of a bundle, which no teaching has seen, and runs what `python -m splatdistill.train --image` runs on
 one picture of each. The other sides are compared with the model's, and with samples that the teacher draws of
-them from that picture, 50 steps. With --work the splats are kept there, and a second call goes on. Writes
+them from that picture, 50 steps; beside them stand such samples of models that it was taught. With --work the splats are kept there, and a second call goes on. Writes
 benchmarks/results/image_job.json and, beside it, a picture: for each model the truth from four sides, and
 below it the splat.
 """
@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from common import RESULTS, made, write_result
-from fits import PRIOR, held_out_nouns, held_out_views, look, on_white
+from fits import PRIOR, held_out_nouns, look, model_views, on_white
 from PIL import Image
 from torch import Tensor
 from torch.nn import ParameterDict
@@ -85,16 +85,19 @@ def main() -> None:
         work = options.work or Path(scratch)
         work.mkdir(parents=True, exist_ok=True)
         for index, noun in enumerate(chosen):
-            drawn = held_out_views(noun, circle(), options.assets)
+            drawn = model_views(noun, circle(), options.assets)
             splat = reconstructed(drawn[0], work / f"{noun.replace(' ', '-')}.ply", options.overrides)
             truth, shown = on_white(drawn), look(splat, circle())
             of_splat, of_teacher = (psnr(x, truth) for x in (shown, sampled(prior, drawn[0], index)))
+            taught = model_views(noun, circle(), options.assets, held_out=False)
+            of_taught = psnr(sampled(prior, taught[0], index), on_white(taught))
             said = jury.verdict(f"a {noun}", *around(splat))
             row = {
                 "thing": noun,
                 "psnr_db": of_splat[1:].mean().item(),
                 "psnr_of_the_picture_db": of_splat[0].item(),
                 "psnr_of_samples_db": of_teacher[1:].mean().item(),
+                "psnr_of_samples_taught_db": of_taught[1:].mean().item(),
                 "named": said["object"],
                 "called": said["called"][0],
             }
@@ -102,7 +105,7 @@ def main() -> None:
             strips.append(torch.cat([torch.cat(list(x[::2]), 2) for x in (truth, shown)], 1))
             print({k: round(v, 2) if isinstance(v, float) else v for k, v in row.items()}, flush=True)
     summary: dict[str, Any] = {"pictures": len(rows)}
-    for name in ("psnr_db", "psnr_of_the_picture_db", "psnr_of_samples_db"):
+    for name in (key for key in rows[0] if key.startswith("psnr")):
         values = torch.tensor([row[name] for row in rows])
         summary[name] = [values.mean().item(), *bootstrap_interval(values)]
     named = sum(bool(row["named"]) for row in rows)

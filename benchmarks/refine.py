@@ -25,8 +25,8 @@ from fits import (
     PRIOR,
     album,
     fitted,
-    held_out_views,
     look,
+    model_views,
     on_white,
     page_cameras,
     page_views,
@@ -71,7 +71,7 @@ def views_of(noun: str, assets: Path | None) -> tuple[Tensor, Tensor]:
     if assets is None:
         page = page_views(album().page(album().of_noun[noun][0]))
         return page[~UNSEEN], page[UNSEEN]
-    fit_to, compared = (held_out_views(noun, cameras, assets) for cameras in cameras_of(assets))
+    fit_to, compared = (model_views(noun, cameras, assets) for cameras in cameras_of(assets))
     return fit_to, compared
 
 

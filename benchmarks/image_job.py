@@ -3,9 +3,9 @@
 `python benchmarks/image_job.py --assets FOLDER [--pictures N] [--work DIR] [key=value ...]` draws held-out
 models of a bundle, which no teaching has seen, and runs what `python -m splatdistill.train --image` runs on
 one picture of each. The other sides are compared with the model's, and with samples that the teacher draws of
-them from that picture, 50 steps; beside them stand such samples of models that it was taught. With --work the splats are kept there, and a second call goes on. Writes
-benchmarks/results/image_job.json and, beside it, a picture: for each model the truth from four sides, and
-below it the splat.
+them from that picture, 50 steps; beside them stand such samples of models that it was taught. With --work the
+splats are kept there, and a second call goes on. Writes benchmarks/results/image_job.json and, beside it, a
+picture: for each model the truth from four sides, and below it the splat.
 """
 
 from __future__ import annotations

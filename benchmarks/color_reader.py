@@ -20,14 +20,22 @@ from splatdistill.teaching.teach import all_entries
 BINS = 6  # of each channel
 LAMPS = 3  # under which each true model is drawn
 JITTER = 0.02  # of a color in sRGB, as in teaching
-APART = 0.06  # from the background, in the largest channel
+FAINT, PLAIN = (
+    0.06,
+    0.3,
+)  # differences from white in the largest channel: of what counts for nothing, and in full
 
 
 def histogram(rgb: np.ndarray) -> np.ndarray:
-    """Return the square roots of the shares of colors [BINS^3] of a picture [S, S, 3], uint8, on white."""
-    there = (255 - rgb.astype(int)).max(-1) > 255 * APART
-    bins = (rgb[there].astype(int) * BINS // 256) @ np.array([BINS**2, BINS, 1])
-    return np.sqrt(np.bincount(bins, minlength=BINS**3) / max(len(bins), 1))
+    """Return the square roots of the shares of colors [BINS^3] of a picture [S, S, 3], uint8, on white.
+
+    Faint pixels, as at the soft edges of samples, count less: a thin thing would be read as white for them.
+    """
+    apart = (255 - rgb.astype(int)).max(-1) / 255
+    weight = np.where(apart > FAINT, (apart / PLAIN).clip(0, 1) ** 2, 0.0)
+    bins = (rgb.astype(int) * BINS // 256) @ np.array([BINS**2, BINS, 1])
+    counts = np.bincount(bins.ravel(), weights=weight.ravel(), minlength=BINS**3)
+    return np.sqrt(counts / max(counts.sum(), 1e-9))
 
 
 class ColorReader:

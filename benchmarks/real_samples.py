@@ -4,7 +4,8 @@
 seeds of four views each, twenty things in each of the twelve colors, and sixty pairs. DIR/nouns.npz and so
 on keep the views. `measure` reads them: names by the judge in the teacher's folder; colors by the
 true rendering of that thing, in any color, that is most like it (with --assets); views by the turn at which
-the true models of the noun agree best. Writes benchmarks/results/real_samples.json.
+the true models of the noun agree best. Writes benchmarks/results/real_samples.json of the nouns, and
+real_samples-colors.json and -pairs.json.
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ TINTED = (
 )  # fmt: skip
 SIZE = 128
 PAIRS, SEED = 60, 20260
+KINDS = ("colors", "pairs", "nouns")  # few first, should the time run out
 ASKED = "prompts.json"  # what the samples in a folder were drawn for
 
 
@@ -72,7 +74,7 @@ def prompts(words: Vocabulary) -> dict[str, list[str]]:
     """Return the prompts of each kind."""
     colored = [f"a {color} {thing}" for thing, color in product(TINTED, COLORS)]
     nouns = [f"a {noun}" for noun in sorted(words.things)]
-    return {"colors": colored, "pairs": pairs(words), "nouns": nouns}  # few first, should the time run out
+    return {"colors": colored, "pairs": pairs(words), "nouns": nouns}
 
 
 @torch.no_grad()
@@ -95,7 +97,7 @@ def draw(options: argparse.Namespace) -> None:
     prior = load_prior(PRIOR, options.device)
     asked = prompts(vocabulary())
     (options.work / ASKED).write_text(json.dumps(asked), "utf-8")
-    for kind, texts in asked.items():
+    for kind, texts in ((kind, asked[kind]) for kind in options.kinds):
         path = options.work / f"{kind}.npz"
         if path.exists():
             continue
@@ -213,17 +215,21 @@ def colors(reader: ColorReader, texts: Sequence[str], path: Path) -> dict[str, A
 
 def measure(options: argparse.Namespace) -> None:
     """Measure what was drawn."""
-    jury, texts = Jury.of(PRIOR), json.loads((options.work / ASKED).read_text("utf-8"))
+    jury, asked = Jury.of(PRIOR), json.loads((options.work / ASKED).read_text("utf-8"))
     assert jury is not None
-    result: dict[str, Any] = {"prior": PRIOR, "steps": STEPS, "guidance": GUIDANCE}
-    result["nouns"] = names(jury, texts["nouns"], options.work / "nouns.npz")
-    result["pairs"] = pair_names(jury, texts["pairs"], options.work / "pairs.npz")
-    result["judge"] = jury.judge.told["measured"]
-    result["views"] = sides(jury, texts["nouns"], options.work / "nouns.npz")
-    if options.assets:
-        reader = ColorReader(options.assets, options.work / "meshes", TINTED, SIZE, VIEWS)
-        result["colors"] = colors(reader, texts["colors"], options.work / "colors.npz")
-    write_result("real_samples", result)
+    for kind in options.kinds:
+        texts, path = asked[kind], options.work / f"{kind}.npz"
+        result: dict[str, Any] = {"prior": PRIOR, "steps": STEPS, "guidance": GUIDANCE}
+        if kind == "nouns":
+            result["nouns"] = names(jury, texts, path)
+            result["judge"] = jury.judge.told["measured"]
+            result["views"] = sides(jury, texts, path)
+        elif kind == "pairs":
+            result["pairs"] = pair_names(jury, texts, path)
+        else:
+            reader = ColorReader(options.assets, options.work / "meshes", TINTED, SIZE, VIEWS)
+            result["colors"] = colors(reader, texts, path)
+        write_result("real_samples" if kind == "nouns" else f"real_samples-{kind}", result)
 
 
 def main() -> None:
@@ -232,6 +238,7 @@ def main() -> None:
     parser.add_argument("stage", choices=("draw", "measure"))
     parser.add_argument("--work", type=Path, required=True, help="folder of the samples")
     parser.add_argument("--assets", type=Path, help="the bundle of models, whose renderings tell colors")
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS, help="what of it; default: all")
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)

@@ -31,7 +31,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def without_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Estimate as on a processor without bfloat16, such as that of benchmarks/results/true_size.json."""
+    """Estimate as on a processor without bfloat16."""
     monkeypatch.setattr("splatdistill.priors.appraise.default_dtype", lambda device: torch.float32)
 
 

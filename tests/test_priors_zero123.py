@@ -87,6 +87,22 @@ def test_the_pose_is_relative() -> None:
     )
 
 
+def test_stable_zero123_is_told_the_elevation_of_the_picture(folder: Path, tmp_path: Path) -> None:
+    at = orbit([10.0, 100.0], [30.0, 30.0], [3.0, 3.4], 40.0, 8, 8)
+    told = relative_pose(at[0], at, stable=True)
+    torch.testing.assert_close(told[:, :3], relative_pose(at[0], at)[:, :3])
+    torch.testing.assert_close(told[:, 3], torch.full((2,), math.radians(60.0)))
+    hub = tmp_path / "models--owner--stable-zero123" / "snapshots" / "0123456789abcdef"
+    shutil.copytree(folder, hub)
+    carded = tmp_path / "mine"
+    shutil.copytree(folder, carded)
+    (carded / "README.md").write_text("---\nlicense: other\n---\n# Stable Zero123 for diffusers\n")
+    priors: list[Any] = [load_prior(str(path), dtype=torch.float32) for path in (folder, hub, carded)]
+    assert [prior.stable for prior in priors] == [False, True, True]
+    tokens = [conditioned(prior.condition_on(picture())).embeddings for prior in priors[:2]]
+    assert not torch.allclose(*tokens)
+
+
 def test_it_distills(folder: Path) -> None:
     prior: Any = load_prior(str(folder), dtype=torch.float32)
     assert isinstance(prior, Zero123Prior)
@@ -119,6 +135,7 @@ def test_a_steps_cameras_may_be_on_another_device_than_the_picture() -> None:
         relative_pose(picture().to("meta").camera, cameras)
     prior: Any = Zero123Prior.__new__(Zero123Prior)
     prior.device, prior.image_size, prior.encoder = torch.device("meta"), 32, None
+    prior.stable = False
     prior.projection = torch.nn.Linear(4, 5, device="meta")
     prior._scale, prior._shift, prior.encode = 1.0, 0.0, lambda rgb: rgb
     prior = prior.condition_on(picture())

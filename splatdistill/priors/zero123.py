@@ -6,6 +6,7 @@ text one token, a projection of the picture's CLIP embedding and the relative ca
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from splatdistill.priors.networks import CLIP, STEM, load_network, normalization
 from splatdistill.scene.cameras import Cameras
 from splatdistill.scene.pictures import Reference
 
+STABLE = re.compile(r"stable[-_ ]?zero[-_ ]?123", re.IGNORECASE)
 PROJECTIONS = (("clip_camera_projection", "proj"), ("cc_projection", "projection"))  # folders, their layers
 
 
@@ -31,6 +33,8 @@ class Zero123Prior(Pictured, LatentPrior):
     """Zero-1-to-3 and its kin: a picture and a relative camera instead of a text; see `condition_on`.
 
     Reads Zero-1-to-3's folders in diffusers layout, with safetensors.
+
+    stable: whether it is Stable Zero123, which is told the picture's polar angle in place of the distance.
     """
 
     view_words = False
@@ -54,19 +58,22 @@ class Zero123Prior(Pictured, LatentPrior):
         projection: nn.Linear,
         encoder: Any | None = None,
         normal: tuple[Tensor, Tensor] | None = None,
+        stable: bool = False,
     ) -> None:
         """Take the networks of a folder.
 
         `encoder` reads pictures normalized by the mean and standard deviation `normal`, [3, 1, 1] each.
         """
         super().__init__(name, unet, vae, None, None, scheduler)
+        self.stable = stable
         self.projection = projection.eval().requires_grad_(False)
         self.encoder = None if encoder is None else encoder.eval().requires_grad_(False)
         self.mean, self.std = normal or (torch.zeros(3, 1, 1), torch.ones(3, 1, 1))
 
     @classmethod
     def _load_reader(cls, folder: Folder, device: torch.device | str) -> dict[str, Any]:
-        reader: dict[str, Any] = {"projection": load_projection(folder.root).to(device)}
+        projection = load_projection(folder.root).to(device)
+        reader: dict[str, Any] = {"projection": projection, "stable": is_stable(folder.root)}
         if not (folder.root / "image_encoder").is_dir():
             return reader
         encoder = load_network(folder.root, "image_encoder", torch.float32)
@@ -94,7 +101,7 @@ class Zero123Prior(Pictured, LatentPrior):
         """Return two branches for cameras [B]: null, and the picture on backgrounds [B,3] with its token."""
         pictures = self.reference.before(upload([background], self.device)[0])  # [B, 3, S, S]
         latents = self.encode(pictures) / self._scale + self._shift  # as the autoencoder gives them
-        token = relative_pose(self.reference.camera, cameras.to(self.device))
+        token = relative_pose(self.reference.camera, cameras.to(self.device), self.stable)
         seen = [] if self.encoder is None else [self._embedding(pictures)]
         token = self.projection(torch.cat([*seen, token], dim=1))[:, None]  # [B, 1, D]
         embeddings = torch.stack([torch.zeros_like(token), token])
@@ -114,15 +121,26 @@ class Zero123Prior(Pictured, LatentPrior):
         return self.unet(z_t, timestep=t, encoder_hidden_states=hidden, return_dict=False)[0].float()
 
 
-def relative_pose(reference: Cameras, cameras: Cameras) -> Tensor:
+def is_stable(folder: Path) -> bool:
+    """Return whether a folder is Stable Zero123's, by its path or its card's title: its files do not tell."""
+    card = folder / "README.md"
+    lines = card.read_text("utf-8", "replace").splitlines() if card.is_file() else []
+    titles = [line for line in lines if line.startswith("# ")][:1]
+    return any(STABLE.search(name) for name in (*folder.resolve().parts[-3:], *titles))
+
+
+def relative_pose(reference: Cameras, cameras: Cameras, stable: bool = False) -> Tensor:
     """Return relative poses from cameras (one, or [V]) to others: [V,4], in radians.
 
-    Polar angle down, sine and cosine of azimuth, increase of distance.
+    """Return whether a folder is Stable Zero123's, by its path or its card's title; its files do not tell."""
+    the first camera's polar angle.
     """
     polar = (reference.elevation_deg - cameras.elevation_deg).deg2rad()
     azimuth = (cameras.azimuth_deg - reference.azimuth_deg).deg2rad()
-    further = cameras.distance - reference.distance
-    return torch.stack([polar, azimuth.sin(), azimuth.cos(), further], dim=1)
+    last = cameras.distance - reference.distance
+    if stable:
+        last = (90.0 - reference.elevation_deg).deg2rad().expand_as(last)
+    return torch.stack([polar, azimuth.sin(), azimuth.cos(), last], dim=1)
 
 
 def load_projection(folder: Path) -> nn.Linear:

@@ -122,7 +122,7 @@ class Zero123Prior(Pictured, LatentPrior):
 
 
 def is_stable(folder: Path) -> bool:
-    """Return whether a folder is Stable Zero123's, by its path or its card's title: its files do not tell."""
+    """Return whether a folder is Stable Zero123's, by its path or its card's title; its files do not tell."""
     card = folder / "README.md"
     lines = card.read_text("utf-8", "replace").splitlines() if card.is_file() else []
     titles = [line for line in lines if line.startswith("# ")][:1]
@@ -132,7 +132,7 @@ def is_stable(folder: Path) -> bool:
 def relative_pose(reference: Cameras, cameras: Cameras, stable: bool = False) -> Tensor:
     """Return relative poses from cameras (one, or [V]) to others: [V,4], in radians.
 
-    """Return whether a folder is Stable Zero123's, by its path or its card's title; its files do not tell."""
+    Polar angle down, sine and cosine of azimuth, increase of distance; for Stable Zero123 in place of the last
     the first camera's polar angle.
     """
     polar = (reference.elevation_deg - cameras.elevation_deg).deg2rad()

@@ -132,8 +132,8 @@ def is_stable(folder: Path) -> bool:
 def relative_pose(reference: Cameras, cameras: Cameras, stable: bool = False) -> Tensor:
     """Return relative poses from cameras (one, or [V]) to others: [V,4], in radians.
 
-    Polar angle down, sine and cosine of azimuth, increase of distance; for Stable Zero123, in its place, the first
-    camera's polar angle.
+    Polar angle down, sine and cosine of azimuth, increase of distance; for Stable Zero123, in its place, the
+    first camera's polar angle.
     """
     polar = (reference.elevation_deg - cameras.elevation_deg).deg2rad()
     azimuth = (cameras.azimuth_deg - reference.azimuth_deg).deg2rad()

@@ -12,8 +12,7 @@ QUICK = ["machine", "renderer", "unet", "encoder"]
 LONG = ["variants", "tests", "job", "waits", "speed", "sanitizers"]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("stages", [QUICK, LONG])
+@pytest.mark.parametrize("stages", [QUICK, pytest.param(LONG, marks=pytest.mark.slow)])
 def test_every_stage_runs_dry_and_is_written_down(tmp_path, stages):
     command = [sys.executable, "benchmarks/gpu_check.py", "--dry", "--out", str(tmp_path), "--only", *stages]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)

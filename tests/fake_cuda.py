@@ -232,6 +232,12 @@ def fake_cuda(index: int = 0) -> Iterator[FakeCuda]:
         rgb, alpha, depth, _ = raster.rasterize_tiles(*shapes, backgrounds, width, height)
         return rgb, alpha, depth, means2d, radii
 
+    def rasterization(means, quats, scales, opacities, colors, viewmats, Ks, width, height, **options):
+        assert options == {"sh_degree": None, "backgrounds": None, "packed": False}
+        scene = (means, quats, scales, opacities, rendering.rgb_to_sh0(colors)[:, None])
+        rgb, alpha, _, means2d, radii = draw(*scene, viewmats, Ks, width, height, None, 0)
+        return rgb, alpha, {"means2d": means2d, "radii": radii}
+
     def replay(self: Graphed, *inputs: Tensor) -> Tensor:
         if not all(isinstance(x, OnDevice) for x in inputs):
             assert not any(isinstance(x, OnDevice) for x in inputs), "a graph's inputs are on one device"
@@ -253,6 +259,7 @@ def fake_cuda(index: int = 0) -> Iterator[FakeCuda]:
 
     with (
         patch.object(rendering, "_rasterize_gsplat", draw),
+        patch.object(rendering.gsplat, "rasterization", rasterization),
         patch.object(Graphed, "__call__", replay),
         patch.object(GraphedGradient, "__call__", lambda self, x: self._network(x)),
         patch.object(torch.cuda, "device_count", lambda: index + 1),

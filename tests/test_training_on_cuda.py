@@ -9,24 +9,19 @@ import pytest
 import torch
 from fake_cuda import fake_cuda
 from PIL import Image
-from tiny import SMALL, Hooks, make_pictured
+from tiny import SMALL, Hooks, make_clip, make_pictured
 
 from splatdistill.config.load import resolve
 from splatdistill.config.schema import Config
 from splatdistill.folder import METRICS
 from splatdistill.formats.ply import write_ply
+from splatdistill.guidance.registry import METHODS
 from splatdistill.scene.gaussians import init_blob
 from splatdistill.training.run import make_run
 
 MOST_WAITS = 2  # of a step: gsplat counts intersections, the loop reads its numbers
 GROWING = ["densification.start=1", "densification.every=1", "densification.grow_grad2d=0"]
-METHODS = [
-    *("dsd", "vsd"),
-    *(
-        pytest.param(name, marks=pytest.mark.slow)
-        for name in ("sdi_published", "sds", "sjc", "ism", "csd", "nfsd")
-    ),
-]
+GENERATORS = [name for name, method in METHODS.items() if not method.edits]
 
 
 def settings(teacher: str, *words: str) -> Config:
@@ -94,14 +89,10 @@ def test_a_run_resumes_on_the_device_that_it_is_given(teacher, tmp_path):
     assert (tmp_path / "run" / "splat.ply").read_bytes() == whole
 
 
-OWN_PATHS = ("sdi", "sdi_published_perp_neg", "dsd", "vsd", "clip", "hifa", "cfd")  # code of their own
-
-
-@pytest.mark.parametrize(
-    "method", [pytest.param(name, marks=() if name in OWN_PATHS else pytest.mark.slow) for name in METHODS]
-)
+@pytest.mark.parametrize("method", GENERATORS)
 def test_every_method_stays_on_the_device(teacher, tmp_path, method):
-    trained(settings(teacher, f"method={method}", "steps=2"), tmp_path / "run")
+    scorer = [f"method.scorer={make_clip(tmp_path)}"] if method == "clip" else []
+    trained(settings(teacher, f"method={method}", "steps=2", *scorer), tmp_path / "run")
 
 
 @pytest.mark.slow

@@ -103,6 +103,8 @@ def test_it_learns_goes_on_and_is_measured(bundle, photographs, tmp_path, monkey
     assert truth.main(given) == 0
     found = Truth.load(tmp_path / FOLDER)
     assert found.nouns == ("mat", "tower") and (tmp_path / FOLDER / TRUTH).stat().st_size < 20_000
-    flat, tall = (look.shapes.float().mean() for look in found.looks)
-    assert tall < flat  # framed by its height, a tower is thin
+    flat, tall = (  # pixels of rows and of columns that are covered, of the first view
+        [int(look.shapes[0].any(axis).sum()) for axis in (1, 0)] for look in found.looks
+    )
+    assert flat[0] < flat[1] and tall[0] > tall[1]
     assert json.loads((tmp_path / FOLDER / "judge.json").read_text())["steps"] == 2

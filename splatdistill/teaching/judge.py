@@ -226,8 +226,9 @@ def figures(found: Tensor, labels: Tensor, temperature: float) -> dict[str, floa
 def write_folder(network: Classifier, course: Course, steps: int) -> dict[str, Any]:
     """Measure, calibrate, and write the judge's folder; return what judge.json says."""
     folder = course.folder
-    sets = {"held_out_views": course.measured(False), "held_out_models": course.measured(True)}
-    sets = {name: views for name, views in sets.items() if len(views.labels)}
+    sets = {"held_out_views": course.measured(False)}
+    if course.held_out.entries:
+        sets["held_out_models"] = course.measured(True)
     found = {name: judged(network, views) for name, views in sets.items()}
     labels = {name: views.labels[:, 0] for name, views in sets.items()}
     # half of each set calibrates; all of it is reported, and one number cannot fit much

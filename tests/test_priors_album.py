@@ -117,6 +117,14 @@ def test_numbers_tell_pages_and_pairs_apart():
     assert float(torch.tensor(float(most), dtype=torch.float32)) == most
 
 
+def test_a_thing_that_was_shown_in_all_colors_is_found_by_any():
+    phrases = (f"wooden chair;{album.TINTED}", "blue office chair", "old chair")
+    made = Album([b""] * 3, np.ones((3, 3)), ("a", "b", "c"), ("chair",) * 3, phrases)
+    assert made.find("chair", ["blue", "chair"]) == [0, 1] and made.find("chair", ["red", "chair"]) == [0]
+    assert made.find("chair", ["blue", "office", "chair"]) == [1]
+    assert made.find("chair", ["red", "wooden", "chair"]) == made.find("chair", ["wooden", "chair"]) == [0]
+
+
 def test_a_page_shows_a_thing_in_a_color_that_it_was_shown_in_and_lacks():
     pages = [box((250, 20, 20)), box((120, 120, 120), (0.2, 0.4, 0.5))]
     strips, halves = [album.strip(page, 90) for page in pages], np.stack([page.half for page in pages])

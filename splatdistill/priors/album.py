@@ -280,13 +280,12 @@ class Album:
     def find(self, noun: str, words: Sequence[str]) -> list[int]:
         """Return the models of a noun whose phrases have most of the words, the best first.
 
-        For a color that no phrase has, those that were tinted in training.
+        Those that were tinted in training have every color: so a thing is the same one in another color.
         """
-        colored = bool(COLORS.keys() & set(words))
 
-        def said(number: int) -> float:
+        def said(number: int) -> int:
             known = self.phrases[number].replace(";", " ").split()
-            return sum(word in known for word in words) + 0.5 * (colored and TINTED in known)
+            return sum(word in known or (word in COLORS and TINTED in known) for word in words)
 
         models = self.of_noun.get(noun, [])
         most = max(map(said, models), default=0)

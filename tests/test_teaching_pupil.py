@@ -56,8 +56,9 @@ def small(monkeypatch):
         sizes: dict[str, Any] = given | {"sample_size": 8, "head": 16, "told": 16}
         return real(**sizes)
 
-    tiny.from_pretrained = real.from_pretrained
-    monkeypatch.setattr(pupil, "ViewTransformer", tiny)
+    small: Any = tiny
+    small.from_pretrained = real.from_pretrained
+    monkeypatch.setattr(pupil, "ViewTransformer", small)
 
 
 def test_a_teacher_is_taught_on_from_its_folder(examples, tmp_path, small):

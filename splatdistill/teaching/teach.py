@@ -2,11 +2,10 @@
 
 Stages, each continuing where an interrupted run stopped: `render` draws shards of pictures; `encode` fits the
 codec to the first of them and turns all that are there into latents; `decode` trains the codec's decoder;
-`train` teaches the denoiser and the text encoder, after `adopt` from
-the weights of an exported teacher; `table` maps other English words to known names; `export`
-writes DIR/teacher, which `--prior DIR/teacher` loads, with the judge and its true models where those are
-made (`teaching.judge`, `teaching.truth`); `sheet` draws samples of it. `pack` and `unpack` take
-the pictures to a machine that has a GPU and cannot render.
+`train` teaches the denoiser and the text encoder, after `adopt` from the weights of an exported teacher;
+`table` maps other English words to known names; `export` writes DIR/teacher, which `--prior DIR/teacher`
+loads, with the judge and its true models where those are made (`teaching.judge`, `teaching.truth`); `sheet`
+draws samples of it. `pack` and `unpack` take the pictures to a machine that has a GPU and cannot render.
 """
 
 from __future__ import annotations

@@ -284,12 +284,16 @@ class Album:
         """
 
         def said(number: int) -> int:
-            known = self.phrases[number].replace(";", " ").split()
+            known = self._known(number)
             return sum(word in known or (word in COLORS and TINTED in known) for word in words)
 
         models = self.of_noun.get(noun, [])
         most = max(map(said, models), default=0)
         return [number for number in models if said(number) == most]
+
+    def _known(self, number: int) -> list[str]:
+        """Return the words of a model's phrases."""
+        return self.phrases[number].replace(";", " ").split()
 
     def numbers(self, things: Sequence[Sequence[int]], relation: str, seed: int, count: int) -> list[float]:
         """Return the numbers of the pages of a thing, or of a pair, each given as models to choose from.
@@ -321,7 +325,7 @@ class Album:
 
     def _read(self, number: int, color: int) -> Page:
         """Return the page of a model, in a color that it was shown in and that its pictures do not have."""
-        pictures, known = pictures_of(self.strips[number]), self.phrases[number].replace(";", " ").split()
+        pictures, known = pictures_of(self.strips[number]), self._known(number)
         name = list(COLORS)[color] if color >= 0 else ""
         if name and name not in known and TINTED in known:
             pictures = recolored(pictures, COLORS[name])

@@ -64,7 +64,7 @@ def start(args: argparse.Namespace) -> int:
     from splatdistill.config.load import resolve
     from splatdistill.files import atomic_write, writable_folder
     from splatdistill.priors.loading import probe
-    from splatdistill.training.inputs import check_words, left_out, pick_device, slug, teacher_of
+    from splatdistill.training.inputs import check_words, pick_device, remarks, slug, teacher_of
 
     exact = args.mode in ("ddim", "cached")
     flags: dict[str, Any] = {"steps": DDIM_STEPS} if exact else {}
@@ -92,7 +92,7 @@ def start(args: argparse.Namespace) -> int:
         )
     prior = prior.alone()
     probe(prior)
-    for warning in left_out(config, prior, flat=True):
+    for warning in remarks(config, prior, flat=True):
         note(warning)
     writable_folder(out)
     z, metrics, trajectory = play(config, prior, args.mode or "inversion", args.count, args.rate)

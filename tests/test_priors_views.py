@@ -1,4 +1,5 @@
 import json
+import math
 import shutil
 from contextlib import nullcontext
 from dataclasses import replace
@@ -17,6 +18,7 @@ from splatdistill.priors import album, load_prior
 from splatdistill.priors.base import cfg
 from splatdistill.priors.loading import probe, words_of
 from splatdistill.priors.reading import MAX_WORDS
+from splatdistill.priors.recognition import Sighting
 from splatdistill.priors.views import OFFSET, SHOWN, TOLD, ViewPrior
 from splatdistill.scene.cameras import orbit
 from splatdistill.scene.pictures import Reference
@@ -130,11 +132,48 @@ def test_what_would_lie_where_no_picture_is_does_not_count(prior):
     assert torch.equal(*outputs)
 
 
-def test_a_given_picture_takes_the_album_s_place(prior, with_album):
+def test_a_picture_of_nothing_that_is_known_takes_the_album_s_place(prior, with_album):
     gray = Reference(torch.full((3, SIZE, SIZE), 0.5), torch.ones(1, SIZE, SIZE), ring(1))
     told = [one.condition_on(gray) for one in (prior, with_album)]
+    assert told[1].sighting is None and not told[1].remarks
     t = torch.full((4,), 500)
     torch.testing.assert_close(*(one.predict(noise(), t, condition(one)) for one in told))
+
+
+def test_of_what_a_picture_shows_the_album_has_the_other_sides(with_album, monkeypatch):
+    """It is seen as the text's is, from where the picture was taken."""
+    found = Sighting(0, math.radians(70.0), 0.0)
+    monkeypatch.setattr("splatdistill.priors.views.recognized", lambda *_: found)
+    gray = Reference(
+        torch.full((3, SIZE, SIZE), 0.5), torch.ones(1, SIZE, SIZE), orbit(20.0, 15.0, 3.0, 42.0, SIZE, SIZE)
+    )
+    shown = with_album.condition_on(gray)
+    (line,) = shown.remarks
+    assert shown.sighting == found and "'car'" in line and "70 degrees" in line
+    seen = condition(shown, "car", first=50.0).extra
+    torch.testing.assert_close(seen, condition(with_album, "car", first=100.0).extra, atol=1e-5, rtol=1e-5)
+    monkeypatch.setattr("splatdistill.priors.views.recognized", lambda *_: replace(found, zoom=0.2))
+    larger = condition(with_album.condition_on(gray), "car", first=50.0).extra
+    offsets = slice(TOLD, TOLD + SHOWN * OFFSET)
+    torch.testing.assert_close(larger[..., :TOLD], seen[..., :TOLD])
+    torch.testing.assert_close(larger[..., offsets], seen[..., offsets])
+    assert not torch.allclose(larger, seen, atol=1e-3)
+
+
+def test_the_error_beside_a_page_is_that_of_the_denoiser(with_album, monkeypatch):
+    asked = {}
+
+    def ask(guesses, surprise):
+        asked["guesses"], asked["errors"] = guesses, surprise([guesses[0], None, guesses[0]], (0.5,))
+
+    monkeypatch.setattr("splatdistill.priors.views.recognized", ask)
+    red = torch.tensor([200.0, 30.0, 30.0])[:, None, None].expand(3, SIZE, SIZE) / 255
+    alpha = torch.zeros(1, SIZE, SIZE)
+    alpha[:, 20:45, 15:50] = 1
+    assert with_album.condition_on(Reference(red, alpha, ring(1))).sighting is None
+    assert [guess.number for guess in asked["guesses"]] == [0]
+    first, alone, again = asked["errors"].tolist()
+    assert first == pytest.approx(again, rel=1e-4) and first != pytest.approx(alone, rel=1e-3)
 
 
 @pytest.fixture

@@ -1,6 +1,8 @@
 """The weights that ship: their size, how they load, and that they draw what the words say."""
 
+import copy
 import json
+import math
 import os
 import subprocess
 import sys
@@ -11,9 +13,11 @@ import torch
 
 from splatdistill.guidance.core import sample
 from splatdistill.priors import load_prior
+from splatdistill.priors.album import Album
 from splatdistill.priors.base import cfg
 from splatdistill.priors.loading import ASSETS
 from splatdistill.scene.cameras import orbit
+from splatdistill.scene.pictures import Reference
 
 
 def test_the_weights_are_small_and_no_pickles() -> None:
@@ -68,3 +72,23 @@ def test_the_real_teacher_sees_the_things_of_the_texts_in_noise(prior: Any) -> N
     assert heights[0] < 1 < heights[1]  # the one is flat, the other tall
     for (mask, picture), channel in ((red, 0), (blue, 2)):
         assert int(picture[:, mask].mean(1).argmax()) == channel
+
+
+def test_the_real_teacher_knows_a_thing_of_its_album_from_one_picture(prior: Any) -> None:
+    """And not a thing that is none of them. One in forty of the album is there, which is quicker."""
+    whole, few = prior.album, copy.copy(prior)
+    kept = sorted({*whole.find("acoustic guitar", []), *range(0, len(whole.ids), 40)})
+    told = ([getattr(whole, name)[k] for k in kept] for name in ("ids", "nouns", "phrases"))
+    few.album = Album([whole.strips[k] for k in kept], whole.halves[kept], *map(tuple, told))
+    number = few.album.find("acoustic guitar", [])[0]
+    side = few.album.page(number).pictures.shape[1]
+    seen = torch.from_numpy(few.album.page(number).pictures[2]).permute(2, 0, 1) / 255
+    camera = orbit([0.0], 2.0, 3.0, 42.0, side, side)
+    known = few.condition_on(Reference(seen[:3] / seen[3:].clamp(min=1e-3), seen[3:], camera))
+    assert known.sighting.number == number and "guitar" in known.remarks[0]
+    assert math.cos(known.sighting.azimuth - math.radians(60)) > math.cos(math.radians(10))
+    line = torch.linspace(-1, 1, side)
+    y, x = torch.meshgrid(line, line, indexing="ij")
+    star = ((x.square() + y.square()).sqrt() < 0.5 + 0.25 * (5 * torch.atan2(y, x)).sin()).float()[None]
+    stripes = torch.stack([(9 * x).sin(), (9 * y).cos(), (7 * (x + y)).sin()]) / 2 + 0.5
+    assert few.condition_on(Reference(stripes, star, camera)).sighting is None

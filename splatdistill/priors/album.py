@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -40,6 +41,7 @@ PICTURES = len(AZIMUTHS)
 NOTHING = -1.0  # the number of no page
 TINTED = "(tinted)"  # among a model's phrases: it was shown in all colors in training
 KEPT = 16  # pages, of 2 MB each
+THUMB = 8  # pixels a side of the smallest pictures
 MOST = 2300  # models: the numbers of all pairs are exact in float32
 
 
@@ -277,6 +279,13 @@ class Album:
             found.setdefault(noun, []).append(number)
         return found
 
+    @cached_property
+    def thumbnails(self) -> Tensor:
+        """All pictures at THUMB pixels a side, [n, PICTURES, 4, THUMB, THUMB] uint8, premultiplied."""
+        with ThreadPoolExecutor(torch.get_num_threads()) as threads:
+            small = [torch.from_numpy(part) for part in threads.map(thumbnails, self.strips)]
+        return torch.stack(small).movedim(-1, -3).contiguous()
+
     def find(self, noun: str, words: Sequence[str]) -> list[int]:
         """Return the models of a noun whose phrases have most of the words, the best first.
 
@@ -338,6 +347,12 @@ def pictures_of(strip: bytes) -> np.ndarray:
     parts = np.stack(np.split(whole, PICTURES, 1)).astype(np.float32)
     parts[..., :3] *= parts[..., 3:] / 255.0
     return (parts + 0.5).astype(np.uint8)
+
+
+def thumbnails(strip: bytes) -> np.ndarray:
+    """Return the pictures of a strip at [PICTURES, THUMB, THUMB, 4] uint8, premultiplied."""
+    whole = Image.open(io.BytesIO(strip)).convert("RGBA").convert("RGBa")
+    return np.stack(np.split(np.asarray(whole.reduce(whole.height // THUMB)), PICTURES, 1))
 
 
 def strip(page: Page, quality: int) -> bytes:

@@ -122,6 +122,7 @@ class Prior(Protocol):
     needs_cameras: whether `with_cameras` must be called.
     takes_lora: whether `load` merges the LoRA files of its folder.
     vocabulary: the only words that it knows; None for any.
+    remarks: lines for the user on how it takes the picture that it is conditioned on.
     """
 
     name: str
@@ -140,6 +141,7 @@ class Prior(Protocol):
     reads_picture: bool = False
     takes_lora: ClassVar[bool] = False
     vocabulary: frozenset[str] | None = None
+    remarks: tuple[str, ...] = ()
 
     @classmethod
     def reads(cls, folder: Folder) -> bool:

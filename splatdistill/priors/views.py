@@ -15,13 +15,14 @@ from torch import Tensor
 from splatdistill.ops.transfer import upload
 from splatdistill.priors import album
 from splatdistill.priors.album import OFFSET, SHOWN, Album
-from splatdistill.priors.base import Adaptable, Conditioning, cut_to_fit, text_branch
+from splatdistill.priors.base import Adaptable, Conditioning, cfg, cut_to_fit, text_branch
 from splatdistill.priors.folders import Folder
 from splatdistill.priors.graphs import Graphed
 from splatdistill.priors.latent import LatentPrior, Pictured
 from splatdistill.priors.lora import taught
 from splatdistill.priors.networks import load_network
 from splatdistill.priors.reading import BETWEEN, JOINING, MAX_WORDS, Vocabulary, canonical
+from splatdistill.priors.recognition import Sighting, likely, recognized
 from splatdistill.priors.view_transformer import ViewTransformer, describe_cameras, patch_rays
 from splatdistill.priors.words import COLORS
 from splatdistill.scene.cameras import Cameras, orbit
@@ -39,17 +40,20 @@ class ViewPrior(Pictured, LatentPrior):
 
     Samples come in groups of VIEWS of one scene; without cameras, each is alone and from the front. Beside
     each view the network sees the nearest pictures of what the text names, from the album in the folder;
-    with `condition_on`, the given picture instead, and azimuths are relative to it. The first row of a text's
-    hidden states has the numbers of its pages: one, or several models of a thing, of which a scene gets the
-    one nearest to its noisy views; and those of the colors that its things have there.
+    with `condition_on`, those of what the given picture shows, or where the album has no such thing, the
+    picture itself; azimuths are then relative to it. The first row of a text's hidden states has the numbers
+    of its pages: one, or several models of a thing, of which a scene gets the one nearest to its noisy views;
+    and those of the colors that its things have there.
 
-    seed: which of a thing's models is the first; models: how many of them a text means.
+    seed: which of a thing's models is the first; models: how many of them a text means; sighting: what of
+    the album the picture shows, if anything.
     """
 
     group = VIEWS
     view_words = False
     reads_picture = True
     seed, models = 0, 1
+    sighting: Sighting | None = None
 
     @classmethod
     def reads(cls, folder: Folder) -> bool:
@@ -119,6 +123,48 @@ class ViewPrior(Pictured, LatentPrior):
         chosen._denoise = Graphed(chosen.network)
         return chosen
 
+    @torch.no_grad()
+    def condition_on(self, reference: Reference) -> Self:
+        """Return a copy of the prior, sharing its networks, conditioned on this picture."""
+        shown: Self = super().condition_on(reference)
+        shown.sighting = seen = shown._recognize()
+        if seen is not None and self.album is not None:
+            shown.remarks = (
+                f"the picture is taken for the '{self.album.nouns[seen.number]}' that this teacher knows, "
+                f"from {math.degrees(seen.azimuth) % 360:.0f} degrees: the other sides are that one's",
+            )
+        return shown
+
+    def _recognize(self) -> Sighting | None:
+        """Return what of the album the picture shows, if anything."""
+        if self.album is None or self._reference is None:
+            return None
+        reference, single = self._reference.to("cpu"), self.alone()
+        single._denoise = single.network  # a few calls: graphs are not worth it
+        placed = orbits(reference.camera, float(reference.camera.azimuth_deg[0]))
+        picture = torch.cat([reference.rgb * reference.alpha, reference.alpha])
+        clean = self.encode(reference.before(torch.ones(1, 3)).to(self.device))
+        rng = torch.Generator().manual_seed(0)
+        noise = torch.randn(clean.shape, generator=rng).to(clean)
+
+        def surprise(guesses: Sequence[Sighting | None], levels: Sequence[float]) -> Tensor:
+            count, total = len(guesses), torch.zeros(len(guesses))
+            nothing = self.embed([""] * count)
+            cameras = placed.repeat(count, 1)
+            cameras[:, 0] += torch.tensor([0.0 if guess is None else guess.azimuth for guess in guesses])
+            told = torch.cat([cameras, torch.zeros(count, 1), torch.ones(count, 3)], 1)
+            extra = torch.cat([told.to(self.device), self._of_sightings(guesses, told)], 1)
+            cond = replace(cfg(nothing, nothing, 1.0), extra=torch.stack([extra, extra]))
+            for level in levels:
+                t = int(level * len(self.alphas_cumprod))
+                a, s = float(self.alphas_cumprod[t].sqrt()), float((1 - self.alphas_cumprod[t]).sqrt())
+                z_t = (a * clean + s * noise).expand(count, -1, -1, -1)
+                drawn = single.predict(z_t, torch.full((count,), t), cond)[1]
+                total += (drawn - (a * noise - s * clean)).square().mean((1, 2, 3)).cpu()
+            return total
+
+        return recognized(likely(self.album, picture, placed[0, 1:]), surprise)
+
     def understand(self, text: str) -> tuple[str, list[str]]:
         """Return a text in the words of the vocabulary; see `Prior.understand`."""
         return self.reader.understand(text, strict=False)
@@ -168,10 +214,12 @@ class ViewPrior(Pictured, LatentPrior):
 
     def with_cameras(self, cond: Conditioning, cameras: Cameras, background: Tensor) -> Conditioning:
         """Return the conditioning with cameras [B], backgrounds [B,3], and the pictures beside the views."""
-        branches, reference = len(cond.embeddings), self._reference
+        branches, reference, sighting = len(cond.embeddings), self._reference, self.sighting
         first = 0.0 if reference is None else float(reference.camera.azimuth_deg[0])
         placed, behind = orbits(cameras, first), background.to(cameras.distance)
-        relative = torch.full_like(placed[:, :1], float(reference is not None))
+        if sighting is not None:  # the front of what is seen is known
+            placed[:, 0] += sighting.azimuth
+        relative = torch.full_like(placed[:, :1], float(reference is not None and sighting is None))
         known = torch.cat([placed, relative, behind], 1).cpu()
         told = upload([known], self.device)[0].expand(branches, -1, -1)
         if reference is None:
@@ -181,8 +229,11 @@ class ViewPrior(Pictured, LatentPrior):
             ]
             shown = [torch.cat([self._of_page(page, known) for page in pages], 1) for pages in asked]
         else:
-            picture = self._of_picture(reference, orbits(reference.camera, first), told[0])
-            shown = [torch.zeros_like(picture), *[picture] * (branches - 1)]
+            if sighting is None:
+                beside = self._of_picture(reference, orbits(reference.camera, first), told[0])
+            else:
+                beside = self._of_sightings([sighting] * len(known), known)
+            shown = [torch.zeros_like(beside), *[beside] * (branches - 1)]
         return replace(cond, extra=torch.cat([told, torch.stack(shown)], 2))
 
     def _of_page(self, numbers: Sequence[Sequence[float]], told: Tensor) -> Tensor:
@@ -196,6 +247,13 @@ class ViewPrior(Pictured, LatentPrior):
         known = (told[:, :4], told[:, 5:], self.encode, self.image_size, self.device)
         latents, placed = album.beside(pages, *known)
         return torch.cat([placed.flatten(1), latents.flatten(1)], 1)
+
+    def _of_sightings(self, sightings: Sequence[Sighting | None], told: Tensor) -> Tensor:
+        """Return what `_of_page` does, for things that are seen at their own sizes."""
+        numbers = [album.NOTHING if sighting is None else sighting.number for sighting in sightings]
+        zooms = torch.tensor([0.0 if sighting is None else sighting.zoom for sighting in sightings])
+        nearer = torch.cat([told[:, :2], told[:, 2:3] * (-zooms).exp()[:, None], told[:, 3:]], 1)
+        return self._of_page([(number, album.NOTHING, album.NOTHING) for number in numbers], nearer)
 
     def _picker(self, number: int, *colors: int) -> Callable[[Sequence[int]], np.ndarray] | None:
         if self.album is None or number < 0:

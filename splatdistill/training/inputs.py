@@ -111,8 +111,8 @@ def fit_teacher(config: Config, prior: Prior, picture: Reference | None) -> Prio
     return prior
 
 
-def left_out(config: Config, prior: Prior, flat: bool = False) -> list[str]:
-    """Return a line for each prompt of a run that is longer than its teacher reads.
+def remarks(config: Config, prior: Prior, flat: bool = False) -> list[str]:
+    """Return a line for each prompt of a run that is longer than its teacher reads, and its own remarks.
 
     flat: for pictures without cameras, whose views and backgrounds no prompt names.
     """
@@ -123,7 +123,7 @@ def left_out(config: Config, prior: Prior, flat: bool = False) -> list[str]:
     names = list(backgrounds.colors) if backgrounds.in_prompt and not flat else [None]
     prompts = ViewPrompts(config.prompt, config.negative_prompt, words, prior.fit)
     source = ViewPrompts(config.edit.source_prompt, "", words, prior.fit)
-    return prompts.left_out(names) + source.left_out(names, "source prompt")
+    return [*prompts.left_out(names), *source.left_out(names, "source prompt"), *prior.remarks]
 
 
 def read_reference(config: Config, path: Path) -> Reference | None:

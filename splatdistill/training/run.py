@@ -41,11 +41,11 @@ from splatdistill.training.inputs import (
     check_kernels,
     check_words,
     fit_teacher,
-    left_out,
     pick_device,
     read_pictures,
     read_reference,
     read_source,
+    remarks,
     teacher_of,
 )
 from splatdistill.training.parallel import Alone
@@ -141,7 +141,7 @@ def make_run(
         job = prepare(config, out, device=ranks.device(device), resume=resume, teacher=teacher)
         ranks.check(config.views.count, job.prior.group)
         ranks.wait()
-        job.warnings = warnings + left_out(config, job.prior) + check_kernels(job.device) + gripped(job)
+        job.warnings = warnings + remarks(config, job.prior) + check_kernels(job.device) + gripped(job)
         with begun(job, resume), watch(job) as watcher:
             begin = time.perf_counter()
             done = fit(job, watcher, ranks)

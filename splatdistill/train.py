@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import re
 import sys
+import traceback
 from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
@@ -98,6 +99,7 @@ def several(args: argparse.Namespace) -> int:
     from splatdistill.files import atomic_write
     from splatdistill.media.runs_page import runs_page
     from splatdistill.media.sheets import runs_sheet
+    from splatdistill.training.jobs import brief
 
     if launched():
         raise UserError("--seeds and --sweep make runs one after another: use splatdistill.batch for many")
@@ -118,8 +120,15 @@ def several(args: argparse.Namespace) -> int:
             try:
                 if not make(config, out, args, resume=known).finished:
                     return 130
+            except (UserError, OSError):  # the others would end in the same
+                raise
             except Diverged as error:
                 note(f"error: {error}")
+                status = 1
+                continue
+            except Exception as error:  # a GPU without memory, or a fault of a method: the others go on
+                traceback.print_exc()
+                note(f"error: {out}: {brief(error)}")
                 status = 1
                 continue
         finished[out] = name

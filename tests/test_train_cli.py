@@ -225,6 +225,21 @@ def test_seeds_of_other_settings_are_not_mixed(teacher, workplace, capfd):
     assert "not both" in mistake(capfd, *command(teacher, "--seeds", "0", "--seed", "0"))
 
 
+def test_an_unexpected_error_of_one_run_of_several_leaves_the_others(teacher, workplace, capfd, monkeypatch):
+    from splatdistill.training import run
+
+    def falls(config, *given, whole=run.make_run, **named):
+        if config.seed == 1:
+            raise RuntimeError("CUDA out of memory")
+        return whole(config, *given, **named)
+
+    monkeypatch.setattr(run, "make_run", falls)
+    assert main(command(teacher, "--seeds", "0-2", "--out", "set")) == 1
+    assert [Path("set", seed, "splat.ply").exists() for seed in "012"] == [True, False, True]
+    told = capfd.readouterr().err
+    assert "error: set/1: RuntimeError: CUDA out of memory" in told and "shows 2 runs" in told
+
+
 def test_a_viewer_changes_nothing(teacher, capfd):
     assert main(command(teacher, "--out", "alone")) == 0
     capfd.readouterr()

@@ -1,13 +1,13 @@
 """Make splats from single pictures of real models, and compare their other sides with the truth.
 
-`python benchmarks/image_job.py --assets FOLDER [--pictures N] [--work DIR] [key=value ...]` takes models of a
-bundle that no teaching has seen, and as many of the same nouns that the teacher was taught, and runs what
+`python benchmarks/image_job.py KIND --assets FOLDER [--pictures N] [--work DIR] [key=value ...]` takes models
+of a bundle: KIND never_seen is those that no teaching has seen, taught of the same nouns. It runs what
 `python -m splatdistill.train --image` runs on one picture of each. The other sides are compared with the
 model's, and so are samples of them that the teacher draws from that picture, 50 steps: as it is, and without
 the album in which it may know the thing. Then it is shown models from cameras drawn at random, and what they
 are taken for is counted. With --work the splats are kept there, and a second call goes on. Writes
-benchmarks/results/image_job.json and, beside it, a picture: of each model that it was not taught the truth
-from four sides, and below it the splat; then of those that it was.
+benchmarks/results/image_job-KIND.json and, beside it, a picture: of each model the truth from four sides, and
+below it the splat.
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ def compared(prior: Any, drawn: Tensor, splat: ParameterDict, seed: int) -> tupl
     )
     seen = told[0].sighting
     row = {
-        "taken_for": None if seen is None else album().nouns[seen.number],
+        "taken_for": None if seen is None else seen.noun,
         "psnr_db": of_splat[1:].mean().item(),
         "psnr_of_the_picture_db": of_splat[0].item(),
         "psnr_of_samples_db": of_teacher[1:].mean().item(),
@@ -138,6 +138,7 @@ def compared(prior: Any, drawn: Tensor, splat: ParameterDict, seed: int) -> tupl
 def main() -> None:
     """Reconstruct and compare."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("kind", choices=("never_seen", "taught"))
     parser.add_argument("--assets", type=Path, required=True, help="the bundle of models")
     parser.add_argument("--pictures", type=int, default=24)
     parser.add_argument("--work", type=Path, help="folder that keeps the splats")
@@ -145,33 +146,28 @@ def main() -> None:
     options = parser.parse_intermixed_args()
     prior, jury, nouns = load_prior(PRIOR), Jury.of(PRIOR), held_out_nouns(options.assets)
     assert jury is not None
-    chosen = [nouns[i * len(nouns) // options.pictures] for i in range(options.pictures)]
-    result: dict[str, Any] = {}
-    sheet = []
+    held_out = options.kind == "never_seen"
+    rows, strips = [], []
     with tempfile.TemporaryDirectory() as scratch:
         work = options.work or Path(scratch)
         work.mkdir(parents=True, exist_ok=True)
-        for kind, held_out in (("never_seen", True), ("taught", False)):
-            rows, strips = [], []
-            for index, noun in enumerate(chosen):
-                drawn = model_views(noun, circle(), options.assets, held_out=held_out)
-                path = work / f"{noun.replace(' ', '-')}-{kind}.ply"
-                splat = reconstructed(drawn[0], path, options.overrides)
-                row, strip = compared(prior, drawn, splat, index)
-                said = jury.verdict(f"a {noun}", *around(splat))
-                rows.append({"thing": noun, **row, "named": said["object"], "called": said["called"][0]})
-                strips.append(strip)
-                print(
-                    {k: round(v, 2) if isinstance(v, float) else v for k, v in rows[-1].items()}, flush=True
-                )
-            anywhere = taken(prior, options.assets, held_out)
-            result[kind] = {**figures(rows), "from_anywhere": anywhere, "runs": rows}
-            print({name: value for name, value in result[kind].items() if name != "runs"}, flush=True)
-            strips += [torch.ones_like(strips[0])] * (-len(strips) % 2)
-            sheet.append(torch.cat([torch.cat(strips[k::2], 1) for k in range(2)], 2))
-    write_result("image_job", result)
-    pixels = torch.cat(sheet, 1).permute(1, 2, 0)
-    Image.fromarray((pixels * 255).round().byte().numpy()).save(RESULTS / "image_job.png")
+        for index in range(options.pictures):
+            noun = nouns[index * len(nouns) // options.pictures]
+            drawn = model_views(noun, circle(), options.assets, held_out=held_out)
+            path = work / f"{noun.replace(' ', '-')}-{options.kind}.ply"
+            splat = reconstructed(drawn[0], path, options.overrides)
+            row, strip = compared(prior, drawn, splat, index)
+            said = jury.verdict(f"a {noun}", *around(splat))
+            rows.append({"thing": noun, **row, "named": said["object"], "called": said["called"][0]})
+            strips.append(strip)
+            print({k: round(v, 2) if isinstance(v, float) else v for k, v in rows[-1].items()}, flush=True)
+    summary = {**figures(rows), "from_anywhere": taken(prior, options.assets, held_out)}
+    print(summary)
+    write_result(f"image_job-{options.kind}", {**summary, "runs": rows})
+    strips += [torch.ones_like(strips[0])] * (-len(strips) % 2)
+    pixels = torch.cat([torch.cat(strips[k::2], 1) for k in range(2)], 2).permute(1, 2, 0)
+    picture = Image.fromarray((pixels * 255).round().byte().numpy())
+    picture.save(RESULTS / f"image_job-{options.kind}.png")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -79,39 +80,47 @@ def test_from_above_all_it_is_compared_with_the_highest_pictures(boxes):
 
 
 def guesses(count: int = 6) -> list[Sighting]:
-    return [Sighting(number, 0.3 * number, 0.0) for number in range(count)]
+    return [Sighting(number, str(number // 2), 0.3 * number, 0.0) for number in range(count)]
 
 
 def teacher(right: Sighting, alone: float):
-    """Return errors that are least, .1, at the right page and azimuth."""
+    """Return errors that are least, .1, at the right page, azimuth and zoom."""
     asked: list[int] = []
+
+    def error(one):
+        turned = 0.2 * (1 - math.cos(one.azimuth - right.azimuth))
+        return 0.1 + abs(one.number - right.number) + turned + abs(one.zoom - right.zoom)
 
     def surprise(seen, levels):
         asked.append(len(seen) * len(levels))
-        errors = [
-            alone
-            if one is None
-            else 0.1 + abs(one.number - right.number) + 0.2 * (1 - math.cos(one.azimuth - right.azimuth))
-            for one in seen
-        ]
-        return torch.tensor(errors)
+        return torch.tensor([alone if one is None else error(one) for one in seen])
 
     return surprise, asked
 
 
 @pytest.mark.parametrize("azimuth", [0.0, 1.0, 2.5, 5.0])
-def test_the_teacher_s_error_decides_the_page_and_the_azimuth(azimuth):
-    surprise, asked = teacher(Sighting(3, azimuth, 0.0), alone=1.0)
+def test_the_teacher_s_error_decides_the_page_the_azimuth_and_the_size(azimuth):
+    surprise, asked = teacher(Sighting(3, "1", azimuth, 0.15), alone=1.0)
     found = recognized(guesses(), surprise)
     assert found is not None and found.number == 3
     assert math.cos(found.azimuth - azimuth) > math.cos(math.radians(2.6))
+    assert found.zoom == pytest.approx(0.15)
     assert asked[1] == LIKELIER * 12 * 3
 
 
 def test_what_no_page_explains_surely_is_not_known():
-    for alone, known in ((0.1 / SURE * 1.1, True), (0.1 / SURE * 0.9, False)):
-        surprise, _ = teacher(Sighting(2, 0.6, 0.0), alone)
+    """The nearest of another noun has an error of some 1.1."""
+    least = 0.1**2 / SURE / 1.1
+    for alone, known in ((1.1 * least, True), (0.9 * least, False)):
+        surprise, _ = teacher(Sighting(2, "1", 0.6, 0.0), alone)
         assert (recognized(guesses(), surprise) is not None) is known
+
+
+def test_models_of_one_noun_are_no_rivals():
+    alike = [replace(guess, noun="x") for guess in guesses()]
+    for alone, known in ((0.1 / SURE**0.5 * 1.1, True), (0.1 / SURE**0.5 * 0.9, False)):
+        surprise, _ = teacher(Sighting(2, "x", 0.6, 0.0), alone)
+        assert (recognized(alike, surprise) is not None) is known
 
 
 def test_an_album_without_pages_knows_nothing():

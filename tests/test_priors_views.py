@@ -142,7 +142,7 @@ def test_a_picture_of_nothing_that_is_known_takes_the_album_s_place(prior, with_
 
 def test_of_what_a_picture_shows_the_album_has_the_other_sides(with_album, monkeypatch):
     """It is seen as the text's is, from where the picture was taken."""
-    found = Sighting(0, math.radians(70.0), 0.0)
+    found = Sighting(0, "car", math.radians(70.0), 0.0)
     monkeypatch.setattr("splatdistill.priors.views.recognized", lambda *_: found)
     gray = Reference(
         torch.full((3, SIZE, SIZE), 0.5), torch.ones(1, SIZE, SIZE), orbit(20.0, 15.0, 3.0, 42.0, SIZE, SIZE)

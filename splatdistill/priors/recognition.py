@@ -22,20 +22,22 @@ APART = math.radians(30.0)  # largest difference of elevation from a page's pict
 LIKELY, LIKELIER = 96, 4  # models that the teacher looks at once, and of those from all sides
 TURN = math.radians(30.0)  # between these sides
 FINE = tuple(math.radians(x) for x in (-15.0, -10.0, -5.0, 0.0, 5.0, 10.0, 15.0))
-LEVELS = (0.4, 0.6, 0.8)  # of the noise, of all steps
+LARGER = (-0.1, 0.0, 0.1)  # logs of how much larger things are tried, whose looks said otherwise
+LEVELS = (0.3, 0.5, 0.7)  # of the noise, of all steps
 GLANCE = (0.6,)  # those of a single look
-SURE = 0.8  # largest error beside the page, of that without one
+SURE = 0.7  # see `recognized`
 
 
 @dataclass(frozen=True)
 class Sighting:
     """A thing that a picture shows.
 
-    number: of its page; azimuth: of the picture's camera around the page's thing, in radians; zoom: log of
-    how much larger the thing is than on the page.
+    number: of its page; noun: what that is; azimuth: of the picture's camera around the page's thing, in
+    radians; zoom: log of how much larger the thing is than on the page.
     """
 
     number: int
+    noun: str
     azimuth: float
     zoom: float
 
@@ -73,19 +75,32 @@ def likely(album: Album, picture: Tensor, camera: Tensor, count: int = LIKELY) -
     found = []
     for number in best.argsort()[:count].tolist():
         view, zoom = divmod(int(which[number]), len(ZOOMS))
-        found.append(Sighting(number, float(azimuths[view]), ZOOMS[zoom]))
+        found.append(Sighting(number, album.nouns[number], float(azimuths[view]), ZOOMS[zoom]))
     return found
 
 
 def recognized(guesses: Sequence[Sighting], surprise: Surprise) -> Sighting | None:
-    """Return the guess that explains the picture best, its azimuth refined; None if none does surely."""
+    """Return the guess that explains the picture best, its azimuth refined; None if none does surely.
+
+    The square of its error must be below SURE times the errors without a page and beside that of another
+    thing: the first alone would ask too much of a page, which the teacher trusts in all it shows.
+    """
     if not guesses:
         return None
-    order = surprise(guesses, GLANCE).argsort()[:LIKELIER].tolist()
+    sized = [replace(guess, zoom=guess.zoom + larger) for guess in guesses for larger in LARGER]
+    errors = surprise(sized, GLANCE).unflatten(0, (-1, len(LARGER))).min(1)
+    order = errors.values.argsort()[:LIKELIER].tolist()
+    closer = [sized[k * len(LARGER) + int(errors.indices[k])] for k in order]
     sides = [k * TURN for k in range(round(math.tau / TURN))]
-    turned = [replace(guesses[k], azimuth=guesses[k].azimuth + side) for k in order for side in sides]
-    first = turned[int(surprise(turned, LEVELS).argmin())]
-    fine = [replace(first, azimuth=first.azimuth + turn) for turn in FINE]
+    turned = [replace(guess, azimuth=guess.azimuth + side) for guess in closer for side in sides]
+    beside = surprise(turned, LEVELS).tolist()
+    first = turned[min(range(len(turned)), key=beside.__getitem__)]
+    others = [error for guess, error in zip(turned, beside, strict=True) if guess.noun != first.noun]
+    fine = [
+        replace(first, azimuth=first.azimuth + turn, zoom=first.zoom + larger / 2)
+        for turn in FINE
+        for larger in LARGER
+    ]
     *beside, alone = surprise([*fine, None], LEVELS).tolist()
     best = min(range(len(fine)), key=beside.__getitem__)
-    return fine[best] if beside[best] < SURE * alone else None
+    return fine[best] if beside[best] ** 2 < SURE * alone * min(others, default=alone) else None

@@ -128,9 +128,9 @@ class ViewPrior(Pictured, LatentPrior):
         """Return a copy of the prior, sharing its networks, conditioned on this picture."""
         shown: Self = super().condition_on(reference)
         shown.sighting = seen = shown._recognize()
-        if seen is not None and self.album is not None:
+        if seen is not None:
             shown.remarks = (
-                f"the picture is taken for the '{self.album.nouns[seen.number]}' that this teacher knows, "
+                f"the picture is taken for the '{seen.noun}' that this teacher knows, "
                 f"from {math.degrees(seen.azimuth) % 360:.0f} degrees: the other sides are that one's",
             )
         return shown

@@ -1,7 +1,7 @@
 """Make splats from single pictures of real models, and compare their other sides with the truth.
 
 `python benchmarks/image_job.py KIND --assets FOLDER [--pictures N] [--work DIR] [key=value ...]` takes models
-of a bundle: KIND never_seen is those that no teaching has seen, taught of the same nouns. It runs what
+of a bundle: never_seen, those that no teaching has seen; or taught, others of the same nouns. It runs what
 `python -m splatdistill.train --image` runs on one picture of each. The other sides are compared with the
 model's, and so are samples of them that the teacher draws from that picture, 50 steps: as it is, and without
 the album in which it may know the thing. Then it is shown models from cameras drawn at random, and what they

@@ -235,7 +235,7 @@ def test_an_unexpected_error_of_one_run_of_several_leaves_the_others(teacher, wo
     monkeypatch.setattr(run, "make_run", falls)
     assert main(command(teacher, "--seeds", "0-2", "--out", "set")) == 1
     assert sorted(path.parent.name for path in Path("set").glob("*/splat.ply")) == ["0", "2"]
-    assert re.search("error: set/1: RuntimeError: no memory[^$]*shows 2 runs", capfd.readouterr().err)
+    assert re.search("(?s)error: set/1: RuntimeError: no memory.*shows 2 runs", capfd.readouterr().err)
 
 
 def test_a_viewer_changes_nothing(teacher, capfd):
